@@ -1,0 +1,51 @@
+"""sse_batcher: push for synchronous Python web apps.
+
+Any thread calls `enqueue()`, browsers get Server-Sent Events, and bursts arrive as a few batches instead of a flood.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import signals
+from .batcher import EventBatcher
+from .client import Client
+from .errors import BacklogFullError, ClosedError, ConfigurationError, InvalidEventError, SSEBatcherError
+from .event import Batch, Event
+from .manager import SSEManager
+from .options import BatchOptions, ClientOptions
+from .wsgi import stream
+
+if TYPE_CHECKING:
+    from .extension import SSE
+
+__all__ = [
+    "SSE",
+    "BacklogFullError",
+    "Batch",
+    "BatchOptions",
+    "Client",
+    "ClientOptions",
+    "ClosedError",
+    "ConfigurationError",
+    "Event",
+    "EventBatcher",
+    "InvalidEventError",
+    "SSEBatcherError",
+    "SSEManager",
+    "signals",
+    "stream",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Flask is imported by who uses `SSE`, not by a script that only publishes.
+    if name == "SSE":
+        from .extension import SSE  # noqa: PLC0415
+
+        return SSE
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

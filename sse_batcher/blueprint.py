@@ -1,0 +1,52 @@
+"""The blueprint: the routes under the prefix.
+
+Views run in request threads. Everything about the request is settled in the view; the stream itself runs without a
+context, so that it pins no database connection.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from flask import Blueprint, Response, abort, current_app, request
+
+from .errors import InvalidEventError
+from .event import DEFAULT_CHANNEL, check_channels
+from .manager import SSEManager
+from .wsgi import stream
+
+NAME = "sse_batcher"
+
+
+class Extension(Protocol):
+    """What the views need of the extension."""
+
+    @property
+    def manager(self) -> SSEManager: ...
+
+    def allowed(self, asked: tuple[str, ...]) -> tuple[str, ...]: ...
+
+    def check_compression(self) -> None: ...
+
+
+def create_blueprint(extension: Extension, url_prefix: str) -> Blueprint:
+    """The routes, to be registered once for each app. `url_prefix` has no slash at its end."""
+
+    def view() -> Response:
+        """``GET ?channel=a&channel=b``: the stream of these channels, of ``default`` where none is named."""
+        try:
+            asked = check_channels(request.args.getlist("channel") or [DEFAULT_CHANNEL])
+        except InvalidEventError as error:
+            abort(400, str(error))
+        channels = extension.allowed(asked)
+        if not channels:
+            abort(403)
+        extension.check_compression()
+        status, headers, body = stream(extension.manager, request.environ, channels)
+        return current_app.response_class(body, status=status, headers=headers)
+
+    blueprint = Blueprint(NAME, __name__, url_prefix=url_prefix or None)
+    if url_prefix:
+        blueprint.add_url_rule("", "stream", view)
+    blueprint.add_url_rule("/", "stream", view)
+    return blueprint

@@ -1,0 +1,138 @@
+"""Events and batches, what their names may be, and how data becomes JSON.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .errors import InvalidEventError
+
+BROADCAST = "*"
+DEFAULT_CHANNEL = "default"
+MAX_NAME = 128
+MAX_CHANNELS = 100
+
+MIXED = "mixed"
+BATCH_SUFFIX = "_batch"
+# MIXED too: its batch would be named as the batches of `BatchOptions(mixed=True)` are.
+RESERVED_TYPES = frozenset({"sse_open", "sse_gap", "sse_busy", "sse_bye", MIXED})
+
+Encode = Callable[[Any], str]
+encode_string: Callable[[str], str] = json.encoder.encode_basestring_ascii
+"""The JSON of one string, as `encode_json` makes it, in a quarter of the time."""
+
+
+class Event(NamedTuple):
+    """One event as it was enqueued; `json` is its data, encoded in the thread that enqueued it.
+
+    A tuple and not a dataclass, because one is made for each event of each batch.
+    """
+
+    type: str
+    channel: str
+    json: str
+
+    @property
+    def data(self) -> Any:
+        """The data, parsed anew at each access: whoever changes it changes nobody else's."""
+        return json.loads(self.json)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one window held when it closed: one event or more, in the order in which they will be delivered.
+
+    `type` is the type of its events, or ``"mixed"``. `reason` says why it closed: ``time_window``, ``size_limit``,
+    ``leading``, ``critical``, ``manual`` or ``shutdown``. `timestamp` says when, in milliseconds since 1970.
+    """
+
+    channel: str
+    type: str
+    events: tuple[Event, ...]
+    reason: str
+    timestamp: int
+
+
+def check_type(event_type: object) -> str:
+    """Return the type as a plain `str`, or raise `InvalidEventError`."""
+    name = _check_name(event_type, "type")
+    if name in RESERVED_TYPES or name.endswith(BATCH_SUFFIX):
+        raise InvalidEventError(
+            f"the type {name!r} is reserved: {', '.join(sorted(RESERVED_TYPES))} and names that end in "
+            f"{BATCH_SUFFIX!r} are for what sse_batcher itself sends. Choose another name.",
+            field="type",
+        )
+    return name
+
+
+def check_channel(channel: object) -> str:
+    """Return the channel as a plain `str`, or raise `InvalidEventError`. ``*`` passes: whether it may be named is
+    for the caller to say."""
+    return _check_name(channel, "channel")
+
+
+def check_own_channel(channel: object) -> str:
+    """As `check_channel`, and refuse ``*``, which every client has and nobody names."""
+    name = check_channel(channel)
+    if name == BROADCAST:
+        raise InvalidEventError(
+            "the channel '*' is every client's and cannot be named: call broadcast() to reach all of them",
+            field="channel",
+        )
+    return name
+
+
+def check_channels(channels: Iterable[str]) -> tuple[str, ...]:
+    """The channels of one stream: 1 to 100 names, each once, in the order given."""
+    if isinstance(channels, str):
+        raise InvalidEventError(f"channels must be several names, not one string: use ({channels!r},)", field="channel")
+    names = tuple(dict.fromkeys(check_own_channel(channel) for channel in channels))
+    if not 1 <= len(names) <= MAX_CHANNELS:
+        raise InvalidEventError(f"a stream has 1 to {MAX_CHANNELS} channels, not {len(names)}", field="channel")
+    return names
+
+
+def _check_name(name: object, field: str) -> str:
+    if not isinstance(name, str):
+        raise InvalidEventError(f"the {field} must be a string, not {type(name).__name__}", field=field)
+    name = str.__str__(name)  # of a str-based enum: its value
+    if not 1 <= len(name) <= MAX_NAME:
+        raise InvalidEventError(f"the {field} must have 1 to {MAX_NAME} characters, not {len(name)}", field=field)
+    # Cc: control characters (a line end would forge a field). Cs: lone surrogates, which are not UTF-8.
+    if not name.isascii() or not name.isprintable():
+        for character in name:
+            if unicodedata.category(character) in {"Cc", "Cs"}:
+                raise InvalidEventError(
+                    f"the {field} {name!r} holds {character!r}: control characters and lone surrogates are refused",
+                    field=field,
+                )
+    return name
+
+
+def json_encoder(default: Callable[[Any], Any] | None = None) -> Encode:
+    """An encoder to one line of compact ASCII JSON. `default` is called for what JSON does not know, as in
+    `json.JSONEncoder`. Thread-safe. Raises what `JSONEncoder` raises; NaN and infinity are no JSON."""
+    # Built once: json.dumps() with any argument builds an encoder per call.
+    return json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=default).encode
+
+
+encode_json: Encode = json_encoder()
+"""The encoder used unless another is given: what `json.dumps` accepts, less NaN and infinity."""
+
+
+def encode_data(encode: Encode, data: Any, field: str = "data") -> str:
+    """Encode, and turn what goes wrong into `InvalidEventError` with its cause."""
+    try:
+        text = encode(data)
+    except (TypeError, ValueError, RecursionError) as error:
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InvalidEventError(f"the {field} cannot be sent as JSON: {what}", field=field) from error
+    if not text.isascii():  # sizes are counted in characters; the built-in encoder cannot fail here
+        raise InvalidEventError("encode() returned text that is not ASCII: use ensure_ascii=True", field=field)
+    return text

@@ -1,0 +1,215 @@
+"""`SSE`: the Flask extension.
+
+Any thread. An app owns its manager; the extension knows its apps weakly.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+from flask import Flask, current_app, has_app_context
+
+from .blueprint import NAME, create_blueprint
+from .errors import ConfigurationError
+from .event import DEFAULT_CHANNEL, Encode, encode_json, json_encoder
+from .manager import SSEManager
+from .options import BATCH_OPTION_NAMES, CLIENT_OPTION_NAMES, BatchOptions, ClientOptions, batch_options
+
+_log = logging.getLogger("sse_batcher.extension")
+
+Authorize = Callable[[tuple[str, ...]], "Iterable[str] | None"]
+A = TypeVar("A", bound=Authorize)
+
+PREFIX = "SSE_"
+KEYS = tuple(
+    PREFIX + name.upper() for name in (*BATCH_OPTION_NAMES, *CLIENT_OPTION_NAMES, "batching", "backend", "url_prefix")
+)
+"""Each option of `BatchOptions` and `ClientOptions`, and `SSE_BATCHING`, `SSE_BACKEND`, `SSE_URL_PREFIX`."""
+
+
+class SSE:
+    """Server-Sent Events for a Flask app.
+
+    ``sse = SSE(app)``, or ``sse = SSE()`` and later ``sse.init_app(app)``; both read the config once and register the
+    blueprint. After that `enqueue` may be called from any thread, with or without an app context.
+
+    Inside an app context it means that app's manager; outside, the only app's. With more than one app alive, a thread
+    takes `manager` inside a context and keeps it.
+    """
+
+    def __init__(self, app: Flask | None = None) -> None:
+        self._managers: weakref.WeakKeyDictionary[Flask, SSEManager] = weakref.WeakKeyDictionary()
+        self._authorize: Authorize | None = None
+        self._compression_checked = False
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Give the app a manager, configured by its `SSE_` keys, and the stream at `SSE_URL_PREFIX` (``/events``).
+
+        Raises `ConfigurationError` naming the key for a value that cannot be meant and for a key that looks like a
+        misspelling, and `RuntimeError` where the app has an `SSE` already.
+        """
+        if NAME in app.extensions:
+            raise RuntimeError("this app has an SSE already: create one SSE and call init_app() once for each app")
+        prefix = _url_prefix(app.config)
+        self._managers[app] = _manager(app)
+        app.extensions[NAME] = self
+        app.register_blueprint(create_blueprint(self, prefix))
+
+    @property
+    def manager(self) -> SSEManager:
+        """The `SSEManager` of the current app, or of the only one. `RuntimeError` where that is not clear."""
+        if has_app_context():
+            manager = self._managers.get(current_app._get_current_object())  # type: ignore[attr-defined]
+            if manager is None:
+                raise RuntimeError("the current app does not know this SSE: call sse.init_app(app) when it is created")
+            return manager
+        managers = list(self._managers.values())
+        if len(managers) != 1:
+            raise RuntimeError(
+                f"there is no app context, and {len(managers)} apps have this SSE: take sse.manager inside an app "
+                f"context and pass it on to the thread"
+            )
+        return managers[0]
+
+    def enqueue(self, event_type: str, data: Any, *, channel: str = DEFAULT_CHANNEL) -> None:
+        """Send an event to the clients of one channel. See `SSEManager.enqueue`."""
+        self.manager.enqueue(event_type, data, channel=channel)
+
+    def broadcast(self, event_type: str, data: Any) -> None:
+        """Send an event to all clients. See `SSEManager.broadcast`."""
+        self.manager.broadcast(event_type, data)
+
+    def authorize(self, function: A) -> A:
+        """Register the function that says who may see which channels. A decorator.
+
+        ``function(channels)`` is asked in the view, at every connect, with the names asked for, ``default`` included.
+        It returns those that this request may have, or aborts. A subset is served, none (or None) is 403, and a name
+        that was not asked for is a `RuntimeError`. Without a function only ``default`` is served, to everybody.
+        """
+        self._authorize = function
+        return function
+
+    def allowed(self, asked: tuple[str, ...]) -> tuple[str, ...]:
+        """Which of these channels the current request may have. For the blueprint."""
+        if self._authorize is None:
+            return asked if asked == (DEFAULT_CHANNEL,) else ()
+        answer = tuple(self._authorize(asked) or ())
+        foreign = [name for name in answer if name not in asked]
+        if foreign:
+            raise RuntimeError(f"authorize() returned {foreign!r}, which was not asked for: return some of {asked!r}")
+        return answer
+
+    def check_compression(self) -> None:
+        """Warn once if Flask-Compress would hold back the stream. For the blueprint."""
+        if self._compression_checked:
+            return
+        self._compression_checked = True
+        if "text/event-stream" in current_app.config.get("COMPRESS_MIMETYPES", ()):
+            _log.warning(
+                "COMPRESS_MIMETYPES names text/event-stream: Flask-Compress would hold events back until its buffer "
+                "is full. Take it out."
+            )
+
+
+class _AppEncoder:
+    """Encodes as the app's JSON provider would (datetime, UUID, Decimal, dataclass ...).
+
+    The provider is asked for at the first event, since apps set their own after their extensions.
+    """
+
+    def __init__(self, app: weakref.ref[Flask]) -> None:
+        self._app = app
+        self._encode: Encode | None = None
+
+    def __call__(self, data: Any) -> str:
+        if self._encode is None:
+            self._encode = self._find()
+        return self._encode(data)
+
+    def _find(self) -> Encode:
+        app = self._app()
+        if app is None:
+            return encode_json
+        provider = app.json
+        default = getattr(provider, "default", None)
+        if default is not None:
+            return json_encoder(default)
+        # A provider of another kind (orjson ...) has its own idea of everything.
+        return lambda data: encode_json(json.loads(provider.dumps(data)))
+
+
+def _manager(app: Flask) -> SSEManager:
+    config = app.config
+    _check_keys(config)
+    app_ref = weakref.ref(app)
+
+    def context() -> AbstractContextManager[object]:
+        app = app_ref()
+        return nullcontext() if app is None else app.app_context()
+
+    with _naming_keys():
+        return SSEManager(
+            _batching(config),
+            ClientOptions(**_set_options(CLIENT_OPTION_NAMES, config)),
+            config.get("SSE_BACKEND", "memory://"),
+            encode=_AppEncoder(app_ref),
+            context=context,
+        )
+
+
+def _batching(config: Mapping[str, Any]) -> BatchOptions:
+    given = _set_options(BATCH_OPTION_NAMES, config)
+    batching = config.get("SSE_BATCHING", True)
+    if isinstance(batching, BatchOptions):
+        both = given
+    elif isinstance(batching, Mapping):
+        both = {name: value for name, value in given.items() if name in {"batch_window", "max_batch_size"}}
+    else:
+        both = {}
+    for name in both:
+        raise ConfigurationError(f"SSE_BATCHING and {_key(name)} both say how to batch: keep one of them")
+    return batch_options(batching, BatchOptions(**given))
+
+
+def _key(option: str) -> str:
+    return PREFIX + option.upper()
+
+
+def _set_options(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: config[_key(name)] for name in names if _key(name) in config}
+
+
+@contextmanager
+def _naming_keys() -> Iterator[None]:
+    try:
+        yield
+    except ConfigurationError as error:
+        if error.option is None:
+            raise
+        raise ConfigurationError(f"{_key(error.option)}: {error}", option=error.option) from error
+
+
+def _check_keys(config: Mapping[str, Any]) -> None:
+    for key in config:
+        if key.startswith(PREFIX) and key not in KEYS:
+            close = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8)
+            if close:
+                raise ConfigurationError(f"there is no config key {key}: did you mean {close[0]}?")
+            _log.warning("the config key %s is none of sse_batcher's and is ignored", key)
+
+
+def _url_prefix(config: Mapping[str, Any]) -> str:
+    prefix = config.get("SSE_URL_PREFIX", "/events")
+    if not isinstance(prefix, str) or not prefix.startswith("/"):
+        raise ConfigurationError(
+            f"SSE_URL_PREFIX must be a path that begins with /, not {prefix!r}", option="url_prefix"
+        )
+    return prefix.rstrip("/")

@@ -1,0 +1,185 @@
+"""`SSEManager`: batcher, backend and hub as one thing, without any web framework.
+
+All methods from any thread. What belongs to one process is a `_Life`, made at the first use in it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from blinker import NamedSignal
+
+from . import signals
+from .backends import open_backend
+from .batcher import EventBatcher
+from .client import Client
+from .errors import SSEBatcherError
+from .event import BROADCAST, DEFAULT_CHANNEL, Batch, Encode, check_channels, check_own_channel, json_encoder
+from .helper import Helper
+from .hub import Hub
+from .options import BatchOptions, ClientOptions, batch_options
+from .process import PerProcess, close_at_exit
+from .stats import ManagerStats
+from .worker import Deadline
+
+_log = logging.getLogger("sse_batcher.manager")
+
+
+class SSEManager:
+    """Batched events from any thread to any number of clients.
+
+    `batching`
+        True (default), False, a `BatchOptions`, or the original's mapping
+        ``{"enabled": True, "batchWindow": 100, "maxBatchSize": 50}``, in milliseconds.
+    `clients`
+        a `ClientOptions`: queue bounds, heartbeat, retry.
+    `backend`
+        ``"memory://"``: the clients of this process.
+    `json_default`
+        called for data that JSON does not know, as in `json.JSONEncoder`; `encode` instead replaces the whole encoder.
+    `context`
+        makes a context manager in which receivers of signals run on the helper thread.
+
+    Raises `ConfigurationError` for options that cannot be meant. Starts no thread before it is used. All methods are
+    thread-safe. A forked child starts afresh: without its parent's clients, events and counts. A manager that is
+    still open at the end of the process is shut down.
+
+    >>> manager = SSEManager()
+    >>> client = manager.subscribe()
+    >>> manager.enqueue("tool_list_changed", {"server": "a"})
+    """
+
+    def __init__(
+        self,
+        batching: bool | BatchOptions | Mapping[str, Any] = True,
+        clients: ClientOptions | None = None,
+        backend: str = "memory://",
+        json_default: Callable[[Any], Any] | None = None,
+        *,
+        encode: Encode | None = None,
+        context: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        open_backend(backend)  # refused here, not at the first event
+        self._life = PerProcess(
+            functools.partial(
+                _Life,
+                weakref.ref(self),
+                batch_options(batching),
+                clients or ClientOptions(),
+                backend,
+                encode or json_encoder(json_default),
+                context,
+            )
+        )
+        close_at_exit(self)
+
+    def enqueue(self, event_type: str, data: Any, *, channel: str = DEFAULT_CHANNEL) -> None:
+        """Send an event to the clients of one channel, batched with others of its type.
+
+        Returns in microseconds. Raises as `EventBatcher.enqueue` does; the channel ``*`` is refused, too.
+        """
+        try:
+            if channel == BROADCAST:
+                check_own_channel(channel)
+            self._life.get().batcher.enqueue(event_type, data, channel=channel)
+        except SSEBatcherError as error:
+            self._refused(error, event_type, channel)
+            raise
+
+    def broadcast(self, event_type: str, data: Any) -> None:
+        """Send an event to all clients, whatever their channels. Otherwise as `enqueue`."""
+        try:
+            self._life.get().batcher.enqueue(event_type, data, channel=BROADCAST)
+        except SSEBatcherError as error:
+            self._refused(error, event_type, BROADCAST)
+            raise
+
+    def subscribe(self, channels: Iterable[str] = (DEFAULT_CHANNEL,), last_event_id: str | None = None) -> Client:
+        """Open a stream: iterating the client gives its bytes, from the events enqueued after this call on.
+
+        `last_event_id` is the cursor of a client that returns. Whether it can be served is said in the first block:
+        ``sse_open`` if it has missed nothing, else ``sse_gap``. Close the client when its stream ends.
+
+        Raises `InvalidEventError` for channels that may not be, and `ClosedError` after `shutdown`.
+        """
+        return self._life.get().hub.connect(check_channels(channels), last_event_id)
+
+    def busy_block(self, reason: str, last_event_id: str | None = None) -> bytes:
+        """The one block of a stream that cannot be opened now: the client comes back later, with the same cursor."""
+        return self._life.get().hub.busy_block(reason, last_event_id)
+
+    def flush_all(self, timeout: float | None = None) -> bool:
+        """Close all windows now, and wait until the backend has taken what was enqueued before. See `EventBatcher`."""
+        return self._life.get().batcher.flush_all(timeout)
+
+    def get_stats(self) -> ManagerStats:
+        """Counters of this process, as a frozen value."""
+        life = self._life.get()
+        batcher = life.batcher.get_stats()
+        counts: dict[str, Any] = batcher.as_dict() | life.hub.count()
+        return ManagerStats(**counts, signals_dropped=life.helper.dropped)
+
+    def shutdown(self, timeout: float | None = 5.0) -> bool:
+        """Refuse further events and clients, deliver what is pending, and end all streams with ``sse_bye``.
+
+        True if within `timeout` seconds (None: no limit) everything was delivered and every stream that another thread
+        iterates has ended. Idempotent.
+        """
+        life = self._life.get()
+        deadline = Deadline(timeout)
+        delivered = life.batcher.destroy(timeout)
+        life.hub.close("shutdown")
+        ended = life.hub.wait_until_left(deadline.left())
+        return life.helper.close(deadline.left()) and ended and delivered
+
+    close = shutdown
+
+    def __enter__(self) -> SSEManager:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.shutdown()
+
+    def _refused(self, error: SSEBatcherError, event_type: object, channel: object) -> None:
+        signals.send(signals.event_refused, self, error=error, event_type=event_type, channel=channel)
+
+
+class _Life:
+    """One process's part of a manager."""
+
+    def __init__(
+        self,
+        manager: weakref.ref[SSEManager],
+        batching: BatchOptions,
+        clients: ClientOptions,
+        backend: str,
+        encode: Encode,
+        context: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self.helper = helper = Helper(context)
+
+        def announce(signal: NamedSignal, **values: Any) -> None:
+            # Weakly: a thread of ours must not keep a manager alive that everybody else has dropped.
+            sender = manager()
+            if sender is not None and signal.receivers:
+                helper.post(lambda: signals.send(signal, sender, **values))
+
+        self.backend = publisher = open_backend(backend)
+        self.hub = Hub(
+            clients,
+            self.backend,
+            on_connect=lambda client: announce(signals.client_connected, client=client),
+            on_disconnect=lambda client, reason: announce(signals.client_disconnected, client=client, reason=reason),
+        )
+        self.backend.connect(self.hub.deliver)
+
+        def publish(batch: Batch) -> None:
+            publisher.publish(batch)
+            announce(signals.batch_flushed, batch=batch)
+
+        self.batcher = EventBatcher(publish, batching, encode=encode)

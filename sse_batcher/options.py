@@ -1,0 +1,240 @@
+"""Options: what may be set, in which unit, and what is refused.
+
+Pure. An options object that exists is valid: every check is made when it is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+from .errors import ConfigurationError, InvalidEventError
+from .event import check_type
+
+DedupKey = str | Callable[[str, Any], Any] | None
+
+MAX_WINDOW = 10.0
+_PER_TYPE = ("batch_window", "max_batch_size", "dedup_key", "leading")
+
+
+@dataclass(frozen=True, slots=True)
+class TypeRules:
+    """How events of one type are batched: the options with the type's own overrides merged in."""
+
+    type: str
+    batch_window: float
+    max_batch_size: int
+    dedup_key: DedupKey
+    leading: bool
+    critical: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """How events are gathered. Immutable, and checked when made: `ConfigurationError` names the option.
+
+    `batch_window`
+        seconds from the first event of a window to its end, 0 to 10. 0: no batching.
+    `max_batch_size`
+        events at which a window closes early. 1: no batching.
+    `max_frame_bytes`
+        the most that one ``data:`` line may have, in bytes, envelope included; an event whose own JSON is larger is
+        refused.
+    `dedup_key`
+        within a window, a newer event replaces an older one of the same type and the same key. A string: the key is
+        that field of the data, where the data is a `dict` that has it. A callable ``(event_type, data) -> key or None``
+        runs in the thread that enqueues. ``None``: nothing is ever replaced.
+    `critical_types`
+        types that are sent at once, after what waits in their channel.
+    `mixed`
+        all types of a channel share one window and one event, ``mixed_batch``, in total order.
+    `leading`
+        when idle, send the first event at once, and batch what follows within the window.
+    `max_pending_bytes`
+        the most that may wait for the backend, counted as JSON plus 200 bytes for each event, about what it costs in
+        memory. Beyond: `BacklogFullError`.
+    `per_type`
+        ``{type: {option: value}}``, overrides of `batch_window`, `max_batch_size`, `dedup_key` and `leading`.
+        With `mixed`, of `dedup_key` alone.
+    """
+
+    batch_window: float = 0.1
+    max_batch_size: int = 50
+    max_frame_bytes: int = 262_144
+    dedup_key: DedupKey = "server"
+    critical_types: Iterable[str] = frozenset({"hub_state", "error"})
+    mixed: bool = False
+    leading: bool = False
+    max_pending_bytes: int = 67_108_864
+    per_type: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_rules(self)
+        _whole("max_frame_bytes", self.max_frame_bytes, "bytes")
+        _whole("max_pending_bytes", self.max_pending_bytes, "bytes")
+        _flag("mixed", self.mixed)
+        if isinstance(self.critical_types, (str, bytes)) or not isinstance(self.critical_types, Iterable):
+            raise ConfigurationError(
+                f"critical_types must be several types, such as {{'error'}}, not {self.critical_types!r}",
+                option="critical_types",
+            )
+        critical = frozenset(_type_name("critical_types", name) for name in self.critical_types)
+        object.__setattr__(self, "critical_types", critical)
+        object.__setattr__(self, "per_type", _per_type(self.per_type, self.mixed))
+        for name in self.per_type:
+            try:
+                self.rules(name)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"per_type[{name!r}]: {error}", option="per_type") from error
+
+    def rules(self, event_type: str) -> TypeRules:
+        """The rules for one type, per-type overrides merged onto the options."""
+        merged = {name: getattr(self, name) for name in _PER_TYPE} | dict(self.per_type.get(event_type, {}))
+        rules = TypeRules(type=event_type, critical=event_type in self.critical_types, **merged)
+        _check_rules(rules)
+        return rules
+
+    def unbatched(self) -> BatchOptions:
+        """The same with batching off, which is a batch size of one."""
+        return replace(self, max_batch_size=1, mixed=False, leading=False, dedup_key=None, per_type={})
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """What one client may hold, and how it is kept alive. Immutable, and checked when made.
+
+    `queue_frames`, `queue_bytes`
+        what may wait for one client; one that falls further behind is told of a gap.
+    `heartbeat`
+        seconds without anything sent after which a comment line is sent.
+    `retry_ms`
+        milliseconds that a browser waits before it connects again. ``None``: drawn for each connection from
+        1,000 to 2,000 plus one for each open client, so that a restart does not bring all of them back at once.
+    """
+
+    queue_frames: int = 256
+    queue_bytes: int = 1_048_576
+    heartbeat: float = 15.0
+    retry_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        _whole("queue_frames", self.queue_frames, "frames")
+        _whole("queue_bytes", self.queue_bytes, "bytes")
+        heartbeat = _number("heartbeat", self.heartbeat, "seconds")
+        if not 0 < heartbeat <= 3600:
+            raise ConfigurationError(
+                f"heartbeat is in seconds, more than 0 and at most 3600, not {heartbeat!r}", option="heartbeat"
+            )
+        if self.retry_ms is not None:
+            _whole("retry_ms", self.retry_ms, "milliseconds")
+
+
+def batch_options(batching: bool | BatchOptions | Mapping[str, Any], base: BatchOptions | None = None) -> BatchOptions:
+    """Read the `batching` argument: on, off, options, or the mapping of the original, which is in milliseconds.
+
+    `base` holds the other options; it is what True gives, and what the mapping changes.
+    """
+    base = base or BatchOptions()
+    if isinstance(batching, BatchOptions):
+        return batching
+    if isinstance(batching, bool):
+        return base if batching else base.unbatched()
+    if not isinstance(batching, Mapping):
+        raise ConfigurationError(
+            f"batching must be True, False, a BatchOptions or a mapping such as {{'enabled': True, 'batchWindow': 100, "
+            f"'maxBatchSize': 50}}, not {batching!r}",
+            option="batching",
+        )
+    unknown = sorted(map(str, set(batching) - {"enabled", "batchWindow", "maxBatchSize"}))
+    if unknown:
+        raise ConfigurationError(
+            f"batching does not know {', '.join(unknown)}: the mapping has enabled, batchWindow (ms) and maxBatchSize; "
+            f"everything else is set through BatchOptions",
+            option="batching",
+        )
+    enabled = _flag("batching['enabled']", batching.get("enabled", True), "batching")
+    changes: dict[str, Any] = {}
+    if "batchWindow" in batching:
+        window_ms = _number("batching['batchWindow']", batching["batchWindow"], "milliseconds", "batching")
+        if 0 < window_ms < 1 or not 0 <= window_ms <= MAX_WINDOW * 1000:
+            raise ConfigurationError(
+                f"batching['batchWindow'] is in milliseconds: 0 (no batching) or 1 to {MAX_WINDOW * 1000:.0f}, "
+                f"not {window_ms!r}",
+                option="batching",
+            )
+        changes["batch_window"] = window_ms / 1000
+    if "maxBatchSize" in batching:
+        changes["max_batch_size"] = _whole("batching['maxBatchSize']", batching["maxBatchSize"], "events", "batching")
+    options = replace(base, **changes)
+    return options if enabled else options.unbatched()
+
+
+def _check_rules(rules: BatchOptions | TypeRules) -> None:
+    window = _number("batch_window", rules.batch_window, "seconds")
+    if not 0 <= window <= MAX_WINDOW:
+        raise ConfigurationError(
+            f"batch_window is in seconds, from 0 (no batching) to {MAX_WINDOW:g}, not {window!r}", option="batch_window"
+        )
+    _whole("max_batch_size", rules.max_batch_size, "events")
+    if rules.dedup_key is not None and not isinstance(rules.dedup_key, str) and not callable(rules.dedup_key):
+        raise ConfigurationError(
+            f"dedup_key must be the name of a field, a callable (event_type, data) -> key, or None, "
+            f"not {rules.dedup_key!r}",
+            option="dedup_key",
+        )
+    _flag("leading", rules.leading)
+
+
+def _per_type(per_type: Any, mixed: bool) -> Mapping[str, Mapping[str, Any]]:
+    if not isinstance(per_type, Mapping) or not all(isinstance(own, Mapping) for own in per_type.values()):
+        raise ConfigurationError(
+            f"per_type must be a mapping such as {{'log': {{'batch_window': 1.0}}}}, not {per_type!r}",
+            option="per_type",
+        )
+    allowed = ("dedup_key",) if mixed else _PER_TYPE
+    checked = {}
+    for name, own in per_type.items():
+        unknown = sorted(map(str, set(own) - set(allowed)))
+        if unknown:
+            raise ConfigurationError(
+                f"per_type[{name!r}] may set {', '.join(allowed)}{' with mixed=True' if mixed else ''}, "
+                f"not {', '.join(unknown)}",
+                option="per_type",
+            )
+        checked[_type_name("per_type", name)] = MappingProxyType(dict(own))
+    return MappingProxyType(checked)
+
+
+def _type_name(option: str, name: object) -> str:
+    try:
+        return check_type(name)
+    except InvalidEventError as error:
+        raise ConfigurationError(f"{option}: {error}", option=option) from error
+
+
+def _number(name: str, value: float, unit: str, option: str | None = None) -> float:
+    number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if isinstance(value, bool) or not number:
+        raise ConfigurationError(f"{name} must be a number of {unit}, not {value!r}", option=option or name)
+    return value
+
+
+def _whole(name: str, value: Any, unit: str, option: str | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(
+            f"{name} must be a whole number of {unit}, at least 1, not {value!r}", option=option or name
+        )
+    return value
+
+
+def _flag(name: str, value: Any, option: str | None = None) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be True or False, not {value!r}", option=option or name)
+    return value
+
+
+BATCH_OPTION_NAMES = tuple(item.name for item in fields(BatchOptions))
+CLIENT_OPTION_NAMES = tuple(item.name for item in fields(ClientOptions))

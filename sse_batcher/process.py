@@ -1,0 +1,63 @@
+"""What the beginning and the end of a process mean for us: a forked child starts afresh, and what is open is closed.
+
+Any thread. Takes no lock, since one that was taken before a fork may be held for ever after it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+_log = logging.getLogger("sse_batcher.process")
+
+T = TypeVar("T")
+
+
+class PerProcess(Generic[T]):
+    """One `T` for each process that asks for it; a forked child leaves its parent's behind.
+
+    Told by the pid and not by `os.register_at_fork`, because uWSGI forks without Python's hooks.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._by_pid: dict[int, T] = {}
+
+    def get(self) -> T:
+        """This process's. Of several threads that come first at once, all get the same."""
+        pid = os.getpid()
+        mine = self._by_pid.get(pid)
+        if mine is None:
+            mine = self._by_pid.setdefault(pid, self._make())  # atomic: one of them wins
+            self._by_pid = {pid: mine}
+        return mine
+
+
+class Closable(Protocol):
+    def close(self) -> Any: ...
+
+
+# By id, each removed when its object is collected. A plain dict, since its single steps are atomic: objects come and
+# go in any thread while another one walks it.
+_open: dict[int, weakref.ref[Closable]] = {}
+
+
+def close_at_exit(closable: Closable) -> None:
+    """Call `closable.close()` when the interpreter ends, unless it is collected before."""
+    key = id(closable)
+    _open[key] = weakref.ref(closable, lambda _: _open.pop(key, None))
+
+
+@atexit.register
+def _close_all() -> None:
+    for reference in list(_open.values()):
+        closable = reference()
+        if closable is not None:
+            try:
+                closable.close()
+            except Exception:
+                _log.exception("closing %r at exit failed", closable)

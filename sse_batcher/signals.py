@@ -1,0 +1,40 @@
+"""Signals: what an app can be told of.
+
+The sender of each is the `SSEManager`. Connect with ``signals.client_connected.connect(receiver)``, or for one
+manager with ``.connect(receiver, sender=manager)``; blinker holds receivers weakly. A receiver that raises is logged
+and hurts nobody.
+
+`event_refused` is sent in the thread whose call is refused. The others are sent on the manager's helper thread, under
+Flask in a fresh app context, with plain values; what happens faster than receivers take it is dropped and counted
+(``signals_dropped`` in the stats), and nothing waits for them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from blinker import NamedSignal, Namespace
+
+_log = logging.getLogger("sse_batcher.signals")
+_signals = Namespace()
+
+client_connected = _signals.signal("client_connected", "A stream was opened. Arguments: client (a `ClientInfo`).")
+client_disconnected = _signals.signal(
+    "client_disconnected",
+    "A stream has ended. Arguments: client (a `ClientInfo`), reason ('left' or 'shutdown').",
+)
+batch_flushed = _signals.signal("batch_flushed", "The backend took a batch. Arguments: batch (a `Batch`).")
+event_refused = _signals.signal(
+    "event_refused",
+    "A call of enqueue or broadcast raised. Arguments: error, event_type, channel, as they were given.",
+)
+
+
+def send(signal: NamedSignal, sender: Any, **values: Any) -> None:
+    """Send to each receiver. One that raises is logged, and the next one is called."""
+    for receiver in signal.receivers_for(sender):
+        try:
+            receiver(sender, **values)
+        except Exception:
+            _log.exception("a receiver of the signal %s failed", signal.name)

@@ -1,0 +1,58 @@
+"""Counters, as frozen values.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherStats:
+    """What a batcher has done since it was made, or since this process was forked.
+
+    Of the events accepted, each is in exactly one place: ``enqueued == replaced + failed + pending_events +
+    delivered``.
+    """
+
+    enqueued: int = 0
+    """Events accepted."""
+    replaced: int = 0
+    """Events that a newer one of the same key replaced before they were sent."""
+    refused: int = 0
+    """Calls that raised; their events were not accepted."""
+    failed: int = 0
+    """Events in batches that the sink or backend did not take."""
+    batches: int = 0
+    """Batches that it took; a lone event counts as one."""
+    by_reason: Mapping[str, int] = field(default_factory=dict)
+    """These batches by the reason for which they were closed."""
+    pending_events: int = 0
+    """Events accepted and not yet taken by the backend."""
+    pending_bytes: int = 0
+    """Their JSON, plus 200 bytes each."""
+    thread_restarts: int = 0
+    """How often a dead thread was started again."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """A plain dictionary, which `json.dumps` accepts."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerStats(BatcherStats):
+    """What a manager has done, and who is connected now."""
+
+    frames: int = 0
+    """Frames handed to streams, summed over all clients."""
+    bytes: int = 0
+    """All bytes handed to streams, control blocks and heartbeats included."""
+    clients: int = 0
+    """Streams that are open now."""
+    overflows: int = 0
+    """How often a client fell too far behind and was told of a gap."""
+    signals_dropped: int = 0
+    """Signals not sent because the helper thread's queue was full."""

@@ -1,0 +1,1 @@
+"""Transports: who drives a stream."""

@@ -1,0 +1,164 @@
+"""The rules of batching: which events travel together, and when a window closes.
+
+Pure: it is told what time it is, and knows no thread, lock or clock. The outcome depends on the events and their times
+alone, never on how late the caller is: an event that comes at or after the end of a window does not join it.
+
+The caller adds events, and calls `close_due` when `next_deadline` has come. What has closed lies in `closed`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from .event import BROADCAST, MIXED, Event
+from .options import BatchOptions, TypeRules
+from .wire import envelope_bytes, mixed_bytes
+
+NOW = float("-inf")
+NEVER = float("inf")
+
+
+class Closed(NamedTuple):
+    """What a window held when it closed, in the order of delivery."""
+
+    channel: str
+    type: str
+    events: tuple[Event, ...]
+    reason: str
+
+
+class _Window:
+    __slots__ = ("bytes", "channel", "deadline", "events", "keyless", "number", "rules")
+
+    def __init__(self, rules: TypeRules, channel: str, deadline: float, number: int) -> None:
+        self.rules = rules
+        self.channel = channel
+        self.deadline = deadline
+        self.number = number  # rises with each window opened: "oldest first"
+        # By dedup key, or by a number for an event without one. In order of delivery.
+        self.events: dict[object, Event] = {}
+        self.keyless = 0
+        self.bytes = envelope_bytes(rules.type, rules.max_batch_size)
+
+
+class Windows:
+    """The open windows of one batcher. Not thread-safe."""
+
+    def __init__(self, options: BatchOptions) -> None:
+        self.closed: deque[Closed] = deque()
+        self.changed = False  # a window opened or closed; reset by whoever reads it
+        self._max_frame_bytes = options.max_frame_bytes
+        # With `mixed`, one window a channel under these rules; else one a channel and type under the type's own.
+        self._mixed = options.rules(MIXED) if options.mixed else None
+        self._open: dict[str, dict[str, _Window]] = {}
+        # (deadline, number, window), earliest first. A window that closes early stays here until its time has come.
+        self._deadlines: list[tuple[float, int, _Window]] = []
+        self._numbers = 0
+
+    def add(self, type_rules: TypeRules, event: Event, key: str | None, now: float) -> Event | None:
+        """Take one event, with the rules of its type and the JSON of its dedup key. Returns the event it replaced."""
+        channel = event.channel
+        if type_rules.critical:
+            # What was there before goes out before; what comes after opens new windows.
+            self.close_due(now)
+            self._close_all("critical", now, self._open if channel == BROADCAST else (channel, BROADCAST))
+            self._hand_out(channel, event.type, (event,), "critical")
+            return None
+        rules = self._mixed or type_rules
+        if rules.max_batch_size == 1 or rules.batch_window == 0:
+            self._hand_out(channel, rules.type, (event,), "size_limit")
+            return None
+
+        types = self._open.get(channel)
+        window = types.get(rules.type) if types else None
+        if window is not None and window.deadline <= now:
+            window = self._expire(window, now)
+        if window is None:
+            window = self._open_window(rules, channel, now)
+            if rules.leading:
+                self._hand_out(channel, rules.type, (event,), "leading")
+                return None
+
+        place: object = key if key is None or self._mixed is None else (event.type, key)
+        old = None if key is None else window.events.get(place)
+        size = self._bytes(event) if old is None else self._bytes(event) - self._bytes(old)
+        others = len(window.events) if old is None else len(window.events) - 1
+        if others and window.bytes + size > self._max_frame_bytes:
+            window = self._close(window, "size_limit", now) or self._open_window(rules, channel, now)
+            old, size = None, self._bytes(event)
+        if key is None:
+            window.keyless += 1
+            place = window.keyless
+        elif old is not None:
+            del window.events[place]  # and append: the order is that of the last change
+        window.events[place] = event
+        window.bytes += size
+        if len(window.events) >= rules.max_batch_size:
+            self._close(window, "size_limit", now)
+        return old
+
+    def next_deadline(self) -> float:
+        """When `close_due` must be called next: a time, `NOW` or `NEVER`."""
+        if self.closed:
+            return NOW
+        while self._deadlines and not self._is_open(self._deadlines[0][2]):
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else NEVER
+
+    def close_due(self, now: float) -> None:
+        """Close the windows whose time has come, oldest deadline first."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            window = heapq.heappop(self._deadlines)[2]
+            if self._is_open(window):
+                self._expire(window, now)
+
+    def close_all(self, reason: str, now: float) -> None:
+        """Close every window, oldest first."""
+        self.close_due(now)
+        self._close_all(reason, now, self._open)
+
+    def _close_all(self, reason: str, now: float, channels: Iterable[str]) -> None:
+        windows = [window for channel in channels for window in self._open.get(channel, {}).values()]
+        for window in sorted(windows, key=lambda window: window.number):
+            if window.events:
+                self._close(window, reason, now)
+
+    def _is_open(self, window: _Window) -> bool:
+        return self._open.get(window.channel, {}).get(window.rules.type) is window
+
+    def _open_window(self, rules: TypeRules, channel: str, now: float) -> _Window:
+        self._numbers += 1
+        window = _Window(rules, channel, now + rules.batch_window, self._numbers)
+        self._open.setdefault(channel, {})[rules.type] = window
+        heapq.heappush(self._deadlines, (window.deadline, window.number, window))
+        self.changed = True
+        return window
+
+    def _close(self, window: _Window, reason: str, now: float) -> _Window | None:
+        """Close one window. With `leading` the next one opens at once, so that there is one frame a window at most."""
+        types = self._open[window.channel]
+        del types[window.rules.type]
+        if not types:
+            del self._open[window.channel]
+        if not window.events:
+            return None  # the empty window after a leading event: idle again
+        self._hand_out(window.channel, window.rules.type, tuple(window.events.values()), reason)
+        return self._open_window(window.rules, window.channel, now) if window.rules.leading else None
+
+    def _expire(self, window: _Window, now: float) -> _Window | None:
+        """Close a window whose time has come. Returns the window that is open at `now`, if any."""
+        following = self._close(window, "time_window", window.deadline)
+        if following is not None and following.deadline <= now:
+            return self._close(following, "time_window", now)
+        return following
+
+    def _hand_out(self, channel: str, event_type: str, events: tuple[Event, ...], reason: str) -> None:
+        self.closed.append(Closed(channel, event_type, events, reason))
+        self.changed = True
+
+    def _bytes(self, event: Event) -> int:
+        """What an event adds to the frame: its JSON and a comma, and in a mixed batch its type."""
+        return len(event.json) + 1 if self._mixed is None else len(event.json) + 1 + mixed_bytes(event.type)

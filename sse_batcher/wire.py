@@ -1,0 +1,130 @@
+"""The one encoder: everything that is ever sent to a client is made here.
+
+Pure. Follows https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from .errors import InvalidEventError
+from .event import BATCH_SUFFIX, MIXED, Batch
+
+HEADERS = (
+    ("Content-Type", "text/event-stream; charset=utf-8"),
+    ("Cache-Control", "no-cache, no-transform"),
+    ("X-Accel-Buffering", "no"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+
+_LINE_END = re.compile("\r\n|\r|\n")  # and no other: str.splitlines() also cuts at U+2028 and lets data forge an event
+_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}\Z")
+_FORBIDDEN_IN_TYPE = re.compile("[\r\n\0]")
+_LONGEST_REASON = "time_window"
+
+
+def block(*, event: str, data: str, retry: int | None = None, id: str | None = None) -> bytes:
+    """One block: event, retry, data, and the id last.
+
+    With the id first, a connection that is cut inside the block makes some clients resume after an event they never
+    got. `retry` is in milliseconds. Raises `InvalidEventError` for what would break out of its field.
+    """
+    if _FORBIDDEN_IN_TYPE.search(event) or not event:
+        raise InvalidEventError(f"the type {event!r} is empty or holds CR, LF or NUL", field="type")
+    lines = [f"event: {event}"]
+    if retry is not None:
+        if isinstance(retry, bool) or not isinstance(retry, int) or retry < 0:
+            raise InvalidEventError(f"retry is a whole number of milliseconds, not {retry!r}", field="retry")
+        lines.append(f"retry: {retry}")
+    lines.extend(f"data: {line}" for line in _LINE_END.split(data))
+    if id is not None:
+        if not _ID.match(id):
+            raise InvalidEventError(f"an id is 1 to 128 of A-Z a-z 0-9 . _ ~ -, not {id[:200]!r}", field="id")
+        lines.append(f"id: {id}")
+    return _utf8("\n".join(lines) + "\n\n")
+
+
+def comment(text: str = "") -> bytes:
+    """Comment lines, which clients ignore. Without a blank line: some clients report that as an empty event."""
+    return _utf8("".join(f":{' ' if line else ''}{line}\n" for line in _LINE_END.split(text)))
+
+
+def control(event: str, data: Mapping[str, Any], *, retry: int, id: str | None) -> bytes:
+    """A block of the stream's own: ``sse_open``, ``sse_gap``, ``sse_busy`` or ``sse_bye``."""
+    return block(event=event, data=json.dumps(data, separators=(",", ":")), retry=retry, id=id)
+
+
+def batch_block(batch: Batch, id: str) -> bytes:
+    """The block of a batch: a lone event as it would be without batching, several as one ``<type>_batch`` event."""
+    if len(batch.events) == 1:
+        (event,) = batch.events
+        return block(event=event.type, data=event.json, id=id)
+    if batch.type == MIXED:
+        values = [mixed_value(event.type, event.json) for event in batch.events]
+    else:
+        values = [event.json for event in batch.events]
+    name = batch.type + BATCH_SUFFIX
+    return block(event=name, data=_envelope(name, values, batch.reason, batch.timestamp), id=id)
+
+
+def mixed_value(event_type: str, data_json: str) -> str:
+    """One event inside a ``mixed_batch``."""
+    return f'{{"type":{json.dumps(event_type)},"data":{data_json}}}'
+
+
+@lru_cache(maxsize=4096)
+def mixed_bytes(event_type: str) -> int:
+    """The bytes that one event of this type has in a ``mixed_batch`` beside its own JSON."""
+    return len(mixed_value(event_type, ""))
+
+
+@lru_cache(maxsize=4096)
+def envelope_bytes(event_type: str, max_batch_size: int) -> int:
+    """The bytes that a batch's JSON has beside its events and the commas between them, at most."""
+    empty = len(_envelope(event_type + BATCH_SUFFIX, [], _LONGEST_REASON, 10**13))
+    return empty + len(str(max_batch_size)) - len("0")
+
+
+def _envelope(name: str, values: list[str], reason: str, timestamp: int) -> str:
+    return (
+        f'{{"type":{json.dumps(name)},"batchSize":{len(values)},"events":[{",".join(values)}],'
+        f'"reason":"{reason}","timestamp":{timestamp}}}'
+    )
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidEventError("a lone surrogate cannot be sent: it is not UTF-8", field="data") from error
+
+
+HEARTBEAT = comment()
+"""What keeps a stream alive: one line, and no block."""
+
+
+class Frame:
+    """A batch with its place in the history, and its bytes in each variant that clients need.
+
+    Each variant is made once, on first need, and is the same object for every client. Two threads that need one at the
+    same moment may both make it: a harmless race, the bytes are equal.
+    """
+
+    __slots__ = ("_plain", "batch", "id", "position")
+
+    def __init__(self, batch: Batch, position: Any, id: str) -> None:
+        self.batch = batch
+        self.position = position
+        self.id = id
+        self._plain: bytes | None = None
+
+    @property
+    def plain(self) -> bytes:
+        """The block as it is, for a server that does its own framing."""
+        if self._plain is None:
+            self._plain = batch_block(self.batch, self.id)
+        return self._plain

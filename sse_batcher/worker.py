@@ -1,0 +1,144 @@
+"""A daemon thread that parks until it is woken, is replaced when it dies, and ends with its owner.
+
+`Worker.wake` may be called from anywhere, also from a signal handler or a `__del__` that the garbage collector runs
+in the middle of any of our own lines, the parked thread's included. That is why the thread does not park in a
+`threading.Condition`: a `notify` that comes while the same thread is inside `wait`, but is not yet listed as waiting,
+is lost. `queue.SimpleQueue.put` is documented to be safe there, and remembers.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+_log = logging.getLogger("sse_batcher.worker")
+
+
+class Owner(Protocol):
+    def work(self) -> float | None:
+        """Do what is due now, on the worker's thread. Returns the seconds until the next turn, or None: when woken.
+
+        Until that turn the thread holds its owner; with None it holds it only weakly.
+        """
+
+
+class Deadline:
+    """One time limit carried through several waits, in real seconds; None: no limit."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._end = None if timeout is None else time.monotonic() + timeout
+
+    def left(self) -> float | None:
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+
+class Worker:
+    """The one thread of `owner`. Nothing here takes a lock that the owner takes."""
+
+    def __init__(self, owner: Owner, name: str) -> None:
+        self.restarts = 0
+        self._name = name
+        wakeups: SimpleQueue[None] = SimpleQueue()
+        self._wakeups = wakeups
+        self._owner = weakref.ref(owner, lambda _: wakeups.put(None))
+        self._stopping = False
+        # Claims the right to start the thread. Taken without waiting, except by the thread's own last act.
+        self._starting = threading.Lock()
+        self._starter: int | None = None
+        self._ident: int | None = None
+        self._thread: threading.Thread | None = None
+
+    def wake(self) -> None:
+        """Let the thread take a turn, now or right after the present one. Never blocks; does not start it."""
+        self._wakeups.put(None)
+
+    def ensure(self) -> bool:
+        """Start the thread unless it runs. False if no thread can be started in this process any more.
+
+        Must be called without any lock held: `Thread.start` waits for the newborn thread, in which the garbage
+        collector may run code that needs that lock.
+        """
+        thread = self._thread
+        if thread is not None and thread.is_alive():
+            return True
+        if not self._starting.acquire(blocking=False):
+            return True  # another thread is at it, or this very one, below a signal handler
+        return self._start()
+
+    def stop(self) -> None:
+        """End the thread once it has nothing left to do. It may be started again by `ensure`, for one turn."""
+        self._stopping = True
+        self.wake()
+
+    def join(self, timeout: float | None) -> bool:
+        """Wait for the thread's end, at most `timeout` seconds. False if it did not end, or is the caller."""
+        thread = self._thread
+        if thread is None:
+            return True
+        if self.is_caller():
+            return False
+        thread.join(timeout)
+        return not thread.is_alive()
+
+    def is_caller(self) -> bool:
+        """Whether the thread cannot get on until the caller returns: it is the caller, or is being started by it."""
+        return threading.get_ident() in (self._starter, self._ident)
+
+    def _start(self) -> bool:
+        """With `_starting` claimed."""
+        try:
+            self._starter = threading.get_ident()
+            if self._thread is not None and self._thread.is_alive():
+                return True
+            if self._thread is not None and not self._stopping:
+                self.restarts += 1
+            thread = threading.Thread(target=self._main, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
+        except RuntimeError:  # "can't start new thread", or "... at interpreter shutdown" (3.12 and later)
+            self._thread = None
+            return False
+        finally:
+            self._starter = None
+            self._starting.release()
+        return True
+
+    def _main(self) -> None:
+        self._ident = threading.get_ident()
+        ended = False
+        try:
+            while not ended:
+                ended = self._turn()
+        finally:
+            self._ident = None  # the system gives it to other threads now
+            if not ended:
+                self._replace()
+
+    def _turn(self) -> bool:
+        """One turn of work and one sleep. True when the thread has to end."""
+        owner = self._owner()
+        if owner is None:
+            return True
+        pause = owner.work()
+        if pause is None:
+            if self._stopping:
+                return True
+            del owner
+        with suppress(Empty):
+            self._wakeups.get(timeout=pause)
+        return False
+
+    def _replace(self) -> None:
+        """The last act of a thread that something has killed."""
+        self._starting.acquire()
+        self._thread = None  # it is still alive, but no longer counts
+        self.restarts += 1
+        if self.restarts & (self.restarts - 1) == 0:
+            # 1, 2, 4, 8 ... : a logging handler that enqueues must not keep a deadly sink busy for ever.
+            _log.error("the thread %s died and is replaced, for the %d. time", self._name, self.restarts, exc_info=True)
+        self._start()

@@ -57,7 +57,7 @@ def last_event_id(environ: Mapping[str, Any]) -> str | None:
     query = parse_qs(environ.get("QUERY_STRING", ""))
     for name in ("last_event_id", "lastEventId"):
         if name in query:
-            return query[name][0]
+            return str(query[name][0])
     return None
 
 

@@ -1,0 +1,28 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+# The same examples in every CI run; more, and other ones, on a developer's machine with --hypothesis-profile=search.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("default", deadline=None)
+settings.register_profile("search", deadline=None, max_examples=2_000)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    """Every thread of ours ends with the test that started it."""
+    yield
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name.startswith("sse_batcher"):
+            thread.join(5)
+            assert not thread.is_alive(), f"{thread.name} outlives the test"

@@ -19,7 +19,7 @@ from .options import BatchOptions, TypeRules
 from .process import close_at_exit
 from .stats import BatcherStats
 from .window import NEVER, NOW, Windows
-from .worker import Deadline, Worker
+from .worker import Deadline, Worker, is_mine
 
 _log = logging.getLogger("sse_batcher.engine")
 
@@ -130,6 +130,8 @@ class Engine:
             self._closed = True
         delivered = self.flush("shutdown", timeout)
         self._worker.stop()
+        if self._is_needed_by_delivery():
+            return False
         return self._worker.join(deadline.left()) and delivered
 
     def count_refusal(self) -> None:
@@ -152,11 +154,7 @@ class Engine:
 
     def _is_needed_by_delivery(self) -> bool:
         """Whether nothing more is delivered until the calling thread returns."""
-        return self._deliverer == threading.get_ident() or self._worker.is_caller() or self._lock_is_mine()
-
-    def _lock_is_mine(self) -> bool:
-        # Not public, but what threading.Condition asks of every lock. There is no other way to know.
-        return bool(self._lock._is_owned())  # type: ignore[attr-defined]
+        return self._deliverer == threading.get_ident() or self._worker.is_caller() or is_mine(self._lock)
 
     def _settle(self) -> None:
         """See that somebody delivers. Called after the lock was let go.
@@ -164,13 +162,14 @@ class Engine:
         A frame below on this thread may still hold it, where this is a signal handler or a __del__; then that frame
         does it: no thread must be started under the lock, since the newborn may run a __del__ that needs it.
         """
-        if self._lock_is_mine():
+        if is_mine(self._lock):
             return
         self._stirred = False
         if not self._worker.ensure():
             # No thread can be started any more. Nobody will wait for a window, so all are closed.
             with self._exclusive():
                 self._windows.close_all("shutdown", self._clock())
+                self._number_closed()
             self._deliver_ready()
 
     def _take_in(self) -> None:

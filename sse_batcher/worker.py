@@ -23,8 +23,13 @@ class Owner(Protocol):
     def work(self) -> float | None:
         """Do what is due now, on the worker's thread. Returns the seconds until the next turn, or None: when woken.
 
-        Until that turn the thread holds its owner; with None it holds it only weakly.
+        The thread holds its owner from `wake` on, and until a turn returns None.
         """
+
+
+def is_mine(lock: threading.RLock) -> bool:
+    """Whether the calling thread holds this lock. Not public, but what `threading.Condition` asks of every lock."""
+    return bool(lock._is_owned())  # type: ignore[attr-defined]
 
 
 class Deadline:
@@ -43,19 +48,21 @@ class Worker:
     def __init__(self, owner: Owner, name: str) -> None:
         self.restarts = 0
         self._name = name
-        wakeups: SimpleQueue[None] = SimpleQueue()
+        # A wake-up is the owner itself, so that one that is dropped by everybody else still gets its turn. None: it is
+        # gone, and the thread has to end.
+        wakeups: SimpleQueue[Owner | None] = SimpleQueue()
         self._wakeups = wakeups
         self._owner = weakref.ref(owner, lambda _: wakeups.put(None))
         self._stopping = False
-        # Claims the right to start the thread. Taken without waiting, except by the thread's own last act.
-        self._starting = threading.Lock()
-        self._starter: int | None = None
+        # Held by who starts the thread. Taken without waiting, except by the thread's own last act. Re-entrant only
+        # because such a lock can say whether it is the caller who holds it.
+        self._starting = threading.RLock()
         self._ident: int | None = None
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
         """Let the thread take a turn, now or right after the present one. Never blocks; does not start it."""
-        self._wakeups.put(None)
+        self._wakeups.put(self._owner())
 
     def ensure(self) -> bool:
         """Start the thread unless it runs. False if no thread can be started in this process any more.
@@ -66,9 +73,12 @@ class Worker:
         thread = self._thread
         if thread is not None and thread.is_alive():
             return True
-        if not self._starting.acquire(blocking=False):
-            return True  # another thread is at it, or this very one, below a signal handler
-        return self._start()
+        if is_mine(self._starting) or not self._starting.acquire(blocking=False):
+            return True  # this very thread is at it, below a signal handler, or another one
+        try:
+            return self._start()
+        finally:
+            self._starting.release()
 
     def stop(self) -> None:
         """End the thread once it has nothing left to do. It may be started again by `ensure`, for one turn."""
@@ -87,58 +97,55 @@ class Worker:
 
     def is_caller(self) -> bool:
         """Whether the thread cannot get on until the caller returns: it is the caller, or is being started by it."""
-        return threading.get_ident() in (self._starter, self._ident)
+        return is_mine(self._starting) or threading.get_ident() == self._ident
 
     def _start(self) -> bool:
-        """With `_starting` claimed."""
+        """With `_starting` held."""
+        if self._thread is not None and self._thread.is_alive():
+            return True
+        if self._thread is not None and not self._stopping:
+            self.restarts += 1
         try:
-            self._starter = threading.get_ident()
-            if self._thread is not None and self._thread.is_alive():
-                return True
-            if self._thread is not None and not self._stopping:
-                self.restarts += 1
             thread = threading.Thread(target=self._main, name=self._name, daemon=True)
             thread.start()
             self._thread = thread
         except RuntimeError:  # "can't start new thread", or "... at interpreter shutdown" (3.12 and later)
             self._thread = None
             return False
-        finally:
-            self._starter = None
-            self._starting.release()
         return True
 
     def _main(self) -> None:
         self._ident = threading.get_ident()
-        ended = False
+        died = True
         try:
-            while not ended:
-                ended = self._turn()
+            self._take_turns()
+            died = False
         finally:
             self._ident = None  # the system gives it to other threads now
-            if not ended:
+            if died:
                 self._replace()
 
-    def _turn(self) -> bool:
-        """One turn of work and one sleep. True when the thread has to end."""
+    def _take_turns(self) -> None:
         owner = self._owner()
-        if owner is None:
-            return True
-        pause = owner.work()
-        if pause is None:
-            if self._stopping:
-                return True
-            del owner
-        with suppress(Empty):
-            self._wakeups.get(timeout=pause)
-        return False
+        while owner is not None:
+            pause = owner.work()
+            if pause is None:
+                if self._stopping:
+                    return
+                owner = None
+            with suppress(Empty):
+                owner = self._wakeups.get(timeout=pause)
 
     def _replace(self) -> None:
         """The last act of a thread that something has killed."""
-        self._starting.acquire()
-        self._thread = None  # it is still alive, but no longer counts
-        self.restarts += 1
-        if self.restarts & (self.restarts - 1) == 0:
+        restarts = self.restarts + 1
+        if restarts & (restarts - 1) == 0:
             # 1, 2, 4, 8 ... : a logging handler that enqueues must not keep a deadly sink busy for ever.
-            _log.error("the thread %s died and is replaced, for the %d. time", self._name, self.restarts, exc_info=True)
-        self._start()
+            _log.error("the thread %s died and is replaced; restarts so far: %d", self._name, restarts, exc_info=True)
+        self._starting.acquire()
+        try:
+            self._thread = None  # it is still alive, but no longer counts
+            self.restarts = restarts
+            self._start()
+        finally:
+            self._starting.release()

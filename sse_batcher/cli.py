@@ -1,0 +1,297 @@
+"""The command line: `python -m sse_batcher` serves a demo, one simulated hub with a batched and an unbatched stream.
+
+The main thread waits for Ctrl-C, the server has a thread for each request. `Counts._lock` guards all its fields.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import ipaddress
+import random
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Flask, Response, abort, request
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from .errors import SSEBatcherError
+from .manager import SSEManager
+from .options import ClientOptions
+from .wsgi import stream
+
+SIDES = ("batched", "plain")
+# A browser cannot be made to send this from a foreign page without asking us first (CORS), and we never agree.
+MARK = ("X-Requested-With", "sse_batcher")
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+_TAB = re.compile(r"[0-9a-f]{32}\Z")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line, `sys.argv` where `argv` is None. Returns the exit code.
+
+    For a main thread that ends afterwards: it takes over SIGINT and SIGTERM for good.
+    """
+    options = _parser().parse_args(argv)
+    return serve(options.host, options.port)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sse_batcher",
+        description="Show in a browser what batching saves: a simulated hub, and its events batched and not.",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=_port, default=8000, help="the port, 0 for any free one (default: %(default)s, or a free one)"
+    )
+    return parser
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r}")
+    return int(text)
+
+
+# -- the server ------------------------------------------------------------------------------------------------------
+
+
+def serve(host: str, port: int) -> int:
+    """Serve the demo until SIGINT or SIGTERM. Returns the exit code: 1 where it cannot listen."""
+    try:
+        listener = _listen(host, port)
+    except OSError as error:
+        _say(f"cannot listen on {host}, port {port}: {error.strerror}", sys.stderr)
+        return 1
+    with contextlib.closing(Demo()) as demo, listener:
+        # SIGINT too: a shell starts background jobs with it ignored.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            app = create_demo(demo)
+            server = make_server(host, port, app, True, request_handler=_Handler, fd=listener.fileno())
+            _introduce(listener, port)
+            server.serve_forever()
+        # A second Ctrl-C does not interrupt the farewell, which takes less than 2 seconds.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    return 0
+
+
+class _Handler(WSGIRequestHandler):
+    """Keeps no access log, and gives up on a client that takes nothing for a second, so that it delays no ending."""
+
+    timeout = 1.0
+
+    def log(self, type: str, message: str, *args: Any) -> None:
+        pass
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    # By ourselves: werkzeug ends the process where the port is taken.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return socket.create_server((host, 0), family=family)
+
+
+def _introduce(listener: socket.socket, wanted: int) -> None:
+    host, port = listener.getsockname()[:2]
+    address = ipaddress.ip_address(host)
+    if wanted not in (0, port):
+        _say(f"port {wanted} is taken, so this is port {port}")
+    if not address.is_loopback:
+        _say("careful: everybody who can reach this address can press the buttons")
+    if address.is_unspecified:
+        host = "127.0.0.1" if address.version == 4 else "::1"
+    _say(f"http://{f'[{host}]' if address.version == 6 else host}:{port}/  (Ctrl-C ends it)")
+
+
+def _say(line: str, file: Any = None) -> None:
+    print(line, file=file, flush=True)
+
+
+# -- the hub ---------------------------------------------------------------------------------------------------------
+
+Events = list[tuple[str, dict[str, Any]]]
+
+SERVERS = tuple(f"server-{number:02}" for number in range(1, 11))
+LISTS = ("tool_list_changed", "resource_list_changed", "prompt_list_changed")
+
+
+def _change(server: str, event_type: str) -> tuple[str, dict[str, Any]]:
+    kind = event_type.removesuffix("_list_changed")
+    names = [f"{kind}_{number}" for number in random.sample(range(100, 1000), 3)]
+    data = {"server": server, "count": random.randint(3, 40), "added": names[:2], "removed": names[2:]}
+    return event_type, data | {"took_ms": random.randint(10, 99), "version": random.randbytes(8).hex()}
+
+
+def _error() -> tuple[str, dict[str, Any]]:
+    return "error", {"server": random.choice(SERVERS), "code": -32000, "message": "the connection was lost"}
+
+
+ACTIONS: dict[str, Callable[[], Events]] = {
+    "restart": lambda: [_change(server, kind) for server in SERVERS for kind in LISTS],
+    "five": lambda: [_change(server, LISTS[0]) for server in sorted(random.sample(SERVERS, 5))],
+    "one": lambda: [_change(random.choice(SERVERS), random.choice(LISTS))],
+    "error": lambda: [_error()],
+}
+
+
+class Demo:
+    """A simulated hub of ten servers, and two managers that are fed the same events. Thread-safe."""
+
+    def __init__(self) -> None:
+        clients = ClientOptions(heartbeat=5.0)  # a closed tab is noticed, and forgotten, in one heartbeat or two
+        self.managers = {
+            "batched": SSEManager(clients=clients),
+            "plain": SSEManager(batching=False, clients=clients),
+        }
+        self.counts = Counts()
+
+    def fire(self, action: str) -> None:
+        """Let something happen in the hub: one of `ACTIONS`."""
+        events = ACTIONS[action]()
+        for manager in self.managers.values():
+            for event_type, data in events:
+                manager.enqueue(event_type, data)
+
+    def close(self) -> None:
+        """End all streams in good order. Takes at most 1.5 seconds."""
+        for manager in self.managers.values():
+            manager.shutdown(timeout=0.5)
+        # The manager has handed out the last block; here the server has written it.
+        self.counts.wait_until_closed(0.5)
+
+
+@dataclass(eq=False, slots=True)
+class _Counted:
+    """One open stream, and what it was sent."""
+
+    tab: str
+    side: str
+    frames: int = 0
+    bytes: int = 0
+
+
+class Counts:
+    """What the open streams of each tab were sent: the frames that carry events, and their bytes. Thread-safe.
+
+    Not counted is what is the same on both sides: control blocks, heartbeats, and what HTTP adds. A tab is forgotten
+    with its streams.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._closed = threading.Condition(self._lock)  # notified when a stream has closed
+        self._streams: list[_Counted] = []  # oldest first
+
+    def count(self, tab: str, side: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass a stream on, counting. Like the stream itself, it holds nothing until it is iterated."""
+        mine = _Counted(tab, side)
+        with self._lock:
+            self._streams.append(mine)
+        try:
+            for block in blocks:
+                if not block.startswith((b":", b"event: sse_")):
+                    with self._lock:
+                        mine.frames += 1
+                        mine.bytes += len(block)
+                yield block
+        finally:
+            getattr(blocks, "close", lambda: None)()
+            with self._lock:
+                self._streams.remove(mine)
+                self._closed.notify_all()
+
+    def read(self, tab: str) -> dict[str, dict[str, int]]:
+        """Frames and bytes by side. Where a side was opened again, of its newest stream."""
+        with self._lock:
+            return {
+                counted.side: {"frames": counted.frames, "bytes": counted.bytes}
+                for counted in self._streams
+                if counted.tab == tab
+            }
+
+    def clear(self, tab: str) -> None:
+        """Count this tab from zero."""
+        with self._lock:
+            for counted in self._streams:
+                if counted.tab == tab:
+                    counted.frames = counted.bytes = 0
+
+    def wait_until_closed(self, timeout: float) -> bool:
+        """Wait until no stream is open, at most `timeout` seconds."""
+        with self._lock:
+            return self._closed.wait_for(lambda: not self._streams, timeout)
+
+
+# -- the pages -------------------------------------------------------------------------------------------------------
+
+
+def create_demo(demo: Demo) -> Flask:
+    """The app: the page, its two streams, what they were sent, and what the buttons do."""
+    app = Flask(__name__)
+
+    @app.before_request
+    def _only_our_page_changes_anything() -> None:
+        if request.method not in {"GET", "HEAD", "OPTIONS"} and request.headers.get(MARK[0]) != MARK[1]:
+            abort(403)
+
+    @app.after_request
+    def _add_headers(response: Response) -> Response:
+        response.headers.update(HEADERS)
+        return response
+
+    @app.errorhandler(SSEBatcherError)
+    def _closing(error: SSEBatcherError) -> tuple[str, int]:
+        return str(error), 503
+
+    @app.get("/")
+    def page() -> Response:
+        return app.send_static_file("demo.html")
+
+    @app.get(f"/<any({','.join(SIDES)}):side>")
+    def events(side: str) -> Response:
+        tab = _tab()
+        status, headers, body = stream(demo.managers[side], request.environ, ["default"])
+        return Response(demo.counts.count(tab, side, body), status=status, headers=headers)
+
+    @app.get("/counts")
+    def read_counts() -> dict[str, dict[str, int]]:
+        return demo.counts.read(_tab())
+
+    @app.delete("/counts")
+    def clear_counts() -> tuple[str, int]:
+        demo.counts.clear(_tab())
+        return "", 204
+
+    @app.post(f"/fire/<any({','.join(ACTIONS)}):action>")
+    def fire(action: str) -> tuple[str, int]:
+        demo.fire(action)
+        return "", 204
+
+    return app
+
+
+def _tab() -> str:
+    tab = request.args.get("tab", "")
+    if not _TAB.match(tab):
+        abort(400, "tab must be 32 hex digits")
+    return tab

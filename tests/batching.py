@@ -1,0 +1,71 @@
+"""A batcher whose time and thread are in the test's hands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sse_batcher import Batch, BatchOptions, EventBatcher
+
+
+class Clock:
+    """Time that moves only when told to. Also counts how often it was asked."""
+
+    def __init__(self, now: float = 1_000.0) -> None:
+        self.now = now
+        self.asked = 0
+
+    def __call__(self) -> float:
+        self.asked += 1
+        return self.now
+
+
+class Parked:
+    """Stands in for the worker: a thread that is never scheduled, and remembers that it was woken."""
+
+    def __init__(self) -> None:
+        self.restarts = 0
+        self.wakes = 0
+
+    def ensure(self) -> bool:
+        return True
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+    def stop(self) -> None:
+        pass
+
+    def join(self, timeout: float | None) -> bool:
+        return True
+
+    def is_caller(self) -> bool:
+        return True  # so that nobody waits for it
+
+
+class SteppedBatcher(EventBatcher):
+    """An `EventBatcher` without its thread: `step` is one turn of it, `advance` lets time pass as the thread would."""
+
+    def __init__(self, sink: Callable[[Batch], None] | None = None, **options: Any) -> None:
+        self.clock = Clock()
+        self.batches: list[Batch] = []
+        super().__init__(
+            sink or self.batches.append, BatchOptions(**options), clock=self.clock, wall=lambda: self.clock.now
+        )
+        self.engine = self._engine.get()
+        self.worker = self.engine._worker = Parked()  # type: ignore[assignment]
+
+    def step(self) -> float | None:
+        return self.engine.step(self.clock.now)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass; the thread looks whenever it wants to, and at the end if somebody woke it."""
+        end = self.clock.now + seconds + 1e-9  # 0.03 + 0.07 is 0.1, give or take a bit
+        while (deadline := self.step()) is not None and deadline <= end:
+            self.clock.now = max(self.clock.now, deadline)
+        self.clock.now = end
+        self.step()
+
+    def sent(self) -> list[list[Any]]:
+        """The data of each batch so far."""
+        return [[event.data for event in batch.events] for batch in self.batches]

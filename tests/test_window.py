@@ -1,0 +1,431 @@
+"""The rules of batching, by the clock: each test says when what closes, and what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sse_batcher import wire
+from sse_batcher.event import Event, encode_json
+from sse_batcher.options import BatchOptions
+from sse_batcher.window import NEVER, NOW, Windows
+
+from .batching import SteppedBatcher
+
+WINDOW = 0.1
+
+
+def test_a_window_closes_a_batch_window_after_its_first_event() -> None:
+    batcher = SteppedBatcher()
+    for n in range(3):
+        batcher.enqueue("log", n)
+        batcher.advance(0.03)
+    assert batcher.sent() == []
+    batcher.advance(0.01)
+    assert batcher.sent() == [[0, 1, 2]]
+    assert batcher.batches[0].reason == "time_window"
+
+
+def test_events_that_keep_coming_do_not_put_off_the_end_of_a_window() -> None:
+    batcher = SteppedBatcher()
+    for n in range(10):
+        batcher.enqueue("log", n)
+        batcher.advance(0.09)
+    # Windows open at 0, 0.18, 0.36 ...: each has two events, and none waited longer than one window.
+    assert batcher.sent() == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+
+
+def test_a_full_window_closes_at_once() -> None:
+    batcher = SteppedBatcher(max_batch_size=3)
+    for n in range(7):
+        batcher.enqueue("log", n)
+    batcher.step()
+    assert batcher.sent() == [[0, 1, 2], [3, 4, 5]]
+    assert {batch.reason for batch in batcher.batches} == {"size_limit"}
+
+
+def test_the_timer_of_a_window_that_was_full_does_not_close_the_next_one_early() -> None:
+    batcher = SteppedBatcher(max_batch_size=2)
+    batcher.enqueue("log", 0)
+    batcher.advance(0.09)
+    batcher.enqueue("log", 1)
+    batcher.advance(0.005)
+    batcher.enqueue("log", 2)  # at 0.095
+    batcher.advance(0.099)
+    assert batcher.sent() == [[0, 1]]
+    batcher.advance(0.001)
+    assert batcher.sent() == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("look_first", [True, False])
+def test_an_event_at_the_very_end_of_a_window_opens_the_next_one(look_first: bool) -> None:
+    batcher = SteppedBatcher(max_batch_size=2)
+    batcher.enqueue("log", 0)
+    batcher.step()
+    batcher.clock.now += WINDOW
+    if look_first:
+        batcher.step()
+    batcher.enqueue("log", 1)  # would fill the old window, if it were still open
+    batcher.step()
+    assert batcher.sent() == [[0]]
+    batcher.advance(WINDOW)
+    assert batcher.sent() == [[0], [1]]
+    assert [batch.reason for batch in batcher.batches] == ["time_window", "time_window"]
+
+
+def test_a_hot_type_neither_starves_nor_flushes_another() -> None:
+    batcher = SteppedBatcher(max_batch_size=5)
+    batcher.enqueue("quiet", "q")
+    for n in range(20):
+        batcher.enqueue("hot", n)
+    batcher.step()
+    assert [batch.type for batch in batcher.batches] == ["hot"] * 4
+    batcher.advance(WINDOW)
+    assert batcher.sent()[-1] == ["q"]
+
+
+def test_channels_do_not_share_windows() -> None:
+    batcher = SteppedBatcher()
+    batcher.enqueue("log", 1, channel="a")
+    batcher.enqueue("log", 2, channel="b")
+    batcher.advance(WINDOW)
+    assert [(batch.channel, len(batch.events)) for batch in batcher.batches] == [("a", 1), ("b", 1)]
+
+
+@pytest.mark.parametrize("options", [{"batch_window": 0}, {"max_batch_size": 1}])
+def test_without_a_window_or_with_a_size_of_one_nothing_is_batched(options: dict[str, Any]) -> None:
+    batcher = SteppedBatcher(**options)
+    batcher.enqueue("log", 1)
+    batcher.enqueue("log", 2)
+    batcher.step()
+    assert batcher.sent() == [[1], [2]]
+
+
+def test_a_window_closes_before_the_event_that_would_make_its_frame_too_large() -> None:
+    batcher = SteppedBatcher(max_frame_bytes=300)
+    for letter in "abc":
+        batcher.enqueue("log", letter * 80)
+    batcher.advance(WINDOW)
+    assert [[len(data) for data in batch] for batch in batcher.sent()] == [[80, 80], [80]]
+    assert [batch.reason for batch in batcher.batches] == ["size_limit", "time_window"]
+
+
+def test_the_largest_event_goes_alone() -> None:
+    batcher = SteppedBatcher(max_frame_bytes=300)
+    batcher.enqueue("log", "small")
+    batcher.enqueue("log", "x" * 298)
+    batcher.advance(WINDOW)
+    assert [len(batch.events) for batch in batcher.batches] == [1, 1]
+
+
+# -- dedup -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_newer_state_replaces_the_older_one_and_takes_its_place_at_the_end() -> None:
+    batcher = SteppedBatcher()
+    for server, n in [("a", 1), ("b", 2), ("a", 3), (None, 4), ("c", 5)]:
+        batcher.enqueue("tools", {"server": server, "n": n})
+    batcher.advance(WINDOW)
+    assert [data["n"] for data in batcher.sent()[0]] == [2, 3, 4, 5]
+    assert batcher.get_stats().replaced == 1
+
+
+def test_states_are_replaced_within_their_own_type_channel_and_window_alone() -> None:
+    batcher = SteppedBatcher()
+    batcher.enqueue("tools", {"server": "a"})
+    batcher.enqueue("prompts", {"server": "a"})
+    batcher.enqueue("tools", {"server": "a"}, channel="other")
+    batcher.advance(WINDOW)
+    batcher.enqueue("tools", {"server": "a"})
+    batcher.advance(WINDOW)
+    assert batcher.get_stats().replaced == 0
+    assert len(batcher.batches) == 4
+
+
+@pytest.mark.parametrize("data", [{"server": None}, {}, {"name": "a"}, ["server"], "server", 5, None])
+def test_what_has_no_key_is_never_dropped(data: Any) -> None:
+    batcher = SteppedBatcher()
+    batcher.enqueue("tools", data)
+    batcher.enqueue("tools", data)
+    batcher.advance(WINDOW)
+    assert batcher.sent() == [[data, data]]
+
+
+def test_keys_are_compared_by_their_json_text() -> None:
+    batcher = SteppedBatcher()
+    keys = [1, "1", True, "true", 1.0, ["a"], {"a": 1}, "a"]
+    for key in [*keys, *keys]:
+        batcher.enqueue("tools", {"server": key})
+    batcher.advance(WINDOW)
+    assert [data["server"] for data in batcher.sent()[0]] == keys
+
+
+def test_limits_count_what_is_left_after_replacement() -> None:
+    batcher = SteppedBatcher(max_batch_size=3)
+    for n in range(10):
+        batcher.enqueue("tools", {"server": n % 2, "n": n})
+    batcher.step()
+    assert batcher.sent() == []
+    batcher.advance(WINDOW)
+    assert [data["n"] for data in batcher.sent()[0]] == [8, 9]
+
+
+def test_a_newer_state_that_does_not_fit_goes_into_the_next_window_and_both_are_sent() -> None:
+    batcher = SteppedBatcher(max_frame_bytes=300)
+    batcher.enqueue("tools", {"server": "a", "x": ""})
+    batcher.enqueue("tools", {"server": "b", "x": "x" * 100})
+    batcher.enqueue("tools", {"server": "a", "x": "x" * 150})
+    batcher.advance(WINDOW)
+    assert [[data["server"] for data in batch] for batch in batcher.sent()] == [["a", "b"], ["a"]]
+    assert batcher.get_stats().replaced == 0
+
+
+def test_a_newer_state_replaces_the_only_one_however_large_it_is() -> None:
+    batcher = SteppedBatcher(max_frame_bytes=300)
+    batcher.enqueue("tools", {"server": "a"})
+    batcher.enqueue("tools", {"server": "a", "x": "x" * 270})
+    batcher.advance(WINDOW)
+    assert [len(batch) for batch in batcher.sent()] == [1]
+
+
+def _by_length(event_type: str, data: Any) -> Any:
+    return f"{event_type}{len(data)}"
+
+
+@pytest.mark.parametrize(
+    ("dedup_key", "kept"),
+    [("id", ["b", "c"]), (None, ["a", "b", "c"]), (_by_length, ["b", "c"]), (lambda *_: None, ["a", "b", "c"])],
+)
+def test_the_key_can_be_another_field_a_callable_or_none(dedup_key: str | Callable[..., Any], kept: list[str]) -> None:
+    batcher = SteppedBatcher(dedup_key=dedup_key)
+    batcher.enqueue("tools", {"id": 1, "server": "s", "n": "a"})
+    batcher.enqueue("tools", {"id": 1, "server": "s", "n": "b"})
+    batcher.enqueue("tools", {"id": 2, "n": "c"})
+    batcher.advance(WINDOW)
+    assert [data["n"] for data in batcher.sent()[0]] == kept
+
+
+# -- critical ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_critical_event_goes_at_once_after_what_came_before_it_and_before_what_comes_after() -> None:
+    batcher = SteppedBatcher()
+    batcher.enqueue("tools", 1)
+    batcher.enqueue("prompts", 2)
+    batcher.enqueue("tools", 3)
+    batcher.enqueue("hub_state", "down")
+    batcher.enqueue("tools", 4)
+    batcher.step()
+    assert batcher.sent() == [[1, 3], [2], ["down"]]
+    assert {batch.reason for batch in batcher.batches} == {"critical"}
+    batcher.advance(WINDOW)
+    assert batcher.sent()[3:] == [[4]]
+
+
+def test_several_critical_events_flush_the_windows_once_and_follow_in_order() -> None:
+    batcher = SteppedBatcher()
+    batcher.enqueue("tools", 1)
+    for n in range(3):
+        batcher.enqueue("error", f"e{n}")
+    batcher.step()
+    assert batcher.sent() == [[1], ["e0"], ["e1"], ["e2"]]
+
+
+def test_a_critical_event_flushes_its_channel_and_the_broadcasts_and_nobody_else() -> None:
+    batcher = SteppedBatcher()
+    for channel in ("*", "a", "b"):
+        batcher.enqueue("tools", channel, channel=channel)
+    batcher.enqueue("error", "boom", channel="a")
+    batcher.step()
+    assert batcher.sent() == [["*"], ["a"], ["boom"]]
+
+
+def test_a_critical_broadcast_flushes_everything_oldest_first() -> None:
+    batcher = SteppedBatcher()
+    for channel in ("b", "*", "a"):
+        batcher.enqueue("tools", channel, channel=channel)
+    batcher.enqueue("error", "boom", channel="*")
+    batcher.step()
+    assert batcher.sent() == [["b"], ["*"], ["a"], ["boom"]]
+
+
+def test_what_was_due_before_the_critical_event_was_closed_by_time() -> None:
+    batcher = SteppedBatcher()
+    batcher.enqueue("tools", 1)
+    batcher.clock.now += WINDOW  # the thread is late
+    batcher.enqueue("error", "boom")
+    batcher.step()
+    assert [batch.reason for batch in batcher.batches] == ["time_window", "critical"]
+
+
+# -- per type, leading, mixed ------------------------------------------------------------------------------------------
+
+
+def test_a_type_can_have_its_own_window_size_and_key() -> None:
+    batcher = SteppedBatcher(per_type={"log": {"batch_window": 1.0, "dedup_key": None, "max_batch_size": 2}})
+    batcher.enqueue("log", {"server": "a"})
+    batcher.enqueue("tools", {"server": "a"})
+    batcher.advance(WINDOW)
+    assert [batch.type for batch in batcher.batches] == ["tools"]
+    batcher.enqueue("log", {"server": "a"})
+    batcher.step()
+    assert [(batch.type, len(batch.events), batch.reason) for batch in batcher.batches[1:]] == [
+        ("log", 2, "size_limit")
+    ]
+
+
+def test_with_leading_the_first_event_goes_at_once_and_then_one_frame_a_window() -> None:
+    batcher = SteppedBatcher(leading=True)
+    for n in range(5):
+        batcher.enqueue("log", n)
+        batcher.advance(0.03)
+    assert batcher.sent() == [[0], [1, 2, 3]]  # 0 at 0.00; 1, 2, 3 at 0.10; 4 came at 0.12
+    assert [batch.reason for batch in batcher.batches] == ["leading", "time_window"]
+    batcher.advance(0.05)
+    assert batcher.sent()[2:] == [[4]]  # at 0.20
+
+
+def test_with_leading_an_empty_window_makes_it_idle_again() -> None:
+    batcher = SteppedBatcher(leading=True)
+    for n in range(3):
+        batcher.enqueue("log", n)
+        batcher.advance(WINDOW)
+    assert batcher.sent() == [[0], [1], [2]]
+    assert {batch.reason for batch in batcher.batches} == {"leading"}
+    assert batcher.step() is None
+
+
+def test_with_leading_a_late_thread_changes_nothing() -> None:
+    punctual, late = SteppedBatcher(leading=True), SteppedBatcher(leading=True)
+    for n, pause in enumerate([0.0, 0.05, 0.2, 0.01, 0.11, 0.5, 0.0]):
+        for batcher in (punctual, late):
+            batcher.clock.now += pause
+        punctual.step()
+        punctual.enqueue("log", n)
+        late.enqueue("log", n)
+    for batcher in (punctual, late):
+        batcher.advance(1)
+    assert late.sent() == punctual.sent()
+
+
+def test_mixed_is_one_window_a_channel_in_total_order() -> None:
+    batcher = SteppedBatcher(mixed=True)
+    for n in range(3):
+        batcher.enqueue("tools", {"server": "a", "n": n})
+        batcher.enqueue("prompts", {"server": "a", "n": n})
+    batcher.advance(WINDOW)
+    (batch,) = batcher.batches
+    assert batch.type == "mixed"
+    # The key of a mixed window is type and key: one latest state for each.
+    assert [(event.type, event.data["n"]) for event in batch.events] == [("tools", 2), ("prompts", 2)]
+
+
+def test_mixed_closes_before_its_frame_is_too_large_types_included() -> None:
+    batcher = SteppedBatcher(mixed=True, max_frame_bytes=400)
+    for n in range(10):
+        batcher.enqueue("a_rather_long_type_of_event", n)
+    batcher.advance(WINDOW)
+    assert len(batcher.batches) > 1
+    for batch in batcher.batches:
+        data = wire.batch_block(batch, "x-1").split(b"data: ")[1].split(b"\n")[0]
+        assert len(data) <= 400
+
+
+# -- properties --------------------------------------------------------------------------------------------------------
+
+RULES = st.fixed_dictionaries(
+    {
+        "batch_window": st.sampled_from([0, 0.001, 0.1, 10.0]),
+        "max_batch_size": st.sampled_from([1, 2, 5, 2**31]),
+        "max_frame_bytes": st.sampled_from([170, 300, 262_144]),
+        "dedup_key": st.sampled_from(["server", None]),
+        "mixed": st.booleans(),
+        "leading": st.booleans(),
+    }
+)
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 0.0, 0.0005, 0.05, 0.1, 1.0, 10.0]),  # the pause before it
+        st.sampled_from(["a", "b", "error"]),
+        st.sampled_from(["default", "other", "*"]),
+        st.one_of(st.none(), st.integers(0, 2)),  # the server
+        st.integers(0, 120),  # bytes of padding
+        st.booleans(),  # whether the thread looks before it
+    ),
+    max_size=60,
+)
+
+
+@given(rules=RULES, events=EVENTS)
+def test_what_goes_in_comes_out_once_in_order_unless_replaced(
+    rules: dict[str, Any], events: list[tuple[float, str, str, int | None, int, bool]]
+) -> None:
+    options = BatchOptions(**rules)
+    windows = Windows(options)
+    kept: list[Event] = []
+    replaced: list[Event] = []
+    now = 0.0
+    for number, (pause, event_type, channel, server, padding, looks) in enumerate(events):
+        now += pause
+        if looks:
+            windows.close_due(now)
+        event = Event(event_type, channel, encode_json({"server": server, "n": number, "x": "x" * padding}))
+        key = None if server is None or options.dedup_key is None else str(server)
+        kept.append(event)
+        old = windows.add(options.rules(event_type), event, key, now)
+        if old is not None:
+            replaced.append(old)
+            assert (old.type, old.channel, old.data["server"]) == (event_type, channel, server)
+        assert windows.next_deadline() == NOW or windows.next_deadline() <= now + options.batch_window
+    windows.close_all("shutdown", now)
+    windows.close_due(now + 100)  # empty windows of `leading`
+    assert windows.next_deadline() == NOW if windows.closed else NEVER
+
+    out = [event for closed in windows.closed for event in closed.events]
+    assert sorted([*out, *replaced]) == sorted(kept)
+    for closed in windows.closed:
+        assert 1 <= len(closed.events) <= options.max_batch_size
+        assert {event.channel for event in closed.events} == {closed.channel}
+    # In order: of one type and channel always, of one channel in a mixed one, and nothing overtakes a critical event.
+    for channel in ("default", "other", "*"):
+        mine = [event for event in out if event.channel == channel]
+        for event_type in ("a", "b", "error"):
+            assert _numbers(mine, event_type) == sorted(_numbers(mine, event_type))
+        if options.mixed:
+            assert _numbers(mine) == sorted(_numbers(mine))
+        for place, event in enumerate(mine):
+            if event.type == "error":
+                assert all(number < event.data["n"] for number in _numbers(mine[:place]))
+                assert all(number > event.data["n"] for number in _numbers(mine[place + 1 :]))
+
+
+def _numbers(events: list[Event], event_type: str | None = None) -> list[int]:
+    return [event.data["n"] for event in events if event_type in (None, event.type)]
+
+
+@given(rules=RULES, events=EVENTS)
+def test_how_late_the_thread_is_changes_nothing(rules: dict[str, Any], events: list[Any]) -> None:
+    options = BatchOptions(**rules)
+
+    def run(*, punctual: bool) -> list[tuple[str, ...]]:
+        windows, now = Windows(options), 0.0
+        for number, (pause, event_type, channel, server, padding, _) in enumerate(events):
+            now += pause
+            while punctual and windows.next_deadline() <= now and not windows.closed:
+                windows.close_due(windows.next_deadline())
+            event = Event(event_type, channel, encode_json({"n": number, "x": "x" * padding}))
+            windows.add(options.rules(event_type), event, None if server is None else str(server), now)
+            if punctual:
+                done.extend(windows.closed)
+                windows.closed.clear()
+        windows.close_all("shutdown", now)
+        return sorted((*(event.json for event in closed.events), closed.reason) for closed in [*done, *windows.closed])
+
+    done: list[Any] = []
+    on_time = run(punctual=True)
+    done = []
+    assert run(punctual=False) == on_time

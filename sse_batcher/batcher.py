@@ -77,7 +77,6 @@ class EventBatcher:
         `ClosedError` after `destroy`; `BacklogFullError` when `max_pending_bytes` wait. A refused event loses nothing
         but itself.
         """
-        engine = self._engine.get()
         try:
             # The exact class first: an unhashable or exotic one goes the slow way, and is refused there.
             rules = self._rules.get(event_type) if event_type.__class__ is str else None
@@ -95,7 +94,7 @@ class EventBatcher:
         except InvalidEventError as error:
             self.refuse(error)
         # Event(...) itself goes through a function written in Python; this is half of its time.
-        engine.add(rules, tuple.__new__(Event, (rules.type, channel, text)), key)
+        self._engine.get().add(tuple.__new__(Event, (rules.type, channel, text)), rules, key)
 
     def flush_all(self, timeout: float | None = None) -> bool:
         """Close all windows now, and wait until the sink has taken everything that was enqueued before this call.

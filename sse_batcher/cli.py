@@ -193,8 +193,7 @@ class _Counted:
 class Counts:
     """What the open streams of each tab were sent: the frames that carry events, and their bytes. Thread-safe.
 
-    Not counted is what is the same on both sides: control blocks, heartbeats, and what HTTP adds. A tab is forgotten
-    with its streams.
+    Control blocks, heartbeats and what HTTP adds are not counted. A tab is forgotten with its streams.
     """
 
     def __init__(self) -> None:

@@ -12,6 +12,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from .errors import BacklogFullError, ClosedError
 from .event import Batch, Event
@@ -26,7 +27,7 @@ _log = logging.getLogger("sse_batcher.engine")
 EVENT_OVERHEAD = 200
 """Bytes that a pending event is counted with beside its JSON: about what its Python objects take."""
 
-Entry = tuple[TypeRules, Event, str | None]
+Entry = tuple[Event, TypeRules, str | None]
 """An event on its way into a window, with the rules of its type and the JSON of its dedup key."""
 
 
@@ -46,16 +47,20 @@ class Engine:
         self._wall = wall
         self._max_pending_bytes = options.max_pending_bytes
 
-        # Re-entrant: a signal handler, or a __del__ run by the garbage collector, may enqueue on a thread that holds
-        # it. `_busy` then says that the data below is half changed: such a call leaves its event in `_inbox`, and the
-        # frame below takes it in. `_stirred`: once the lock is let go, somebody has to see that there is a thread.
+        # Callers put events (and reasons to close all windows) into the inbox, and whoever gets the lock takes in what
+        # is there: nobody who enqueues waits for the lock. If all of them did, a thread that the interpreter suspends
+        # inside it would make the others queue up behind it, and eight producers take three times as long.
+        self._inbox: deque[Entry | str] = deque()
+        # Guards all that follows. Re-entrant: a signal handler, or a __del__ run by the garbage collector, may enqueue
+        # on the thread that holds it. `_busy` says that things are half changed: leave it to the frame below.
         self._lock = threading.RLock()
         self._busy = False
-        self._stirred = False
-        self._inbox: deque[Entry | str] = deque()  # events, and reasons to close all
+        self._stirred = False  # once the lock is let go, somebody has to see that there is a thread
+        # First no event is let in any more, then none is taken out. In between, those on their way are settled.
+        self._closed = False
+        self._sealed = False
         self._windows = Windows(options)
         self._ready: deque[Batch] = deque()  # closed, and not yet in anybody's hand
-        self._closed = False
         # When the thread will look again by itself. NOW: it is about to.
         self._next_turn = NEVER
         self._pending_events = 0
@@ -68,7 +73,9 @@ class Engine:
         # Batches are numbered as they become ready; those up to `_done` were taken or have failed.
         self._numbered = 0
         self._done = 0
-        self._delivered = threading.Condition(self._lock)  # notified when `_done` rises; only flushes wait on it
+        # Notified after `_done` has risen; only flushes wait on it. It has a lock of its own, since waiting lets a lock
+        # go without `_let_go`.
+        self._delivered = threading.Condition()
         self._flushes: list[_Flush] = []
 
         # Held by whoever delivers: the thread, or a caller where no thread can be started. Never waited for.
@@ -81,44 +88,45 @@ class Engine:
 
     # -- any thread ----------------------------------------------------------------------------------------------------
 
-    def add(self, rules: TypeRules, event: Event, key: str | None) -> None:
+    def add(self, event: Event, rules: TypeRules, key: str | None) -> None:
         """Take an event. Raises `ClosedError` or `BacklogFullError`."""
-        with self._lock:
-            if self._closed:
-                self._refused += 1
-                raise ClosedError("this batcher was closed: enqueue before destroy(), close() or shutdown()")
-            size = len(event.json) + EVENT_OVERHEAD
-            # One event is taken in any case, so that no limit can refuse an event for ever.
-            if self._pending_events and self._pending_bytes + size > self._max_pending_bytes:
-                self._refused += 1
-                since = self._publishing_since
-                stuck = 0.0 if since is None else self._clock() - since
-                raise BacklogFullError(self._pending_events, self._pending_bytes, stuck)
-            self._inbox.append((rules, event, key))
-            if not self._busy:
-                self._take_in()
-        if self._stirred:
-            self._settle()
+        # One event is taken in any case, so that no limit can refuse an event for ever. Threads that come at once may
+        # exceed the limit by an event each.
+        pending = self._pending_bytes
+        if pending and pending + len(event.json) + EVENT_OVERHEAD > self._max_pending_bytes:
+            self._refuse_backlog()
+        entry = (event, rules, key)
+        inbox = self._inbox
+        inbox.append(entry)
+        if self._closed:  # looked at after the append, or an event that meets the end could be accepted and never sent
+            self._withdraw(entry)
+        if self._lock.acquire(blocking=False):
+            try:
+                if not self._busy:
+                    self._take_in()
+            finally:
+                self._lock.release()
+            if inbox or self._stirred:
+                self._let_go()
 
     def flush(self, reason: str, timeout: float | None) -> bool:
         """Close all windows, and wait until what was added before is delivered. True if all of it was."""
         with self._lock:
-            self._inbox.append(reason)
+            if not self._sealed:
+                self._inbox.append(reason)
             if self._busy:
                 return False
             self._take_in()
-            if self._done == self._numbered:
-                return True
             flush = _Flush(self._numbered)
             self._flushes.append(flush)
         try:
-            self._settle()
-            if self._is_needed_by_delivery():
+            self._let_go()
+            if self._done < flush.target and self._is_needed_by_delivery():
                 return False
-            with self._lock:
+            with self._delivered:
                 return self._delivered.wait_for(lambda: self._done >= flush.target, timeout) and flush.ok
         finally:
-            with self._lock:
+            with self._held():
                 self._flushes.remove(flush)
 
     def close(self, timeout: float | None = 5.0) -> bool:
@@ -126,8 +134,7 @@ class Engine:
         if self.pid != os.getpid():
             return True  # the parent's, met by the exit of a forked child
         deadline = Deadline(timeout)
-        with self._lock:
-            self._closed = True
+        self._closed = True
         delivered = self.flush("shutdown", timeout)
         self._worker.stop()
         if self._is_needed_by_delivery():
@@ -135,11 +142,13 @@ class Engine:
         return self._worker.join(deadline.left()) and delivered
 
     def count_refusal(self) -> None:
-        with self._lock:
+        """Count a call that raised."""
+        with self._held():
             self._refused += 1
 
     def stats(self) -> BatcherStats:
-        with self._lock:
+        """Counters, as of one moment."""
+        with self._held():
             return BatcherStats(
                 enqueued=self._enqueued,
                 replaced=self._replaced,
@@ -152,19 +161,61 @@ class Engine:
                 thread_restarts=self._worker.restarts,
             )
 
+    def _refuse_backlog(self) -> NoReturn:
+        self.count_refusal()
+        since = self._publishing_since
+        stuck = 0.0 if since is None else self._clock() - since
+        raise BacklogFullError(self._pending_events, self._pending_bytes, stuck)
+
+    def _withdraw(self, entry: Entry) -> None:
+        """Take an event back, since the batcher is closed, unless it was taken in before that."""
+        try:
+            self._inbox.remove(entry)
+        except ValueError:
+            return
+        self.count_refusal()
+        raise ClosedError("this batcher was closed: enqueue before destroy(), close() or shutdown()")
+
     def _is_needed_by_delivery(self) -> bool:
         """Whether nothing more is delivered until the calling thread returns."""
         return self._deliverer == threading.get_ident() or self._worker.is_caller() or is_mine(self._lock)
 
-    def _settle(self) -> None:
-        """See that somebody delivers. Called after the lock was let go.
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """The lock, to look at what it guards."""
+        with self._lock:
+            yield
+        self._let_go()
 
-        A frame below on this thread may still hold it, where this is a signal handler or a __del__; then that frame
-        does it: no thread must be started under the lock, since the newborn may run a __del__ that needs it.
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """The lock, with the right to change what it guards."""
+        with self._lock:
+            self._busy = True
+            try:
+                yield
+            finally:
+                self._busy = False
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """What everybody owes who has held the lock: take in what others left in the inbox, and see to the thread.
+
+        A frame below on this thread may still hold the lock, where this is a signal handler or a __del__; then all this
+        is left to it. No thread must be started under the lock: the newborn may run a __del__ that needs it.
         """
         if is_mine(self._lock):
             return
-        self._stirred = False
+        while self._inbox and not self._sealed and self._lock.acquire(blocking=False):
+            try:
+                self._take_in()
+            finally:
+                self._lock.release()
+        if self._stirred:
+            self._stirred = False
+            self._ensure_thread()
+
+    def _ensure_thread(self) -> None:
         if not self._worker.ensure():
             # No thread can be started any more. Nobody will wait for a window, so all are closed.
             with self._exclusive():
@@ -175,46 +226,40 @@ class Engine:
     def _take_in(self) -> None:
         """Put what is in the inbox into the windows, and wake the thread if that is earlier than it would look itself.
 
-        The lock is held, and not `_busy`. The outer loop is for what re-entered between the last look into the inbox
-        and the end of `_busy`.
+        The lock is held, and not `_busy`.
         """
         windows, inbox = self._windows, self._inbox
-        while inbox:
-            self._busy = True
-            try:
-                now = self._clock()
-                while inbox:
-                    entry = inbox.popleft()
-                    if isinstance(entry, str):
-                        windows.close_all(entry, now)
-                    else:
-                        self._admit(entry, now)
-                if self._closed:
-                    windows.close_all("shutdown", now)
-                if windows.changed:
-                    windows.changed = False
-                    self._stirred = True
-                    self._number_closed()
-                    if (NOW if self._ready else windows.next_deadline()) < self._next_turn:
-                        # In this order: if something is raised in between, one wake-up too many is harmless.
-                        self._worker.wake()
-                        self._next_turn = NOW
-            finally:
-                self._busy = False
-
-    def _admit(self, entry: Entry, now: float) -> None:
-        rules, event, key = entry
-        self._enqueued += 1
-        replaced = self._windows.add(rules, event, key, now)
-        if replaced is None:
-            self._pending_events += 1
-            self._pending_bytes += len(event.json) + EVENT_OVERHEAD
-        else:
-            self._replaced += 1
-            self._pending_bytes += len(event.json) - len(replaced.json)
-            if rules.type not in self._replaced_types:
-                self._replaced_types.add(rules.type)
-                self._news.append(rules.type)
+        self._busy = True
+        try:
+            now = self._clock()
+            while inbox and not self._sealed:
+                entry = inbox.popleft()
+                if isinstance(entry, str):
+                    windows.close_all(entry, now)
+                    self._sealed = self._closed
+                    continue
+                event, rules, key = entry
+                self._enqueued += 1
+                replaced = windows.add(event, rules, key, now)
+                if replaced is None:
+                    self._pending_events += 1
+                    self._pending_bytes += len(event.json) + EVENT_OVERHEAD
+                else:
+                    self._replaced += 1
+                    self._pending_bytes += len(event.json) - len(replaced.json)
+                    if rules.type not in self._replaced_types:
+                        self._replaced_types.add(rules.type)
+                        self._news.append(rules.type)
+            if windows.changed:
+                windows.changed = False
+                self._stirred = True
+                self._number_closed()
+                if (NOW if self._ready else windows.next_deadline()) < self._next_turn:
+                    # In this order: if something is raised in between, one wake-up too many is harmless.
+                    self._worker.wake()
+                    self._next_turn = NOW
+        finally:
+            self._busy = False
 
     def _number_closed(self) -> None:
         """What has closed is ready, in this order, from now on."""
@@ -223,19 +268,6 @@ class Engine:
             self._numbered += len(self._windows.closed)
             self._ready.extend(Batch(*closed, timestamp) for closed in self._windows.closed)
             self._windows.closed.clear()
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """The lock, with the right to change what it guards; then what was enqueued meanwhile is taken in."""
-        with self._lock:
-            self._busy = True
-            try:
-                yield
-            finally:
-                self._busy = False
-                self._take_in()
-        if self._stirred:
-            self._settle()
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -293,6 +325,8 @@ class Engine:
             # Also for what is no Exception and ends this thread: its batch counts as failed.
             with self._exclusive():
                 self._account(batch, taken)
+            with self._delivered:
+                self._delivered.notify_all()
         if taken and self._failing:
             self._failing = False
             _log.info("the sink takes batches again; %d events were lost since the start", self._failed)
@@ -310,8 +344,6 @@ class Engine:
             self._failed += count
             for flush in self._flushes:
                 flush.ok = flush.ok and flush.target < self._done
-        if self._flushes:
-            self._delivered.notify_all()
 
     def _tell_failure(self, error: Exception, count: int) -> None:
         # Once until it works again: a logging handler that enqueues would otherwise keep a broken sink busy for ever.

@@ -58,7 +58,7 @@ class Windows:
         self._deadlines: list[tuple[float, int, _Window]] = []
         self._numbers = 0
 
-    def add(self, type_rules: TypeRules, event: Event, key: str | None, now: float) -> Event | None:
+    def add(self, event: Event, type_rules: TypeRules, key: str | None, now: float) -> Event | None:
         """Take one event, with the rules of its type and the JSON of its dedup key. Returns the event it replaced."""
         channel = event.channel
         if type_rules.critical:

@@ -376,7 +376,7 @@ def test_what_goes_in_comes_out_once_in_order_unless_replaced(
         event = Event(event_type, channel, encode_json({"server": server, "n": number, "x": "x" * padding}))
         key = None if server is None or options.dedup_key is None else str(server)
         kept.append(event)
-        old = windows.add(options.rules(event_type), event, key, now)
+        old = windows.add(event, options.rules(event_type), key, now)
         if old is not None:
             replaced.append(old)
             assert (old.type, old.channel, old.data["server"]) == (event_type, channel, server)
@@ -418,7 +418,7 @@ def test_how_late_the_thread_is_changes_nothing(rules: dict[str, Any], events: l
             while punctual and windows.next_deadline() <= now and not windows.closed:
                 windows.close_due(windows.next_deadline())
             event = Event(event_type, channel, encode_json({"n": number, "x": "x" * padding}))
-            windows.add(options.rules(event_type), event, None if server is None else str(server), now)
+            windows.add(event, options.rules(event_type), None if server is None else str(server), now)
             if punctual:
                 done.extend(windows.closed)
                 windows.closed.clear()

@@ -1,0 +1,354 @@
+"""What `enqueue` refuses: which error says what, and that a refused event loses nothing but itself."""
+
+from __future__ import annotations
+
+import enum
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from sse_batcher import (
+    BacklogFullError,
+    Batch,
+    BatchOptions,
+    Client,
+    ClosedError,
+    EventBatcher,
+    InvalidEventError,
+    SSEBatcherError,
+    SSEManager,
+    signals,
+)
+from tests.sse_parser import take
+
+MAX_FRAME_BYTES = 10_000
+
+
+class Name(str, enum.Enum):
+    ALL = "*"
+
+
+def dedup_key(event_type: str, data: Any) -> Any:
+    """Raises for data that asks for it, and gives a key that is no JSON for data that asks for that."""
+    if data == "raise":
+        raise KeyError("no such field")
+    return {1} if data == "set" else None
+
+
+OPTIONS = BatchOptions(batch_window=10, max_frame_bytes=MAX_FRAME_BYTES, dedup_key=dedup_key, critical_types=())
+
+
+def circular() -> list:
+    items: list = []
+    items.append(items)
+    return items
+
+
+def deep() -> list:
+    """Made by each test that needs it: so many objects would slow the garbage collector in all others."""
+    items: list = []
+    for _ in range(100_000):
+        items = [items]
+    return items
+
+
+# By name: the type, the data, the channel; the field that is wrong, the message, its cause.
+BAD: dict[str, tuple[Any, Any, Any, str, str, type[BaseException] | None]] = {
+    "bytes": ("log", b"x", "default", "data", "bytes is not JSON serializable", TypeError),
+    "a set": ("log", {"a": {1, 2}}, "default", "data", "set is not JSON serializable", TypeError),
+    "an object": ("log", object(), "default", "data", "object is not JSON serializable", TypeError),
+    "a tuple as key": ("log", {(1, 2): 3}, "default", "data", "keys must be str, int", TypeError),
+    "bytes as key": ("log", {b"a": 3}, "default", "data", "keys must be str, int", TypeError),
+    "circular": ("log", circular(), "default", "data", "Circular reference", ValueError),
+    "100,000 deep": ("log", deep, "default", "data", "nested too deeply", RecursionError),
+    "NaN": ("log", {"a": float("nan")}, "default", "data", "Out of range float", ValueError),
+    "infinity": ("log", [float("-inf")], "default", "data", "Out of range float", ValueError),
+    "NaN as key": ("log", {float("nan"): 1}, "default", "data", "Out of range float", ValueError),
+    "an int of 5,000 digits": ("log", 10**5000, "default", "data", "Exceeds the limit", ValueError),
+    "such an int as key": ("log", {10**5000: 1}, "default", "data", "Exceeds the limit", ValueError),
+    "too large": ("log", "x" * 9_999, "default", "data", "10001 bytes of JSON, more than max_frame_bytes=10000", None),
+    "too large once escaped": ("log", "é" * 2_000, "default", "data", "12002 bytes of JSON", None),
+    "no type": (None, 1, "default", "type", "must be a string, not NoneType", None),
+    "bytes as type": (b"log", 1, "default", "type", "must be a string, not bytes", None),
+    "an unhashable type": (["log"], 1, "default", "type", "must be a string, not list", None),
+    "an empty type": ("", 1, "default", "type", "must have 1 to 128 characters, not 0", None),
+    "a type too long": ("x" * 129, 1, "default", "type", "must have 1 to 128 characters, not 129", None),
+    "a line end in the type": ("log\ndata: forged", 1, "default", "type", "control characters", None),
+    "NUL in the type": ("log\0", 1, "default", "type", "control characters", None),
+    "a surrogate in the type": ("log\ud800", 1, "default", "type", "lone surrogates", None),
+    "a reserved type": ("sse_open", 1, "default", "type", "reserved", None),
+    "a reserved suffix": ("log_batch", 1, "default", "type", "reserved", None),
+    "no channel": ("log", 1, None, "channel", "must be a string, not NoneType", None),
+    "bytes as channel": ("log", 1, b"default", "channel", "must be a string, not bytes", None),
+    "an unhashable channel": ("log", 1, {}, "channel", "must be a string, not dict", None),
+    "an empty channel": ("log", 1, "", "channel", "must have 1 to 128 characters, not 0", None),
+    "a channel too long": ("log", 1, "x" * 129, "channel", "must have 1 to 128 characters, not 129", None),
+    "a line end in the channel": ("log", 1, "a\r", "channel", "control characters", None),
+    "a surrogate in the channel": ("log", 1, "\udfff", "channel", "lone surrogates", None),
+    "a dedup_key that raises": ("log", "raise", "default", "dedup_key", "KeyError.*no such field", KeyError),
+    "a dedup_key that is no JSON": ("log", "set", "default", "dedup_key", "set is not JSON serializable", TypeError),
+}
+ALL_CHANNEL = {
+    "the channel of all": ("log", 1, "*", "channel", r"call broadcast\(\)", None),
+    "the channel of all as an enum": ("log", 1, Name.ALL, "channel", r"call broadcast\(\)", None),
+}
+
+
+def made(data: Any) -> Any:
+    return data() if data is deep else data
+
+
+def cases(bad: dict) -> list:
+    return [pytest.param(*case, id=name) for name, case in bad.items()]
+
+
+def refused_among_49_others(enqueue: Callable[..., None], event_type: Any, data: Any, channel: Any) -> Any:
+    """The error of a call that comes in the middle of 49 good ones."""
+    for number in range(25):
+        enqueue("log", number)
+    with pytest.raises(InvalidEventError) as caught:
+        enqueue(event_type, made(data), channel=channel)
+    for number in range(25, 49):
+        enqueue("log", number)
+    return caught.value
+
+
+def check(error: Any, field: str, message: str, cause: type[BaseException] | None) -> None:
+    assert isinstance(error, ValueError)
+    assert isinstance(error, SSEBatcherError)
+    assert error.field == field
+    assert type(error.__cause__) is (cause or type(None))
+    with pytest.raises(InvalidEventError, match=message):
+        raise error
+    assert len(str(error)) < 1_000
+
+
+@pytest.fixture
+def batches() -> list[Batch]:
+    return []
+
+
+@pytest.fixture
+def batcher(batches: list[Batch]) -> Iterator[EventBatcher]:
+    with EventBatcher(batches.append, OPTIONS) as batcher:
+        yield batcher
+
+
+@pytest.fixture
+def manager() -> Iterator[SSEManager]:
+    with SSEManager(OPTIONS) as manager:
+        yield manager
+
+
+@pytest.fixture
+def client(manager: SSEManager) -> Client:
+    return manager.subscribe()
+
+
+@pytest.fixture
+def told(manager: SSEManager) -> Iterator[list]:
+    """What the signal `event_refused` of the manager said, and in which thread."""
+    calls = []
+
+    def receiver(sender: object, **values: Any) -> None:
+        calls.append((sender, values, threading.get_ident()))
+
+    with signals.event_refused.connected_to(receiver, sender=manager):
+        yield calls
+
+
+# -- events that cannot be ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("event_type", "data", "channel", "field", "message", "cause"), cases(BAD))
+def test_the_batcher_refuses_one_event_and_loses_no_other(
+    batcher: EventBatcher,
+    batches: list[Batch],
+    event_type: Any,
+    data: Any,
+    channel: Any,
+    field: str,
+    message: str,
+    cause: Any,
+) -> None:
+    check(refused_among_49_others(batcher.enqueue, event_type, data, channel), field, message, cause)
+    assert batcher.flush_all(5)
+    (batch,) = batches
+    assert [event.data for event in batch.events] == list(range(49))
+    stats = batcher.get_stats()
+    assert (stats.refused, stats.enqueued, stats.failed, stats.pending_events) == (1, 49, 0, 0)
+
+
+@pytest.mark.parametrize(("event_type", "data", "channel", "field", "message", "cause"), cases(BAD | ALL_CHANNEL))
+def test_the_manager_refuses_one_event_loses_no_other_and_sends_the_signal(
+    manager: SSEManager,
+    client: Client,
+    told: list,
+    event_type: Any,
+    data: Any,
+    channel: Any,
+    field: str,
+    message: str,
+    cause: Any,
+) -> None:
+    error = refused_among_49_others(manager.enqueue, event_type, data, channel)
+    check(error, field, message, cause)
+    assert manager.flush_all(5)
+    opened, batch = take(client, 2)
+    assert (opened.type, batch.type) == ("sse_open", "log_batch")
+    assert batch.json["events"] == list(range(49))
+    assert manager.get_stats().enqueued == 49
+    (call,) = told
+    assert call == (manager, {"error": error, "event_type": event_type, "channel": channel}, threading.get_ident())
+
+
+@pytest.mark.parametrize(("event_type", "data", "channel", "field", "message", "cause"), cases(BAD | ALL_CHANNEL))
+def test_the_manager_counts_a_refused_event(
+    manager: SSEManager, event_type: Any, data: Any, channel: Any, field: str, message: str, cause: Any
+) -> None:
+    with pytest.raises(InvalidEventError):
+        manager.enqueue(event_type, made(data), channel=channel)
+    assert manager.get_stats().refused == 1
+
+
+def test_a_broadcast_is_refused_in_the_same_way(manager: SSEManager, told: list) -> None:
+    with pytest.raises(InvalidEventError, match="bytes is not JSON") as caught:
+        manager.broadcast("log", b"x")
+    assert told[0][:2] == (manager, {"error": caught.value, "event_type": "log", "channel": "*"})
+    assert manager.get_stats().refused == 1
+
+
+def test_an_event_that_just_fits_is_sent(batcher: EventBatcher, batches: list[Batch]) -> None:
+    batcher.enqueue("log", "x" * 9_998)
+    assert batcher.flush_all(5)
+    assert len(batches[0].events[0].json) == MAX_FRAME_BYTES
+
+
+def test_the_limit_of_digits_is_the_interpreters(batcher: EventBatcher) -> None:
+    assert 0 < sys.get_int_max_str_digits() < 5_000
+    batcher.enqueue("log", 10 ** (sys.get_int_max_str_digits() - 1))
+
+
+def test_a_bare_batcher_takes_the_channel_of_all(batcher: EventBatcher, batches: list[Batch]) -> None:
+    batcher.enqueue("log", 1, channel="*")
+    assert batcher.flush_all(5)
+    assert batches[0].channel == "*"
+
+
+def test_a_mistake_in_a_default_is_the_callers() -> None:
+    def default(value: object) -> object:
+        raise ValueError("not this one")
+
+    with SSEManager(json_default=default) as manager:
+        with pytest.raises(InvalidEventError, match="not this one") as caught:
+            manager.enqueue("log", object())
+        assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_changing_data_after_the_call_changes_nothing(batcher: EventBatcher, batches: list[Batch]) -> None:
+    data = {"a": [1]}
+    batcher.enqueue("log", data)
+    data["a"].append(2)
+    assert batcher.flush_all(5)
+    assert batches[0].events[0].data == {"a": [1]}
+
+
+# -- closed ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_closed_batcher_says_so_and_has_delivered_the_rest(batcher: EventBatcher, batches: list[Batch]) -> None:
+    for number in range(49):
+        batcher.enqueue("log", number)
+    assert batcher.destroy()
+    with pytest.raises(ClosedError, match="was closed: enqueue before") as caught:
+        batcher.enqueue("log", 49)
+    assert isinstance(caught.value, RuntimeError)
+    assert isinstance(caught.value, SSEBatcherError)
+    assert [event.data for batch in batches for event in batch.events] == list(range(49))
+    assert (batcher.get_stats().refused, batcher.get_stats().enqueued) == (1, 49)
+
+
+def test_a_closed_manager_says_so_and_sends_the_signal(manager: SSEManager, told: list) -> None:
+    assert manager.shutdown()
+    for send in (manager.enqueue, manager.broadcast):
+        with pytest.raises(ClosedError, match="was closed"):
+            send("log", 1)
+    assert [(type(values["error"]), values["channel"]) for _, values, _ in told] == [
+        (ClosedError, "default"),
+        (ClosedError, "*"),
+    ]
+    assert manager.get_stats().refused == 2
+
+
+def test_a_closed_manager_takes_no_client(manager: SSEManager) -> None:
+    assert manager.shutdown()
+    with pytest.raises(ClosedError, match="takes no more clients"):
+        manager.subscribe()
+
+
+# -- full --------------------------------------------------------------------------------------------------------------
+
+
+class StuckSink:
+    """Takes nothing until it is released."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.entered = threading.Event()
+        self.released = threading.Event()
+
+    def __call__(self, batch: Batch) -> None:
+        self.entered.set()
+        assert self.released.wait(10)
+        self.batches.append(batch)
+
+
+def test_a_full_backlog_says_how_much_waits_and_how_long_and_loses_nothing() -> None:
+    now = [100.0]
+    sink = StuckSink()
+    options = BatchOptions(batch_window=0, max_pending_bytes=49 * 201)
+    with EventBatcher(sink, options, clock=lambda: now[0]) as batcher:
+        for number in range(49):
+            batcher.enqueue("log", number % 10)
+        assert sink.entered.wait(5)
+        now[0] += 7
+        with pytest.raises(
+            BacklogFullError, match=r"49 events \(9849 bytes\) wait .* for 7.0 s.*max_pending"
+        ) as caught:
+            batcher.enqueue("log", 0)
+        sink.released.set()
+        assert batcher.flush_all(5)
+        batcher.enqueue("log", "room again")
+    assert isinstance(caught.value, RuntimeError)
+    assert isinstance(caught.value, SSEBatcherError)
+    assert vars(caught.value) == {"pending_events": 49, "pending_bytes": 9849, "publishing_for": 7.0}
+    assert vars(pickle.loads(pickle.dumps(caught.value))) == vars(caught.value)
+    sent = [event.data for batch in sink.batches for event in batch.events]
+    assert sent == [*(number % 10 for number in range(49)), "room again"]
+    assert (batcher.get_stats().refused, batcher.get_stats().enqueued) == (1, 50)
+
+
+def test_a_full_backlog_of_a_manager_sends_the_signal() -> None:
+    calls = []
+
+    def receiver(sender: object, error: Exception, event_type: str, channel: str) -> None:
+        calls.append((sender, error, event_type, channel))
+
+    with SSEManager(BatchOptions(batch_window=10, max_pending_bytes=300)) as manager:
+        signals.event_refused.connect(receiver, sender=manager)
+        manager.enqueue("log", 1)
+        with pytest.raises(BacklogFullError) as caught:
+            manager.enqueue("log", 2)
+        assert caught.value.publishing_for == 0.0
+        assert calls == [(manager, caught.value, "log", "default")]
+        assert manager.get_stats().refused == 1
+
+
+def test_one_event_is_taken_however_small_the_backlog_may_be(batches: list[Batch]) -> None:
+    with EventBatcher(batches.append, BatchOptions(max_pending_bytes=1)) as batcher:
+        batcher.enqueue("log", "x" * 1_000)
+    assert len(batches) == 1

@@ -1,0 +1,780 @@
+"""The Flask extension: configuration, several apps, who may see what, and what the browser gets."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import gc
+import json
+import logging
+import threading
+import uuid
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+from flask import Flask, abort, current_app, has_app_context, has_request_context, request, url_for
+from flask.json.provider import DefaultJSONProvider, JSONProvider
+from flask_compress import Compress
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client as WSGIClient
+from werkzeug.test import TestResponse, create_environ, run_wsgi_app
+
+from sse_batcher import SSE, BatchOptions, ClientOptions, ConfigurationError, InvalidEventError, signals
+from sse_batcher.extension import KEYS
+from sse_batcher.wire import HEADERS
+from tests.sse_parser import ServerEvent, take
+
+LOGGER = "sse_batcher.extension"
+MakeApp = Callable[..., tuple[Flask, SSE]]
+
+
+@pytest.fixture
+def make_app() -> Iterator[MakeApp]:
+    """Makes an app and its extension, or adds an app to one. All managers are shut down at the end."""
+    managers = []
+
+    def make(sse: SSE | None = None, name: str = "app", **config: Any) -> tuple[Flask, SSE]:
+        app = Flask(name, static_folder=None)
+        app.config.update(config)
+        sse = sse or SSE()
+        sse.init_app(app)
+        with app.app_context():
+            managers.append(sse.manager)
+        return app, sse
+
+    yield make
+    for manager in managers:
+        assert manager.shutdown()
+
+
+def in_thread(function: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result(5)
+
+
+def get(app: Flask, path: str = "/events", **options: Any) -> TestResponse:
+    return app.test_client().get(path, **options)
+
+
+def status(app: Flask, path: str = "/events", **options: Any) -> int:
+    with get(app, path, **options) as response:
+        return response.status_code
+
+
+def read(response: TestResponse, count: int) -> list[ServerEvent]:
+    return take(response.response, count)
+
+
+# -- registration ------------------------------------------------------------------------------------------------------
+
+
+def test_the_constructor_registers_an_app() -> None:
+    app = Flask(__name__)
+    sse = SSE(app)
+    assert app.extensions["sse_batcher"] is sse
+    assert "sse_batcher" in app.blueprints
+
+
+def test_init_app_registers_an_app_later(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    assert app.extensions["sse_batcher"] is sse
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_second_registration_is_refused_with_a_full_sentence(make_app: MakeApp, same: bool) -> None:
+    app, sse = make_app()
+    with pytest.raises(RuntimeError, match=r"^this app has an SSE already: create one SSE and call init_app\(\) once"):
+        (sse if same else SSE()).init_app(app)
+    assert app.extensions["sse_batcher"] is sse
+
+
+# -- configuration -----------------------------------------------------------------------------------------------------
+
+GOOD = {
+    "SSE_BATCH_WINDOW": 0.5,
+    "SSE_MAX_BATCH_SIZE": 7,
+    "SSE_MAX_FRAME_BYTES": 999,
+    "SSE_DEDUP_KEY": "id",
+    "SSE_CRITICAL_TYPES": {"alarm"},
+    "SSE_MIXED": True,
+    "SSE_LEADING": True,
+    "SSE_MAX_PENDING_BYTES": 5_000,
+    "SSE_PER_TYPE": {"log": {"dedup_key": None}},
+    "SSE_QUEUE_FRAMES": 9,
+    "SSE_QUEUE_BYTES": 9_999,
+    "SSE_HEARTBEAT": 3.0,
+    "SSE_RETRY_MS": 500,
+}
+BAD = {
+    "SSE_BATCH_WINDOW": [100, -1, "0.1", True],
+    "SSE_MAX_BATCH_SIZE": [0, 1.5, "50"],
+    "SSE_MAX_FRAME_BYTES": [0],
+    "SSE_DEDUP_KEY": [1],
+    "SSE_CRITICAL_TYPES": ["error"],
+    "SSE_MIXED": ["yes"],
+    "SSE_LEADING": [1],
+    "SSE_MAX_PENDING_BYTES": [-1],
+    "SSE_PER_TYPE": [{"log": {"batch_window": 100}}, {"log": {"mixed": True}}, []],
+    "SSE_QUEUE_FRAMES": [0],
+    "SSE_QUEUE_BYTES": [None],
+    "SSE_HEARTBEAT": [0, 15_000],
+    "SSE_RETRY_MS": [0, 1.5],
+    "SSE_BATCHING": ["yes", None, 1, {"batchWindow": 0.1}, {"enabled": 1}, {"batch_window": 1}],
+    "SSE_BACKEND": ["redis://localhost", None],
+    "SSE_URL_PREFIX": ["events", "", None, 7],
+}
+
+
+class Recorder:
+    """Stands where `SSEManager` is made, and keeps what it is given."""
+
+    def __init__(self, batching: Any, clients: Any, backend: Any, *, encode: Any, context: Any) -> None:
+        self.options = {field.name: getattr(batching, field.name) for field in dataclasses.fields(batching)}
+        self.options |= {field.name: getattr(clients, field.name) for field in dataclasses.fields(clients)}
+        self.options["backend"] = backend
+
+
+@pytest.fixture
+def options_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Which options a manager is made with under this config."""
+    monkeypatch.setattr("sse_batcher.extension.SSEManager", Recorder)
+
+    def options(**config: Any) -> dict[str, Any]:
+        app = Flask(__name__)
+        app.config.update(config)
+        return SSE(app).manager.options  # type: ignore[attr-defined]
+
+    return options
+
+
+def test_every_key_is_tested_here() -> None:
+    assert sorted(KEYS) == sorted(BAD) == sorted([*GOOD, "SSE_BATCHING", "SSE_BACKEND", "SSE_URL_PREFIX"])
+
+
+def test_without_any_key_the_options_have_their_defaults(options_of: Callable[..., dict[str, Any]]) -> None:
+    expected = Recorder(BatchOptions(), ClientOptions(), "memory://", encode=None, context=None).options
+    assert options_of() == expected
+
+
+@pytest.mark.parametrize(("key", "value"), GOOD.items())
+def test_a_key_sets_the_option_of_its_name_and_no_other(
+    options_of: Callable[..., dict[str, Any]], key: str, value: Any
+) -> None:
+    assert options_of(**{key: value}) == options_of() | {key.removeprefix("SSE_").lower(): value}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD.items() for value in values])
+def test_a_wrong_value_is_an_error_that_names_the_key_and_leaves_the_app_alone(key: str, value: Any) -> None:
+    app = Flask(__name__)
+    app.config[key] = value
+    with pytest.raises(ConfigurationError, match=f"^{key}\\b") as caught:
+        SSE(app)
+    assert caught.value.option == key.removeprefix("SSE_").lower()
+    assert not app.extensions
+    assert not app.blueprints
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("SSE_BATCH_WINDOWS", "SSE_BATCH_WINDOW"),
+        ("SSE_MAX_BATCHSIZE", "SSE_MAX_BATCH_SIZE"),
+        ("SSE_DEDUPE_KEY", "SSE_DEDUP_KEY"),
+        ("SSE_HARTBEAT", "SSE_HEARTBEAT"),
+        ("SSE_RETRY", "SSE_RETRY_MS"),
+        ("SSE_BATCH", "SSE_BATCHING"),
+        ("SSE_URLPREFIX", "SSE_URL_PREFIX"),
+    ],
+)
+def test_a_misspelled_key_is_an_error_that_says_what_was_meant(key: str, meant: str) -> None:
+    app = Flask(__name__)
+    app.config[key] = 1
+    with pytest.raises(ConfigurationError, match=rf"no config key {key}: did you mean {meant}\?"):
+        SSE(app)
+
+
+def test_an_unrelated_key_with_our_prefix_is_a_warning(caplog: pytest.LogCaptureFixture, make_app: MakeApp) -> None:
+    make_app(SSE_REDIS_URL="redis://localhost", SSEBATCH=1, OTHER=2)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == (LOGGER, "WARNING")
+    assert "SSE_REDIS_URL" in record.getMessage()
+
+
+def test_batching_is_turned_off(make_app: MakeApp) -> None:
+    app, sse = make_app(SSE_BATCHING=False, SSE_BATCH_WINDOW=5)
+    with get(app) as response:
+        sse.enqueue("log", 1)
+        sse.enqueue("log", 2)
+        assert [event.data for event in read(response, 3)[1:]] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"SSE_BATCHING": True}, {}),
+        ({"SSE_BATCHING": True, "SSE_BATCH_WINDOW": 2}, {"batch_window": 2}),
+        ({"SSE_BATCHING": {}}, {}),
+        ({"SSE_BATCHING": {"batchWindow": 250}}, {"batch_window": 0.25}),
+        ({"SSE_BATCHING": {"maxBatchSize": 9}, "SSE_LEADING": True}, {"max_batch_size": 9, "leading": True}),
+        ({"SSE_BATCHING": {"enabled": False}}, {"max_batch_size": 1, "dedup_key": None}),
+        ({"SSE_BATCHING": False, "SSE_BATCH_WINDOW": 2}, {"batch_window": 2, "max_batch_size": 1, "dedup_key": None}),
+        ({"SSE_BATCHING": BatchOptions(batch_window=3)}, {"batch_window": 3}),
+        ({"SSE_BATCHING": BatchOptions(leading=True), "SSE_HEARTBEAT": 9}, {"leading": True, "heartbeat": 9}),
+    ],
+)
+def test_the_batching_key_takes_what_the_argument_takes(
+    options_of: Callable[..., dict[str, Any]], config: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert options_of(**config) == options_of() | expected
+
+
+@pytest.mark.parametrize(
+    ("batching", "key"),
+    [
+        ({"batchWindow": 100}, "SSE_BATCH_WINDOW"),
+        ({"enabled": True}, "SSE_MAX_BATCH_SIZE"),
+        (BatchOptions(), "SSE_BATCH_WINDOW"),
+        (BatchOptions(), "SSE_MAX_FRAME_BYTES"),
+    ],
+)
+def test_what_is_said_twice_is_an_error_that_names_both_keys(batching: Any, key: str) -> None:
+    app = Flask(__name__)
+    app.config.update({"SSE_BATCHING": batching, key: GOOD[key]})
+    with pytest.raises(ConfigurationError, match=f"^SSE_BATCHING and {key} both say how to batch"):
+        SSE(app)
+
+
+def test_the_other_keys_are_checked_also_with_batching_off() -> None:
+    app = Flask(__name__)
+    app.config.update(SSE_BATCHING=False, SSE_BATCH_WINDOW=100)
+    with pytest.raises(ConfigurationError, match=r"^SSE_BATCH_WINDOW: batch_window is in seconds"):
+        SSE(app)
+
+
+# -- several apps ------------------------------------------------------------------------------------------------------
+
+
+def test_with_one_app_any_thread_enqueues_without_a_context(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    with get(app) as response:
+        in_thread(lambda: sse.enqueue("log", 1))
+        in_thread(lambda: sse.broadcast("note", 2))
+        assert in_thread(lambda: sse.manager.flush_all(5))
+        assert [event[:2] for event in read(response, 3)[1:]] == [("log", "1"), ("note", "2")]
+
+
+def test_inside_a_context_it_is_that_apps_manager(make_app: MakeApp) -> None:
+    first, sse = make_app()
+    second, _ = make_app(sse)
+    with first.app_context():
+        mine = sse.manager
+        sse.enqueue("log", 1)
+        with second.app_context():
+            assert sse.manager is not mine
+        assert sse.manager is mine
+    assert mine.get_stats().enqueued == 1
+    with second.app_context():
+        assert sse.manager.get_stats().enqueued == 0
+
+
+def test_with_two_apps_a_thread_without_a_context_is_told_what_to_do(make_app: MakeApp) -> None:
+    _first, sse = make_app()
+    _second, _ = make_app(sse)
+    for use in (lambda: sse.enqueue("log", 1), lambda: sse.broadcast("log", 1), lambda: sse.manager):
+        with pytest.raises(RuntimeError, match=r"2 apps have this SSE: take sse\.manager inside an app context"):
+            in_thread(use)
+
+
+def test_a_manager_taken_inside_a_context_is_passed_on(make_app: MakeApp) -> None:
+    first, sse = make_app()
+    _second, _ = make_app(sse)
+    with first.app_context():
+        manager = sse.manager
+    in_thread(lambda: manager.enqueue("log", 1))
+    assert manager.get_stats().enqueued == 1
+
+
+def test_once_the_other_app_is_gone_a_thread_needs_no_context(make_app: MakeApp) -> None:
+    first, sse = make_app()
+    second, _ = make_app(sse)
+    with second.app_context():
+        expected = sse.manager
+    del first
+    gc.collect()
+    assert in_thread(lambda: sse.manager) is expected
+
+
+def test_without_any_app_it_says_so() -> None:
+    with pytest.raises(RuntimeError, match="0 apps have this SSE"):
+        SSE().enqueue("log", 1)
+
+
+def test_an_app_that_does_not_know_it_says_so(make_app: MakeApp) -> None:
+    _app, sse = make_app()
+    with Flask("other").app_context(), pytest.raises(RuntimeError, match=r"call sse\.init_app\(app\)"):
+        sse.enqueue("log", 1)
+
+
+def test_an_extension_keeps_no_app_alive() -> None:
+    class Provider(DefaultJSONProvider):
+        def default(self, value: Any) -> Any:  # type: ignore[override]
+            return str(value)
+
+    sse = SSE()
+
+    def use_an_app() -> weakref.ref[Flask]:
+        app = Flask(__name__)
+        app.json = Provider(app)
+        sse.init_app(app)
+        with get(app) as response:
+            sse.enqueue("log", object)
+            assert sse.manager.flush_all(5)
+            read(response, 2)
+        return weakref.ref(app)
+
+    app = use_an_app()
+    gc.collect()
+    assert app() is None
+    with pytest.raises(RuntimeError, match="0 apps"):
+        _ = sse.manager
+
+
+def test_a_manager_that_was_passed_on_outlives_its_app() -> None:
+    app = Flask(__name__)
+    sse = SSE(app)
+    manager = sse.manager
+    del app
+    gc.collect()
+    with pytest.raises(RuntimeError, match="0 apps"):
+        _ = sse.manager
+    with manager:
+        manager.enqueue("log", {"a": 1})
+
+
+# -- who may see what --------------------------------------------------------------------------------------------------
+
+
+def test_without_authorize_everybody_has_the_default_channel_and_no_other(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    assert status(app) == 200
+    assert status(app, "/events?channel=default") == 200
+    assert status(app, "/events?channel=other") == 403
+    assert status(app, "/events?channel=default&channel=other") == 403
+    assert sse.manager.get_stats().clients == 0
+
+
+def test_authorize_is_asked_in_the_view_for_all_names_in_order_once(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    asked = []
+
+    @sse.authorize
+    def may_see(channels: tuple[str, ...]) -> tuple[str, ...]:
+        asked.append((channels, request.endpoint, request.headers["X-User"], current_app.name))
+        return channels
+
+    assert status(app, "/events?channel=b&channel=a&channel=b", headers={"X-User": "me"}) == 200
+    assert asked == [(("b", "a"), "sse_batcher.stream", "me", "app")]
+
+
+def test_authorize_is_asked_for_the_default_channel_too(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    asked = []
+    sse.authorize(asked.append)
+    assert status(app) == 403
+    assert asked == [("default",)]
+
+
+def test_authorize_is_asked_at_every_connect(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    answers = iter([["a"], [], ["a"]])
+    sse.authorize(lambda channels: next(answers))
+    assert [status(app, "/events?channel=a") for _ in range(3)] == [200, 403, 200]
+
+
+def test_authorize_is_a_decorator_that_leaves_the_function_as_it_was() -> None:
+    def function(channels: tuple[str, ...]) -> tuple[str, ...]:
+        return channels
+
+    assert SSE().authorize(function) is function
+
+
+def test_a_subset_is_served(make_app: MakeApp) -> None:
+    app, sse = make_app(SSE_BATCHING=False)
+    sse.authorize(lambda channels: {"a"} & set(channels))
+    with get(app, "/events?channel=a&channel=secret") as response:
+        sse.enqueue("log", "hidden", channel="secret")
+        sse.enqueue("log", "seen", channel="a")
+        assert read(response, 2)[1].json == "seen"
+
+
+def test_the_channels_asked_for_are_the_ones_served(make_app: MakeApp) -> None:
+    app, sse = make_app(SSE_BATCHING=False)
+    sse.authorize(lambda channels: channels)
+    with get(app, "/events?channel=a&channel=b") as response:
+        for channel in ("a", "default", "b"):
+            sse.enqueue("log", channel, channel=channel)
+        sse.broadcast("log", "all")
+        assert [event.json for event in read(response, 4)[1:]] == ["a", "b", "all"]
+
+
+@pytest.mark.parametrize("answer", [None, (), [], set(), iter(())])
+def test_none_or_nothing_from_authorize_is_403(make_app: MakeApp, answer: Any) -> None:
+    app, sse = make_app()
+    sse.authorize(lambda channels: answer)
+    assert status(app) == 403
+
+
+@pytest.mark.parametrize("answer", [["default", "foreign"], "default", ["*"]])
+def test_a_name_that_was_not_asked_for_is_the_apps_mistake(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, answer: Any
+) -> None:
+    app, sse = make_app()
+    sse.authorize(lambda channels: answer)
+    assert status(app) == 500
+    assert "which was not asked for: return some of ('default',)" in caplog.text
+    app.testing = True
+    with pytest.raises(RuntimeError, match=r"^authorize\(\) returned"):
+        get(app)
+
+
+def test_authorize_may_abort(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    sse.authorize(lambda channels: abort(401))
+    assert status(app) == 401
+
+
+# -- requests that cannot be served ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("query", ["channel=*", "channel=", "channel=a%0Ab", "channel=a%00", "channel=" + "x" * 129])
+def test_a_channel_that_cannot_be_is_400_and_nobody_is_asked(make_app: MakeApp, query: str) -> None:
+    app, sse = make_app()
+    asked = []
+    sse.authorize(asked.append)
+    assert status(app, f"/events?{query}") == 400
+    assert status(app, f"/events?channel=default&{query}") == 400
+    assert asked == []
+
+
+def test_a_hundred_channels_are_served_and_one_more_is_400(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    sse.authorize(lambda channels: channels)
+    names = [f"channel={number}" for number in range(101)]
+    assert status(app, "/events?" + "&".join(names[:100])) == 200
+    with get(app, "/events?" + "&".join(names)) as response:
+        assert response.status_code == 400
+        assert "1 to 100 channels, not 101" in response.text
+
+
+def test_a_channel_that_is_refused_is_escaped_in_the_answer(make_app: MakeApp) -> None:
+    app, _sse = make_app()
+    assert "<script>" not in get(app, "/events?channel=%3Cscript%3E%00").text
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+def test_another_method_is_405(make_app: MakeApp, method: str) -> None:
+    app, _sse = make_app()
+    response = app.test_client().open("/events", method=method)
+    assert response.status_code == 405
+    assert response.allow == {"GET", "HEAD", "OPTIONS"}
+
+
+def test_options_says_what_is_allowed_and_ends(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    response = app.test_client().options("/events")
+    assert (response.status_code, response.data) == (200, b"")
+    assert response.allow == {"GET", "HEAD", "OPTIONS"}
+    assert sse.manager.get_stats().bytes == 0
+
+
+def test_head_has_the_headers_of_a_stream_and_no_length_and_ends(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    response = app.test_client().head("/events")
+    assert (response.status_code, response.data) == (200, b"")
+    assert sorted(response.headers) == sorted(HEADERS)
+    assert sse.manager.get_stats().bytes == 0
+
+
+def test_head_is_authorized_as_get_is(make_app: MakeApp) -> None:
+    app, _sse = make_app()
+    assert app.test_client().head("/events?channel=other").status_code == 403
+
+
+# -- the stream --------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_has_exactly_the_headers_of_the_contract(make_app: MakeApp) -> None:
+    app, _sse = make_app()
+    with get(app) as response:
+        assert sorted(response.headers) == [
+            ("Cache-Control", "no-cache, no-transform"),
+            ("Content-Type", "text/event-stream; charset=utf-8"),
+            ("X-Accel-Buffering", "no"),
+            ("X-Content-Type-Options", "nosniff"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "paths", "others"),
+    [
+        (None, ["/events", "/events/"], ["/", "/eventsx"]),
+        ("/", ["/"], ["/events"]),
+        ("/a/b", ["/a/b", "/a/b/"], ["/a", "/events"]),
+        ("/a/b/", ["/a/b", "/a/b/"], ["/a", "/b"]),
+    ],
+)
+def test_the_stream_is_at_the_prefix_with_and_without_a_slash(
+    make_app: MakeApp, prefix: str | None, paths: list[str], others: list[str]
+) -> None:
+    app, _sse = make_app(**{} if prefix is None else {"SSE_URL_PREFIX": prefix})
+    assert [status(app, path) for path in paths] == [200] * len(paths)
+    assert [status(app, path) for path in others] == [404] * len(others)
+    with app.test_request_context():
+        assert url_for("sse_batcher.stream") == paths[0]
+
+
+def test_an_app_below_another_one_finds_its_stream(make_app: MakeApp) -> None:
+    app, _sse = make_app()
+    app.add_url_rule("/where", "where", lambda: url_for("sse_batcher.stream"))
+    client = WSGIClient(DispatcherMiddleware(Flask("outer"), {"/sub": app}))
+    assert client.get("/sub/where").text == "/sub/events"
+    with client.get("/sub/events") as response:
+        assert read(response, 1)[0].type == "sse_open"
+
+
+def test_a_browser_gets_a_batch(make_app: MakeApp) -> None:
+    app, sse = make_app(SSE_BATCH_WINDOW=10)
+    with get(app) as response:
+        for name in "abc":
+            sse.enqueue("tool_list_changed", {"server": name})
+        assert sse.manager.flush_all(5)
+        opened, batch = read(response, 2)
+    assert (opened.type, opened.json) == ("sse_open", {"heartbeat": 15.0})
+    assert batch.type == "tool_list_changed_batch"
+    assert batch.json["events"] == [{"server": "a"}, {"server": "b"}, {"server": "c"}]
+
+
+@pytest.mark.parametrize("where", ["header", "query"])
+def test_a_browser_that_returns_says_where_it_was(make_app: MakeApp, where: str) -> None:
+    app, _sse = make_app()
+    with get(app) as response:
+        (first,) = read(response, 1)
+    options = (
+        {"headers": {"Last-Event-ID": first.id}} if where == "header" else {"query_string": {"lastEventId": first.id}}
+    )
+    with get(app, **options) as response:
+        assert read(response, 1)[0][::2] == ("sse_open", first.id)
+    with get(app, headers={"Last-Event-ID": "00000000-1"}) as response:
+        assert read(response, 1)[0].type == "sse_gap"
+
+
+def test_a_stream_that_is_never_iterated_holds_nothing(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    body = app.wsgi_app(create_environ("/events"), lambda status, headers, exc_info=None: None)
+    assert sse.manager.get_stats().clients == 0
+    body.close()
+    assert sse.manager.get_stats().clients == 0
+    assert list(body) == []
+
+
+def test_closing_a_stream_twice_is_closing_it_once(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    left = SimpleQueue()
+
+    def receiver(manager: object, client: object, reason: str) -> None:
+        left.put(reason)
+
+    with signals.client_disconnected.connected_to(receiver, sender=sse.manager):
+        body, _status, _headers = run_wsgi_app(app, create_environ("/events"))
+        next(iter(body))
+        assert sse.manager.get_stats().clients == 1
+        body.close()
+        body.close()
+        assert sse.manager.get_stats().clients == 0
+        assert list(body) == []
+        assert sse.manager.shutdown()  # after which the helper thread has done all it had to
+    assert (left.get(timeout=5), left.empty()) == ("left", True)
+
+
+def test_the_request_is_over_before_its_stream_begins(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    torn_down = []
+    app.teardown_request(torn_down.append)
+    app.teardown_appcontext(torn_down.append)
+    body = app.wsgi_app(create_environ("/events"), lambda status, headers, exc_info=None: None)
+    assert torn_down == [None, None]
+    next(iter(body))
+    assert not has_request_context()
+    assert not has_app_context()
+    assert sse.manager.get_stats().clients == 1
+    body.close()
+
+
+def test_a_shutdown_ends_a_stream_with_a_farewell(make_app: MakeApp) -> None:
+    app, sse = make_app(SSE_BATCH_WINDOW=10)
+    with get(app) as response:
+        sse.enqueue("log", 1)
+        assert sse.manager.shutdown()
+        assert [event.type for event in take(response.response, 3)] == ["sse_open", "log", "sse_bye"]
+        assert list(response.response) == []
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: int
+
+
+RICH = {
+    "when": datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
+    "day": datetime.date(2026, 1, 1),
+    "id": uuid.UUID(int=1),
+    "price": decimal.Decimal("1.50"),
+    "point": Point(1, 2),
+}
+
+
+def text_of(app: Flask, sse: SSE, data: Any) -> str:
+    """The JSON text on the wire."""
+    with get(app) as response:
+        in_thread(lambda: sse.enqueue("log", data))
+        assert sse.manager.flush_all(5)
+        return read(response, 2)[1].data
+
+
+def test_data_is_encoded_as_the_app_encodes_it(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    sent = json.loads(text_of(app, sse, RICH))
+    assert sent == json.loads(app.json.dumps(RICH))
+    assert sent["id"] == "00000000-0000-0000-0000-000000000001"
+    assert (sent["price"], sent["point"]) == ("1.50", {"x": 1, "y": 2})
+
+
+def test_keys_keep_their_order_whatever_the_app_sorts(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    assert text_of(app, sse, {"b": 1, "a": 2}) == '{"b":1,"a":2}'
+
+
+def test_a_provider_that_is_set_after_init_app_counts(make_app: MakeApp) -> None:
+    class Provider(DefaultJSONProvider):
+        default = staticmethod(lambda value: f"<{value}>")
+
+    app, sse = make_app()
+    app.json = Provider(app)
+    assert text_of(app, sse, decimal.Decimal(1)) == '"<1>"'
+
+
+class OtherProvider(JSONProvider):
+    """As one around another library: no `default`, and text that is neither ASCII nor one line."""
+
+    def dumps(self, obj: Any, **kwargs: Any) -> str:
+        return json.dumps({"wrapped": obj}, default=str, ensure_ascii=False, indent=2)
+
+    def loads(self, s: str | bytes, **kwargs: Any) -> Any:
+        return json.loads(s)
+
+
+def test_a_provider_of_another_kind_is_called_and_its_text_made_one_line_of_ascii(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    app.json = OtherProvider(app)
+    assert text_of(app, sse, {"é": uuid.UUID(int=0)}) == (
+        r'{"wrapped":{"\u00e9":"00000000-0000-0000-0000-000000000000"}}'
+    )
+
+
+def test_what_the_provider_of_another_kind_lets_through_is_still_checked(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    app.json = OtherProvider(app)
+    with pytest.raises(InvalidEventError, match="Out of range float"):
+        sse.enqueue("log", float("nan"))
+
+
+def test_data_that_the_app_cannot_encode_is_refused_in_the_caller(make_app: MakeApp) -> None:
+    _app, sse = make_app()
+    with pytest.raises(InvalidEventError, match="object is not JSON serializable"):
+        sse.enqueue("log", object())
+
+
+# -- around it ---------------------------------------------------------------------------------------------------------
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == LOGGER]
+
+
+def test_compressed_streams_are_warned_of_once_at_the_first_stream(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, _sse = make_app()
+    app.config["COMPRESS_MIMETYPES"] = ["text/html", "text/event-stream"]
+    assert warnings_of(caplog) == []
+    assert status(app) == status(app) == 200
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith("COMPRESS_MIMETYPES names text/event-stream")
+
+
+def test_each_app_is_warned_of_its_own_compression(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+    first, sse = make_app()
+    second, _ = make_app(sse)
+    second.config["COMPRESS_MIMETYPES"] = ["text/event-stream"]
+    assert status(first) == 200
+    assert warnings_of(caplog) == []
+    assert status(second) == 200
+    assert len(warnings_of(caplog)) == 1
+
+
+@pytest.mark.parametrize("compress_first", [True, False])
+def test_flask_compress_as_it_comes_leaves_a_stream_alone(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, compress_first: bool
+) -> None:
+    app = Flask(__name__)
+    sse = SSE()
+    for init_app in (Compress().init_app, sse.init_app) if compress_first else (sse.init_app, Compress().init_app):
+        init_app(app)
+    with sse.manager, get(app, headers={"Accept-Encoding": "gzip, deflate, br, zstd"}) as response:
+        assert "Content-Encoding" not in response.headers
+        assert read(response, 1)[0].type == "sse_open"
+    assert warnings_of(caplog) == []
+
+
+def test_flask_compress_told_to_compress_streams_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    app = Flask(__name__)
+    app.config["COMPRESS_MIMETYPES"] = ["text/event-stream"]
+    sse = SSE(app)
+    Compress(app)
+    with sse.manager:
+        body = app.wsgi_app(
+            create_environ("/events", headers={"Accept-Encoding": "deflate"}),
+            lambda status, headers, exc_info=None: None,
+        )
+        body.close()
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_receivers_on_the_helper_thread_are_in_their_apps_context(make_app: MakeApp) -> None:
+    first, sse = make_app(name="first")
+    second, _ = make_app(sse, name="second")
+    seen: SimpleQueue[tuple] = SimpleQueue()
+
+    def receiver(sender: object, client: object) -> None:
+        seen.put((current_app.name, sse.manager is sender, has_request_context(), threading.current_thread().name))
+
+    with signals.client_connected.connected_to(receiver):
+        for app in (first, second):
+            assert status(app) == 200
+            assert seen.get(timeout=5) == (app.name, True, False, "sse_batcher-helper")
+
+
+def test_logs_are_ours_and_never_the_apps(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    app, sse = make_app(SSE_OTHER_THING=1)
+    text_of(app, sse, 1)
+    assert {record.name.split(".")[0] for record in caplog.records} == {"sse_batcher"}

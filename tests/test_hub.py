@@ -1,0 +1,478 @@
+"""Clients and the hub: what a stream is given, in which order, and what happens to one that is slow, ended or forgotten."""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from sse_batcher import BatchOptions, Client, ClientOptions, ClosedError, InvalidEventError, SSEManager
+from sse_batcher.event import Batch, Event
+from sse_batcher.hub import Hub
+from sse_batcher.wire import HEARTBEAT, Frame
+
+from .sse_parser import parse
+
+PATIENCE = 10.0
+AT_ONCE = BatchOptions(max_batch_size=1)
+
+
+class Numbers:
+    """Cursors that are plain numbers."""
+
+    start = 0
+
+    def format(self, position: int) -> str:
+        return f"x-{position}"
+
+    def read(self, cursor: str) -> int | None:
+        return int(cursor[2:]) if cursor.startswith("x-") else None
+
+    def normalize(self, cursor: str) -> str | None:
+        return cursor
+
+
+class Delivery:
+    """A hub, and the thread that delivers to it, one frame at a time."""
+
+    def __init__(self, **options: Any) -> None:
+        self.left: list[tuple[int, str]] = []
+        self.position = 0
+        self.hub = Hub(
+            ClientOptions(**options),
+            Numbers(),
+            on_connect=lambda client: None,
+            on_disconnect=lambda client, reason: self.left.append((client.id, reason)),
+        )
+
+    def frame(self, data: Any = None, channel: str = "default") -> Frame:
+        self.position += 1
+        event = Event("t", channel, json.dumps(self.position if data is None else data))
+        return Frame(Batch(channel, "t", (event,), "manual", 0), self.position, f"x-{self.position}")
+
+    def deliver(self, times: int = 1, data: Any = None, channel: str = "default") -> None:
+        for _ in range(times):
+            self.hub.deliver(self.frame(data, channel))
+
+    def connect(self, *channels: str, cursor: str | None = None) -> Client:
+        return self.hub.connect(channels or ("default",), cursor)
+
+
+def take(client: Client, count: int) -> list[Any]:
+    """The next blocks: (event, data, id) of each."""
+    return [
+        (event.type, json.loads(event.data), event.id) for event in parse(b"".join(next(client) for _ in range(count)))
+    ]
+
+
+def numbers(client: Client, count: int) -> list[int]:
+    return [data for _, data, _ in take(client, count)]
+
+
+# -- frames ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_gets_the_frames_of_its_channels_and_every_broadcast_once() -> None:
+    delivery = Delivery()
+    client = delivery.connect("a", "b")
+    next(client)
+    for channel in ("a", "c", "b", "*", "a"):
+        delivery.deliver(channel=channel)
+    assert numbers(client, 4) == [1, 3, 4, 5]
+    assert client.position == 5
+
+
+def test_all_clients_of_a_channel_are_given_the_same_bytes_object() -> None:
+    delivery = Delivery()
+    clients = [delivery.connect() for _ in range(3)]
+    for client in clients:
+        next(client)
+    delivery.deliver()
+    first, *others = [next(client) for client in clients]
+    assert all(other is first for other in others)
+
+
+def test_a_frame_that_was_listed_before_the_client_went_live_is_not_given_twice() -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    delivery.deliver()
+    late = delivery.frame()
+    delivery.hub.deliver(late)
+    client.offer(late)  # as a delivering thread does that was suspended between listing and queueing
+    delivery.deliver()
+    next(client)
+    assert numbers(client, 3) == [1, 2, 3]
+
+
+def test_a_silent_stream_gets_a_heartbeat() -> None:
+    client = Delivery(heartbeat=0.01).connect()
+    next(client)
+    assert [next(client) for _ in range(2)] == [HEARTBEAT, HEARTBEAT]
+
+
+def test_a_driver_that_waits_is_woken_by_a_frame() -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    blocks = drive(client)
+    assert b"sse_open" in blocks.get(timeout=PATIENCE)
+    delivery.deliver()
+    assert b"data: 1\n" in blocks.get(timeout=PATIENCE)
+    client.close()
+    assert blocks.get(timeout=PATIENCE) == b"the end"
+
+
+def drive(client: Client) -> SimpleQueue[bytes]:
+    """A server's worker thread: iterates, and closes at the end."""
+    blocks: SimpleQueue[bytes] = SimpleQueue()
+
+    def run() -> None:
+        for block in client:
+            blocks.put(block)
+        client.close()
+        blocks.put(b"the end")
+
+    threading.Thread(target=run, daemon=True).start()
+    return blocks
+
+
+# -- the first block ---------------------------------------------------------------------------------------------------
+
+
+def test_the_first_block_of_a_new_client_has_the_head_as_its_id() -> None:
+    delivery = Delivery(retry_ms=1234)
+    delivery.deliver(3)
+    client = delivery.connect()
+    assert next(client) == b'event: sse_open\nretry: 1234\ndata: {"heartbeat":15.0}\nid: x-3\n\n'
+
+
+def test_a_client_that_has_everything_is_resumed_and_any_other_is_told_of_a_gap() -> None:
+    delivery = Delivery()
+    delivery.deliver(3)
+    assert take(delivery.connect(cursor="x-3"), 1) == [("sse_open", {"heartbeat": 15.0}, "x-3")]
+    for cursor in ("x-2", "x-4", "nonsense"):
+        gap = ("sse_gap", {"heartbeat": 15.0, "reason": "no_history"}, "x-3")
+        assert take(delivery.connect(cursor=cursor), 1) == [gap]
+
+
+def test_the_time_to_return_is_drawn_for_each_connection_and_grows_with_their_number() -> None:
+    delivery = Delivery()
+    clients = [delivery.connect() for _ in range(50)]
+    retries = {int(next(client).split(b"retry: ")[1].split(b"\n")[0]) for client in clients}
+    assert len(retries) > 25
+    assert min(retries) >= 1_000
+    assert max(retries) <= 2_050
+
+
+# -- slow clients ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bound", [{"queue_frames": 3}, {"queue_bytes": 60}], ids=str)
+def test_a_client_that_overflows_is_told_and_goes_on_from_there(bound: dict[str, int]) -> None:
+    delivery = Delivery(**bound)
+    client = delivery.connect()
+    next(client)
+    delivery.deliver(10)
+    assert take(client, 1) == [("sse_gap", {"heartbeat": 15.0, "reason": "overflow"}, "x-10")]
+    delivery.deliver(2)
+    assert numbers(client, 2) == [11, 12]
+    assert delivery.hub.count()["overflows"] == 1
+
+
+def test_a_full_queue_without_overflow_loses_nothing() -> None:
+    delivery = Delivery(queue_frames=3)
+    client = delivery.connect()
+    next(client)
+    for n in range(0, 30, 3):
+        delivery.deliver(3)
+        assert numbers(client, 3) == [n + 1, n + 2, n + 3]
+
+
+def test_one_frame_larger_than_the_bound_is_queued_all_the_same() -> None:
+    delivery = Delivery(queue_bytes=10)
+    client = delivery.connect()
+    next(client)
+    delivery.deliver(data="x" * 100)
+    assert numbers(client, 1) == ["x" * 100]
+
+
+def test_a_slow_client_holds_nothing_while_it_is_behind() -> None:
+    delivery = Delivery(queue_frames=3)
+    client = delivery.connect()
+    delivery.deliver(10)
+    assert client._queue.qsize() == 1  # the marker
+
+
+def test_a_frame_taken_while_the_queue_is_being_emptied_belongs_to_the_gap() -> None:
+    # The driver takes the first frame when the delivering thread has just begun to throw them away. Were it sent, the
+    # client's cursor would say that it has all before it.
+    delivery = Delivery(queue_frames=3)
+    client = delivery.connect()
+    next(client)
+    delivery.deliver(3)
+    taken: list[Any] = []
+    empty = client._empty_queue
+
+    def meet() -> None:
+        client._queue.get_nowait()  # frame 1 is gone ...
+        driver = threading.Thread(target=lambda: taken.extend(take(client, 1)))  # ... and the driver comes for frame 2
+        driver.start()
+        while client._queue.qsize():
+            pass
+        empty()
+
+    client._empty_queue = meet  # type: ignore[method-assign]
+    delivery.deliver()
+    client._empty_queue = empty  # type: ignore[method-assign]
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(PATIENCE)
+    assert taken == [("sse_gap", {"heartbeat": 15.0, "reason": "overflow"}, "x-4")]
+
+
+def test_an_end_that_meets_an_overflow_is_told_after_the_gap() -> None:
+    delivery = Delivery(queue_frames=3)
+    client = delivery.connect()
+    next(client)
+    delivery.deliver(3)
+    client.end("shutdown")  # its marker is thrown away with the queue
+    delivery.deliver()
+    assert [event for event, _, _ in take(client, 2)] == ["sse_gap", "sse_bye"]
+    assert list(client) == []
+
+
+def test_one_slow_client_does_not_touch_another() -> None:
+    delivery = Delivery(queue_frames=3)
+    slow, quick = delivery.connect(), delivery.connect()
+    next(quick)
+    got = []
+    for _ in range(20):
+        delivery.deliver()
+        got += numbers(quick, 1)
+    assert got == list(range(1, 21))
+    assert (slow.overflows, quick.overflows) == (1, 0)
+
+
+# -- ends --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_that_is_ended_gets_what_is_queued_and_then_its_farewell() -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    delivery.deliver(2)
+    delivery.hub.close("shutdown")
+    blocks = take(client, 4)
+    assert [event for event, _, _ in blocks] == ["sse_open", "t", "t", "sse_bye"]
+    assert blocks[-1] == ("sse_bye", {"reason": "shutdown"}, "x-2")
+    assert list(client) == []
+    assert delivery.left == [(1, "shutdown")]
+
+
+def test_closing_is_idempotent_and_ends_the_iteration() -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    next(client)
+    delivery.deliver()
+    client.close()
+    client.close()
+    assert list(client) == []
+    assert delivery.left == [(1, "left")]
+    assert delivery.hub.count()["clients"] == 0
+
+
+def test_a_closed_hub_takes_no_more_clients() -> None:
+    delivery = Delivery()
+    delivery.hub.close("shutdown")
+    with pytest.raises(ClosedError):
+        delivery.connect()
+
+
+def test_a_client_that_leaves_while_the_hub_is_locked_does_not_wait_and_is_forgotten_after() -> None:
+    # As when the garbage collector ends a stream on the very thread that holds the lock.
+    delivery = Delivery()
+    client = delivery.connect()
+    with delivery.hub._locked():
+        client.close()
+        assert delivery.left == []
+    assert delivery.left == [(1, "left")]
+
+
+def test_counts_outlive_the_client() -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    first = next(client)
+    delivery.deliver()
+    frame = next(client)
+    while_open = delivery.hub.count()
+    client.close()
+    assert delivery.hub.count() == while_open | {"clients": 0}
+    assert (while_open["frames"], while_open["bytes"]) == (1, len(first) + len(frame))
+
+
+def test_channels_of_clients_that_left_leave_nothing_behind() -> None:
+    delivery = Delivery()
+    for n in range(100):
+        delivery.connect(f"channel{n}").close()
+    assert (delivery.hub._channels, delivery.hub._clients) == ({}, {})
+
+
+def test_waiting_for_streams_waits_for_driven_ones_alone() -> None:
+    delivery = Delivery()
+    delivery.connect()  # never iterated
+    mine = delivery.connect()
+    next(mine)
+    assert delivery.hub.wait_until_left(0)
+    blocks = drive(delivery.connect())
+    assert blocks.get(timeout=PATIENCE)
+    assert not delivery.hub.wait_until_left(0)
+    delivery.hub.close("shutdown")
+    assert delivery.hub.wait_until_left(PATIENCE)
+
+
+# -- the manager -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., SSEManager]]:
+    """Makes managers, and shuts them down in the end."""
+    managers: list[SSEManager] = []
+
+    def make_one(*args: Any, **options: Any) -> SSEManager:
+        managers.append(SSEManager(*args, **options))
+        return managers[-1]
+
+    yield make_one
+    for manager in managers:
+        manager.shutdown()
+
+
+Make = Callable[..., SSEManager]
+
+
+def test_a_burst_arrives_as_batches_and_without_batching_as_events(make: Make) -> None:
+    for batching, frames in ((True, 3), (False, 30), (BatchOptions(mixed=True), 1)):
+        manager = make(batching)
+        client = manager.subscribe()
+        next(client)
+        for server in range(10):
+            for kind in ("tools", "resources", "prompts"):
+                manager.enqueue(kind, {"server": server})
+        assert manager.flush_all(PATIENCE)
+        assert manager.get_stats().batches == frames
+        assert len(take(client, frames)) == frames
+
+
+def test_a_subscriber_gets_what_is_enqueued_after_it_subscribed(make: Make) -> None:
+    manager = make(AT_ONCE)
+    manager.enqueue("t", "before")
+    assert manager.flush_all(PATIENCE)
+    client = manager.subscribe()
+    manager.enqueue("t", "after")
+    assert [data for _, data, _ in take(client, 2)] == [{"heartbeat": 15.0}, "after"]
+
+
+def test_a_broadcast_reaches_every_channel_and_no_caller_names_it(make: Make) -> None:
+    manager = make(AT_ONCE)
+    clients = [manager.subscribe([name]) for name in ("a", "b")]
+    manager.broadcast("t", "all")
+    assert [[data for _, data, _ in take(client, 2)][1] for client in clients] == ["all", "all"]
+    for call in (lambda: manager.enqueue("t", 1, channel="*"), lambda: manager.subscribe(["*"])):
+        with pytest.raises(InvalidEventError, match="broadcast"):
+            call()
+    assert manager.get_stats().refused == 1
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [("default", "not one string"), ([], "1 to 100"), ([str(n) for n in range(101)], "1 to 100"), ([5], "a string")],
+    ids=["a string", "none", "too many", "a number"],
+)
+def test_channels_that_cannot_be_meant_are_refused(make: Make, channels: Any, message: str) -> None:
+    with pytest.raises(InvalidEventError, match=message):
+        make().subscribe(channels)
+
+
+def test_shutdown_delivers_says_goodbye_and_refuses_what_comes_after(make: Make) -> None:
+    manager = make()
+    client = manager.subscribe()
+    blocks = drive(client)
+    manager.enqueue("t", 1)
+    assert manager.shutdown(PATIENCE)
+    assert manager.shutdown(PATIENCE)
+    got = b"".join(iter(lambda: blocks.get(timeout=PATIENCE), b"the end"))
+    assert [event.type for event in parse(got)] == ["sse_open", "t", "sse_bye"]
+    for call in (lambda: manager.enqueue("t", 1), lambda: manager.broadcast("t", 1), manager.subscribe):
+        with pytest.raises(ClosedError):
+            call()
+    assert manager.flush_all(0)
+    assert manager.get_stats().refused == 2
+
+
+def test_shutdown_gives_up_on_a_stream_that_does_not_end(make: Make) -> None:
+    manager = make()
+    client = manager.subscribe()
+    stuck = threading.Event()
+    driving = threading.Event()
+
+    def drive_and_stick() -> None:
+        next(client)
+        driving.set()
+        stuck.wait(PATIENCE)
+        client.close()
+
+    threading.Thread(target=drive_and_stick).start()
+    assert driving.wait(PATIENCE)
+    assert not manager.shutdown(0.01)
+    stuck.set()
+    assert manager.shutdown(PATIENCE)
+
+
+def test_a_manager_is_a_context_manager(make: Make) -> None:
+    with make() as manager:
+        client = manager.subscribe()
+        manager.enqueue("t", 1)
+    assert [event for event, _, _ in take(client, 3)] == ["sse_open", "t", "sse_bye"]
+
+
+def test_stats_are_frozen_values_of_everything(make: Make) -> None:
+    manager = make(AT_ONCE)
+    client = manager.subscribe()
+    sent = [next(client)]
+    manager.enqueue("t", 1)
+    sent.append(next(client))
+    assert manager.flush_all(PATIENCE)
+    stats = manager.get_stats()
+    assert json.loads(json.dumps(stats.as_dict())) == {
+        "enqueued": 1,
+        "replaced": 0,
+        "refused": 0,
+        "failed": 0,
+        "batches": 1,
+        "by_reason": {"size_limit": 1},
+        "pending_events": 0,
+        "pending_bytes": 0,
+        "thread_restarts": 0,
+        "frames": 1,
+        "bytes": len(b"".join(sent)),
+        "clients": 1,
+        "overflows": 0,
+        "signals_dropped": 0,
+    }
+    with pytest.raises(AttributeError):
+        stats.clients = 5  # type: ignore[misc]
+
+
+def test_a_manager_that_is_dropped_is_collected_with_its_threads() -> None:
+    manager = SSEManager(AT_ONCE)
+    next(manager.subscribe())
+    manager.enqueue("t", 1)
+    assert manager.flush_all(PATIENCE)
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "sse_batcher"]
+    del manager
+    gc.collect()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()

@@ -81,11 +81,15 @@ def check_own_channel(channel: object) -> str:
     """As `check_channel`, and refuse ``*``, which every client has and nobody names."""
     name = check_channel(channel)
     if name == BROADCAST:
-        raise InvalidEventError(
-            "the channel '*' is every client's and cannot be named: call broadcast() to reach all of them",
-            field="channel",
-        )
+        raise broadcast_named()
     return name
+
+
+def broadcast_named() -> InvalidEventError:
+    """The error for who names ``*``."""
+    return InvalidEventError(
+        "the channel '*' is every client's and cannot be named: call broadcast() to reach all of them", field="channel"
+    )
 
 
 def check_channels(channels: Iterable[str]) -> tuple[str, ...]:
@@ -118,8 +122,8 @@ def _check_name(name: object, field: str) -> str:
 def json_encoder(default: Callable[[Any], Any] | None = None) -> Encode:
     """An encoder to one line of compact ASCII JSON. `default` is called for what JSON does not know, as in
     `json.JSONEncoder`. Thread-safe. Raises what `JSONEncoder` raises; NaN and infinity are no JSON."""
-    # Built once: json.dumps() with any argument builds an encoder per call. Without the search for circles, which takes a
-    # seventh of the time: a circle ends as nesting that is too deep.
+    # Built once: json.dumps() with any argument builds an encoder per call. Without the search for circles, which takes
+    # a seventh of the time: a circle ends as nesting that is too deep.
     return json.JSONEncoder(
         ensure_ascii=True, allow_nan=False, check_circular=False, separators=(",", ":"), default=default
     ).encode

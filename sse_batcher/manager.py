@@ -19,7 +19,7 @@ from .backends import open_backend
 from .batcher import EventBatcher
 from .client import Client
 from .errors import SSEBatcherError
-from .event import BROADCAST, DEFAULT_CHANNEL, Batch, Encode, check_channels, check_own_channel, json_encoder
+from .event import BROADCAST, DEFAULT_CHANNEL, Batch, Encode, broadcast_named, check_channels, json_encoder
 from .helper import Helper
 from .hub import Hub
 from .options import BatchOptions, ClientOptions, batch_options
@@ -83,10 +83,11 @@ class SSEManager:
 
         Returns in microseconds. Raises as `EventBatcher.enqueue` does; the channel ``*`` is refused, too.
         """
+        batcher = self._life.get().batcher
         try:
             if channel == BROADCAST:
-                check_own_channel(channel)
-            self._life.get().batcher.enqueue(event_type, data, channel=channel)
+                batcher.refuse(broadcast_named())
+            batcher.enqueue(event_type, data, channel=channel)
         except SSEBatcherError as error:
             self._refused(error, event_type, channel)
             raise

@@ -286,7 +286,6 @@ class Engine:
                 self._number_closed()
             self._deliver_ready()
             self._tell_news()
-            now = self._clock()
             with self._exclusive():
                 # What another thread is delivering, it will go on with.
                 undelivered = self._ready and not self._delivery.locked()

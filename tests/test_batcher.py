@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any
@@ -129,6 +129,15 @@ def test_an_event_between_the_last_look_and_the_sleep_is_delivered(sink: Sink, o
     assert sink.data() == ["start the thread", "in the seam"]
 
 
+def test_a_batch_that_is_ready_only_after_the_thread_has_delivered_is_delivered_in_the_same_turn() -> None:
+    batcher = SteppedBatcher(max_batch_size=1)
+    late = iter(["late"])
+    # Between the last delivery and the decision to sleep. Nobody wakes the thread then: it is awake.
+    batcher.engine._tell_news = lambda: [batcher.enqueue("log", data) for data in late]  # type: ignore[method-assign]
+    batcher.step()
+    assert batcher.sent() == [["late"]]
+
+
 def test_the_thread_is_woken_for_the_first_event_of_a_window_and_not_for_those_that_join_it() -> None:
     batcher = SteppedBatcher()
     batcher.step()
@@ -140,6 +149,13 @@ def test_the_thread_is_woken_for_the_first_event_of_a_window_and_not_for_those_t
     assert batcher.worker.wakes == 1
     batcher.enqueue("log", 50)
     assert batcher.worker.wakes == 2
+
+
+def test_a_thread_that_was_woken_and_has_not_come_yet_is_not_woken_again() -> None:
+    batcher = SteppedBatcher(max_batch_size=1)
+    for n in range(10):
+        batcher.enqueue("log", n)
+    assert batcher.worker.wakes == 1
 
 
 def test_an_event_with_an_earlier_deadline_wakes_the_thread() -> None:
@@ -220,6 +236,94 @@ def test_producers_that_meet_the_end_are_refused_or_delivered(sink: Sink) -> Non
             result()
         assert Counter(sink.data()) == accepted
         sink.batches.clear()
+
+
+class Hooked(deque):  # type: ignore[type-arg]
+    """An inbox that lets something happen before or after the next event goes in."""
+
+    before: Callable[[], Any] | None = None
+    after: Callable[[], Any] | None = None
+
+    def append(self, entry: Any) -> None:
+        (before, after), self.before, self.after = (self.before, self.after), None, None
+        if before:
+            before()
+        super().append(entry)
+        if after:
+            after()
+
+
+def test_an_event_that_goes_in_just_before_the_end_is_delivered(sink: Sink) -> None:
+    batcher = EventBatcher(sink, LONG)
+    inbox = batcher._engine.get()._inbox = Hooked()
+    inbox.after = in_thread_now(batcher.close, PATIENCE)
+    batcher.enqueue("log", 1)
+    assert sink.data() == [1]
+    assert (batcher.get_stats().enqueued, batcher.get_stats().refused) == (1, 0)
+
+
+def test_an_event_that_goes_in_just_after_the_end_comes_out_again(sink: Sink) -> None:
+    batcher = EventBatcher(sink, LONG)
+    inbox = batcher._engine.get()._inbox = Hooked()
+    inbox.before = in_thread_now(batcher.close, PATIENCE)
+    with pytest.raises(ClosedError):
+        batcher.enqueue("log", 1)
+    assert not inbox
+    assert (batcher.get_stats().enqueued, batcher.get_stats().refused) == (0, 1)
+
+
+def test_an_event_that_goes_in_after_the_end_is_not_taken_in_by_somebody_else_before_it_comes_out(sink: Sink) -> None:
+    batcher = EventBatcher(sink, LONG)
+    inbox = batcher._engine.get()._inbox = Hooked()
+    inbox.before, inbox.after = in_thread_now(batcher.close, PATIENCE), in_thread_now(batcher.get_stats)
+    with pytest.raises(ClosedError):
+        batcher.enqueue("log", 1)
+    assert sink.data() == []
+
+
+def in_thread_now(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+    """Calls it in another thread, and waits for that, when it is called."""
+
+    def call() -> Any:
+        return in_thread(function, *args)()
+
+    return call
+
+
+def test_nobody_who_enqueues_waits_for_the_lock(sink: Sink, open_batcher: OpenBatcher) -> None:
+    batcher = open_batcher(AT_ONCE)
+    with batcher._engine.get()._held():
+        in_thread(batcher.enqueue, "log", 1)()
+    assert sink.arrived.acquire(timeout=PATIENCE)
+
+
+def test_an_event_that_comes_between_the_last_look_into_the_inbox_and_the_release_of_the_lock_is_taken_in() -> None:
+    batcher = SteppedBatcher()
+    batcher.enqueue("log", "opens the window")
+    engine = batcher.engine
+
+    class Lock:
+        """The engine's lock, with an event that comes just before it is let go."""
+
+        def __init__(self, lock: Any) -> None:
+            self.lock = lock
+            self.passed = False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.lock, name)
+
+        def release(self) -> None:
+            if not self.passed:
+                self.passed = True
+                in_thread(batcher.enqueue, "log", "late")()
+            self.lock.release()
+
+    engine._lock = Lock(engine._lock)  # type: ignore[assignment]
+    batcher.enqueue("log", "joins it")
+    assert not engine._inbox
+    engine._lock = engine._lock.lock  # type: ignore[attr-defined]
+    batcher.advance(1)
+    assert batcher.sent() == [["opens the window", "joins it", "late"]]
 
 
 def test_what_the_sink_keeps_does_not_change(sink: Sink, open_batcher: OpenBatcher) -> None:

@@ -518,6 +518,7 @@ def test_a_sink_that_raises_costs_its_batch_and_is_logged_once_until_it_works(
     assert "3 events were lost" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(("error", "failures"), [(OSError, 2), (SystemExit, 3)])
 def test_a_logging_handler_that_enqueues_does_not_keep_a_broken_sink_busy(
     error: type[BaseException], failures: int

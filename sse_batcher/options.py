@@ -30,6 +30,12 @@ class TypeRules:
     dedup_key: DedupKey
     leading: bool
     critical: bool
+    batched: bool = field(init=False)
+    """Whether there are windows at all: a window of no length or a size of one is none."""
+
+    def __post_init__(self) -> None:
+        _check_rules(self)
+        object.__setattr__(self, "batched", self.batch_window > 0 and self.max_batch_size > 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +99,7 @@ class BatchOptions:
     def rules(self, event_type: str) -> TypeRules:
         """The rules for one type, per-type overrides merged onto the options."""
         merged = {name: getattr(self, name) for name in _PER_TYPE} | dict(self.per_type.get(event_type, {}))
-        rules = TypeRules(type=event_type, critical=event_type in self.critical_types, **merged)
-        _check_rules(rules)
-        return rules
+        return TypeRules(type=event_type, critical=event_type in self.critical_types, **merged)
 
     def unbatched(self) -> BatchOptions:
         """The same with batching off, which is a batch size of one."""

@@ -68,7 +68,7 @@ class Windows:
             self._hand_out(channel, event.type, (event,), "critical")
             return None
         rules = self._mixed or type_rules
-        if rules.max_batch_size == 1 or rules.batch_window == 0:
+        if not rules.batched:
             self._hand_out(channel, rules.type, (event,), "size_limit")
             return None
 
@@ -84,8 +84,10 @@ class Windows:
 
         place: object = key if key is None or self._mixed is None else (event.type, key)
         old = None if key is None else window.events.get(place)
-        size = self._bytes(event) if old is None else self._bytes(event) - self._bytes(old)
-        others = len(window.events) if old is None else len(window.events) - 1
+        if old is None:
+            size, others = self._bytes(event), len(window.events)
+        else:
+            size, others = len(event.json) - len(old.json), len(window.events) - 1
         if others and window.bytes + size > self._max_frame_bytes:
             window = self._close(window, "size_limit", now) or self._open_window(rules, channel, now)
             old, size = None, self._bytes(event)

@@ -56,14 +56,17 @@ def deep() -> list:
     return items
 
 
+# Found as such, or as nesting without an end.
+CIRCLE = (ValueError, RecursionError)
+
 # By name: the type, the data, the channel; the field that is wrong, the message, its cause.
-BAD: dict[str, tuple[Any, Any, Any, str, str, type[BaseException] | None]] = {
+BAD: dict[str, tuple[Any, Any, Any, str, str, Any]] = {
     "bytes": ("log", b"x", "default", "data", "bytes is not JSON serializable", TypeError),
     "a set": ("log", {"a": {1, 2}}, "default", "data", "set is not JSON serializable", TypeError),
     "an object": ("log", object(), "default", "data", "object is not JSON serializable", TypeError),
     "a tuple as key": ("log", {(1, 2): 3}, "default", "data", "keys must be str, int", TypeError),
     "bytes as key": ("log", {b"a": 3}, "default", "data", "keys must be str, int", TypeError),
-    "circular": ("log", circular(), "default", "data", "Circular reference", ValueError),
+    "circular": ("log", circular(), "default", "data", "Circular reference|refers to itself", CIRCLE),
     "100,000 deep": ("log", deep, "default", "data", "nested too deeply", RecursionError),
     "NaN": ("log", {"a": float("nan")}, "default", "data", "Out of range float", ValueError),
     "infinity": ("log", [float("-inf")], "default", "data", "Out of range float", ValueError),
@@ -117,11 +120,11 @@ def refused_among_49_others(enqueue: Callable[..., None], event_type: Any, data:
     return caught.value
 
 
-def check(error: Any, field: str, message: str, cause: type[BaseException] | None) -> None:
+def check(error: Any, field: str, message: str, cause: Any) -> None:
     assert isinstance(error, ValueError)
     assert isinstance(error, SSEBatcherError)
     assert error.field == field
-    assert type(error.__cause__) is (cause or type(None))
+    assert isinstance(error.__cause__, cause or type(None))
     with pytest.raises(InvalidEventError, match=message):
         raise error
     assert len(str(error)) < 1_000

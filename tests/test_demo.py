@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -87,6 +88,12 @@ def demo() -> Iterator[Running]:
         yield demo
 
 
+@pytest.fixture
+def model() -> Iterator[Demo]:
+    with closing(Demo()) as model:
+        yield model
+
+
 class Stream:
     """One side's stream. Counts what the server says it counts: frames that carry events, and their bytes."""
 
@@ -99,8 +106,10 @@ class Stream:
     def read(self) -> tuple[str, Any] | None:
         """The next block's type and data, None at the end."""
         block = b""
+        deadline = time.monotonic() + 20
         while not block.endswith(b"\n\n"):
             line = self.answer.readline()
+            assert time.monotonic() < deadline, "nothing but heartbeats"
             if not line:
                 return None
             block += b"" if line.startswith(b":") else line
@@ -216,20 +225,57 @@ def test_a_closed_tab_is_forgotten(demo: Running) -> None:
         assert time.monotonic() < deadline
 
 
-def test_of_a_side_opened_twice_the_newest_stream_is_counted() -> None:
+OPEN, HEARTBEAT, ONE = b"event: sse_open\n\n", b":\n", b"event: one\n\n"
+
+
+def test_of_a_side_opened_twice_the_newest_open_stream_is_counted() -> None:
     counts = Counts()
-    old = counts.count(TAB, "plain", iter([b"event: one\n\n", b"event: two\n\n"]))
-    new = counts.count(TAB, "plain", iter([b"event: sse_open\n\n", b":\n", b"event: one\n\n"]))
-    next(old)
-    assert [next(new), next(new)] == [b"event: sse_open\n\n", b":\n"]  # the stream's own, which do not count
-    assert counts.read(TAB) == {"plain": {"frames": 0, "bytes": 0}}
-    next(new)
-    old.close()
-    assert counts.read(TAB) == {"plain": {"frames": 1, "bytes": 12}}
-    assert not counts.wait_until_closed(0)
+    old = counts.count(TAB, "plain", iter([OPEN, ONE]))
+    new = counts.count(TAB, "plain", iter([OPEN]))
+    assert [next(old), next(new)] == [OPEN, OPEN]
     new.close()
-    assert counts.wait_until_closed(0)
-    assert counts.read(TAB) == {}
+    assert next(old) == ONE
+    assert counts.read(TAB) == {"plain": {"frames": 1, "bytes": len(ONE)}}
+    newest = counts.count(TAB, "plain", iter([OPEN]))
+    next(newest)
+    assert counts.read(TAB) == {"plain": {"frames": 0, "bytes": 0}}
+
+
+def test_what_the_stream_itself_says_is_not_counted() -> None:
+    counts = Counts()
+    stream = counts.count(TAB, "plain", iter([OPEN, HEARTBEAT, ONE]))
+    assert [next(stream), next(stream)] == [OPEN, HEARTBEAT]
+    assert counts.read(TAB) == {"plain": {"frames": 0, "bytes": 0}}
+    assert next(stream) == ONE
+    assert counts.read(TAB) == {"plain": {"frames": 1, "bytes": len(ONE)}}
+
+
+def test_a_stream_that_is_closed_leaves_its_manager(model: Demo) -> None:
+    manager = model.managers["plain"]
+    stream = model.counts.count(TAB, "plain", manager.subscribe())
+    next(stream)
+    assert manager.get_stats().clients == 1
+    stream.close()
+    assert manager.get_stats().clients == 0
+
+
+def test_closing_waits_until_the_farewell_is_written() -> None:
+    model = Demo()
+    stream = model.counts.count(TAB, "plain", model.managers["plain"].subscribe())
+    next(stream)
+    closed = threading.Event()
+
+    def close() -> None:
+        model.close()
+        closed.set()
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    assert b"sse_bye" in next(stream)
+    assert not closed.wait(0.2)  # while we write it
+    stream.close()
+    assert closed.wait(10)
+    closing.join()
 
 
 # -- the process -----------------------------------------------------------------------------------------------------
@@ -283,12 +329,6 @@ def test_a_port_that_cannot_be_is_refused(port: str, capsys: pytest.CaptureFixtu
 
 
 # -- what strangers may not do ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def model() -> Iterator[Demo]:
-    with closing(Demo()) as model:
-        yield model
 
 
 @pytest.fixture

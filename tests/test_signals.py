@@ -89,6 +89,16 @@ def test_a_client_that_a_shutdown_ends_is_told_of_with_that_reason(manager: SSEM
         assert receiver.calls.empty()
 
 
+def test_a_client_that_leaves_after_the_shutdown_is_told_of_too() -> None:
+    with receiving(signals.client_disconnected) as receiver:
+        for _ in range(20):
+            manager = SSEManager()
+            client = manager.subscribe()
+            assert manager.shutdown()
+            client.close()
+            assert receiver.call()[1]["client"] is client.info
+
+
 def test_a_batch_that_was_taken_is_told_of_on_the_helper_thread() -> None:
     with SSEManager(BatchOptions(batch_window=10)) as manager:
         with receiving(signals.batch_flushed) as receiver:

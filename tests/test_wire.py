@@ -318,11 +318,33 @@ def test_no_frame_is_larger_than_it_may_be(
     windows = Windows(options)
     for number, (name, size, key) in enumerate(calls):
         event = Event(name, "default", json.dumps("x" * size))
-        windows.add(options.rules(name), event, key, number * 0.01)
+        windows.add(event, options.rules(name), key, number * 0.01)
     windows.close_all("time_window", 10.0)
     for closed in windows.closed:
         sent = batch_block(Batch(*closed, 10**13 - 1), "e-1")
         assert len(parse(sent, strict=True)[0].data.encode()) <= max_frame_bytes
+
+
+@pytest.mark.parametrize("count", [2, 9, 10, 99, 100, 1_000, 10_000])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_the_digits_of_a_full_batch_are_counted(count: int, mixed: bool) -> None:
+    batch = batch_of(*[0] * count, batch_type="mixed" if mixed else None, reason="time_window")
+    per_event = len("0,") + (mixed_bytes("log") if mixed else 0)
+    actual = len(parse(batch_block(batch, "e-1"))[0].data)
+    assert 0 <= envelope_bytes(batch.type, count) + per_event * count - actual <= 5
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_a_window_of_many_small_events_closes_before_its_frame_is_too_large(mixed: bool) -> None:
+    for max_frame_bytes in range(150, 350):
+        options = BatchOptions(max_frame_bytes=max_frame_bytes, max_batch_size=1_000, mixed=mixed)
+        windows = Windows(options)
+        for _ in range(200):
+            windows.add(Event("log", "default", "0"), options.rules("log"), None, 0.0)
+        batches = [Batch(*closed, 10**13 - 1) for closed in windows.closed]
+        sizes = [len(parse(batch_block(batch, "e-1"))[0].data) for batch in batches]
+        # No smaller than one event and what the envelope may grow by, either.
+        assert max_frame_bytes - 40 <= min(sizes) <= max(sizes) <= max_frame_bytes
 
 
 def test_a_frame_is_encoded_once_for_all_clients() -> None:

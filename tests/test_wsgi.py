@@ -176,6 +176,11 @@ def test_a_client_that_missed_something_is_told_of_a_gap_and_stands_at_the_head(
     assert gap == ("sse_gap", '{"heartbeat":15.0,"reason":"no_history"}', head)
 
 
+def test_a_cursor_of_another_life_is_a_gap_though_its_position_is_the_same(manager: SSEManager, head: str) -> None:
+    position = head.partition("-")[2]
+    assert first_block(manager, HTTP_LAST_EVENT_ID=f"00000000-{position}")[::2] == ("sse_gap", head)
+
+
 @pytest.mark.parametrize("name", ["last_event_id", "lastEventId"])
 def test_a_first_connect_has_its_cursor_in_the_query(manager: SSEManager, head: str, name: str) -> None:
     assert first_block(manager, QUERY_STRING=f"{name}={head}&channel=default").type == "sse_open"

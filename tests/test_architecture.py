@@ -1,0 +1,249 @@
+"""How the package is built: what may import what, and habits that have cost others a deadlock."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import pytest
+
+import sse_batcher
+
+ROOT = Path(sse_batcher.__file__).parent
+
+# A module imports only what stands before it. Each module has its place here, and so has the package itself.
+LAYERS = """
+    errors event options wire window stats
+    process worker engine batcher
+    client hub backends.memory backends
+    signals helper manager
+    transports transports.attached wsgi
+    blueprint extension
+    sse_batcher
+    cli __main__
+"""
+ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
+
+PURE = {"errors", "event", "options", "wire", "window", "stats"}
+KNOWS_FLASK = {"extension", "blueprint", "cli", "__main__"}
+IMPURE_MODULES = {
+    "threading",
+    "_thread",
+    "queue",
+    "time",
+    "socket",
+    "select",
+    "selectors",
+    "os",
+    "random",
+    "subprocess",
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+TREES = {module_name(path): ast.parse(path.read_text(), str(path)) for path in sorted(ROOT.rglob("*.py"))}
+PACKAGES = {name for name in TREES if (ROOT / Path(*name.split(".")) / "__init__.py").exists()}
+every_module = pytest.mark.parametrize("module", TREES)
+
+
+def imports(module: str) -> Iterator[str]:
+    """What a module imports, anywhere in it: foreign names as they are, ours with one dot in front."""
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = "sse_batcher" if node.level else ""
+            if node.level:
+                package = module.split(".") if module in PACKAGES else module.split(".")[:-1]
+                base = ".".join([base, *filter(None, package[: len(package) - node.level + 1])])
+            source = ".".join(filter(None, [base, node.module]))
+            ours = source.partition("sse_batcher")[2].lstrip(".")
+            # `from . import wire` imports a module; `from .wire import Frame` a name.
+            names = [
+                f"{source}.{alias.name}" if ".".join(filter(None, [ours, alias.name])) in TREES else source
+                for alias in node.names
+            ]
+        else:
+            continue
+        for name in names:
+            yield f".{name[12:]}" if name.split(".")[0] == "sse_batcher" else name
+
+
+def ours(module: str) -> set[str]:
+    return {name[1:] for name in imports(module) if name.startswith(".")}
+
+
+def foreign(module: str) -> set[str]:
+    return {name.split(".")[0] for name in imports(module) if not name.startswith(".")}
+
+
+def where(module: str, node: ast.AST) -> str:
+    return f"{module}:{node.lineno}"  # type: ignore[attr-defined]
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_imports_are_read_as_they_are_meant() -> None:
+    assert ours("transports.attached") == {"client", "errors", "manager"}
+    assert {"signals", "manager", "extension"} <= ours("")
+    assert {"wire", "client", "event"} <= ours("hub")
+    assert {"flask", "json", "weakref"} <= foreign("extension")
+
+
+@every_module
+def test_each_module_has_its_place_in_the_order(module: str) -> None:
+    assert module in ORDER
+
+
+@every_module
+def test_imports_point_downwards_only(module: str) -> None:
+    upwards = [name for name in ours(module) if ORDER.index(name) >= ORDER.index(module)]
+    assert upwards == []
+
+
+@every_module
+def test_only_the_flask_part_knows_flask(module: str) -> None:
+    if module not in KNOWS_FLASK:
+        assert not foreign(module) & {"flask", "werkzeug"}
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_the_pure_part_knows_no_thread_clock_or_socket(module: str) -> None:
+    assert not foreign(module) & IMPURE_MODULES
+    assert ours(module) <= PURE
+
+
+@every_module
+def test_nothing_is_imported_that_is_not_declared(module: str) -> None:
+    assert foreign(module) <= set(sys.stdlib_module_names) | {"flask", "werkzeug", "blinker"}
+
+
+# -- habits ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [module for module in TREES if module != "cli"])
+def test_no_thread_is_started_inside_a_with_statement(module: str) -> None:
+    """`Thread.start` waits for the newborn thread, in which the garbage collector may run what needs the lock held.
+
+    The command line holds a socket there, and no lock.
+    """
+    found = [
+        where(module, call)
+        for block in ast.walk(TREES[module])
+        if isinstance(block, (ast.With, ast.AsyncWith))
+        for call in ast.walk(block)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "start"
+    ]
+    assert found == []
+
+
+@every_module
+def test_no_bare_except(module: str) -> None:
+    bare = [node for node in ast.walk(TREES[module]) if isinstance(node, ast.ExceptHandler) and node.type is None]
+    assert [where(module, node) for node in bare] == []
+
+
+@every_module
+def test_no_finalizer_method(module: str) -> None:
+    """A `__del__` runs in any thread, in the middle of any line, and may find its modules gone."""
+    found = [node for node in ast.walk(TREES[module]) if isinstance(node, ast.FunctionDef) and node.name == "__del__"]
+    assert [where(module, node) for node in found] == []
+
+
+@every_module
+def test_each_module_says_what_it_is(module: str) -> None:
+    assert ast.get_docstring(TREES[module])
+
+
+# -- the root ----------------------------------------------------------------------------------------------------------
+
+PROMISED = (
+    *("SSE", "SSEManager", "EventBatcher", "BatchOptions", "ClientOptions", "Batch", "Event", "Client"),
+    *("stream", "signals"),
+    *("SSEBatcherError", "ConfigurationError", "InvalidEventError", "ClosedError", "BacklogFullError"),
+)
+
+
+def run(code: str) -> str:
+    """What a fresh interpreter prints for this code; the package it imports is the one that is tested."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT.parent,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    ).stdout
+
+
+def test_the_root_has_all_promised_names_and_each_can_be_imported() -> None:
+    assert set(PROMISED) <= set(sse_batcher.__all__)
+    for name in sse_batcher.__all__:
+        assert getattr(sse_batcher, name) is not None
+        assert name in dir(sse_batcher)
+
+
+def test_the_names_of_the_root_are_sorted_constants_first_then_classes() -> None:
+    def key(name: str) -> tuple[int, str]:
+        return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
+
+    assert sse_batcher.__all__ == sorted(sse_batcher.__all__, key=key)
+    assert len(set(sse_batcher.__all__)) == len(sse_batcher.__all__)
+
+
+def test_importing_the_root_imports_no_flask_and_starts_no_thread() -> None:
+    printed = run(
+        "import sys, threading, sse_batcher\n"
+        "print(sorted({'flask', 'werkzeug', 'redis'} & set(sys.modules)), threading.active_count())"
+    )
+    assert printed == "[] 1\n"
+
+
+def test_a_star_import_gives_every_name() -> None:
+    assert run("from sse_batcher import *\nprint(SSE.__name__, stream.__name__)") == "SSE stream\n"
+
+
+def test_an_unknown_name_of_the_root_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'sse_batcher' has no attribute 'Nothing'"):
+        _ = sse_batcher.Nothing
+
+
+def public_members(value: Any) -> Iterator[tuple[str, Any]]:
+    """A public class with its public methods and properties, or a public function."""
+    yield value.__qualname__, value
+    if inspect.isclass(value):
+        for base in value.__mro__:
+            if base.__module__.startswith("sse_batcher"):
+                for name, member in vars(base).items():
+                    if not name.startswith("_") and isinstance(member, (FunctionType, property, classmethod)):
+                        yield f"{base.__qualname__}.{name}", member
+
+
+@pytest.mark.parametrize("name", [name for name in PROMISED if name != "signals"])
+def test_whatever_is_public_has_a_docstring(name: str) -> None:
+    for member_name, member in public_members(getattr(sse_batcher, name)):
+        doc = member.__doc__ or ""
+        assert doc.strip(), f"{member_name} has no docstring"
+        # What dataclass and NamedTuple write for a class without one.
+        assert not doc.startswith(f"{member_name}("), f"{member_name} has no docstring of its own"
+
+
+def test_each_signal_says_when_it_is_sent_and_with_what() -> None:
+    names = ["batch_flushed", "client_connected", "client_disconnected", "event_refused"]
+    for name in names:
+        assert "Arguments:" in getattr(sse_batcher.signals, name).__doc__
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (ROOT / "py.typed").is_file()

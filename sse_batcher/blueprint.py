@@ -6,6 +6,7 @@ context, so that it pins no database connection.
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 from flask import Blueprint, Response, abort, current_app, request
@@ -14,6 +15,8 @@ from .errors import InvalidEventError
 from .event import DEFAULT_CHANNEL, check_channels
 from .manager import SSEManager
 from .wsgi import stream
+
+_log = logging.getLogger("sse_batcher.blueprint")
 
 NAME = "sse_batcher"
 
@@ -26,11 +29,11 @@ class Extension(Protocol):
 
     def allowed(self, asked: tuple[str, ...]) -> tuple[str, ...]: ...
 
-    def check_compression(self) -> None: ...
-
 
 def create_blueprint(extension: Extension, url_prefix: str) -> Blueprint:
     """The routes, to be registered once for each app. `url_prefix` has no slash at its end."""
+
+    unchecked = ["the config, which is complete at the first stream"]
 
     def view() -> Response:
         """``GET ?channel=a&channel=b``: the stream of these channels, of ``default`` where none is named."""
@@ -41,7 +44,9 @@ def create_blueprint(extension: Extension, url_prefix: str) -> Blueprint:
         channels = extension.allowed(asked)
         if not channels:
             abort(403)
-        extension.check_compression()
+        if unchecked:
+            unchecked.clear()
+            _warn_of_compression()
         status, headers, body = stream(extension.manager, request.environ, channels)
         return current_app.response_class(body, status=status, headers=headers)
 
@@ -50,3 +55,11 @@ def create_blueprint(extension: Extension, url_prefix: str) -> Blueprint:
         blueprint.add_url_rule("", "stream", view)
     blueprint.add_url_rule("/", "stream", view)
     return blueprint
+
+
+def _warn_of_compression() -> None:
+    if "text/event-stream" in current_app.config.get("COMPRESS_MIMETYPES", ()):
+        _log.warning(
+            "COMPRESS_MIMETYPES names text/event-stream: Flask-Compress would hold events back until its buffer is "
+            "full. Take it out."
+        )

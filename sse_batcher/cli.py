@@ -1,6 +1,6 @@
 """The command line: `python -m sse_batcher` serves a demo, one simulated hub with a batched and an unbatched stream.
 
-The main thread waits for Ctrl-C, the server has a thread for each request. `Counts._lock` guards all its fields.
+The main thread accepts and looks for signals, each request has its own thread. `Counts._lock` guards all its fields.
 """
 
 from __future__ import annotations
@@ -76,18 +76,19 @@ def serve(host: str, port: int) -> int:
     except OSError as error:
         _say(f"cannot listen on {host}, port {port}: {error.strerror}", sys.stderr)
         return 1
+    # No KeyboardInterrupt, which may come in the middle of anything; a second Ctrl-C changes nothing. SIGINT is named
+    # because a shell starts background jobs with it ignored.
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: signals.append(number))
     with contextlib.closing(Demo()) as demo, listener:
-        # SIGINT too: a shell starts background jobs with it ignored.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
-        with contextlib.suppress(KeyboardInterrupt):
-            app = create_demo(demo)
-            server = make_server(host, port, app, True, request_handler=_Handler, fd=listener.fileno())
+        app = create_demo(demo)
+        with make_server(host, port, app, True, request_handler=_Handler, fd=listener.fileno()) as server:
             _introduce(listener, port)
-            server.serve_forever()
-        # A second Ctrl-C does not interrupt the farewell, which takes less than 2 seconds.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+            # A signal may reach another thread and not wake this one, so this one looks.
+            server.timeout = 0.1
+            while not signals:
+                server.handle_request()
     return 0
 
 

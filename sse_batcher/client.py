@@ -1,8 +1,7 @@
 """A client: one open stream, what still waits for it, and what it is told.
 
 The hub's delivering thread calls `offer`. One driver, usually a server's worker thread, iterates. Any thread may call
-`end` and
-`close`, a `__del__` included. There is no lock: each field says who writes it.
+`end` and `close`, a `__del__` included. There is no lock: each field says who writes it.
 """
 
 from __future__ import annotations
@@ -65,6 +64,7 @@ class Client(Iterator[bytes]):
         self._behind = False  # set by the delivering thread, unset by the driver
         self._started = False
         self._ending: str | None = None
+        self._farewell: str | None = None  # the reason that its last block gave
         self._closed = False
 
     @property
@@ -107,10 +107,15 @@ class Client(Iterator[bytes]):
 
     def close(self) -> None:
         """End the stream at once. Idempotent, from any thread."""
-        self._close("left")
+        self._closed = True
+        self._queue.put(None)
+        self._home.remove(self, self._farewell or "left")
 
     def __next__(self) -> bytes:
         self.driver = threading.get_ident()
+        if self._farewell is not None:
+            # Only now, since only now has the server written it: who waits for the streams to end waits for that.
+            self.close()
         if self._closed:
             raise StopIteration
         if not self._started:
@@ -129,9 +134,8 @@ class Client(Iterator[bytes]):
                     self._queue.put(None)
                     return self._sent(self._home.catch_up(self))
                 if self._ending is not None:
-                    block = self._sent(self._home.farewell(self, self._ending))
-                    self._close(self._ending)
-                    return block
+                    self._farewell = self._ending
+                    return self._sent(self._home.farewell(self, self._ending))
                 continue
             # A frame taken while the queue was being emptied belongs to the gap. One at or below the position was
             # listed for this client just before it went live.
@@ -155,8 +159,3 @@ class Client(Iterator[bytes]):
                 self._queue.get_nowait()
         except Empty:
             pass
-
-    def _close(self, reason: str) -> None:
-        self._closed = True
-        self._queue.put(None)
-        self._home.remove(self, reason)

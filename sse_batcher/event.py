@@ -122,11 +122,8 @@ def _check_name(name: object, field: str) -> str:
 def json_encoder(default: Callable[[Any], Any] | None = None) -> Encode:
     """An encoder to one line of compact ASCII JSON. `default` is called for what JSON does not know, as in
     `json.JSONEncoder`. Thread-safe. Raises what `JSONEncoder` raises; NaN and infinity are no JSON."""
-    # Built once: json.dumps() with any argument builds an encoder per call. Without the search for circles, which takes
-    # a seventh of the time: a circle ends as nesting that is too deep.
-    return json.JSONEncoder(
-        ensure_ascii=True, allow_nan=False, check_circular=False, separators=(",", ":"), default=default
-    ).encode
+    # Built once: json.dumps() with any argument builds an encoder per call.
+    return json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=default).encode
 
 
 encode_json: Encode = json_encoder()
@@ -138,7 +135,7 @@ def encode_data(encode: Encode, data: Any, field: str = "data") -> str:
     try:
         text = encode(data)
     except (TypeError, ValueError, RecursionError) as error:
-        what = "it is nested too deeply, or refers to itself" if isinstance(error, RecursionError) else str(error)
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise InvalidEventError(f"the {field} cannot be sent as JSON: {what}", field=field) from error
     if not text.isascii():  # sizes are counted in characters; the built-in encoder cannot fail here
         raise InvalidEventError("encode() returned text that is not ASCII: use ensure_ascii=True", field=field)

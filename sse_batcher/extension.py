@@ -46,7 +46,6 @@ class SSE:
     def __init__(self, app: Flask | None = None) -> None:
         self._managers: weakref.WeakKeyDictionary[Flask, SSEManager] = weakref.WeakKeyDictionary()
         self._authorize: Authorize | None = None
-        self._compression_checked = False
         if app is not None:
             self.init_app(app)
 
@@ -106,17 +105,6 @@ class SSE:
         if foreign:
             raise RuntimeError(f"authorize() returned {foreign!r}, which was not asked for: return some of {asked!r}")
         return answer
-
-    def check_compression(self) -> None:
-        """Warn once if Flask-Compress would hold back the stream. For the blueprint."""
-        if self._compression_checked:
-            return
-        self._compression_checked = True
-        if "text/event-stream" in current_app.config.get("COMPRESS_MIMETYPES", ()):
-            _log.warning(
-                "COMPRESS_MIMETYPES names text/event-stream: Flask-Compress would hold events back until its buffer "
-                "is full. Take it out."
-            )
 
 
 class _AppEncoder:

@@ -29,11 +29,14 @@ class Helper:
     def post(self, task: Callable[[], None]) -> None:
         """Have `task` run soon. Never waits: with 1,000 waiting, or where no thread can be started, it is dropped and
         counted. Callable from any thread."""
-        if self._tasks.qsize() >= QUEUE_LENGTH or not self._worker.ensure():
+        if self._tasks.qsize() >= QUEUE_LENGTH:
             self.dropped += 1
             return
+        # First the task, then the thread: one that is started after `close` takes a single turn.
         self._tasks.put(task)
         self._worker.wake()
+        if not self._worker.ensure():
+            self.dropped += 1
 
     def close(self, timeout: float | None) -> bool:
         """Run what was posted, and end the thread. True if it ended within `timeout` seconds."""

@@ -122,8 +122,7 @@ class Hub:
                 "overflows": self._overflows + sum(client.overflows for client in self._clients),
             }
 
-    # -- for clients
-    # -- internal ----------------------------------------------------------------------------------------------------
+    # -- for clients ---------------------------------------------------------------------------------------------------
 
     def catch_up(self, client: Client) -> bytes:
         with self._locked():
@@ -137,7 +136,7 @@ class Hub:
         self._leaving.append((client, reason))
         self._forget_leaving()
 
-    # -- internal ----------------------------------------------------------------------------------------------------
+    # -- internal ------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -156,11 +155,12 @@ class Hub:
                     if client in self._clients:
                         self._forget(client)
                         gone.append((client.info, reason))
-                self._left.notify_all()
             finally:
                 self._lock.release()
             for info, reason in gone:
                 self._on_disconnect(info, reason)
+            with self._left:
+                self._left.notify_all()
 
     def _forget(self, client: Client) -> None:
         del self._clients[client]

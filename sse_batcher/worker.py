@@ -54,6 +54,7 @@ class Worker:
         self._wakeups = wakeups
         self._owner = weakref.ref(owner, lambda _: wakeups.put(None))
         self._stopping = False
+        self._over = False  # the thread is about to end, and takes no more wake-ups
         # Held by who starts the thread. Taken without waiting, except by the thread's own last act. Re-entrant only
         # because such a lock can say whether it is the caller who holds it.
         self._starting = threading.RLock()
@@ -70,8 +71,7 @@ class Worker:
         Must be called without any lock held: `Thread.start` waits for the newborn thread, in which the garbage
         collector may run code that needs that lock.
         """
-        thread = self._thread
-        if thread is not None and thread.is_alive():
+        if self._runs():
             return True
         if is_mine(self._starting) or not self._starting.acquire(blocking=False):
             return True  # this very thread is at it, below a signal handler, or another one
@@ -99,10 +99,15 @@ class Worker:
         """Whether the thread cannot get on until the caller returns: it is the caller, or is being started by it."""
         return is_mine(self._starting) or threading.get_ident() == self._ident
 
+    def _runs(self) -> bool:
+        thread = self._thread
+        return thread is not None and thread.is_alive() and not self._over
+
     def _start(self) -> bool:
         """With `_starting` held."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._runs():
             return True
+        self._over = False
         if self._thread is not None and not self._stopping:
             self.restarts += 1
         try:
@@ -131,6 +136,10 @@ class Worker:
             pause = owner.work()
             if pause is None:
                 if self._stopping:
+                    # In this order: who wakes the thread after the look starts another one.
+                    self._over = True
+                    if not self._wakeups.empty():
+                        self.ensure()
                     return
                 owner = None
             with suppress(Empty):

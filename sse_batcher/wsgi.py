@@ -33,16 +33,15 @@ def stream(
     """
     method = environ.get("REQUEST_METHOD", "GET")
     if method == "OPTIONS":
-        return "200 OK", [("Allow", _METHODS), ("Content-Length", "0")], []
+        return _text("200 OK", "", ("Allow", _METHODS))
     if method not in {"GET", "HEAD"}:
-        status, headers, body = _text("405 Method Not Allowed", f"use one of {_METHODS}")
-        return status, [*headers, ("Allow", _METHODS)], body
+        return _text("405 Method Not Allowed", f"use one of {_METHODS}\n", ("Allow", _METHODS))
     try:
         names = check_channels(channels)
     except InvalidEventError as error:
-        return _text("400 Bad Request", str(error))
+        return _text("400 Bad Request", f"{error}\n")
     if method == "HEAD":
-        return "200 OK", list(HEADERS), []
+        return "200 OK", list(HEADERS), iter(())  # no list: of one, werkzeug would tell the length
     return "200 OK", list(HEADERS), AttachedStream(manager, names, last_event_id(environ))
 
 
@@ -61,6 +60,6 @@ def last_event_id(environ: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _text(status: str, message: str) -> tuple[str, list[tuple[str, str]], list[bytes]]:
-    body = message.encode(errors="backslashreplace") + b"\n"
-    return status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))], [body]
+def _text(status: str, text: str, *more: tuple[str, str]) -> tuple[str, list[tuple[str, str]], list[bytes]]:
+    body = text.encode()
+    return status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), *more], [body]

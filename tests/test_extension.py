@@ -707,7 +707,7 @@ def test_data_that_the_app_cannot_encode_is_refused_in_the_caller(make_app: Make
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == LOGGER]
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_compressed_streams_are_warned_of_once_at_the_first_stream(

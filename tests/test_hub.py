@@ -268,6 +268,16 @@ def test_a_stream_that_is_ended_gets_what_is_queued_and_then_its_farewell() -> N
     assert delivery.left == [(1, "shutdown")]
 
 
+def test_a_stream_has_ended_only_when_its_farewell_was_taken_from_it() -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    delivery.hub.close("shutdown")
+    assert [event for event, _, _ in take(client, 2)] == ["sse_open", "sse_bye"]
+    assert delivery.left == []  # the server is still writing it
+    client.close()
+    assert delivery.left == [(1, "shutdown")]
+
+
 def test_closing_is_idempotent_and_ends_the_iteration() -> None:
     delivery = Delivery()
     client = delivery.connect()

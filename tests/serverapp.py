@@ -1,0 +1,25 @@
+"""The app that the tests of servers and clients serve: streams, and two routes to drive them from outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Flask, request
+
+from sse_batcher import SSE
+
+app = Flask(__name__)
+app.config.update(SSE_HEARTBEAT=0.3, SSE_BATCH_WINDOW=0.3, SSE_MAX_BATCH_SIZE=10)
+sse = SSE(app)
+
+
+@app.post("/enqueue")
+def enqueue() -> tuple[str, int]:
+    for event_type, data in request.get_json():
+        sse.enqueue(event_type, data)
+    return "", 204
+
+
+@app.get("/stats")
+def stats() -> dict[str, Any]:
+    return sse.manager.get_stats().as_dict()

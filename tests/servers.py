@@ -1,0 +1,212 @@
+"""Real servers for tests: each a subprocess on a free port of the loopback interface, and a bare client for them.
+
+`running` starts one and ends it, whatever happens in between.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import sse_batcher
+
+HOST = "127.0.0.1"
+TESTS = Path(__file__).parent
+TIMEOUT = 15.0
+
+COMMANDS = {
+    "werkzeug": ("-m", "flask", "--app=serverapp", "run", f"--host={HOST}", "--port={port}", "--no-reload"),
+    "gunicorn": (
+        *("-m", "gunicorn", "-k", "gthread", "--workers=1", "--threads=16"),
+        *(f"--bind={HOST}:{{port}}", "--graceful-timeout=1", "serverapp:app"),
+    ),
+    "waitress": ("-m", "waitress", f"--listen={HOST}:{{port}}", "--threads=16", "serverapp:app"),
+}
+"""The arguments for Python by which each server serves `serverapp`."""
+
+
+class Block(NamedTuple):
+    """What one block of a stream says. `data` is parsed."""
+
+    event: str
+    data: Any
+    id: str | None = None
+
+
+class Server:
+    """A server that runs."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process = process
+        self.port = port
+        self.url = f"http://{HOST}:{port}"
+        self._log = log
+
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._log.read_text(errors="replace")
+
+    def show_output(self) -> None:
+        sys.stdout.write(self.output())
+
+    def request(self, method: str, path: str, body: Any = None) -> str:
+        """The body of the answer, which has to be a good one."""
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=TIMEOUT)
+        try:
+            connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            assert response.status < 400, f"{method} {path}: {response.status} {response.reason}"
+            return response.read().decode()
+        finally:
+            connection.close()
+
+    def enqueue(self, *events: tuple[str, Any]) -> None:
+        """Have the app enqueue these events, one right after the other."""
+        self.request("POST", "/enqueue", events)
+
+    def stats(self) -> dict[str, Any]:
+        stats: dict[str, Any] = json.loads(self.request("GET", "/stats"))
+        return stats
+
+    def stop(self, signal_number: int) -> int:
+        """Ask it to end, and return its exit code. Fails if it takes longer than `TIMEOUT`."""
+        # An interrupt that meets the main thread while it hands a request to a thread cuts that request off. Once a
+        # further one is answered, it is done with those before.
+        self.request("HEAD", "/events")
+        self.process.send_signal(signal_number)
+        return self.process.wait(TIMEOUT)
+
+
+class Stream:
+    """An open stream, read with nothing but the standard library. No read takes longer than `TIMEOUT`."""
+
+    def __init__(self, server: Server, path: str = "/events") -> None:
+        self._connection = http.client.HTTPConnection(HOST, server.port, timeout=TIMEOUT)
+        self._connection.request("GET", path)
+        self.response = self._connection.getresponse()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.response.close()
+        self._connection.close()
+
+    def line(self) -> str:
+        """The next line as it came, ``""`` at the end."""
+        return self.response.readline().decode()
+
+    def block(self) -> Block | None:
+        """The next block, None at the end. Heartbeats are passed over."""
+        fields: dict[str, str] = {}
+        deadline = time.monotonic() + TIMEOUT
+        while line := self.line():
+            if line == "\n" and fields:
+                return Block(fields["event"], json.loads(fields["data"]), fields.get("id"))
+            name, _, value = line.rstrip("\n").partition(": ")
+            fields[name] = value
+            fields.pop(":", None)
+            assert time.monotonic() < deadline, "nothing but heartbeats"
+        return None
+
+    def until(self, event: str) -> list[Block]:
+        """The blocks up to the next one of this type, which is the last of them."""
+        blocks = []
+        while (block := self.block()) is not None:
+            blocks.append(block)
+            if block.event == event:
+                return blocks
+        raise AssertionError(f"the stream ended before {event!r}, after {blocks}")
+
+    def to_end(self) -> list[Block]:
+        """The blocks until the server ends the stream, in good order or not."""
+        blocks = []
+        with suppress(http.client.IncompleteRead, ConnectionError):
+            while (block := self.block()) is not None:
+                blocks.append(block)
+        return blocks
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = TIMEOUT) -> None:
+    """Ask again and again, for things that another process does and cannot tell us."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {timeout} seconds"
+        threading.Event().wait(0.02)
+
+
+@contextmanager
+def running(arguments: Sequence[str], folder: Path) -> Iterator[Server]:
+    """Run Python with these arguments, in which ``{port}`` is replaced, until it listens; kill it at the end.
+
+    Its environment has the port as ``PORT``, and it imports the `sse_batcher` that is tested. Its output goes to a file
+    in `folder`, and in the end to ours, which pytest shows with a failure.
+    """
+    server = _start(arguments, folder)
+    try:
+        yield server
+    finally:
+        _kill(server.process)
+        server.show_output()
+
+
+def _start(arguments: Sequence[str], folder: Path) -> Server:
+    for _ in range(3):
+        port = _free_port()
+        log = folder / f"server-{port}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, *(argument.replace("{port}", str(port)) for argument in arguments)],
+                cwd=folder,
+                env={**os.environ, **_environment(folder), "PORT": str(port)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # with its workers it is one group, which is killed as one
+            )
+        server = Server(process, port, log)
+        if _listens(server):
+            return server
+        _kill(process)  # the port was taken meanwhile, most likely: try another
+    raise AssertionError(f"the server does not start:\n{server.output()}")
+
+
+def _free_port() -> int:
+    with socket.create_server((HOST, 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return {
+        "PYTHONPATH": os.pathsep.join([str(Path(sse_batcher.__file__).parents[1]), str(TESTS)]),
+        "PYTHONUNBUFFERED": "1",
+        "XDG_RUNTIME_DIR": str(folder),  # where newer gunicorns put their control socket; else in the home directory
+    }
+
+
+def _listens(server: Server) -> bool:
+    """Whether it takes connections, in the end. False if it has exited."""
+    deadline = time.monotonic() + TIMEOUT
+    while server.process.poll() is None and time.monotonic() < deadline:
+        with suppress(ConnectionRefusedError), socket.create_connection((HOST, server.port), timeout=TIMEOUT):
+            return True
+        threading.Event().wait(0.05)
+    return False
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -82,7 +82,8 @@ def test_a_client_that_returns_with_the_last_id_has_missed_nothing(server: Serve
         next(events)
         server.enqueue(("hub_state", 1))
         (block,) = until(events, "hub_state")
-    with connect(server.url + "/events", **{"Last-Event-ID": str(block.id)}) as events:
+        assert block.id
+    with connect(server.url + "/events", **{"Last-Event-ID": block.id}) as events:
         resumed = next(events)
         assert (resumed.event, resumed.id) == ("sse_open", block.id)
         server.enqueue(("hub_state", 2))

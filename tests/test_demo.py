@@ -22,7 +22,8 @@ import pytest
 from flask.testing import FlaskClient
 
 import sse_batcher
-from sse_batcher.cli import SERVERS, Counts, Demo, create_demo, main
+from sse_batcher.cli import create_demo, main
+from sse_batcher.demo import SERVERS, Counts, Demo
 
 PACKAGE = Path(sse_batcher.__file__).parent
 MARK = {"X-Requested-With": "sse_batcher"}

@@ -1,0 +1,60 @@
+"""Plain WSGI: `SSEManager` and `stream()` without Flask, here under the server of the standard library.
+
+A thread enqueues a tick every second. `stream()` answers a request for the stream; whom it may be given to, and which
+channels, is for the app to say.
+
+Run `python examples/plain_wsgi.py`, and open http://127.0.0.1:5000.
+"""
+
+import os
+import threading
+import time
+from contextlib import suppress
+from socketserver import ThreadingMixIn
+from wsgiref.simple_server import WSGIServer, make_server
+
+from sse_batcher import ClosedError, SSEManager, stream
+
+manager = SSEManager()
+
+PAGE = b"""<!doctype html>
+<title>Plain WSGI</title>
+<p>The server has been up for <b id="seconds">?</b> seconds.</p>
+<script>
+  const show = (data) => { document.getElementById("seconds").textContent = data.seconds; };
+  const source = new EventSource("/events");
+  source.addEventListener("tick", (event) => show(JSON.parse(event.data)));
+  source.addEventListener("tick_batch", (event) => JSON.parse(event.data).events.forEach(show));
+</script>
+"""
+
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/events":
+        status, headers, body = stream(manager, environ, ["default"])
+    else:
+        status, headers, body = "200 OK", [("Content-Type", "text/html; charset=utf-8")], [PAGE]
+    start_response(status, headers)
+    return body
+
+
+def tick():
+    start = time.monotonic()
+    with suppress(ClosedError):  # the process is ending
+        while True:
+            manager.enqueue("tick", {"seconds": round(time.monotonic() - start)})
+            time.sleep(1)
+
+
+class Server(ThreadingMixIn, WSGIServer):
+    """One thread a request, since a stream takes its thread for as long as it is open."""
+
+    daemon_threads = True
+
+
+if __name__ == "__main__":
+    threading.Thread(target=tick, daemon=True).start()
+    port = int(os.environ.get("PORT", "5000"))
+    with suppress(KeyboardInterrupt), make_server("127.0.0.1", port, app, Server) as server:
+        server.serve_forever()
+    manager.shutdown()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -122,8 +123,30 @@ def _check_name(name: object, field: str) -> str:
 def json_encoder(default: Callable[[Any], Any] | None = None) -> Encode:
     """An encoder to one line of compact ASCII JSON. `default` is called for what JSON does not know, as in
     `json.JSONEncoder`. Thread-safe. Raises what `JSONEncoder` raises; NaN and infinity are no JSON."""
-    # Built once: json.dumps() with any argument builds an encoder per call.
-    return json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=default).encode
+    encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=default)
+
+    def make() -> Callable[[Any, int], Iterable[str]]:
+        # What `encoder.encode` makes anew for each call, which takes two fifths of its time.
+        accelerated = getattr(json.encoder, "c_make_encoder", None)
+        return accelerated({}, encoder.default, encode_string, None, ":", ",", False, False, False)  # type: ignore[misc, no-any-return]
+
+    try:
+        idle = deque([make()])
+    except TypeError:  # this Python has none, or one of another signature
+        return encoder.encode
+
+    def encode(data: Any) -> str:
+        # Each remembers the containers that it is in, to find circles: it is used by one call at a time, also where one
+        # call interrupts another, and thrown away after an error.
+        try:
+            accelerated = idle.pop()
+        except IndexError:
+            accelerated = make()
+        text = "".join(accelerated(data, 0))
+        idle.append(accelerated)
+        return text
+
+    return encode
 
 
 encode_json: Encode = json_encoder()

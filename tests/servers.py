@@ -58,7 +58,25 @@ class Server:
         return self._log.read_text(errors="replace")
 
     def show_output(self) -> None:
+        """Print it, for pytest to show with a failure."""
         sys.stdout.write(self.output())
+
+    def kill(self) -> None:
+        """End it and its workers at once."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    @contextmanager
+    def watched(self) -> Iterator[Server]:
+        """For the time of one test: kill it if that takes too long, so that a client that waits for ever is freed."""
+        timer = threading.Timer(3 * TIMEOUT, self.kill)
+        timer.start()
+        try:
+            yield self
+        finally:
+            timer.cancel()
+            timer.join()
+            self.show_output()
 
     def request(self, method: str, path: str, body: Any = None) -> str:
         """The body of the answer, which has to be a good one."""
@@ -91,9 +109,9 @@ class Server:
 class Stream:
     """An open stream, read with nothing but the standard library. No read takes longer than `TIMEOUT`."""
 
-    def __init__(self, server: Server, path: str = "/events") -> None:
+    def __init__(self, server: Server) -> None:
         self._connection = http.client.HTTPConnection(HOST, server.port, timeout=TIMEOUT)
-        self._connection.request("GET", path)
+        self._connection.request("GET", "/events")
         self.response = self._connection.getresponse()
 
     def __enter__(self) -> Stream:
@@ -123,10 +141,12 @@ class Stream:
     def until(self, event: str) -> list[Block]:
         """The blocks up to the next one of this type, which is the last of them."""
         blocks = []
+        deadline = time.monotonic() + TIMEOUT
         while (block := self.block()) is not None:
             blocks.append(block)
             if block.event == event:
                 return blocks
+            assert time.monotonic() < deadline, f"no {event!r} among {blocks}"
         raise AssertionError(f"the stream ended before {event!r}, after {blocks}")
 
     def to_end(self) -> list[Block]:
@@ -157,7 +177,8 @@ def running(arguments: Sequence[str], folder: Path) -> Iterator[Server]:
     try:
         yield server
     finally:
-        _kill(server.process)
+        server.kill()
+        server.process.wait()
         server.show_output()
 
 
@@ -178,7 +199,8 @@ def _start(arguments: Sequence[str], folder: Path) -> Server:
         server = Server(process, port, log)
         if _listens(server):
             return server
-        _kill(process)  # the port was taken meanwhile, most likely: try another
+        server.kill()  # the port was taken meanwhile, most likely: try another
+        process.wait()
     raise AssertionError(f"the server does not start:\n{server.output()}")
 
 
@@ -204,9 +226,3 @@ def _listens(server: Server) -> bool:
             return True
         threading.Event().wait(0.05)
     return False
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

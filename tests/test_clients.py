@@ -43,8 +43,8 @@ def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def server(shared_server: Server) -> Iterator[Server]:
-    yield shared_server
-    shared_server.show_output()
+    with shared_server.watched():
+        yield shared_server
 
 
 @pytest.fixture(params=[with_httpx_sse, with_sseclient])

@@ -210,3 +210,35 @@ def test_events_and_batches_do_not_change() -> None:
     batch = Batch("default", "log", (event,), "manual", 1)
     with pytest.raises(FrozenInstanceError):
         batch.type = "x"  # type: ignore[misc]
+
+
+def test_an_encoding_that_interrupts_another_of_the_same_data_sees_no_circle_in_it() -> None:
+    answers = iter([lambda: encode(data), lambda: "inner"])
+    encode = json_encoder(lambda value: next(answers)())
+    data = {"value": object()}
+    assert json.loads(encode(data)) == {"value": '{"value":"inner"}'}
+
+
+def test_an_encoding_that_failed_leaves_nothing_behind() -> None:
+    encode = json_encoder()
+    data: dict[str, Any] = {"a": [object()]}
+    for _ in range(3):
+        with pytest.raises(TypeError, match="not JSON serializable"):
+            encode(data)
+    data["a"] = [data]
+    for _ in range(3):
+        with pytest.raises(ValueError, match="Circular"):
+            encode(data)
+    data["a"] = [1]
+    assert encode(data) == '{"a":[1]}'
+
+
+@pytest.mark.parametrize("accelerated", [None, lambda: None], ids=["none", "one of another signature"])
+def test_a_python_without_the_accelerated_encoder_encodes_the_same(
+    monkeypatch: pytest.MonkeyPatch, accelerated: Any
+) -> None:
+    data = {"a": [1, 2.5, None, "\u2028"], 5: True}
+    monkeypatch.setattr(json.encoder, "c_make_encoder", accelerated)
+    encode = json_encoder()
+    monkeypatch.undo()
+    assert encode(data) == encode_json(data)

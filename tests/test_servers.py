@@ -35,8 +35,8 @@ def shared_server(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def server(shared_server: Server) -> Iterator[Server]:
-    yield shared_server
-    shared_server.show_output()
+    with shared_server.watched():
+        yield shared_server
 
 
 def test_the_head_and_the_first_block_come_before_anything_happens(server: Server) -> None:

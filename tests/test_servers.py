@@ -107,6 +107,7 @@ def _heartbeats_until_forgotten(server: Server) -> float:
         ("waitress", signal.SIGINT),  # takes five seconds: it gives its threads this time to end
         ("waitress", signal.SIGTERM),
     ],
+    ids=lambda value: getattr(value, "name", value),
     scope="function",
 )
 def test_a_server_that_is_stopped_ends_and_so_does_every_stream(

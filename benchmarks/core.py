@@ -1,7 +1,7 @@
 """What the core costs and saves, as ratios in one run: `python benchmarks/core.py`.
 
-`taskset -c 0 python benchmarks/core.py` is the same on one core. Medians of several rounds; the things compared take turns
-within each round, since machines are noisy.
+`taskset -c 0 python benchmarks/core.py` is the same on one core. Medians of several rounds; the things compared take
+turns within each round, since machines are noisy.
 """
 
 from __future__ import annotations

@@ -53,7 +53,9 @@ class Hub:
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
         self._lock = threading.Lock()
-        self._left = threading.Condition(self._lock)  # notified when a client has left
+        # Notified after a client has left. It has a lock of its own, since waiting lets a lock go without a look at
+        # `_leaving`. Taken before `_lock`, never inside it.
+        self._left = threading.Condition()
         self._clients: dict[Client, None] = {}
         self._channels: dict[str, dict[Client, None]] = {}
         self._head = cursors.start
@@ -109,8 +111,17 @@ class Hub:
     def wait_until_left(self, timeout: float | None) -> bool:
         """Wait until every client that another thread drives has left. One that nobody iterates is not waited for."""
         me = threading.get_ident()
-        with self._locked():
-            return self._left.wait_for(lambda: all(client.driver in (None, me) for client in self._clients), timeout)
+
+        def have_left() -> bool:
+            while True:
+                with self._lock:
+                    answer = all(client.driver in (None, me) for client in self._clients)
+                if not self._leaving:
+                    return answer
+                self._forget_leaving()  # somebody came while we held the lock: look again
+
+        with self._left:
+            return self._left.wait_for(have_left, timeout)
 
     def count(self) -> dict[str, int]:
         """Counters over all clients, those that have left included."""

@@ -339,6 +339,27 @@ def test_waiting_for_streams_waits_for_driven_ones_alone() -> None:
     assert delivery.hub.wait_until_left(PATIENCE)
 
 
+def test_a_client_that_leaves_while_the_wait_for_it_looks_is_seen_to_have_left() -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    client.driver = -1  # another thread
+    clients = delivery.hub._clients
+
+    class Looked(dict):  # type: ignore[type-arg]
+        """Lets the client leave just after the wait has seen it."""
+
+        def __iter__(self) -> Iterator[Any]:
+            delivery.hub._clients = clients
+            leaving = threading.Thread(target=client.close)
+            leaving.start()
+            leaving.join(PATIENCE)
+            return super().__iter__()
+
+    delivery.hub._clients = Looked(clients)
+    assert delivery.hub.wait_until_left(PATIENCE)
+    assert delivery.left == [(1, "left")]
+
+
 # -- the manager -------------------------------------------------------------------------------------------------------
 
 

@@ -24,8 +24,13 @@ from .worker import Deadline, Worker, is_mine
 
 _log = logging.getLogger("sse_batcher.engine")
 
+SHUTDOWN = "shutdown"
+
 EVENT_OVERHEAD = 200
 """Bytes that a pending event is counted with beside its JSON: about what its Python objects take."""
+
+TAKEN_AT_ONCE = 100
+"""How many events a call that wants to get on takes in, its own and those that others left."""
 
 Entry = tuple[Event, TypeRules, str | None]
 """An event on its way into a window, with the rules of its type and the JSON of its dedup key."""
@@ -56,7 +61,7 @@ class Engine:
         self._lock = threading.RLock()
         self._busy = False
         self._stirred = False  # once the lock is let go, somebody has to see that there is a thread
-        # First no event is let in any more, then none is taken out. In between, those on their way are settled.
+        # First no event is let in any more; then, after those before SHUTDOWN in the inbox, none is taken out.
         self._closed = False
         self._sealed = False
         self._windows = Windows(options)
@@ -102,12 +107,11 @@ class Engine:
             self._withdraw(entry)
         if self._lock.acquire(blocking=False):
             try:
-                if not self._busy:
-                    self._take_in()
+                taken = self._busy or self._take_in(TAKEN_AT_ONCE)
             finally:
                 self._lock.release()
             if inbox or self._stirred:
-                self._let_go()
+                self._let_go(taken)
 
     def flush(self, reason: str, timeout: float | None) -> bool:
         """Close all windows, and wait until what was added before is delivered. True if all of it was."""
@@ -116,7 +120,7 @@ class Engine:
                 self._inbox.append(reason)
             if self._busy:
                 return False
-            self._take_in()
+            self._take_in(len(self._inbox))
             flush = _Flush(self._numbered)
             self._flushes.append(flush)
         try:
@@ -135,7 +139,7 @@ class Engine:
             return True  # the parent's, met by the exit of a forked child
         deadline = Deadline(timeout)
         self._closed = True
-        delivered = self.flush("shutdown", timeout)
+        delivered = self.flush(SHUTDOWN, timeout)
         self._worker.stop()
         if self._is_needed_by_delivery():
             return False
@@ -198,17 +202,18 @@ class Engine:
                 self._busy = False
         self._let_go()
 
-    def _let_go(self) -> None:
+    def _let_go(self, taken: bool = True) -> None:
         """What everybody owes who has held the lock: take in what others left in the inbox, and see to the thread.
 
         A frame below on this thread may still hold the lock, where this is a signal handler or a __del__; then all this
-        is left to it. No thread must be started under the lock: the newborn may run a __del__ that needs it.
+        is left to it. No thread must be started under the lock: the newborn may run a __del__ that needs it. `taken` is
+        what `_take_in` has answered already.
         """
         if is_mine(self._lock):
             return
-        while self._inbox and not self._sealed and self._lock.acquire(blocking=False):
+        while taken and self._inbox and not self._sealed and self._lock.acquire(blocking=False):
             try:
-                self._take_in()
+                taken = self._take_in(TAKEN_AT_ONCE)
             finally:
                 self._lock.release()
         if self._stirred:
@@ -219,24 +224,27 @@ class Engine:
         if not self._worker.ensure():
             # No thread can be started any more. Nobody will wait for a window, so all are closed.
             with self._exclusive():
-                self._windows.close_all("shutdown", self._clock())
+                self._windows.close_all(SHUTDOWN, self._clock())
                 self._number_closed()
             self._deliver_ready()
 
-    def _take_in(self) -> None:
+    def _take_in(self, limit: int) -> bool:
         """Put what is in the inbox into the windows, and wake the thread if that is earlier than it would look itself.
 
-        The lock is held, and not `_busy`.
+        The lock is held, and not `_busy`. With more than `limit` in the inbox the rest is left to the thread, and the
+        answer is False: or one caller would work for all others for as long as they go on.
         """
         windows, inbox = self._windows, self._inbox
         self._busy = True
         try:
             now = self._clock()
-            while inbox and not self._sealed:
+            for _ in range(limit):
+                if not inbox or self._sealed:
+                    break
                 entry = inbox.popleft()
                 if isinstance(entry, str):
                     windows.close_all(entry, now)
-                    self._sealed = self._closed
+                    self._sealed = entry == SHUTDOWN
                     continue
                 event, rules, key = entry
                 self._enqueued += 1
@@ -250,16 +258,21 @@ class Engine:
                     if rules.type not in self._replaced_types:
                         self._replaced_types.add(rules.type)
                         self._news.append(rules.type)
-            if windows.changed:
+            if windows.changed or inbox:
                 windows.changed = False
                 self._stirred = True
                 self._number_closed()
-                if (NOW if self._ready else windows.next_deadline()) < self._next_turn:
+                if (NOW if self._ready or self._is_waiting() else windows.next_deadline()) < self._next_turn:
                     # In this order: if something is raised in between, one wake-up too many is harmless.
                     self._worker.wake()
                     self._next_turn = NOW
+            return not inbox
         finally:
             self._busy = False
+
+    def _is_waiting(self) -> bool:
+        """Whether there is something to be taken in."""
+        return bool(self._inbox) and not self._sealed
 
     def _number_closed(self) -> None:
         """What has closed is ready, in this order, from now on."""
@@ -289,7 +302,7 @@ class Engine:
             with self._exclusive():
                 # What another thread is delivering, it will go on with.
                 undelivered = self._ready and not self._delivery.locked()
-                deadline = NOW if undelivered else self._windows.next_deadline()
+                deadline = NOW if undelivered or self._is_waiting() else self._windows.next_deadline()
                 if deadline > now:
                     self._next_turn = deadline
                     return None if deadline == NEVER else deadline

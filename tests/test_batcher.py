@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sse_batcher import BacklogFullError, Batch, BatchOptions, ClosedError, EventBatcher, InvalidEventError
+from sse_batcher import BacklogFullError, Batch, BatchOptions, ClosedError, Event, EventBatcher, InvalidEventError
 
 from .batching import SteppedBatcher
 
@@ -297,6 +297,46 @@ def test_nobody_who_enqueues_waits_for_the_lock(sink: Sink, open_batcher: OpenBa
     assert sink.arrived.acquire(timeout=PATIENCE)
 
 
+def test_a_call_takes_in_a_hundred_events_of_others_at_most_and_leaves_the_rest_to_the_thread() -> None:
+    batcher = SteppedBatcher(max_batch_size=1_000)
+    batcher.enqueue("log", -1)
+    batcher.step()
+    inbox, wakes = batcher.engine._inbox, batcher.worker.wakes
+
+    def enqueue(numbers: range) -> None:
+        for n in numbers:
+            batcher.enqueue("log", n)
+
+    with batcher.engine._held():
+        in_thread(enqueue, range(350))()
+        assert len(inbox) == 350
+    assert len(inbox) == 250
+    assert batcher.worker.wakes == wakes + 1
+    batcher.enqueue("log", 350)
+    assert len(inbox) == 151
+    batcher.advance(1)
+    assert batcher.sent() == [[-1, *range(351)]]
+
+
+def test_a_flush_that_meets_the_end_does_not_shut_out_what_was_accepted_after_it() -> None:
+    batcher = SteppedBatcher()
+    batcher.engine._inbox.extend(["manual", (Event("log", "default", "1"), batcher._rules_of("log"), None)])
+    batcher.engine._closed = True
+    with batcher.engine._held():
+        pass  # somebody takes in the flush before the batcher is closed for good
+    batcher.close(0)
+    batcher.step()
+    assert batcher.sent() == [[1]]
+
+
+def test_a_flush_takes_in_everything_before_it() -> None:
+    batcher = SteppedBatcher()
+    batcher.engine._inbox.extend((Event("log", "default", str(n)), batcher._rules_of("log"), None) for n in range(350))
+    batcher.flush_all(0)
+    batcher.step()
+    assert [n for batch in batcher.sent() for n in batch] == list(range(350))
+
+
 def test_an_event_that_comes_between_the_last_look_into_the_inbox_and_the_release_of_the_lock_is_taken_in() -> None:
     batcher = SteppedBatcher()
     batcher.enqueue("log", "opens the window")
@@ -403,7 +443,7 @@ def test_a_failure_after_the_batches_of_a_flush_is_not_its_own(sink: Sink) -> No
     batcher.enqueue("log", 1)
     engine = batcher.engine
     engine._inbox.append("manual")
-    engine._take_in()
+    engine._take_in(1)
     flush = type("Flush", (), {"ok": True, "target": engine._numbered})()
     engine._flushes.append(flush)
     batcher.enqueue("hub_state", 2)

@@ -41,11 +41,18 @@ def run(script: str, python: str = sys.executable) -> str:
 # -- the garbage collector ---------------------------------------------------------------------------------------------
 
 FROM_DEL = """
+    alive = set()
     class Garbage:
         def __init__(self, n):
             self.n, self.me = n, self          # a cycle: only the collector ends it
+            alive.add(n)
         def __del__(self):
             batcher.enqueue("del", self.n)
+            alive.discard(self.n)
+    def collect():
+        gc.set_threshold(700)
+        while alive:                           # gc.collect() does nothing while another thread is at it
+            gc.collect()
 """
 
 
@@ -58,8 +65,7 @@ def test_a_del_that_enqueues_in_the_middle_of_enqueue_loses_nothing() -> None:
     for n in range(4_000):
         Garbage(n)
         batcher.enqueue("plain", n)
-    gc.set_threshold(700)
-    gc.collect()
+    collect()
     assert batcher.close()
     assert sorted(got) == sorted([*range(4_000)] * 2), len(got)
     """
@@ -77,8 +83,7 @@ def test_a_del_that_enqueues_while_the_first_thread_is_started_does_not_hang() -
             Garbage(k)
         gc.set_threshold(1)
         batcher.enqueue("plain", "cold")
-        gc.set_threshold(700)
-        gc.collect()
+        collect()
         assert batcher.close()
     assert got.count("cold") == 300
     assert len(got) == 300 * 21, len(got)

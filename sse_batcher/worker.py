@@ -73,12 +73,18 @@ class Worker:
         """
         if self._runs():
             return True
-        if is_mine(self._starting) or not self._starting.acquire(blocking=False):
-            return True  # this very thread is at it, below a signal handler, or another one
-        try:
-            return self._start()
-        finally:
-            self._starting.release()
+        while True:
+            if is_mine(self._starting) or not self._starting.acquire(blocking=False):
+                return True  # this very thread is at it, below a signal handler, or another one
+            try:
+                started = self._start()
+            finally:
+                self._starting.release()
+            if not started:
+                return False
+            # A thread that was stopped may be over by now; who has woken it since then has left the rest to us.
+            if self._runs() or self._wakeups.empty():
+                return True
 
     def stop(self) -> None:
         """End the thread once it has nothing left to do. It may be started again by `ensure`, for one turn."""
@@ -133,9 +139,12 @@ class Worker:
     def _take_turns(self) -> None:
         owner = self._owner()
         while owner is not None:
+            with suppress(Empty):
+                while True:
+                    self._wakeups.get_nowait()  # they were for the turn that comes now
             pause = owner.work()
             if pause is None:
-                if self._stopping:
+                if self._stopping and self._wakeups.empty():
                     # In this order: who wakes the thread after the look starts another one.
                     self._over = True
                     if not self._wakeups.empty():

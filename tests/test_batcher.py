@@ -308,14 +308,16 @@ def test_a_call_takes_in_a_hundred_events_of_others_at_most_and_leaves_the_rest_
             batcher.enqueue("log", n)
 
     with batcher.engine._held():
-        in_thread(enqueue, range(350))()
-        assert len(inbox) == 350
-    assert len(inbox) == 250
+        in_thread(enqueue, range(900))()
+        assert len(inbox) == 900
+    assert len(inbox) == 800
     assert batcher.worker.wakes == wakes + 1
-    batcher.enqueue("log", 350)
-    assert len(inbox) == 151
+    batcher.enqueue("log", 900)
+    assert len(inbox) == 701
+    batcher.step()
+    assert not inbox
     batcher.advance(1)
-    assert batcher.sent() == [[-1, *range(351)]]
+    assert batcher.sent() == [[-1, *range(901)]]
 
 
 def test_a_flush_that_meets_the_end_does_not_shut_out_what_was_accepted_after_it() -> None:
@@ -330,11 +332,12 @@ def test_a_flush_that_meets_the_end_does_not_shut_out_what_was_accepted_after_it
 
 
 def test_a_flush_takes_in_everything_before_it() -> None:
-    batcher = SteppedBatcher()
+    batcher = SteppedBatcher(max_batch_size=1_000)
     batcher.engine._inbox.extend((Event("log", "default", str(n)), batcher._rules_of("log"), None) for n in range(350))
-    batcher.flush_all(0)
+    assert not batcher.flush_all(0)
     batcher.step()
-    assert [n for batch in batcher.sent() for n in batch] == list(range(350))
+    assert batcher.sent() == [list(range(350))]
+    assert batcher.flush_all(0)
 
 
 def test_an_event_that_comes_between_the_last_look_into_the_inbox_and_the_release_of_the_lock_is_taken_in() -> None:
@@ -673,6 +676,30 @@ def test_callers_that_deliver_themselves_take_turns(sink: Sink, monkeypatch: pyt
 def _enqueue(batcher: EventBatcher, times: int) -> None:
     for _ in range(times):
         batcher.enqueue("log", "x" * 50)
+
+
+def test_a_batch_that_comes_when_a_caller_has_just_delivered_the_last_one_is_delivered(sink: Sink) -> None:
+    batcher = EventBatcher(sink, AT_ONCE)
+    engine = batcher._engine.get()
+    engine._worker.ensure = lambda: False  # type: ignore[method-assign]
+    delivery = engine._delivery
+    late = iter([in_thread_now(batcher.enqueue, "log", "late")])
+
+    class Delivery:
+        """The right to deliver; while it is given back, another caller comes and does not get it."""
+
+        acquire = delivery.acquire
+        locked = delivery.locked
+
+        @staticmethod
+        def release() -> None:
+            next(late, lambda: None)()
+            delivery.release()
+
+    engine._delivery = Delivery  # type: ignore[assignment]
+    batcher.enqueue("log", "first")
+    assert sink.data() == ["first", "late"]
+    assert batcher.close()
 
 
 def test_a_backlog_is_bounded_and_says_how_much_waits_and_for_how_long(sink: Sink) -> None:

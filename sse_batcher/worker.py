@@ -139,9 +139,6 @@ class Worker:
     def _take_turns(self) -> None:
         owner = self._owner()
         while owner is not None:
-            with suppress(Empty):
-                while True:
-                    self._wakeups.get_nowait()  # they were for the turn that comes now
             pause = owner.work()
             if pause is None:
                 if self._stopping and self._wakeups.empty():

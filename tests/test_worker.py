@@ -55,12 +55,13 @@ class LookedInto(SimpleQueue):  # type: ignore[type-arg]
         return answer
 
 
-def ending(owner: Owner) -> LookedInto:
-    """A worker that was stopped, and has not begun."""
+def running(owner: Owner) -> LookedInto:
+    """Starts the worker, and returns its wake-ups."""
     wakeups = LookedInto()
     wakeups.worker = owner.worker
     owner.worker._wakeups = wakeups
-    owner.worker.stop()
+    assert owner.worker.ensure()
+    assert owner.had_a_turn()
     return wakeups
 
 
@@ -74,21 +75,33 @@ def test_a_thread_is_started_once_and_takes_a_turn_for_each_wake_up(owner: Owner
 
 
 def test_who_wakes_a_thread_just_before_its_last_look_is_heard(owner: Owner) -> None:
-    wakeups = ending(owner)
-    wakeups.before = owner.worker.wake
-    assert owner.worker.ensure()
+    running(owner).before = owner.worker.wake
+    owner.worker.stop()
     assert owner.had_a_turn()
     assert owner.had_a_turn()
 
 
 def test_who_wakes_a_thread_just_after_its_last_look_starts_another(owner: Owner) -> None:
-    wakeups = ending(owner)
-
     def wake() -> None:
         owner.worker.wake()
         assert owner.worker.ensure()
 
+    running(owner).after = wake
+    owner.worker.stop()
+    assert owner.had_a_turn()
+    assert owner.had_a_turn()
+
+
+def test_who_wakes_a_thread_that_is_over_while_its_starter_has_not_let_go_is_heard(owner: Owner) -> None:
+    def wake() -> None:
+        owner.worker.wake()
+        assert owner.worker.ensure()  # cannot: the test's own thread is still inside `ensure`
+
+    wakeups = LookedInto()
+    wakeups.worker = owner.worker
     wakeups.after = wake
+    owner.worker._wakeups = wakeups
+    owner.worker._stopping = True
     assert owner.worker.ensure()
     assert owner.had_a_turn()
     assert owner.had_a_turn()
@@ -105,7 +118,7 @@ def test_a_thread_that_is_stopped_in_the_middle_of_a_turn_ends_after_one_more(ow
     owner.work = work  # type: ignore[method-assign]
     assert owner.worker.ensure()
     assert owner.worker.join(PATIENCE)
-    assert len(turns) == 2
+    assert len(turns) == 2  # the second for the wake-up
 
 
 def test_a_worker_that_cannot_be_started_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

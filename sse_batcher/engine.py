@@ -12,7 +12,6 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
 from .errors import BacklogFullError, ClosedError
 from .event import Batch, Event
@@ -51,10 +50,14 @@ class Engine:
         self._clock = clock
         self._wall = wall
         self._max_pending_bytes = options.max_pending_bytes
+        self._largest = (
+            0  # event so far. Written without the lock: a harmless race, which may leave it a little too low
+        )
 
         # Callers put events (and reasons to close all windows) into the inbox, and whoever gets the lock takes in what
-        # is there: nobody who enqueues waits for the lock. If all of them did, a thread that the interpreter suspends
-        # inside it would make the others queue up behind it, and eight producers take three times as long.
+        # is there: nobody who enqueues waits for the lock, unless so much lies here that it must be counted first. If
+        # all of them waited, a thread that the interpreter suspends inside it would make the others queue up behind it,
+        # and eight producers take three times as long.
         self._inbox: deque[Entry | str] = deque()
         # Guards all that follows. Re-entrant: a signal handler, or a __del__ run by the garbage collector, may enqueue
         # on the thread that holds it. `_busy` says that things are half changed: leave it to the frame below.
@@ -95,13 +98,15 @@ class Engine:
 
     def add(self, event: Event, rules: TypeRules, key: str | None) -> None:
         """Take an event. Raises `ClosedError` or `BacklogFullError`."""
-        # One event is taken in any case, so that no limit can refuse an event for ever. Threads that come at once may
-        # exceed the limit by an event each.
-        pending = self._pending_bytes
-        if pending and pending + len(event.json) + EVENT_OVERHEAD > self._max_pending_bytes:
-            self._refuse_backlog()
-        entry = (event, rules, key)
         inbox = self._inbox
+        size = len(event.json) + EVENT_OVERHEAD
+        self._largest = max(self._largest, size)
+        pending = self._pending_bytes + size
+        if inbox:  # it is not counted yet; if it could be too much, it is taken in and counted first
+            pending += len(inbox) * self._largest
+        if pending > self._max_pending_bytes:
+            self._check_backlog(size)
+        entry = (event, rules, key)
         inbox.append(entry)
         if self._closed:  # looked at after the append, or an event that meets the end could be accepted and never sent
             self._withdraw(entry)
@@ -165,7 +170,15 @@ class Engine:
                 thread_restarts=self._worker.restarts,
             )
 
-    def _refuse_backlog(self) -> NoReturn:
+    def _check_backlog(self, size: int) -> None:
+        """Refuse an event of this size if it is too much. Threads that ask at once may exceed the limit by one each."""
+        with self._held():
+            if not self._busy:
+                self._take_in(len(self._inbox))
+            pending = self._pending_bytes
+        # One event is taken in any case, so that no limit can refuse an event for ever.
+        if not pending or pending + size <= self._max_pending_bytes:
+            return
         self.count_refusal()
         since = self._publishing_since
         stuck = 0.0 if since is None else self._clock() - since

@@ -298,7 +298,7 @@ def test_nobody_who_enqueues_waits_for_the_lock(sink: Sink, open_batcher: OpenBa
 
 
 def test_a_call_takes_in_a_hundred_events_of_others_at_most_and_leaves_the_rest_to_the_thread() -> None:
-    batcher = SteppedBatcher(max_batch_size=1_000)
+    batcher = SteppedBatcher(max_batch_size=1_000, max_pending_bytes=2**40)
     batcher.enqueue("log", -1)
     batcher.step()
     inbox, wakes = batcher.engine._inbox, batcher.worker.wakes
@@ -719,6 +719,16 @@ def test_a_backlog_is_bounded_and_says_how_much_waits_and_for_how_long(sink: Sin
     batcher.enqueue("log", "again")
     assert batcher.close(PATIENCE)
     assert len(sink.data()) == accepted + 1
+
+
+def test_events_that_nobody_has_taken_in_yet_count_in_the_backlog_too() -> None:
+    batcher = SteppedBatcher(max_pending_bytes=100_000)
+    event = Event("log", "default", '"' + "x" * 1_000 + '"')
+    batcher.engine._largest = 1_202
+    batcher.engine._inbox.extend((event, batcher._rules_of("log"), None) for _ in range(90))
+    with pytest.raises(BacklogFullError) as caught:
+        batcher.enqueue("log", "x")
+    assert caught.value.pending_events == 90
 
 
 def test_the_backlog_error_says_how_long_publish_has_not_returned() -> None:

@@ -50,9 +50,8 @@ class Engine:
         self._clock = clock
         self._wall = wall
         self._max_pending_bytes = options.max_pending_bytes
-        self._largest = (
-            0  # event so far. Written without the lock: a harmless race, which may leave it a little too low
-        )
+        # The largest event so far. Written without the lock: a harmless race, which may leave it a little too low.
+        self._largest = 0
 
         # Callers put events (and reasons to close all windows) into the inbox, and whoever gets the lock takes in what
         # is there: nobody who enqueues waits for the lock, unless so much lies here that it must be counted first. If

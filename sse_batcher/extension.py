@@ -92,7 +92,10 @@ class SSE:
         ``function(channels)`` is asked in the view, at every connect, with the names asked for, ``default`` included.
         It returns those that this request may have, or aborts. A subset is served, none (or None) is 403, and a name
         that was not asked for is a `RuntimeError`. Without a function only ``default`` is served, to everybody.
+        A second function is refused: which of two decides must not depend on the order of imports.
         """
+        if self._authorize is not None:
+            raise RuntimeError(f"{self._authorize!r} decides who may see which channels already: there can be only one")
         self._authorize = function
         return function
 

@@ -778,3 +778,10 @@ def test_logs_are_ours_and_never_the_apps(make_app: MakeApp, caplog: pytest.LogC
     app, sse = make_app(SSE_OTHER_THING=1)
     text_of(app, sse, 1)
     assert {record.name.split(".")[0] for record in caplog.records} == {"sse_batcher"}
+
+
+def test_a_second_function_that_authorizes_is_refused(make_app: MakeApp) -> None:
+    _, sse = make_app()
+    sse.authorize(lambda channels: channels)
+    with pytest.raises(RuntimeError, match="only one"):
+        sse.authorize(lambda channels: ())

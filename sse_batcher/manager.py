@@ -6,7 +6,6 @@ All methods from any thread. What belongs to one process is a `_Life`, made at t
 from __future__ import annotations
 
 import functools
-import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -26,8 +25,6 @@ from .options import BatchOptions, ClientOptions, batch_options
 from .process import PerProcess, close_at_exit
 from .stats import ManagerStats
 from .worker import Deadline
-
-_log = logging.getLogger("sse_batcher.manager")
 
 
 class SSEManager:
@@ -170,14 +167,14 @@ class _Life:
             if sender is not None and signal.receivers:
                 helper.post(lambda: signals.send(signal, sender, **values))
 
-        self.backend = publisher = open_backend(backend)
+        publisher = open_backend(backend)
         self.hub = Hub(
             clients,
-            self.backend,
+            publisher,
             on_connect=lambda client: announce(signals.client_connected, client=client),
             on_disconnect=lambda client, reason: announce(signals.client_disconnected, client=client, reason=reason),
         )
-        self.backend.connect(self.hub.deliver)
+        publisher.connect(self.hub.deliver)
 
         def publish(batch: Batch) -> None:
             publisher.publish(batch)

@@ -1,0 +1,25 @@
+"""What some tests need beside Python's packages: a browser, a proxy, Node. `.ci/run` installs it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import NoReturn
+
+import pytest
+
+
+def missing(what: str) -> NoReturn:
+    """Skip this test, since `what` is not here; in CI, where everything has to be tested, fail it."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what}, and in CI nothing is skipped", pytrace=False)
+    pytest.skip(what)
+
+
+def program(*names: str, package: str) -> str:
+    """The path of the first of these programs that is installed. `package` says how to get it."""
+    for name in names:
+        path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+        if path:
+            return path
+    missing(f"needs {' or '.join(names)} ({package})")

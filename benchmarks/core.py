@@ -1,4 +1,4 @@
-"""What the core costs and saves, as ratios in one run: `python benchmarks/core.py`.
+"""What the core costs, as ratios in one run: `python benchmarks/core.py`.
 
 `taskset -c 0 python benchmarks/core.py` is the same on one core. Medians of several rounds; the things compared take
 turns within each round, since machines are noisy.
@@ -7,7 +7,6 @@ turns within each round, since machines are noisy.
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import statistics
@@ -15,13 +14,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from sse_batcher import BatchOptions, EventBatcher, SSEManager
+from sse_batcher import EventBatcher
 
 ROUNDS = 7
 CALLS = 40_000  # in all threads together
 IDLE_SECONDS = 3.0
-SEGMENT_HEADERS = 52  # IPv4, and TCP with timestamps
-SEGMENT_BYTES = 1_448
 
 
 def main() -> None:
@@ -33,7 +30,6 @@ def main() -> None:
         print(f"{f'json.dumps and a locked append, {threads} thread(s)':44}{baseline:12.2f}{1:8.2f}")
         print(f"{f'enqueue, {threads} thread(s)':44}{ours:12.2f}{ours / baseline:8.2f}{'<= 2':>10}")
     print(f"\nCPU of an idle batcher: {idle() * 100:.3f} % (must be 0.0)")
-    hub_restart()
 
 
 def compare(threads: int) -> tuple[float, float]:
@@ -88,25 +84,6 @@ def idle() -> float:
         before = time.process_time()
         time.sleep(IDLE_SECONDS)
         return (time.process_time() - before) / IDLE_SECONDS
-
-
-def hub_restart() -> None:
-    """Ten servers, three lists each: what one client gets of the 30 events, one write a frame."""
-    print(f"\n{'hub restart, 30 events of 120 bytes':44}{'frames':>8}{'body':>8}{'on the wire':>13}")
-    sizes = {}
-    for name, batching in (("unbatched", False), ("batched", True), ("mixed", BatchOptions(mixed=True))):
-        with SSEManager(batching) as manager:
-            client = manager.subscribe()
-            next(client)
-            for server in range(10):
-                for kind in ("tool", "resource", "prompt"):
-                    manager.enqueue(f"{kind}_list_changed", event(server, 120))
-            manager.flush_all()
-            frames = [next(client) for _ in range(manager.get_stats().batches)]
-        body = sum(map(len, frames))
-        wire = sum(len(frame) + math.ceil(len(frame) / SEGMENT_BYTES) * SEGMENT_HEADERS for frame in frames)
-        sizes[name] = wire
-        print(f"{name:44}{len(frames):8}{body:8}{wire:13}{1 - wire / sizes['unbatched']:8.0%} saved")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The command line: `python -m sse_batcher` serves a demo, one simulated hub with a batched and an unbatched stream.
+"""The command line: `python -m sse_batcher` serves a demo, and with `--report` measures what batching saves.
 
-The main thread accepts and looks for signals; each request has its own thread.
+In the demo, the main thread accepts and looks for signals; each request has its own thread.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ import argparse
 import contextlib
 import errno
 import ipaddress
-import re
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from flask import Flask, Response, abort, request
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from .demo import ACTIONS, SIDES, Demo
-from .errors import SSEBatcherError
+from . import report
+from .demo import Demo, Setting
+from .errors import ClosedError
+from .scenarios import SCENARIOS
 from .wsgi import stream
 
 # A browser cannot be made to send this from a foreign page without asking us first (CORS), and we never agree.
@@ -31,27 +33,35 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_TAB = re.compile(r"[0-9a-f]{32}\Z")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, `sys.argv` where `argv` is None. Returns the exit code.
 
-    For a main thread that ends afterwards: it takes over SIGINT and SIGTERM for good.
+    For a main thread that ends afterwards: the demo takes over SIGINT and SIGTERM for good.
     """
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.json and not options.report:
+        parser.error("--json is a form of the report: add --report")
+    if options.report:
+        return _report(report.as_json if options.json else report.as_table)
     return serve(options.host, options.port)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sse_batcher",
-        description="Show in a browser what batching saves: a simulated hub, and its events batched and not.",
+        description="Show what batching saves, in a browser: a simulated hub, and its events batched and not.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     parser.add_argument(
         "--port", type=_port, default=8000, help="the port, 0 for any free one (default: %(default)s, or a free one)"
     )
+    parser.add_argument(
+        "--report", action="store_true", help="measure it instead, without a browser, and print a table (a minute)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
 
 
@@ -88,12 +98,56 @@ def serve(host: str, port: int) -> int:
 
 
 class _Handler(WSGIRequestHandler):
-    """Keeps no access log, and gives up on a client that takes nothing for a second, so that it delays no ending."""
+    """Keeps no access log, and gives up on a client that takes nothing for a second, so that it delays no ending.
+
+    It sends a frame and what HTTP puts around it in one piece and without delay, as servers for production do.
+    """
 
     timeout = 1.0
+    wbufsize = -1
+    disable_nagle_algorithm = True
+
+    def finish(self) -> None:
+        # Closing flushes. To a client that is gone that is no news: the stream has met it before.
+        for file in (self.wfile, self.rfile):
+            with contextlib.suppress(OSError):
+                file.close()
 
     def log(self, type: str, message: str, *args: Any) -> None:
         pass
+
+
+@contextlib.contextmanager
+def serving(app: report.WSGIApp) -> Iterator[tuple[str, int]]:
+    """Serve an app on a thread, for the report."""
+    with make_server("127.0.0.1", 0, app, True, request_handler=_Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="sse_batcher server")
+        thread.start()
+        try:
+            yield "127.0.0.1", server.port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _report(render: Callable[[Iterable[report.Row]], str]) -> int:
+    """Measure, and print what was measured on stdout; on stderr, what is being done."""
+    begin, end = ("\r\x1b[K", "") if sys.stderr.isatty() else ("", "\n")
+
+    def progress(line: str) -> None:
+        sys.stderr.write(f"{begin}{line}{end}")
+        sys.stderr.flush()
+
+    try:
+        text = render(report.measure(serving, progress=progress))
+    except report.MeasuringError as error:
+        progress(f"nothing was measured: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    progress("")
+    _say(text)
+    return 0
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -127,7 +181,7 @@ def _say(line: str, file: Any = None) -> None:
 
 
 def create_demo(demo: Demo) -> Flask:
-    """The app: the page, its two streams, what they were sent, and what the buttons do."""
+    """The app: the page, its streams, and what the buttons do."""
     app = Flask(__name__)
 
     @app.before_request
@@ -140,39 +194,30 @@ def create_demo(demo: Demo) -> Flask:
         response.headers.update(HEADERS)
         return response
 
-    @app.errorhandler(SSEBatcherError)
-    def _closing(error: SSEBatcherError) -> tuple[str, int]:
+    @app.errorhandler(ClosedError)
+    def _closing(error: ClosedError) -> tuple[str, int]:
         return str(error), 503
 
     @app.get("/")
     def page() -> Response:
         return app.send_static_file("demo.html")
 
-    @app.get(f"/<any({','.join(SIDES)}):side>")
-    def events(side: str) -> Response:
-        tab = _tab()
-        status, headers, body = stream(demo.managers[side], request.environ, ["default"])
-        return Response(demo.counts.count(tab, side, body), status=status, headers=headers)
+    @app.get("/events")
+    def events() -> Response:
+        setting = Setting(_argument("window", range(1, 1_001)), _argument("size", range(1, 201)))
+        status, headers, body = stream(demo.manager(setting), request.environ)
+        return Response(body, status=status, headers=headers)
 
-    @app.get("/counts")
-    def read_counts() -> dict[str, dict[str, int]]:
-        return demo.counts.read(_tab())
-
-    @app.delete("/counts")
-    def clear_counts() -> tuple[str, int]:
-        demo.counts.clear(_tab())
-        return "", 204
-
-    @app.post(f"/fire/<any({','.join(ACTIONS)}):action>")
-    def fire(action: str) -> tuple[str, int]:
-        demo.fire(action)
+    @app.post(f"/play/<any({','.join(SCENARIOS)}):name>")
+    def play(name: str) -> tuple[str, int]:
+        demo.play(SCENARIOS[name])
         return "", 204
 
     return app
 
 
-def _tab() -> str:
-    tab = request.args.get("tab", "")
-    if not _TAB.match(tab):
-        abort(400, "tab must be 32 hex digits")
-    return tab
+def _argument(name: str, allowed: range) -> int:
+    text = request.args.get(name, "")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) in allowed):
+        abort(400, f"{name} must be a whole number from {allowed.start} to {allowed.stop - 1}")
+    return int(text)

@@ -26,7 +26,7 @@ LAYERS = """
     transports transports.attached wsgi
     blueprint extension
     sse_batcher
-    demo cli __main__
+    scenarios demo report cli __main__
 """
 ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
 

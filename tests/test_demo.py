@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from html.parser import HTMLParser
@@ -23,12 +25,13 @@ from flask.testing import FlaskClient
 
 import sse_batcher
 from sse_batcher.cli import create_demo, main
-from sse_batcher.demo import SERVERS, Counts, Demo
+from sse_batcher.demo import Demo, Setting
+from sse_batcher.errors import ClosedError
+from sse_batcher.scenarios import LISTS, SCENARIOS, SERVERS, Happening
 
 PACKAGE = Path(sse_batcher.__file__).parent
 MARK = {"X-Requested-With": "sse_batcher"}
-TAB = "0123456789abcdef" * 2
-LISTS = ["tool_list_changed", "resource_list_changed", "prompt_list_changed"]
+BATCHED, PLAIN = Setting(100, 50), Setting(100, 1)
 
 
 class Running:
@@ -60,11 +63,7 @@ class Running:
             return answer.status
 
     def press(self, button: str) -> int:
-        return self.status("POST", f"/fire/{button}")
-
-    def counts(self, tab: str = TAB) -> Any:
-        with closing(self.ask("GET", f"/counts?tab={tab}")) as answer:
-            return json.load(answer)
+        return self.status("POST", f"/play/{button}")
 
     def end(self, number: int) -> tuple[int, str]:
         """Send a signal, and return the exit code and what was written to stderr."""
@@ -96,29 +95,25 @@ def model() -> Iterator[Demo]:
 
 
 class Stream:
-    """One side's stream. Counts what the server says it counts: frames that carry events, and their bytes."""
+    """A stream with one setting."""
 
-    def __init__(self, demo: Running, side: str, tab: str = TAB) -> None:
-        self.answer = demo.ask("GET", f"/{side}?tab={tab}", {})
+    def __init__(self, demo: Running, setting: Setting) -> None:
+        self.answer = demo.ask("GET", f"/events?window={setting.window}&size={setting.size}", {})
         assert self.answer.status == 200
-        self.counted = {"frames": 0, "bytes": 0}
         assert self.read() == ("sse_open", {"heartbeat": 5.0})
 
     def read(self) -> tuple[str, Any] | None:
         """The next block's type and data, None at the end."""
-        block = b""
+        fields: dict[str, str] = {}
         deadline = time.monotonic() + 20
-        while not block.endswith(b"\n\n"):
-            line = self.answer.readline()
+        while line := self.answer.readline().decode():
             assert time.monotonic() < deadline, "nothing but heartbeats"
-            if not line:
-                return None
-            block += b"" if line.startswith(b":") else line
-        fields = dict(line.split(": ", 1) for line in block.decode().splitlines() if line)
-        if not fields["event"].startswith("sse_"):
-            self.counted["frames"] += 1
-            self.counted["bytes"] += len(block)
-        return fields["event"], json.loads(fields["data"])
+            if line == "\n" and fields:
+                return fields["event"], json.loads(fields["data"])
+            name, _, value = line.rstrip("\n").partition(": ")
+            fields[name] = value
+            fields.pop(":", None)
+        return None
 
     def read_many(self, count: int) -> list[tuple[str, Any]]:
         blocks = [self.read() for _ in range(count)]
@@ -130,7 +125,7 @@ class Stream:
 
 @contextmanager
 def both_streams(demo: Running) -> Iterator[tuple[Stream, Stream]]:
-    with closing(Stream(demo, "batched")) as batched, closing(Stream(demo, "plain")) as plain:
+    with closing(Stream(demo, BATCHED)) as batched, closing(Stream(demo, PLAIN)) as plain:
         yield batched, plain
 
 
@@ -192,77 +187,53 @@ def test_an_unknown_button_is_404(demo: Running) -> None:
     assert demo.press("nonsense") == 404
 
 
-# -- the counts ------------------------------------------------------------------------------------------------------
+# -- the settings ----------------------------------------------------------------------------------------------------
 
 
-def test_the_server_counts_the_frames_and_bytes_that_the_client_saw(demo: Running) -> None:
-    with both_streams(demo) as (batched, plain):
+def test_each_stream_has_the_batching_that_it_asked_for(demo: Running) -> None:
+    with closing(Stream(demo, Setting(1_000, 4))) as four, closing(Stream(demo, Setting(50, 200))) as many:
         demo.press("restart")
-        batched.read_many(3)
-        plain.read_many(30)
-        counts = demo.counts()
-        assert counts == {"batched": batched.counted, "plain": plain.counted}
-        assert (counts["batched"]["frames"], counts["plain"]["frames"]) == (3, 30)
-        assert counts["batched"]["bytes"] < counts["plain"]["bytes"]
+        assert [batch["batchSize"] for _, batch in four.read_many(6)] == [4] * 6
+        assert [(batch["batchSize"], batch["reason"]) for _, batch in many.read_many(3)] == [(10, "time_window")] * 3
 
 
-def test_each_tab_has_its_own_counts_and_clears_its_own(demo: Running) -> None:
-    other = TAB[::-1]
-    with closing(Stream(demo, "plain")) as mine, closing(Stream(demo, "plain", other)) as others:
-        demo.press("one")
-        mine.read()
-        others.read()
-        assert demo.status("DELETE", f"/counts?tab={TAB}") == 204
-        assert demo.counts() == {"plain": {"frames": 0, "bytes": 0}}
-        assert demo.counts(other) == {"plain": others.counted}
+def test_an_event_has_the_same_number_on_all_streams(demo: Running) -> None:
+    with both_streams(demo) as (batched, plain):
+        demo.press("five")
+        demo.press("five")
+        numbers = [data["n"] for _, data in plain.read_many(10)]
+        assert len(set(numbers)) == 10
+        kept = [data["n"] for _, batch in batched.read_many(1) for data in batch["events"]]
+        assert kept
+        assert set(kept) <= set(numbers)
 
 
-def test_a_closed_tab_is_forgotten(demo: Running) -> None:
-    with both_streams(demo):
-        assert set(demo.counts()) == {"batched", "plain"}
-    deadline = time.monotonic() + 20
-    while demo.counts():
-        demo.press("error")  # a server notices at the next write, or the one after it
-        assert time.monotonic() < deadline
+def test_a_setting_in_use_has_one_manager_and_an_unused_one_has_none(model: Demo) -> None:
+    manager = model.manager(BATCHED)
+    assert model.manager(BATCHED) is manager
+    assert model.manager(PLAIN) is not manager
+    left = weakref.ref(manager)
+    del manager
+    gc.collect()
+    assert left() is None
 
 
-OPEN, HEARTBEAT, ONE = b"event: sse_open\n\n", b":\n", b"event: one\n\n"
+@pytest.mark.parametrize(
+    "query",
+    ["", "window=100", "size=50", "window=0&size=50", "window=1001&size=50", "window=100&size=0", "window=100&size=201"]
+    + [f"size=5&window={text}" for text in ("-1", "1.5", "1e2", "+5", "%20", "%C2%B2", "%D9%A1", "9" * 5000)],
+)
+def test_a_setting_that_cannot_be_is_400(client: FlaskClient, query: str) -> None:
+    assert client.get(f"/events?{query}").status_code == 400
 
 
-def test_of_a_side_opened_twice_the_newest_open_stream_is_counted() -> None:
-    counts = Counts()
-    old = counts.count(TAB, "plain", iter([OPEN, ONE]))
-    new = counts.count(TAB, "plain", iter([OPEN]))
-    assert [next(old), next(new)] == [OPEN, OPEN]
-    new.close()
-    assert next(old) == ONE
-    assert counts.read(TAB) == {"plain": {"frames": 1, "bytes": len(ONE)}}
-    newest = counts.count(TAB, "plain", iter([OPEN]))
-    next(newest)
-    assert counts.read(TAB) == {"plain": {"frames": 0, "bytes": 0}}
-
-
-def test_what_the_stream_itself_says_is_not_counted() -> None:
-    counts = Counts()
-    stream = counts.count(TAB, "plain", iter([OPEN, HEARTBEAT, ONE]))
-    assert [next(stream), next(stream)] == [OPEN, HEARTBEAT]
-    assert counts.read(TAB) == {"plain": {"frames": 0, "bytes": 0}}
-    assert next(stream) == ONE
-    assert counts.read(TAB) == {"plain": {"frames": 1, "bytes": len(ONE)}}
-
-
-def test_a_stream_that_is_closed_leaves_its_manager(model: Demo) -> None:
-    manager = model.managers["plain"]
-    stream = model.counts.count(TAB, "plain", manager.subscribe())
-    next(stream)
-    assert manager.get_stats().clients == 1
-    stream.close()
-    assert manager.get_stats().clients == 0
+# -- the end ---------------------------------------------------------------------------------------------------------
 
 
 def test_closing_waits_until_the_farewell_is_written() -> None:
     model = Demo()
-    stream = model.counts.count(TAB, "plain", model.managers["plain"].subscribe())
+    manager = model.manager(PLAIN)
+    stream = manager.subscribe()
     next(stream)
     closed = threading.Event()
 
@@ -277,6 +248,33 @@ def test_closing_waits_until_the_farewell_is_written() -> None:
     stream.close()
     assert closed.wait(10)
     closing.join()
+
+
+def test_what_is_still_playing_ends_with_the_demo(model: Demo) -> None:
+    asked = threading.Event()
+    stopped = threading.Event()
+
+    def endless() -> Iterator[Happening]:
+        yield Happening(0.0, "log", {})
+        asked.set()
+        yield Happening(3_600.0, "log", {})
+
+    def play() -> None:
+        with pytest.raises(ClosedError):
+            model.send(endless())
+        stopped.set()
+
+    playing = threading.Thread(target=play)
+    playing.start()
+    assert asked.wait(10)
+    model.close()
+    assert stopped.wait(10)
+    playing.join()
+
+
+def test_a_stream_asked_for_while_it_ends_is_told_to_come_back(client: FlaskClient, model: Demo) -> None:
+    model.close()
+    assert "sse_busy" in client.get("/events?window=100&size=50").text
 
 
 # -- the process -----------------------------------------------------------------------------------------------------
@@ -339,31 +337,23 @@ def client(model: Demo) -> FlaskClient:
 
 @pytest.mark.parametrize("headers", [{}, {"X-Requested-With": "XMLHttpRequest"}])
 def test_a_foreign_page_cannot_press_a_button(client: FlaskClient, model: Demo, headers: dict[str, str]) -> None:
-    assert client.post("/fire/restart", headers=headers).status_code == 403
-    assert client.delete(f"/counts?tab={TAB}", headers=headers).status_code == 403
-    assert [manager.get_stats().enqueued for manager in model.managers.values()] == [0, 0]
-    assert client.post("/fire/restart", headers=MARK).status_code == 204
-    assert [manager.get_stats().enqueued for manager in model.managers.values()] == [30, 30]
+    manager = model.manager(PLAIN)
+    assert client.post("/play/restart", headers=headers).status_code == 403
+    assert manager.get_stats().enqueued == 0
+    assert client.post("/play/restart", headers=MARK).status_code == 204
+    assert manager.get_stats().enqueued == 30
 
 
-@pytest.mark.parametrize("tab", ["", "x", TAB[:-1], TAB + "0", TAB + "\n", "g" * 32, "../../../../etc/passwd"])
-def test_a_tab_is_32_hex_digits(client: FlaskClient, tab: str) -> None:
-    for path in ("/counts", "/batched", "/plain"):
-        assert client.get(path, query_string={"tab": tab}).status_code == 400
-    assert client.delete("/counts", query_string={"tab": tab}, headers=MARK).status_code == 400
-
-
-def test_head_on_a_stream_ends(client: FlaskClient, model: Demo) -> None:
-    assert client.head(f"/plain?tab={TAB}").status_code == 200
-    assert model.counts.read(TAB) == {}
+def test_head_on_a_stream_ends(client: FlaskClient) -> None:
+    assert client.head("/events?window=100&size=50").status_code == 200
 
 
 def test_what_is_pressed_while_it_ends_is_answered_with_503(client: FlaskClient, model: Demo) -> None:
     model.close()
-    assert client.post("/fire/one", headers=MARK).status_code == 503
+    assert client.post("/play/one", headers=MARK).status_code == 503
 
 
-@pytest.mark.parametrize("path", ["/", "/static/demo.js", "/counts", "/nowhere"])
+@pytest.mark.parametrize("path", ["/", "/static/demo.js", "/events", "/nowhere"])
 def test_every_answer_has_the_content_security_policy(client: FlaskClient, path: str) -> None:
     with client.get(path) as answer:
         headers = answer.headers
@@ -400,15 +390,15 @@ def test_the_page_has_nothing_inline_and_loads_only_what_is_there(client: FlaskC
     with client.get("/") as answer:
         page = _Page(answer.text)
     assert page.inline == []
-    assert page.buttons == ["restart", "five", "one", "error"]
-    assert set(page.loads) == {"/static/demo.js", "/static/demo.css", "/static/demo.svg"}
+    assert page.buttons == list(SCENARIOS)
+    assert {"/static/demo.js", "/static/demo.css", "/static/demo.svg"} <= set(page.loads)
     for path in page.loads:
         with client.get(path) as answer:
             assert answer.status_code == 200
 
 
 def test_the_script_makes_no_html_of_text() -> None:
-    script = (PACKAGE / "static" / "demo.js").read_text()
+    script = "".join(path.read_text() for path in (PACKAGE / "static").glob("*.js"))
     assert "textContent" in script
     for unsafe in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "srcdoc"):
         assert unsafe not in script

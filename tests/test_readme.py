@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -71,20 +69,6 @@ def test_every_option_is_there_with_its_key_and_default() -> None:
             else:
                 assert eval(said) == default, option.name
     assert set(re.findall(r"^\| .*?`(SSE_\w+)` \|", README, flags=re.M)) == set(KEYS)
-
-
-def test_the_savings_are_those_of_the_benchmark() -> None:
-    script = "import core; core.hub_restart()"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True,
-        env={"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    measured = re.findall(r"^(unbatched|batched|mixed) +(\d+) +(\d+) +(\d+)", done.stdout, flags=re.M)
-    said = re.findall(
-        r"^\| (without batching|batched|mixed) \| ([\d,]+) \| ([\d,]+).*? \| ([\d,]+)", README, flags=re.M
-    )
-    assert [numbers for _, *numbers in measured] == [[n.replace(",", "") for n in numbers] for _, *numbers in said]
-    assert len(measured) == 3
 
 
 def test_the_batch_format_is_what_is_sent() -> None:

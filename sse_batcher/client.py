@@ -6,11 +6,11 @@ The hub's delivering thread calls `offer`. One driver, usually a server's worker
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from .options import ClientOptions
@@ -56,9 +56,10 @@ class Client(Iterator[bytes]):
         self.first_block = b""
         self._home = home
         self._options = options
+        # Made by its name in `queue`, as in all of this package: gevent may patch that after we are imported.
         # Frames, and None to say "look at the flags". SimpleQueue, since its put may be interrupted by another one, and
         # bounded here, since the bound is in bytes too. The two counts of bytes have one writer each.
-        self._queue: SimpleQueue[Frame | None] = SimpleQueue()
+        self._queue: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._bytes_in = 0
         self._bytes_out = 0
         self._behind = False  # set by the delivering thread, unset by the driver
@@ -80,19 +81,18 @@ class Client(Iterator[bytes]):
         if self._behind or self._closed:
             return
         size = len(frame.plain)
-        queue = self._queue
-        waiting = queue.qsize()
+        waiting = self._queue.qsize()
         too_many = waiting >= self._options.queue_frames
         if not too_many and not (waiting and self._bytes_in - self._bytes_out + size > self._options.queue_bytes):
             self._bytes_in += size
-            queue.put(frame)
+            self._queue.put(frame)
             return
         # First the flag, then the queue, then the marker. The driver may take a frame out of the middle while the queue
         # is being emptied: it sees the flag and drops it. And the marker comes last, or it would be thrown away too.
         self._behind = True
         self.overflows += 1
         self._empty_queue()
-        queue.put(None)
+        self._queue.put(None)
 
     def go_live(self, position: Any) -> None:
         """Called by the hub, under its lock, when a client that was behind has to be queued for again."""
@@ -124,7 +124,7 @@ class Client(Iterator[bytes]):
         while True:
             try:
                 frame = self._queue.get(timeout=self._options.heartbeat)
-            except Empty:
+            except queue.Empty:
                 return self._sent(HEARTBEAT)
             if frame is None:
                 if self._closed:
@@ -157,5 +157,5 @@ class Client(Iterator[bytes]):
         try:
             while True:
                 self._queue.get_nowait()
-        except Empty:
+        except queue.Empty:
             pass

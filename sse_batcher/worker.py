@@ -9,11 +9,11 @@ is lost. `queue.SimpleQueue.put` is documented to be safe there, and remembers.
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 import weakref
 from contextlib import suppress
-from queue import Empty, SimpleQueue
 from typing import Protocol
 
 _log = logging.getLogger("sse_batcher.worker")
@@ -50,7 +50,7 @@ class Worker:
         self._name = name
         # A wake-up is the owner itself, so that one that is dropped by everybody else still gets its turn. None: it is
         # gone, and the thread has to end.
-        wakeups: SimpleQueue[Owner | None] = SimpleQueue()
+        wakeups: queue.SimpleQueue[Owner | None] = queue.SimpleQueue()
         self._wakeups = wakeups
         self._owner = weakref.ref(owner, lambda _: wakeups.put(None))
         self._stopping = False
@@ -148,7 +148,7 @@ class Worker:
                         self.ensure()
                     return
                 owner = None
-            with suppress(Empty):
+            with suppress(queue.Empty):
                 owner = self._wakeups.get(timeout=pause)
 
     def _replace(self) -> None:

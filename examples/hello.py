@@ -11,7 +11,7 @@ from sse_batcher import SSE  # (1)
 
 app = Flask(__name__)
 sse = SSE(app)  # (2)
-PAGE = """<!doctype html><title>Hello</title><link rel="icon" href="data:,"><p>Visits since you came:</p><ol id="visits"></ol><script>
+PAGE = """<!doctype html><title>Hello</title><p>Visits since you came:</p><ol id="visits"></ol><script>
   const show = (data) => { visits.appendChild(document.createElement("li")).textContent = data.browser; };
   const source = new EventSource("/events");
   source.addEventListener("visit", (event) => show(JSON.parse(event.data)));

@@ -9,6 +9,7 @@ is lost. `queue.SimpleQueue.put` is documented to be safe there, and remembers.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -52,7 +53,15 @@ class Worker:
         # gone, and the thread has to end.
         wakeups: queue.SimpleQueue[Owner | None] = queue.SimpleQueue()
         self._wakeups = wakeups
-        self._owner = weakref.ref(owner, lambda _: wakeups.put(None))
+        pid = os.getpid()
+
+        def end(_: object) -> None:
+            # Not in a forked child, which has no such thread: CPython 3.13 crashes when it wakes one that is not there,
+            # and uWSGI forks without the hook that would make it forget.
+            if os.getpid() == pid:
+                wakeups.put(None)
+
+        self._owner = weakref.ref(owner, end)
         self._stopping = False
         self._over = False  # the thread is about to end, and takes no more wake-ups
         # Held by who starts the thread. Taken without waiting, except by the thread's own last act. Re-entrant only

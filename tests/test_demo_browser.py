@@ -46,8 +46,6 @@ class Tab:
         page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
         page.on("request", self._requested)
         page.on("requestfailed", self._failed)
-        page.goto(url)
-        self.expect_open()
 
     def _said(self, message: ConsoleMessage) -> None:
         if not (self.server_may_fail and message.text.startswith("Failed to load resource: ")):
@@ -164,8 +162,11 @@ def open_tab(browser: Browser) -> Iterator[Open]:
     def open_tab(url: str, **options: Any) -> Tab:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}} | options)
         context.set_default_timeout(PATIENCE)
-        tabs.append(Tab(context.new_page(), url))
-        return tabs[-1]
+        tab = Tab(context.new_page(), url)
+        tabs.append(tab)
+        tab.page.goto(url)
+        tab.expect_open()
+        return tab
 
     try:
         yield open_tab
@@ -569,6 +570,7 @@ def test_a_server_that_goes_is_told_of_and_the_page_recovers_when_it_is_back(ope
         expect(tab.page.locator(f"#{side} .state")).to_have_text("ended (shutdown), trying again")
     expect(status).to_contain_text("The connection is lost")
     with closing(Process(first.port)) as second:
+        assert second.url == first.url
         tab.expect_open()
         expect(status).to_contain_text("Press a button")
         expect(tab.rows("batched").first).to_contain_text("something was missed before (")
@@ -643,7 +645,7 @@ def test_everything_can_be_done_from_the_keyboard(tab: Tab) -> None:
     press("Enter")
     expect(table).to_be_hidden()
 
-    press("Shift+Tab")  # back to the link that skips the rows
+    press("Shift+Tab")  # back to the button that skips the rows
     press("Enter")
     press("Tab")
     assert focused() == "Skip these rows"
@@ -671,7 +673,7 @@ def test_everything_has_a_name_for_who_does_not_see_it(tab: Tab) -> None:
     # No control and no picture without a name, whatever it is.
     snapshot = page.locator("body").aria_snapshot()
     assert re.findall(r"^\s*- (?:button|slider|link|img|region|textbox)(?:$|:| \[)", snapshot, re.MULTILINE) == []
-    assert len(re.findall(r"- button ", snapshot)) == len(SCENARIOS) + 2
+    assert len(re.findall(r"- button ", snapshot)) == len(SCENARIOS) + 4
     assert page.locator("html").get_attribute("lang") == "en"
     # Only the sentence is read out by itself.
     assert page.evaluate(

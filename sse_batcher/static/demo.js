@@ -209,6 +209,10 @@ $("clear").addEventListener("click", () => {
   changed();
 });
 
+for (const button of document.querySelectorAll("button.skip")) {
+  button.addEventListener("click", () => $(button.dataset.to).focus());
+}
+
 let applying = 0;
 
 for (const slider of Object.values(sliders)) {

@@ -86,6 +86,7 @@ export class Chart {
     context.beginPath();
     context.rect(left, 0, right - left + 5, height);
     context.clip();
+    this.#windowLine(context, color, { x, y, right }); // below the dots, so that it hides none
     const accent = color("--batched");
     context.strokeStyle = context.fillStyle = accent;
     context.lineWidth = 2;
@@ -104,7 +105,6 @@ export class Chart {
       }
       context.fill();
     }
-    this.#windowLine(context, color, { x, y, right });
     context.restore();
   }
 
@@ -149,10 +149,6 @@ export class Chart {
     context.textAlign = "right";
     context.textBaseline = "bottom";
     const label = `the window: ${ms.toLocaleString("en")} ms`;
-    context.lineWidth = 5;
-    context.lineJoin = "round";
-    context.strokeStyle = color("--card"); // a halo, since it stands among dots
-    context.strokeText(label, right - 2, y(ms) - 3);
     context.fillStyle = color("--text");
     context.fillText(label, right - 2, y(ms) - 3);
   }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
@@ -19,7 +19,11 @@ from .history import Cursor
 from .options import ClientOptions
 from .wire import HEARTBEAT, Frame
 
-Reference = ref[Frame]
+Reference = Callable[[], Frame | None]
+
+
+def _END() -> None:
+    """What is queued to say that the stream ends here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class Client(Iterator[bytes]):
         self.info = info
         self.frames = 0  # frames and bytes handed to the stream; written by the driver
         self.bytes = 0
-        self.overflows = 0  # written by the delivering thread
+        self.overflows = 0  # a harmless race between that thread and the driver
         self.gaps = 0  # written by the driver
         self.driver: int | None = None  # the thread that iterates
         # All frames up to it were handed to the stream; written by the driver, or before it.
@@ -127,7 +131,7 @@ class Client(Iterator[bytes]):
     def end(self, reason: str) -> None:
         """Let the stream end with ``sse_bye`` after what is queued."""
         self._ending = self._ending or reason
-        self._queue.put(None)
+        self._queue.put(_END)
 
     def close(self) -> None:
         """End the stream at once. Idempotent, from any thread."""
@@ -159,7 +163,7 @@ class Client(Iterator[bytes]):
         if not self._slice:
             block = self._home.catch_up(self)
             if not self._behind and self._ending is not None:
-                self._queue.put(None)  # its own marker may have been thrown away with the queue
+                self._queue.put(_END)  # the first one may have been thrown away with the queue
             return block
         frame = self._slice.popleft()()
         if frame is None:  # evicted meanwhile: the hub will tell what that means
@@ -176,7 +180,10 @@ class Client(Iterator[bytes]):
         if self._closed or self._behind:  # a frame taken while the queue was being emptied is in the history
             return None
         if reference is None:
-            return self._end()
+            return None
+        if reference is _END:
+            self._farewell = self._ending or "shutdown"
+            return self._home.farewell(self, self._farewell)
         frame = reference()
         if frame is None:  # evicted before its turn
             self.overflows += 1
@@ -185,16 +192,6 @@ class Client(Iterator[bytes]):
         self._bytes_out += len(self._bytes_of(frame))
         # One at or below the position was listed for this client just before it went live, and read from the history.
         return self._handed(frame) if frame.position > self.cursor.position else None
-
-    def _end(self) -> bytes | None:
-        """The last block, where an end was asked for and nothing is queued before it."""
-        if self._ending is None:
-            return None
-        if not self._queue.empty():
-            self._queue.put(None)  # after what is queued
-            return None
-        self._farewell = self._ending
-        return self._home.farewell(self, self._ending)
 
     def _handed(self, frame: Frame) -> bytes:
         position, part, _ = self.cursor

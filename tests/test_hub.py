@@ -175,16 +175,15 @@ def test_the_time_to_return_is_drawn_for_each_connection_and_grows_with_their_nu
 
 @pytest.mark.parametrize("bound", [{"queue_frames": 3}, {"queue_bytes": 60}], ids=str)
 def test_a_client_that_overflows_reads_the_history_and_is_live_again(bound: dict[str, int]) -> None:
-    delivery = Delivery(**bound)
+    delivery = Delivery(**bound, heartbeat=0.01)
     client = delivery.connect()
     next(client)
     delivery.deliver(10)
     assert numbers(client, 10) == list(range(1, 11))
+    assert next(client) == HEARTBEAT  # nothing more to read, so it is live
     delivery.deliver(2)
+    assert client._queue.qsize() == 2
     assert numbers(client, 2) == [11, 12]
-    delivery.deliver(2)  # live: these two are queued
-    assert client._queue.qsize() >= 2
-    assert numbers(client, 2) == [13, 14]
     counts = delivery.hub.count()
     assert (counts["overflows"], counts["gaps"]) == (1, 0)
 
@@ -227,28 +226,44 @@ def test_a_slow_client_holds_nothing_while_it_is_behind() -> None:
 
 
 def test_a_frame_taken_while_the_queue_is_being_emptied_is_read_from_the_history_in_its_turn() -> None:
-    # The driver takes the second frame when the delivering thread has just begun to throw them away. Were it sent, the
-    # client's cursor would say that it has the first one, too.
+    # The driver is about to take from the queue when the delivering thread begins to empty it, and gets the second
+    # frame. Were that sent, the client's cursor would say that it has the first one, too.
     delivery = Delivery(queue_frames=3)
     client = delivery.connect()
     next(client)
     delivery.deliver(3)
-    taken: list[Any] = []
-    driver = threading.Thread(target=lambda: taken.extend(numbers(client, 4)))
-    empty = client._empty_queue
+    asking, may_take, taken = threading.Event(), threading.Event(), threading.Event()
+    queue, empty = client._queue, client._empty_queue
+
+    class Meeting:
+        """The queue, with a first `get` that waits for its turn."""
+
+        def get(self, timeout: float) -> Any:
+            client._queue = queue
+            asking.set()
+            assert may_take.wait(PATIENCE)
+            frame = queue.get()
+            taken.set()
+            return frame
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(queue, name)
 
     def meet() -> None:
-        client._queue.get_nowait()  # frame 1 is gone ...
-        driver.start()  # ... and the driver comes for frame 2
-        while client._queue.qsize() > 1:
-            pass
+        queue.get_nowait()  # frame 1 is gone ...
+        may_take.set()  # ... and the driver gets frame 2
+        assert taken.wait(PATIENCE)
         empty()
 
+    client._queue = Meeting()  # type: ignore[assignment]
     client._empty_queue = meet  # type: ignore[method-assign]
+    got: list[int] = []
+    driver = threading.Thread(target=lambda: got.extend(numbers(client, 4)))
+    driver.start()
+    assert asking.wait(PATIENCE)
     delivery.deliver()
-    client._empty_queue = empty  # type: ignore[method-assign]
     driver.join(PATIENCE)
-    assert taken == [1, 2, 3, 4]
+    assert got == [1, 2, 3, 4]
 
 
 def test_an_end_that_meets_an_overflow_is_told_after_all_frames() -> None:

@@ -19,6 +19,7 @@ manager = SSEManager()
 
 PAGE = b"""<!doctype html>
 <title>Plain WSGI</title>
+<link rel="icon" href="data:,">
 <p>The server has been up for <b id="seconds">?</b> seconds.</p>
 <script>
   const show = (data) => { document.getElementById("seconds").textContent = data.seconds; };

@@ -19,6 +19,7 @@ sse = SSE(app)
 
 PAGE = """<!doctype html>
 <title>Worker threads</title>
+<link rel="icon" href="data:,">
 <ul id="list"></ul>
 <script>
   // One function for both ways in which events of a type arrive. `show` gets a list of their data.

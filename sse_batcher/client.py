@@ -6,12 +6,12 @@ The hub's delivering thread calls `offer`. One driver, usually a server's worker
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 from weakref import ref
 
@@ -72,11 +72,12 @@ class Client(Iterator[bytes]):
         self._home = home
         self._options = options
         self._batches = batches
+        # Made by its name in `queue`, as in all of this package: gevent may patch that after we are imported.
         # Weak references to frames: what waits here is kept by the history alone, and a thousand clients that have
         # stopped reading pin no more than it. And None to say "look at the flags". SimpleQueue, since its put may be
         # interrupted by another one, and bounded here, since the bound is in bytes too. The two counts of bytes have
         # one writer each.
-        self._queue: SimpleQueue[Reference | None] = SimpleQueue()
+        self._queue: queue.SimpleQueue[Reference | None] = queue.SimpleQueue()
         self._bytes_in = 0
         self._bytes_out = 0
         # Behind: the hub does not queue for it, it reads the history in slices. Set by the delivering thread or the
@@ -101,12 +102,11 @@ class Client(Iterator[bytes]):
         if self._behind or self._closed:
             return
         size = len(self._bytes_of(frame))
-        queue = self._queue
-        waiting = queue.qsize()
+        waiting = self._queue.qsize()
         too_many = waiting >= self._options.queue_frames
         if not too_many and not (waiting and self._bytes_in - self._bytes_out + size > self._options.queue_bytes):
             self._bytes_in += size
-            queue.put(ref(frame))
+            self._queue.put(ref(frame))
             return
         self.overflows += 1
         self.fall_behind()
@@ -175,7 +175,7 @@ class Client(Iterator[bytes]):
         """What comes next for a live client, which may take until the next heartbeat; None: look again."""
         try:
             reference = self._queue.get(timeout=self._options.heartbeat)
-        except Empty:
+        except queue.Empty:
             return HEARTBEAT
         if self._closed or self._behind:  # a frame taken while the queue was being emptied is in the history
             return None
@@ -210,5 +210,5 @@ class Client(Iterator[bytes]):
         try:
             while True:
                 self._queue.get_nowait()
-        except Empty:
+        except queue.Empty:
             pass

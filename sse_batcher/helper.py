@@ -6,9 +6,9 @@ So neither the thread that delivers batches nor one that serves clients ever wai
 from __future__ import annotations
 
 import logging
+import queue
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from queue import Empty, SimpleQueue
 
 from .worker import Worker
 
@@ -23,7 +23,7 @@ class Helper:
     def __init__(self, context: Callable[[], AbstractContextManager[object]]) -> None:
         self.dropped = 0
         self._context = context
-        self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._worker = Worker(self, "sse_batcher-helper")
 
     def post(self, task: Callable[[], None]) -> None:
@@ -47,7 +47,7 @@ class Helper:
         while True:
             try:
                 task = self._tasks.get_nowait()
-            except Empty:
+            except queue.Empty:
                 return
             try:
                 with self._context():

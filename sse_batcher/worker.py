@@ -9,11 +9,12 @@ is lost. `queue.SimpleQueue.put` is documented to be safe there, and remembers.
 from __future__ import annotations
 
 import logging
+import os
+import queue
 import threading
 import time
 import weakref
 from contextlib import suppress
-from queue import Empty, SimpleQueue
 from typing import Protocol
 
 _log = logging.getLogger("sse_batcher.worker")
@@ -50,9 +51,17 @@ class Worker:
         self._name = name
         # A wake-up is the owner itself, so that one that is dropped by everybody else still gets its turn. None: it is
         # gone, and the thread has to end.
-        wakeups: SimpleQueue[Owner | None] = SimpleQueue()
+        wakeups: queue.SimpleQueue[Owner | None] = queue.SimpleQueue()
         self._wakeups = wakeups
-        self._owner = weakref.ref(owner, lambda _: wakeups.put(None))
+        pid = os.getpid()
+
+        def end(_: object) -> None:
+            # Not in a forked child, which has no such thread: CPython 3.13 crashes when it wakes one that is not there,
+            # and uWSGI forks without the hook that would make it forget.
+            if os.getpid() == pid:
+                wakeups.put(None)
+
+        self._owner = weakref.ref(owner, end)
         self._stopping = False
         self._over = False  # the thread is about to end, and takes no more wake-ups
         # Held by who starts the thread. Taken without waiting, except by the thread's own last act. Re-entrant only
@@ -148,7 +157,7 @@ class Worker:
                         self.ensure()
                     return
                 owner = None
-            with suppress(Empty):
+            with suppress(queue.Empty):
                 owner = self._wakeups.get(timeout=pause)
 
     def _replace(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from flask import Flask, request
@@ -9,8 +10,9 @@ from flask import Flask, request
 from sse_batcher import SSE
 
 app = Flask(__name__)
-app.config.update(SSE_HEARTBEAT=0.3, SSE_BATCH_WINDOW=0.3, SSE_MAX_BATCH_SIZE=10)
+app.config.update(SSE_HEARTBEAT=float(os.environ.get("HEARTBEAT", "0.3")), SSE_BATCH_WINDOW=0.3, SSE_MAX_BATCH_SIZE=10)
 sse = SSE(app)
+sse.enqueue("hub_state", "imported")  # starts a thread, which a worker that is forked after this does not have
 
 
 @app.post("/enqueue")

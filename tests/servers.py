@@ -1,6 +1,7 @@
 """Real servers for tests: each a subprocess on a free port of the loopback interface, and a bare client for them.
 
-`running` starts one and ends it, whatever happens in between.
+`running` starts one and ends it, whatever happens in between. `SERVERS` says how the servers that people run are
+started, and how they differ; `serving` runs one of them, with nginx before it where it says so.
 """
 
 from __future__ import annotations
@@ -14,26 +15,102 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import sse_batcher
 
+from . import proxy
+from .services import missing, program
+
 HOST = "127.0.0.1"
 TESTS = Path(__file__).parent
 TIMEOUT = 15.0
 
-COMMANDS = {
-    "werkzeug": ("-m", "flask", "--app=serverapp", "run", f"--host={HOST}", "--port={port}", "--no-reload"),
-    "gunicorn": (
-        *("-m", "gunicorn", "-k", "gthread", "--workers=1", "--threads=16"),
-        *(f"--bind={HOST}:{{port}}", "--graceful-timeout=1", "serverapp:app"),
+THREADS = 16
+"""What each server that has to be told gets. A stream takes one."""
+
+
+class Kind(NamedTuple):
+    """A server: how it is started, and how it differs from the others."""
+
+    command: tuple[str, ...]
+    """The arguments for Python by which it serves `serverapp`."""
+    nginx: str = ""
+    """What the location of an nginx before it is told, if there is one."""
+    requirement: str = ""
+    """What pip has to get, if it is not what is installed."""
+    external: bool = True
+    """Whether its tests run on one Python only, in CI."""
+    streams: int = THREADS - 1
+    """How many streams it must be able to serve beside other requests."""
+    forgotten: int = 2
+    """How many heartbeats are made for a client that has left, at most. In general the first write finds nothing wrong
+    and is answered by a reset, and the second one fails."""
+    chunked: tuple[str, ...] = ("1.1",)
+    """The versions of HTTP in which a stream comes in chunks. Else it comes as it is, until the connection closes."""
+    after_head: str = "kept"
+    """What becomes of the connection after HEAD: ``kept``, ``closed`` as the head says, or ``cut`` without a word."""
+
+
+def gunicorn(*options: str) -> tuple[str, ...]:
+    return (
+        "-m",
+        "gunicorn",
+        "--workers=1",
+        f"--bind={HOST}:{{port}}",
+        "--graceful-timeout=1",
+        *options,
+        "serverapp:app",
+    )
+
+
+def uwsgi(*options: str, threads: int = THREADS) -> tuple[str, ...]:
+    run = "import pyuwsgi; pyuwsgi.run()"
+    return ("-c", run, "--master", "--die-on-term", f"--threads={threads}", "--module=serverapp:app", *options)
+
+
+def waitress(*options: str) -> tuple[str, ...]:
+    return ("-m", "waitress", f"--listen={HOST}:{{port}}", f"--threads={THREADS}", *options, "serverapp:app")
+
+
+def cheroot(*options: str) -> tuple[str, ...]:
+    return ("-m", "cheroot", f"--bind={HOST}:{{port}}", f"--threads={THREADS}", *options, "serverapp:app")
+
+
+GTHREAD = gunicorn("-k", "gthread", f"--threads={THREADS}")
+UWSGI = uwsgi(f"--http-socket={HOST}:{{port}}")
+
+SERVERS = {
+    "werkzeug": Kind(
+        ("-m", "flask", "--app=serverapp", "run", f"--host={HOST}", "--port={port}", "--no-reload"),
+        external=False,
+        chunked=("1.0", "1.1"),  # it looks at its own version, not at that of the request
+        after_head="closed",
     ),
-    "waitress": ("-m", "waitress", f"--listen={HOST}:{{port}}", "--threads=16", "serverapp:app"),
+    "gunicorn": Kind(GTHREAD, external=False),
+    "waitress": Kind(
+        waitress(),
+        external=False,
+        forgotten=3,  # its second write fails behind the stream's back, which is told at the third
+        after_head="closed",
+    ),
+    "waitress-lookahead": Kind(waitress("--channel-request-lookahead=1"), forgotten=1, after_head="closed"),
+    "gunicorn-23": Kind(GTHREAD, requirement="gunicorn==23.*"),
+    "gunicorn-gevent": Kind(gunicorn("-k", "gevent"), streams=200),
+    "cheroot": Kind(cheroot(), after_head="closed"),
+    "uwsgi": Kind(UWSGI, chunked=(), after_head="cut"),
+    "uwsgi-http": Kind(uwsgi(f"--http={HOST}:{{port}}", "--lazy-apps"), chunked=(), after_head="cut"),
+    "nginx": Kind(GTHREAD, nginx=proxy.PASS),
+    "nginx-http11": Kind(GTHREAD, nginx=proxy.PASS + ' proxy_http_version 1.1; proxy_set_header Connection "";'),
+    "nginx-uwsgi": Kind(uwsgi(f"--socket={HOST}:{{port}}"), nginx=proxy.UWSGI_PASS),
 }
-"""The arguments for Python by which each server serves `serverapp`."""
+"""The servers that people run."""
+
+COMMANDS = {name: kind.command for name, kind in SERVERS.items() if not kind.external}
+"""The arguments for Python by which each of the three that every CI run tests serves `serverapp`."""
 
 
 class Block(NamedTuple):
@@ -109,9 +186,9 @@ class Server:
 class Stream:
     """An open stream, read with nothing but the standard library. No read takes longer than `TIMEOUT`."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, headers: Mapping[str, str] | None = None) -> None:
         self._connection = http.client.HTTPConnection(HOST, server.port, timeout=TIMEOUT)
-        self._connection.request("GET", "/events")
+        self._connection.request("GET", "/events", headers=headers or {})
         self.response = self._connection.getresponse()
 
     def __enter__(self) -> Stream:
@@ -167,13 +244,30 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = TIMEOU
 
 
 @contextmanager
-def running(arguments: Sequence[str], folder: Path) -> Iterator[Server]:
+def serving(kind: Kind, folder: Path, **environment: str) -> Iterator[Server]:
+    """Run one of `SERVERS`. With an nginx before it, that is what is yielded."""
+    if kind.requirement:
+        packages = folder / "packages"
+        _install(kind.requirement, packages)
+        environment["PYTHONPATH"] = str(packages)
+    with running(kind.command, folder, **environment) as server:
+        if not kind.nginx:
+            yield server
+            return
+        nginx = program("nginx", package="Debian: nginx-light")
+        arguments = proxy.nginx_arguments(nginx, kind.nginx, host=HOST, upstream=f"{HOST}:{server.port}")
+        with running(arguments, folder) as before:
+            yield before
+
+
+@contextmanager
+def running(arguments: Sequence[str], folder: Path, **environment: str) -> Iterator[Server]:
     """Run Python with these arguments, in which ``{port}`` is replaced, until it listens; kill it at the end.
 
-    Its environment has the port as ``PORT``, and it imports the `sse_batcher` that is tested. Its output goes to a file
-    in `folder`, and in the end to ours, which pytest shows with a failure.
+    Its environment has the port as ``PORT``, and it imports the `sse_batcher` that is tested. A ``PYTHONPATH`` given
+    here comes first. Its output goes to a file in `folder`, and in the end to ours, which pytest shows with a failure.
     """
-    server = _start(arguments, folder)
+    server = _start(arguments, folder, environment)
     try:
         yield server
     finally:
@@ -182,7 +276,7 @@ def running(arguments: Sequence[str], folder: Path) -> Iterator[Server]:
         server.show_output()
 
 
-def _start(arguments: Sequence[str], folder: Path) -> Server:
+def _start(arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Server:
     for _ in range(3):
         port = _free_port()
         log = folder / f"server-{port}.log"
@@ -190,7 +284,7 @@ def _start(arguments: Sequence[str], folder: Path) -> Server:
             process = subprocess.Popen(
                 [sys.executable, *(argument.replace("{port}", str(port)) for argument in arguments)],
                 cwd=folder,
-                env={**os.environ, **_environment(folder), "PORT": str(port)},
+                env={**os.environ, **_environment(folder, environment), "PORT": str(port)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -210,12 +304,22 @@ def _free_port() -> int:
         return port
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
+    first = [more["PYTHONPATH"]] if "PYTHONPATH" in more else []
     return {
-        "PYTHONPATH": os.pathsep.join([str(Path(sse_batcher.__file__).parents[1]), str(TESTS)]),
+        **more,
+        "PYTHONPATH": os.pathsep.join([*first, str(Path(sse_batcher.__file__).parents[1]), str(TESTS)]),
         "PYTHONUNBUFFERED": "1",
         "XDG_RUNTIME_DIR": str(folder),  # where newer gunicorns put their control socket; else in the home directory
     }
+
+
+def _install(requirement: str, folder: Path) -> None:
+    """Have pip put a package into a folder of its own. What it needs itself is there already."""
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps")
+    done = subprocess.run([*pip, f"--target={folder}", requirement], capture_output=True, text=True, check=False)
+    if done.returncode:
+        missing(f"pip cannot get {requirement}")
 
 
 def _listens(server: Server) -> bool:

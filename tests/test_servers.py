@@ -1,35 +1,67 @@
-"""The servers that people run: werkzeug's, gunicorn with threads, waitress."""
+"""The servers that people run, with and without nginx before them.
+
+All keep one contract. What differs is in `SERVERS`; what each has to be told, and how it ends, is at the end.
+"""
 
 from __future__ import annotations
 
+import http.client
 import signal
+import socket
+import time
+import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from email.message import Message
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from sse_batcher.wire import HEARTBEAT
 
-from .servers import COMMANDS, Server, Stream, running, wait_until
+from . import proxy
+from .servers import (
+    GTHREAD,
+    HOST,
+    SERVERS,
+    TIMEOUT,
+    UWSGI,
+    Kind,
+    Server,
+    Stream,
+    cheroot,
+    gunicorn,
+    running,
+    serving,
+    uwsgi,
+    wait_until,
+    waitress,
+)
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache, no-transform",
-    "X-Accel-Buffering": "no",
     "X-Content-Type-Options": "nosniff",
 }
+FOR_NGINX = {"X-Accel-Buffering": "no"}
+HEARTBEAT_SECONDS = 0.3  # in `serverapp`
+
+external = pytest.mark.external
 
 
-@pytest.fixture(scope="module", params=COMMANDS)
-def name(request: pytest.FixtureRequest) -> str:
-    server_name: str = request.param
-    return server_name
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, id=name, marks=external if kind.external else ()) for name, kind in SERVERS.items()],
+)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    kind: Kind = request.param
+    return kind
 
 
 @pytest.fixture(scope="module")
-def shared_server(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(COMMANDS[name], tmp_path_factory.mktemp(name)) as server:
+def shared_server(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(kind, tmp_path_factory.mktemp("server")) as server:
         yield server
 
 
@@ -39,10 +71,11 @@ def server(shared_server: Server) -> Iterator[Server]:
         yield shared_server
 
 
-def test_the_head_and_the_first_block_come_before_anything_happens(server: Server) -> None:
+def test_the_head_and_the_first_block_come_before_anything_happens(server: Server, kind: Kind) -> None:
+    expected = HEADERS if kind.nginx else HEADERS | FOR_NGINX  # which takes it out
     with Stream(server) as stream:
         assert stream.response.status == 200
-        assert HEADERS.items() <= dict(stream.response.getheaders()).items()
+        assert expected.items() <= dict(stream.response.getheaders()).items()
         assert stream.line() == "event: sse_open\n"
 
 
@@ -72,53 +105,252 @@ def test_a_critical_event_arrives_at_once_and_after_what_was_waiting(server: Ser
         assert critical.data == {"state": "ready"}
 
 
-def test_a_client_that_leaves_is_forgotten_within_two_heartbeats(server: Server, name: str) -> None:
-    # The first write finds nothing wrong and is answered by a reset, the second one fails. That of waitress fails
-    # behind the stream's back, which is told at the third.
-    assert _heartbeats_until_forgotten(server) <= (3 if name == "waitress" else 2)
+def test_a_critical_event_does_not_wait_for_the_next_heartbeat(server: Server) -> None:
+    delays = []
+    with Stream(server) as stream:
+        stream.until("sse_open")
+        for n in range(10):
+            start = time.monotonic()
+            server.enqueue(("hub_state", n))
+            stream.until("hub_state")
+            delays.append(time.monotonic() - start)
+    # One that waits would leave with a heartbeat, and so would the next one, nearly a whole one later.
+    assert min(delays) < HEARTBEAT_SECONDS / 2
 
 
-def test_waitress_with_lookahead_forgets_a_client_at_the_next_heartbeat(tmp_path: Path) -> None:
-    *options, app = COMMANDS["waitress"]
-    with running((*options, "--channel-request-lookahead=1", app), tmp_path) as server:
-        assert _heartbeats_until_forgotten(server) <= 1
+def test_all_streams_get_the_same_and_leave_a_thread_for_other_requests(server: Server, kind: Kind) -> None:
+    _wait_for_no_clients(server)  # each of which still has a thread
+    with ExitStack() as stack:
+        streams = [stack.enter_context(Stream(server)) for _ in range(kind.streams)]
+        for stream in streams:
+            stream.until("sse_open")
+        assert server.stats()["clients"] == len(streams)
+        server.enqueue(*[("item", n) for n in range(20)], ("hub_state", "end"))
+        first, *others = [stream.until("hub_state") for stream in streams]
+        assert [block.event for block in first] == ["item_batch", "item_batch", "hub_state"]
+        assert all(other == first for other in others)
+    _wait_for_no_clients(server)
 
 
-def _heartbeats_until_forgotten(server: Server) -> float:
-    """How many heartbeats are made for a client that has left before it is gone."""
-    wait_until(lambda: server.stats()["clients"] == 0, "earlier clients are gone")
+def test_a_client_that_leaves_is_forgotten_within_so_many_heartbeats(server: Server, kind: Kind) -> None:
+    _wait_for_no_clients(server)
     with Stream(server) as stream:
         stream.until("sse_open")
         assert server.stats()["clients"] == 1
         while stream.line() != HEARTBEAT.decode():
             pass  # right after one, the next is far away
     before = server.stats()["bytes"]
-    wait_until(lambda: server.stats()["clients"] == 0, "the client is gone")
-    return (server.stats()["bytes"] - before) / len(HEARTBEAT)
+    _wait_for_no_clients(server)
+    heartbeats = (server.stats()["bytes"] - before) / len(HEARTBEAT)
+    assert heartbeats <= kind.forgotten
+
+
+def _wait_for_no_clients(server: Server) -> None:
+    wait_until(lambda: server.stats()["clients"] == 0, "all clients are gone")
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_each_version_of_http_gets_the_stream_at_once(server: Server, kind: Kind, version: str) -> None:
+    with _connection(server) as (connection, answer):
+        headers = _request(connection, answer, "GET", version)
+        assert "Content-Length" not in headers
+        chunked = version in kind.chunked
+        assert headers["Transfer-Encoding"] == ("chunked" if chunked else None)
+        if chunked:
+            size = int(answer.readline(), 16)
+            assert answer.read(size).startswith(b"event: sse_open\n")
+        else:
+            assert answer.readline() == b"event: sse_open\n"
+        server.enqueue(("hub_state", version))
+        while answer.readline() != b"event: hub_state\n":
+            pass
+
+
+def test_after_head_the_connection_is_usable_or_closed(server: Server, kind: Kind) -> None:
+    with _connection(server) as (connection, answer):
+        head = _request(connection, answer, "HEAD")
+        assert HEADERS.items() <= dict(head).items()
+        assert (head["Connection"] == "close") == (kind.after_head == "closed")
+        if kind.after_head == "kept":
+            assert "GET" in _request(connection, answer, "OPTIONS")["Allow"]
+        else:
+            assert answer.read() in {b"", b"0\r\n\r\n"}  # waitress ends a body that may not be there
+
+
+def test_options_says_what_is_allowed_and_ends(server: Server) -> None:
+    with _connection(server) as (connection, answer):
+        headers = _request(connection, answer, "OPTIONS")
+        assert set(headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
+        assert headers["Content-Length"] == "0"
+
+
+@contextmanager
+def _connection(server: Server) -> Iterator[tuple[socket.socket, BinaryIO]]:
+    with (
+        socket.create_connection((HOST, server.port), timeout=TIMEOUT) as connection,
+        connection.makefile("rb") as answer,
+    ):
+        yield connection, answer
+
+
+def _request(connection: socket.socket, answer: BinaryIO, method: str, version: str = "1.1") -> Message:
+    """Ask for the stream; the head of the answer, which has to be a good one."""
+    connection.sendall(f"{method} /events HTTP/{version}\r\nHost: {HOST}\r\n\r\n".encode())
+    assert answer.readline().split()[1] == b"200"
+    return http.client.parse_headers(answer)
+
+
+# -- how they end ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "signal_number"),
+    ("name", "signal_number", "farewell"),
     [
-        ("werkzeug", signal.SIGINT),
-        ("werkzeug", signal.SIGTERM),
-        ("gunicorn", signal.SIGINT),
-        ("gunicorn", signal.SIGTERM),
-        ("waitress", signal.SIGINT),  # takes five seconds: it gives its threads this time to end
-        ("waitress", signal.SIGTERM),
+        # Python ends in good order where SIGINT makes the server return. SIGTERM does not, and what supervises its
+        # workers kills those that still stream, after a second here.
+        ("werkzeug", signal.SIGINT, True),
+        ("werkzeug", signal.SIGTERM, False),
+        ("gunicorn", signal.SIGINT, False),
+        ("gunicorn", signal.SIGTERM, False),
+        ("waitress", signal.SIGINT, True),  # takes five seconds: it gives its threads this time to end
+        ("waitress", signal.SIGTERM, False),
+        pytest.param("gunicorn-gevent", signal.SIGINT, True, marks=external),
+        pytest.param("gunicorn-gevent", signal.SIGTERM, False, marks=external),
+        pytest.param("cheroot", signal.SIGTERM, False, marks=external),
+        pytest.param("uwsgi", signal.SIGINT, False, marks=external),
+        pytest.param("uwsgi", signal.SIGTERM, False, marks=external),  # with --die-on-term; else it starts anew
+        pytest.param("nginx", signal.SIGTERM, False, marks=external),
     ],
     ids=lambda value: getattr(value, "name", value),
-    scope="function",
 )
 def test_a_server_that_is_stopped_ends_and_so_does_every_stream(
-    name: str, signal_number: signal.Signals, tmp_path: Path
+    name: str, signal_number: signal.Signals, farewell: bool, tmp_path: Path
 ) -> None:
-    with running(COMMANDS[name], tmp_path) as server, ExitStack() as stack:
+    with serving(SERVERS[name], tmp_path) as server, ExitStack() as stack:
         streams = [stack.enter_context(Stream(server)) for _ in range(3)]
         for stream in streams:
             stream.until("sse_open")
         server.stop(signal_number)
-        endings = [stream.to_end() for stream in streams]
-        if signal_number == signal.SIGINT and name != "gunicorn":
-            # These two let Python end in good order. SIGTERM does not, and gunicorn kills a worker that still streams.
-            assert [[block.event for block in blocks] for blocks in endings] == [["sse_bye"]] * 3
+        endings = [[block.event for block in stream.to_end()] for stream in streams]
+        assert endings == [["sse_bye"] if farewell else []] * 3
+
+
+@external
+def test_cheroot_that_is_interrupted_waits_for_its_last_client(tmp_path: Path) -> None:
+    """Whatever its timeout for that: it shuts the reading side of their connections only."""
+    with running(cheroot("--shutdown-timeout=0"), tmp_path) as server:
+        with Stream(server) as stream:
+            stream.until("sse_open")
+            server.process.send_signal(signal.SIGINT)
+            assert _outlives(stream, 1)
+            assert server.process.poll() is None
+        server.process.wait(TIMEOUT)
+
+
+# -- what each has to be told ------------------------------------------------------------------------------------------
+
+
+@external
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(Kind(gunicorn("-k", "gthread", "--threads=2", "--timeout=1")), id="gunicorn --timeout"),
+        pytest.param(Kind(gunicorn("-k", "gevent", "--timeout=1")), id="gevent --timeout"),
+        pytest.param(Kind(waitress("--channel-timeout=1", "--cleanup-interval=1")), id="waitress --channel-timeout"),
+        pytest.param(Kind(cheroot("--timeout=1")), id="cheroot --timeout"),
+        pytest.param(Kind((*UWSGI, "--socket-timeout=1")), id="uwsgi --socket-timeout"),
+        pytest.param(Kind(uwsgi(f"--http={HOST}:{{port}}", "--http-timeout=1")), id="uwsgi --http-timeout"),
+        pytest.param(Kind(GTHREAD, nginx=f"{proxy.PASS} proxy_read_timeout 1s;"), id="nginx proxy_read_timeout"),
+    ],
+)
+def test_a_stream_outlives_timeouts_that_are_longer_than_its_heartbeat(kind: Kind, tmp_path: Path) -> None:
+    with serving(kind, tmp_path) as server, server.watched(), Stream(server) as stream:
+        assert _outlives(stream, 2.5)
+
+
+@external
+@pytest.mark.parametrize(
+    ("kind", "heartbeat"),
+    [
+        # By default, gunicorn kills after 30 seconds what has one thread and does not answer.
+        pytest.param(Kind(gunicorn("--timeout=1")), "0.3", id="gunicorn sync"),
+        pytest.param(Kind((*UWSGI, "--harakiri=1")), "0.3", id="uwsgi --harakiri"),
+        pytest.param(Kind(uwsgi(f"--http={HOST}:{{port}}", "--http-timeout=1")), "9", id="uwsgi --http-timeout"),
+        pytest.param(Kind(GTHREAD, nginx=f"{proxy.PASS} proxy_read_timeout 1s;"), "9", id="nginx proxy_read_timeout"),
+    ],
+)
+def test_what_ends_a_stream(kind: Kind, heartbeat: str, tmp_path: Path) -> None:
+    with serving(kind, tmp_path, HEARTBEAT=heartbeat) as server, server.watched(), Stream(server) as stream:
+        stream.until("sse_open")
+        assert not _outlives(stream, 8)
+
+
+def _outlives(stream: Stream, seconds: float) -> bool:
+    """Whether there are still heartbeats after this time."""
+    end = time.monotonic() + seconds
+    try:
+        while time.monotonic() < end:
+            if not stream.line():
+                return False
+    except (http.client.IncompleteRead, ConnectionError):
+        return False
+    return True
+
+
+@external
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(gunicorn(), id="gunicorn sync"),
+        pytest.param(uwsgi(f"--http-socket={HOST}:{{port}}", threads=1), id="uwsgi"),
+    ],
+)
+def test_with_one_thread_a_stream_keeps_everybody_else_waiting(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    with running(arguments, tmp_path) as server, Stream(server) as stream, _connection(server) as (other, _):
+        stream.until("sse_open")
+        other.sendall(f"HEAD /events HTTP/1.0\r\nHost: {HOST}\r\n\r\n".encode())
+        assert _outlives(stream, 1)
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.recv(1)
+
+
+@external
+def test_gevent_serves_others_beside_a_stream_though_the_app_came_before_its_patches(tmp_path: Path) -> None:
+    arguments = gunicorn("-k", "gevent", "--preload")
+    with running(arguments, tmp_path) as server, Stream(server) as stream, _connection(server) as (other, answer):
+        stream.until("sse_open")
+        other.settimeout(3)
+        _request(other, answer, "HEAD")
+        server.enqueue(("hub_state", 1))
+        stream.until("hub_state")
+
+
+@external
+def test_nginx_that_compresses_streams_still_sends_each_event_at_once(tmp_path: Path) -> None:
+    gzip = "proxy_buffering on; gzip on; gzip_types text/event-stream; gzip_min_length 0; gzip_proxied any;"
+    with (
+        serving(Kind(GTHREAD, nginx=proxy.PASS + gzip), tmp_path) as server,
+        server.watched(),
+        Stream(server, {"Accept-Encoding": "gzip"}) as stream,
+    ):
+        assert stream.response.headers["Content-Encoding"] == "gzip"
+        decompress = zlib.decompressobj(wbits=31).decompress
+        for wanted in (b"event: sse_open\n", b"event: hub_state\n"):
+            text = b""
+            while wanted not in text:
+                text += decompress(stream.response.read1())
+            assert text.endswith(b"\n\n")
+            server.enqueue(("hub_state", 1))
+
+
+@external
+def test_nginx_that_ignores_our_header_holds_everything_back(tmp_path: Path) -> None:
+    """What it would do without: the header is needed."""
+    deaf = proxy.PASS + " proxy_ignore_headers X-Accel-Buffering;"
+    with serving(Kind(GTHREAD, nginx=deaf), tmp_path) as server, _connection(server) as (connection, _):
+        connection.sendall(f"GET /events HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        wait_until(lambda: server.stats()["bytes"] > 70, "it has got a block and a heartbeat")
+        connection.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            connection.recv(1)

@@ -1,154 +1,253 @@
-// The demo: two live streams, and what the server counted for them.
-// Whatever comes from outside is shown through textContent alone.
+// The demo: the same events on two live streams, one batched as the sliders say, and what that saves and costs.
 
-const TYPES = ["tool_list_changed", "resource_list_changed", "prompt_list_changed"];
-const CONTROLS = ["sse_open", "sse_gap", "sse_busy", "sse_bye"];
-const MAX_ROWS = 200;
+import { Chart } from "./chart.js";
+import { Comparison } from "./comparison.js";
+import { clock, ms, Rows } from "./rows.js";
+import { Stream } from "./stream.js";
 
-const tab = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-const query = `?tab=${tab}`;
-const saving = document.getElementById("saving");
-const sides = ["batched", "plain"].map(openSide);
+const APPLY_AFTER_MS = 100; // a slider at rest
+const PAINT_EVERY_MS = 100;
+const GLOW_AFTER_MS = 250;
+const SETTLE_MS = 150; // a burst is one sentence
+const SPEAK_EVERY_MS = 1000; // and a stream of events one a second
+const GIVE_UP_MS = 5000;
 
-for (const button of document.querySelectorAll("button[data-action]")) {
-  button.addEventListener("click", () => send("POST", `/fire/${button.dataset.action}`));
-}
-document.getElementById("clear").addEventListener("click", clear);
+const $ = (id) => document.getElementById(id);
+const sliders = { window: $("window"), size: $("size") };
+const saving = $("saving");
+const chart = new Chart($("chart"));
+const comparison = new Comparison();
+let begun = false; // both streams were open once
+let missed = ""; // why events were, before the count began
+let failure = ""; // what went wrong with the last button
 
-function openSide(name) {
-  const root = document.getElementById(name);
-  const side = { name, events: 0, opened: false, list: root.querySelector("ol"), counts: {} };
-  for (const cell of root.querySelectorAll("[data-count]")) side.counts[cell.dataset.count] = cell;
+// -- the streams -----------------------------------------------------------------------------------------------------
 
+// The plain stream is opened first: then whatever the batched one brings was brought by the plain one, too.
+const plain = side("plain", (gap) => {
+  missed = gap;
+  comparison.renumber();
+  openBatched();
+});
+const batched = side("batched", (gap) => {
+  missed ||= gap;
+  if (plain.stream.state === "open") begin();
+});
+
+function side(name, opened) {
+  const root = $(name);
+  const made = { name, rows: new Rows(root.querySelector("ol")), counts: root.querySelectorAll("[data-count]") };
   const state = root.querySelector(".state");
-  const show = (text, kind = "") => {
-    state.textContent = text;
-    state.className = `state ${kind}`;
-  };
-
-  const source = new EventSource(`/${name}${query}`);
-  for (const type of TYPES) {
-    source.addEventListener(type, (event) => received(side, type, JSON.parse(event.data)));
-    source.addEventListener(`${type}_batch`, (event) => receivedBatch(side, JSON.parse(event.data)));
-  }
-  for (const type of CONTROLS) {
-    source.addEventListener(type, (event) => {
-      const reason = JSON.parse(event.data).reason ?? "";
-      if (type === "sse_open" || type === "sse_gap") {
-        show("open", "open");
-        // The server has counted a new stream from zero: so do both sides, or they would not compare.
-        if (side.opened) countFromZero();
-        side.opened = true;
-      } else {
-        show(type === "sse_busy" ? `busy: ${reason}` : `ended: ${reason}`);
-      }
-      addRow(side, "control", type, line("text", reason));
-    });
-  }
-  // Two things have this name: an event of the hub, which has data, and what the browser says of a lost connection.
-  source.addEventListener("error", (event) => {
-    if (event.data !== undefined) received(side, "error", JSON.parse(event.data));
-    else if (source.readyState === EventSource.CLOSED) show("closed for good", "closed");
-    else show("connecting again", "closed");
+  made.stream = new Stream({
+    opened,
+    changed() {
+      const { state: kind, why } = made.stream;
+      state.textContent = why;
+      state.dataset.state = kind;
+      if (kind !== "open") comparison.stop();
+      speak();
+    },
+    received(frame) {
+      frame.clock = clock();
+      const known = name === "plain" ? comparison.addPlain(frame) : comparison.addBatched(frame);
+      const delays = new Map(known);
+      if (delays.size) chart.add(frame.at, [...delays.values()]);
+      made.rows.addFrame(frame, name === "plain" ? null : delays);
+      changed();
+    },
   });
-  return side;
+  return made;
 }
 
-function received(side, type, data) {
-  side.events += 1;
-  const text = type === "error" ? `${data.server}: ${data.message}` : `${data.server} has ${data.count} now`;
-  addRow(side, type === "error" ? "error" : "event", type, line("text", text));
-  refresh();
+function openBatched() {
+  batched.stream.open(`/events?window=${sliders.window.value}&size=${sliders.size.value}`);
 }
 
-function receivedBatch(side, batch) {
-  side.events += batch.events.length;
-  const chips = line("chips");
-  for (const data of batch.events) chips.append(line("", data.server));
-  const row = addRow(side, "batch", batch.type, chips);
-  row.querySelector(".name").append(line("badge", `${batch.events.length} events`));
-  refresh();
+/** Both are open: count from zero, on both sides, for the setting of now. */
+function begin() {
+  comparison.start();
+  chart.setWindow(sliders.window.valueAsNumber);
+  const before = missed && `; something was missed before (${missed})`;
+  for (const { rows } of [batched, plain]) rows.addNote(`Counted from here: ${setting()}${before}`);
+  begun = true;
+  missed = failure = "";
+  changed();
 }
 
-function addRow(side, kind, name, details) {
-  const row = document.createElement("li");
-  row.className = `${kind} new`;
-  const now = new Date();
-  const time = document.createElement("time");
-  time.textContent = `${now.toLocaleTimeString("en-GB")}.${String(now.getMilliseconds()).padStart(3, "0")}`;
-  row.append(line("name", name), time, details);
-  side.list.prepend(row);
-  while (side.list.children.length > MAX_ROWS) side.list.lastElementChild.remove();
-  return row;
+// -- what is shown ---------------------------------------------------------------------------------------------------
+
+let painting = false;
+let painted = -Infinity;
+
+/** Show the numbers and rows, ten times a second at most, and then say it in words. */
+function changed() {
+  speak();
+  if (painting) return;
+  painting = true;
+  setTimeout(() => requestAnimationFrame(paint), Math.max(0, painted + PAINT_EVERY_MS - performance.now()));
 }
 
-function line(className, text = "") {
-  const element = document.createElement("span");
-  element.className = className;
-  element.textContent = text;
-  return element;
-}
-
-// One question at a time, however fast events come: each answer holds all that was sent before it.
-let asking = false;
-let askAgain = false;
-
-async function refresh() {
-  askAgain = true;
-  if (asking) return;
-  asking = true;
-  while (askAgain) {
-    await new Promise((resolve) => setTimeout(resolve, 60));
-    askAgain = false;
-    const answer = await send("GET", `/counts${query}`);
-    if (answer) showCounts(await answer.json());
+function paint(now) {
+  painting = false;
+  // What comes without pause would glow without pause.
+  const glowing = now - painted > GLOW_AFTER_MS;
+  painted = now;
+  for (const { name, rows, counts } of [batched, plain]) {
+    rows.paint(glowing);
+    const shown = { ...comparison[name], replaced: comparison.replaced };
+    for (const cell of counts) cell.textContent = number(shown[cell.dataset.count]);
   }
-  asking = false;
 }
 
-function showCounts(counts) {
-  for (const side of sides) {
-    const { frames, bytes } = counts[side.name] ?? { frames: 0, bytes: 0 };
-    const shown = { frames, bytes, events: side.events };
-    for (const [name, cell] of Object.entries(side.counts)) cell.textContent = shown[name].toLocaleString("en");
+let speaking = false;
+let spoke = -Infinity;
+
+/** Say it in words, once a second at most: screen readers read it out. */
+function speak() {
+  if (speaking) return;
+  speaking = true;
+  setTimeout(sayNow, Math.max(SETTLE_MS, spoke + SPEAK_EVERY_MS - performance.now()));
+}
+
+function sayNow() {
+  speaking = false;
+  spoke = performance.now();
+  comparison.forget(spoke - sliders.window.valueAsNumber - GIVE_UP_MS);
+  const parts = problem() ? [problem()] : summary();
+  if (saving.textContent !== parts.join("")) {
+    saving.replaceChildren(...parts.map((part, index) => (index % 2 ? strong(part) : part)));
   }
-  const { batched, plain } = counts;
-  if (!batched || !plain?.frames) return say("Press a button.");
-  const saved = (name) => `${Math.round(100 * (1 - batched[name] / plain[name]))} %`;
-  say("Batching saves ", strong(saved("frames")), " of the frames and ", strong(saved("bytes")), " of the bytes.");
+  saving.classList.toggle("failed", Boolean(problem()));
+  const delays = delaysInWords();
+  $("delay").textContent = delays;
+  $("chart").setAttribute("aria-label", `Delay of each event in the last 20 seconds. ${delays}`);
 }
 
-function say(...parts) {
-  saving.className = "";
-  saving.replaceChildren(...parts);
+function problem() {
+  const lost = [batched, plain].some(({ stream }) => stream.state === "lost");
+  return lost ? "The connection is lost. The streams come back by themselves when the server does." : failure;
+}
+
+/** The sentence, in parts. Each second one is strong. */
+function summary() {
+  if (!begun) return ["Connecting."];
+  const { batched: sent, settled, replaced } = comparison;
+  if (!settled.frames) return ["Press a button: both streams show what happens then."];
+  if (sent.frames === settled.frames) {
+    return [`Nothing saved: each event had a frame of its own, ${count(sent.frames, "frame")} on both sides.`];
+  }
+  const instead = (name) => ` (${number(sent[name])} instead of ${number(settled[name])})`;
+  return [
+    "Batching: ",
+    fewer(sent.frames, settled.frames, "frames"),
+    `${instead("frames")} and `,
+    fewer(sent.bytes, settled.bytes, "bytes"),
+    `${instead("bytes")}.`,
+    replaced ? ` ${count(replaced, "event")}` : "",
+    replaced ? " gave way to newer ones." : "",
+  ];
+}
+
+function fewer(now, before, what) {
+  const saved = Math.trunc(100 * (1 - now / before));
+  return `${Math.abs(saved)} % ${saved < 0 ? "more" : "fewer"} ${what}`;
+}
+
+function delaysInWords() {
+  const { delays } = comparison;
+  if (!delays.length) return "No event yet.";
+  const sorted = Float64Array.from(delays).sort();
+  return `${count(sorted.length, "event")}: median ${ms(sorted[sorted.length >> 1])}, longest ${ms(sorted.at(-1))}.`;
+}
+
+function count(many, what) {
+  return `${number(many)} ${what}${many === 1 ? "" : "s"}`;
+}
+
+function number(value) {
+  return value.toLocaleString("en");
 }
 
 function strong(text) {
-  const element = document.createElement("strong");
-  element.textContent = text;
-  return element;
+  const made = document.createElement("strong");
+  made.textContent = text;
+  return made;
 }
 
-async function countFromZero() {
-  await send("DELETE", `/counts${query}`);
-  for (const side of sides) side.events = 0;
-  refresh();
+// -- what can be pressed and moved -----------------------------------------------------------------------------------
+
+for (const button of document.querySelectorAll("button[data-action]")) {
+  let playing = 0;
+  button.addEventListener("click", async () => {
+    for (const { rows } of [batched, plain]) rows.follow();
+    playing += 1;
+    button.setAttribute("aria-busy", "true");
+    failure = await play(button.dataset.action);
+    playing -= 1;
+    if (!playing) button.removeAttribute("aria-busy");
+    speak();
+  });
 }
 
-function clear() {
-  for (const side of sides) side.list.replaceChildren();
-  countFromZero();
-}
-
-async function send(method, path) {
+/** Returns what went wrong, "" if nothing did. */
+async function play(scenario) {
   try {
     // The server takes nothing but questions without this header, and no foreign page can send it.
-    const answer = await fetch(path, { method, headers: { "X-Requested-With": "sse_batcher" } });
-    if (answer.ok) return answer;
-    say(`The server answers ${answer.status}.`);
+    const headers = { "X-Requested-With": "sse_batcher" };
+    const answer = await fetch(`/play/${scenario}`, { method: "POST", headers });
+    return answer.ok ? "" : `This was not played: the server answers ${answer.status}.`;
   } catch {
-    say("The server does not answer. The streams come back by themselves when it does.");
+    return "This was not played: the server does not answer.";
   }
-  saving.className = "failed";
-  return null;
 }
+
+$("clear").addEventListener("click", () => {
+  for (const { rows } of [batched, plain]) rows.clear();
+  chart.clear();
+  failure = "";
+  if (comparison.running) comparison.start();
+  changed();
+});
+
+for (const button of document.querySelectorAll("button.skip")) {
+  button.addEventListener("click", () => $(button.dataset.to).focus());
+}
+
+let applying = 0;
+
+for (const slider of Object.values(sliders)) {
+  slider.addEventListener("input", () => {
+    showSetting();
+    clearTimeout(applying);
+    applying = setTimeout(apply, APPLY_AFTER_MS);
+  });
+}
+
+$("reset").addEventListener("click", () => {
+  for (const slider of Object.values(sliders)) slider.value = slider.defaultValue;
+  showSetting();
+  apply();
+});
+
+/** The batched stream anew, as the sliders say now. Where the plain one is not open, that opens it. */
+function apply() {
+  if (plain.stream.state === "open") openBatched();
+}
+
+function setting() {
+  const size = sliders.size.valueAsNumber;
+  return size === 1 ? "no batching" : `${ms(sliders.window.valueAsNumber)}, at most ${count(size, "event")}`;
+}
+
+function showSetting() {
+  const size = sliders.size.valueAsNumber;
+  const window = sliders.window.valueAsNumber;
+  sliders.window.setAttribute("aria-valuetext", `${window} milliseconds`);
+  sliders.size.setAttribute("aria-valuetext", size === 1 ? "1 event, no batching" : `${size} events`);
+  $("window-shown").textContent = ms(window);
+  $("size-shown").textContent = size === 1 ? "off" : count(size, "event");
+  $("setting").textContent = setting();
+}
+
+showSetting();
+plain.stream.open("/events?window=1&size=1");

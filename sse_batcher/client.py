@@ -193,11 +193,13 @@ class Client(Iterator[bytes]):
         # One at or below the position was listed for this client just before it went live, and read from the history.
         return self._handed(frame) if frame.position > self.cursor.position else None
 
-    def _handed(self, frame: Frame) -> bytes:
+    def _handed(self, frame: Frame) -> bytes | None:
         position, part, _ = self.cursor
         self.cursor = Cursor(frame.position)
         self.frames += 1
-        return frame.rest(part) if part and frame.position == position else self._bytes_of(frame)
+        if part and frame.position == position:
+            return frame.rest(part) or None  # nothing is left where the part is more than there is: no id of ours
+        return self._bytes_of(frame)
 
     def _bytes_of(self, frame: Frame) -> bytes:
         return frame.plain if self._batches else frame.unbatched

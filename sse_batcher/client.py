@@ -118,6 +118,8 @@ class Client(Iterator[bytes]):
         self._behind = True
         self._empty_queue()
         self._queue.put(None)
+        if self._ending is not None:
+            self._queue.put(_END)  # it may have been thrown away, and the client be live again already
 
     def read_on(self, frames: Iterable[Frame]) -> None:
         """Called by the hub, under its lock: the next slice of the history."""

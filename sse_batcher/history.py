@@ -105,7 +105,8 @@ class History:
         self._raise_floor(channel, frame.position)
 
     def _raise_floor(self, channel: str, position: Any) -> None:
-        self._floors[channel] = position
+        # Never lower: a frame that was lost may be newer than one that is evicted after it.
+        self._floors[channel] = max(position, self._floors.get(channel, self._common_floor))
         self._floors.move_to_end(channel)
         if len(self._floors) > MAX_FLOORS:
             self._common_floor = max(self._common_floor, self._floors.popitem(last=False)[1])

@@ -40,7 +40,10 @@ class Cursors(Protocol):
 
 
 class Snapshot(NamedTuple):
-    """What a client that begins anew is sent first: the state, as of `cursor` or later, in `blocks`."""
+    """What a client that begins anew is sent first: the state, as of `cursor` or later, in `blocks`.
+
+    The last block has the cursor as its id, the others have none.
+    """
 
     cursor: str
     blocks: bytes
@@ -130,9 +133,9 @@ class Hub:
             self._clients[client] = None
             for channel in channels:
                 self._channels.setdefault(channel, {})[client] = None
-        client.first_block = self._opening(client, refused)
-        if snapshot and not resumed:
-            client.first_block += snapshot.blocks
+        state = snapshot.blocks if snapshot and not resumed else b""
+        # The id comes with the state: who is cut off before that has to get it again.
+        client.first_block = self._opening(client, refused, named=not state) + state
         self._on_connect(client.info)
         return client
 
@@ -266,13 +269,14 @@ class Hub:
             return None, "malformed"  # no such frame was ever sent
         return (cursor, None) if self._history.covers(channels, cursor) else (None, "too_old")
 
-    def _opening(self, client: Client, refused: str | None) -> bytes:
+    def _opening(self, client: Client, refused: str | None, *, named: bool = True) -> bytes:
         """The first block of a stream, or of what goes on after a gap."""
         data: dict[str, Any] = {"heartbeat": self._options.heartbeat}
+        id = self._id(client.cursor) if named else None
         if refused is None:
-            return self._control("sse_open", self._id(client.cursor), **data)
+            return self._control("sse_open", id, **data)
         client.gaps += 1
-        return self._control("sse_gap", self._id(client.cursor), **data, reason=refused)
+        return self._control("sse_gap", id, **data, reason=refused)
 
     def _id(self, cursor: Cursor) -> str:
         return self._cursors.format(cursor.position) + (f".{cursor.part}" if cursor.part else "")

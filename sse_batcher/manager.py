@@ -143,11 +143,9 @@ class SSEManager:
         """
         cursor = self.cursor()
         encode = self._life.get().encode
-        blocks = [
-            block(event=check_type(event_type), data=encode_data(encode, data), id=cursor)
-            for event_type, data in take()
-        ]
-        return Snapshot(cursor, b"".join(blocks))
+        blocks = [(check_type(event_type), encode_data(encode, data)) for event_type, data in take()]
+        ids = [*[None] * (len(blocks) - 1), cursor]
+        return Snapshot(cursor, b"".join(block(event=name, data=text, id=id) for (name, text), id in zip(blocks, ids)))
 
     def cursor(self) -> str:
         """Where the history stands: who subscribes with this `last_event_id` gets all that is delivered from now on.

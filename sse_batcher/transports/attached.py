@@ -70,7 +70,8 @@ class AttachedStream(Iterator[bytes]):
     def close(self) -> None:
         """Called by the server at the end, whatever happened. Idempotent."""
         self._ended = True
-        if self._client is not None:
-            self._client.close()
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
             if self._request.socket is not None:
                 self._request.socket.settimeout(self._patience)  # the connection may serve further requests

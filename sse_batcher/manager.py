@@ -145,7 +145,8 @@ class SSEManager:
         encode = self._life.get().encode
         blocks = [(check_type(event_type), encode_data(encode, data)) for event_type, data in take()]
         ids = [*[None] * (len(blocks) - 1), cursor]
-        return Snapshot(cursor, b"".join(block(event=name, data=text, id=id) for (name, text), id in zip(blocks, ids)))
+        named = zip(blocks, ids, strict=False)  # of no blocks there is no last one
+        return Snapshot(cursor, b"".join(block(event=name, data=text, id=id) for (name, text), id in named))
 
     def cursor(self) -> str:
         """Where the history stands: who subscribes with this `last_event_id` gets all that is delivered from now on.

@@ -115,8 +115,8 @@ class ClientOptions:
     `heartbeat`
         seconds without anything sent after which a comment line is sent.
     `send_timeout`
-        seconds that a client may take nothing of what is sent before its connection is given up, under servers that
-        show their socket (werkzeug, gunicorn).
+        seconds that sending one frame may take before the connection is given up, under servers that show their socket
+        (werkzeug, gunicorn). A client that has stopped reading would hold its thread for ever.
     `retry_ms`
         milliseconds that a browser waits before it connects again. ``None``: drawn for each connection from
         1,000 to 2,000 plus one for each open client, so that a restart does not bring all of them back at once.

@@ -123,6 +123,21 @@ def test_a_page_says_where_the_history_stood_when_its_request_began(site: Site, 
     assert texts[:3] == ["in a before_request function", "in the view", "after the page"]
 
 
+def test_a_function_before_the_request_that_was_there_before_us_comes_after_the_cursor_is_noted() -> None:
+    app = Flask("early", static_folder=None)
+
+    @app.before_request
+    def early() -> None:
+        sse.enqueue("item", 1)
+        assert sse.manager.flush_all(PATIENCE)
+
+    app.add_url_rule("/", "page", lambda: render_template_string(PAGE))
+    sse = SSE(app)
+    before = sse.cursor()
+    assert app.test_client().get("/").text == before != sse.cursor()
+    assert sse.manager.shutdown()
+
+
 def test_each_request_has_a_cursor_of_its_own(site: Site) -> None:
     first = site.get().text
     site.send(1)

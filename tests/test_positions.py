@@ -107,6 +107,38 @@ def test_a_frame_that_waits_for_the_lock_while_a_client_registers_reaches_it(
     assert next(client) == HEARTBEAT
 
 
+def test_a_client_that_registers_while_a_frame_is_kept_is_listed_or_stands_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    delivery = Delivery()
+    lock, me, clients = delivery.hub._lock, threading.get_ident(), list[Client]()
+    arrived = threading.Event()  # it asks for the lock while that is held, or did not have to wait for it
+    comer = threading.Thread(target=lambda: (clients.append(delivery.connect()), arrived.set()), daemon=True)
+
+    class Watched:
+        def __enter__(self) -> None:
+            if threading.get_ident() != me and lock.locked():
+                arrived.set()
+            lock.acquire()
+
+        def __exit__(self, *exc_info: object) -> None:
+            lock.release()
+
+    def meet() -> None:
+        comer.start()
+        assert arrived.wait(PATIENCE)
+
+    monkeypatch.setattr(delivery.hub, "_lock", Watched())
+    just_before(monkeypatch, delivery.hub._history, "append", meet)
+    delivery.deliver()
+    comer.join(PATIENCE)
+    delivery.hub._lock = lock
+    delivery.deliver()
+    (client,) = clients
+    (_, _, id), (_, data, _) = take(client, 2)
+    assert id == f"x-{data - 1}"
+
+
 def test_a_frame_that_comes_between_registering_and_reading_is_read_once() -> None:
     delivery = Delivery()
     delivery.deliver(2)
@@ -657,7 +689,10 @@ def test_a_part_that_is_more_than_the_batch_has_is_all_of_it() -> None:
     batch_of(delivery, 2)
     client = delivery.connect(cursor="x-1.99")
     delivery.deliver()
-    assert [id for _, _, id in take(client, 3)] == ["x-1.99", "x-2"]
+    blocks: list[bytes] = []
+    while len(parse(b"".join(blocks))) < 2:
+        blocks.append(next(client))
+    assert [event.id for event in parse(b"".join(blocks))] == ["x-1.99", "x-2"]
 
 
 # -- slow clients ------------------------------------------------------------------------------------------------------

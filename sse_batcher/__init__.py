@@ -13,7 +13,7 @@ from .client import Client
 from .errors import BacklogFullError, ClosedError, ConfigurationError, InvalidEventError, SSEBatcherError
 from .event import Batch, Event
 from .manager import SSEManager
-from .options import BatchOptions, ClientOptions
+from .options import BatchOptions, ClientOptions, HistoryOptions
 from .wsgi import stream
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = [
     "ConfigurationError",
     "Event",
     "EventBatcher",
+    "HistoryOptions",
     "InvalidEventError",
     "SSEBatcherError",
     "SSEManager",

@@ -7,14 +7,17 @@ context, so that it pins no database connection.
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 from flask import Blueprint, Response, abort, current_app, request
+from werkzeug.exceptions import HTTPException
 
 from .errors import InvalidEventError
 from .event import DEFAULT_CHANNEL, check_channels
 from .manager import SSEManager
-from .wsgi import stream
+from .wire import HEADERS
+from .wsgi import last_event_id, stream
 
 _log = logging.getLogger("sse_batcher.blueprint")
 
@@ -28,6 +31,8 @@ class Extension(Protocol):
     def manager(self) -> SSEManager: ...
 
     def allowed(self, asked: tuple[str, ...]) -> tuple[str, ...]: ...
+
+    def snapshot_of(self, channels: tuple[str, ...]) -> Callable[[], Iterable[tuple[str, Any]]] | None: ...
 
 
 def create_blueprint(extension: Extension, url_prefix: str) -> Blueprint:
@@ -47,7 +52,16 @@ def create_blueprint(extension: Extension, url_prefix: str) -> Blueprint:
         if unchecked:
             unchecked.clear()
             _warn_of_compression()
-        status, headers, body = stream(extension.manager, request.environ, channels)
+        manager, environ = extension.manager, request.environ
+        try:
+            status, headers, body = stream(manager, environ, channels, snapshot=extension.snapshot_of(channels))
+        except HTTPException:
+            raise
+        except Exception:
+            # No error status for what may pass: a browser would give up for good.
+            _log.exception("the snapshot failed; the client is told to come back")
+            busy = manager.busy_block("backend", last_event_id(environ))
+            return current_app.response_class([busy], headers=list(HEADERS))
         return current_app.response_class(body, status=status, headers=headers)
 
     blueprint = Blueprint(NAME, __name__, url_prefix=url_prefix or None)

@@ -9,12 +9,21 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from weakref import ref
 
+from .history import Cursor
 from .options import ClientOptions
 from .wire import HEARTBEAT, Frame
+
+Reference = Callable[[], Frame | None]
+
+
+def _END() -> None:
+    """What is queued to say that the stream ends here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +38,11 @@ class ClientInfo:
 class Home(Protocol):
     """What a client needs of its hub."""
 
-    def catch_up(self, client: Client) -> bytes:
-        """Make a client that is behind live again, and return what it has to be told."""
+    def catch_up(self, client: Client) -> bytes | None:
+        """Give a client that is behind its next slice of the history, or make it live where there is none.
+
+        Returns the block that it has to be told first, if any.
+        """
 
     def farewell(self, client: Client, reason: str) -> bytes:
         """The last block of a stream."""
@@ -46,23 +58,32 @@ class Client(Iterator[bytes]):
     iteration. The iteration also ends, after an ``sse_bye``, when the manager is shut down.
     """
 
-    def __init__(self, home: Home, options: ClientOptions, info: ClientInfo) -> None:
+    def __init__(self, home: Home, options: ClientOptions, info: ClientInfo, cursor: Cursor, batches: bool) -> None:
         self.info = info
         self.frames = 0  # frames and bytes handed to the stream; written by the driver
         self.bytes = 0
-        self.overflows = 0  # written by the delivering thread
+        self.overflows = 0  # a harmless race between that thread and the driver
+        self.gaps = 0  # written by the driver
         self.driver: int | None = None  # the thread that iterates
-        self.position: Any = None  # all frames up to it were handed to the stream; written by the driver, or before it
+        # All frames up to it were handed to the stream; written by the driver, or before it.
+        self.cursor = cursor
         self.first_block = b""
+        self.lost: Any = None  # the position of the newest frame that was lost before it came; by the delivering thread
         self._home = home
         self._options = options
+        self._batches = batches
         # Made by its name in `queue`, as in all of this package: gevent may patch that after we are imported.
-        # Frames, and None to say "look at the flags". SimpleQueue, since its put may be interrupted by another one, and
-        # bounded here, since the bound is in bytes too. The two counts of bytes have one writer each.
-        self._queue: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        # Weak references to frames: what waits here is kept by the history alone, and a thousand clients that have
+        # stopped reading pin no more than it. And None to say "look at the flags". SimpleQueue, since its put may be
+        # interrupted by another one, and bounded here, since the bound is in bytes too. The two counts of bytes have
+        # one writer each.
+        self._queue: queue.SimpleQueue[Reference | None] = queue.SimpleQueue()
         self._bytes_in = 0
         self._bytes_out = 0
-        self._behind = False  # set by the delivering thread, unset by the driver
+        # Behind: the hub does not queue for it, it reads the history in slices. Set by the delivering thread or the
+        # driver, unset by the driver under the hub's lock, when nothing is after its position.
+        self._behind = True
+        self._slice: deque[Reference] = deque()
         self._started = False
         self._ending: str | None = None
         self._farewell: str | None = None  # the reason that its last block gave
@@ -80,30 +101,39 @@ class Client(Iterator[bytes]):
         """
         if self._behind or self._closed:
             return
-        size = len(frame.plain)
+        size = len(self._bytes_of(frame))
         waiting = self._queue.qsize()
         too_many = waiting >= self._options.queue_frames
         if not too_many and not (waiting and self._bytes_in - self._bytes_out + size > self._options.queue_bytes):
             self._bytes_in += size
-            self._queue.put(frame)
+            self._queue.put(ref(frame))
             return
+        self.overflows += 1
+        self.fall_behind()
+
+    def fall_behind(self) -> None:
+        """Queue no more: what was queued, and all that follows, is read from the history. By the delivering thread."""
         # First the flag, then the queue, then the marker. The driver may take a frame out of the middle while the queue
         # is being emptied: it sees the flag and drops it. And the marker comes last, or it would be thrown away too.
         self._behind = True
-        self.overflows += 1
         self._empty_queue()
         self._queue.put(None)
+        if self._ending is not None:
+            self._queue.put(_END)  # it may have been thrown away, and the client be live again already
 
-    def go_live(self, position: Any) -> None:
-        """Called by the hub, under its lock, when a client that was behind has to be queued for again."""
-        self.position = position
+    def read_on(self, frames: Iterable[Frame]) -> None:
+        """Called by the hub, under its lock: the next slice of the history."""
+        self._slice.extend(map(ref, frames))
+
+    def go_live(self) -> None:
+        """Called by the hub, under its lock: there is nothing after the cursor, so it is queued for from here on."""
         self._bytes_out = self._bytes_in
         self._behind = False
 
     def end(self, reason: str) -> None:
         """Let the stream end with ``sse_bye`` after what is queued."""
         self._ending = self._ending or reason
-        self._queue.put(None)
+        self._queue.put(_END)
 
     def close(self) -> None:
         """End the stream at once. Idempotent, from any thread."""
@@ -121,33 +151,60 @@ class Client(Iterator[bytes]):
         if not self._started:
             self._started = True
             return self._sent(self.first_block)
-        while True:
-            try:
-                frame = self._queue.get(timeout=self._options.heartbeat)
-            except queue.Empty:
-                return self._sent(HEARTBEAT)
-            if frame is None:
-                if self._closed:
-                    raise StopIteration
-                if self._behind:
-                    # The marker may have been that of an end, too, or of both: leave it for the next turn.
-                    self._queue.put(None)
-                    return self._sent(self._home.catch_up(self))
-                if self._ending is not None:
-                    self._farewell = self._ending
-                    return self._sent(self._home.farewell(self, self._ending))
-                continue
-            # A frame taken while the queue was being emptied belongs to the gap. One at or below the position was
-            # listed for this client just before it went live.
-            if self._behind or frame.position <= self.position:
-                continue
-            self._bytes_out += len(frame.plain)
-            self.position = frame.position
-            self.frames += 1
-            return self._sent(frame.plain)
+        while not self._closed:
+            block = self._next_of_history() if self._behind else self._next_of_queue()
+            if block is not None:
+                return self._sent(block)
+        raise StopIteration
 
     def __iter__(self) -> Client:
         return self
+
+    def _next_of_history(self) -> bytes | None:
+        """What comes next for a client that is behind; None: look again, it may be live now."""
+        if not self._slice:
+            block = self._home.catch_up(self)
+            if not self._behind and self._ending is not None:
+                self._queue.put(_END)  # the first one may have been thrown away with the queue
+            return block
+        frame = self._slice.popleft()()
+        if frame is None:  # evicted meanwhile: the hub will tell what that means
+            self._slice.clear()
+            return None
+        return self._handed(frame)
+
+    def _next_of_queue(self) -> bytes | None:
+        """What comes next for a live client, which may take until the next heartbeat; None: look again."""
+        try:
+            reference = self._queue.get(timeout=self._options.heartbeat)
+        except queue.Empty:
+            return HEARTBEAT
+        if self._closed or self._behind:  # a frame taken while the queue was being emptied is in the history
+            return None
+        if reference is None:
+            return None
+        if reference is _END:
+            self._farewell = self._ending or "shutdown"
+            return self._home.farewell(self, self._farewell)
+        frame = reference()
+        if frame is None:  # evicted before its turn
+            self.overflows += 1
+            self.fall_behind()
+            return None
+        self._bytes_out += len(self._bytes_of(frame))
+        # One at or below the position was listed for this client just before it went live, and read from the history.
+        return self._handed(frame) if frame.position > self.cursor.position else None
+
+    def _handed(self, frame: Frame) -> bytes | None:
+        position, part, _ = self.cursor
+        self.cursor = Cursor(frame.position)
+        self.frames += 1
+        if part and frame.position == position:
+            return frame.rest(part) or None  # nothing is left where the part is more than there is: no id of ours
+        return self._bytes_of(frame)
+
+    def _bytes_of(self, frame: Frame) -> bytes:
+        return frame.plain if self._batches else frame.unbatched
 
     def _sent(self, data: bytes) -> bytes:
         self.bytes += len(data)

@@ -17,20 +17,32 @@ from flask import Flask, current_app, has_app_context
 
 from .blueprint import NAME, create_blueprint
 from .errors import ConfigurationError
-from .event import DEFAULT_CHANNEL, Encode, encode_json, json_encoder
+from .event import DEFAULT_CHANNEL, Encode, check_channel, encode_json, json_encoder
 from .manager import SSEManager
-from .options import BATCH_OPTION_NAMES, CLIENT_OPTION_NAMES, BatchOptions, ClientOptions, batch_options
+from .options import (
+    BATCH_OPTION_NAMES,
+    CLIENT_OPTION_NAMES,
+    HISTORY_OPTION_NAMES,
+    BatchOptions,
+    ClientOptions,
+    HistoryOptions,
+    batch_options,
+)
+from .page import add_page_cursor
 
 _log = logging.getLogger("sse_batcher.extension")
 
 Authorize = Callable[[tuple[str, ...]], "Iterable[str] | None"]
 A = TypeVar("A", bound=Authorize)
+TakeState = Callable[[], "tuple[str, Any]"]
+S = TypeVar("S", bound=TakeState)
 
 PREFIX = "SSE_"
+_OWN = ("batching", "backend", "url_prefix")
 KEYS = tuple(
-    PREFIX + name.upper() for name in (*BATCH_OPTION_NAMES, *CLIENT_OPTION_NAMES, "batching", "backend", "url_prefix")
+    PREFIX + name.upper() for name in (*BATCH_OPTION_NAMES, *CLIENT_OPTION_NAMES, *HISTORY_OPTION_NAMES, *_OWN)
 )
-"""Each option of `BatchOptions` and `ClientOptions`, and `SSE_BATCHING`, `SSE_BACKEND`, `SSE_URL_PREFIX`."""
+"""Those of all options, and `SSE_BATCHING`, `SSE_BACKEND`, `SSE_URL_PREFIX`."""
 
 
 class SSE:
@@ -46,6 +58,7 @@ class SSE:
     def __init__(self, app: Flask | None = None) -> None:
         self._managers: weakref.WeakKeyDictionary[Flask, SSEManager] = weakref.WeakKeyDictionary()
         self._authorize: Authorize | None = None
+        self._snapshots: dict[str, TakeState] = {}
         if app is not None:
             self.init_app(app)
 
@@ -61,6 +74,7 @@ class SSE:
         self._managers[app] = _manager(app)
         app.extensions[NAME] = self
         app.register_blueprint(create_blueprint(self, prefix))
+        add_page_cursor(app, self._managers[app], told="SSE_BACKEND" in app.config)
 
     @property
     def manager(self) -> SSEManager:
@@ -86,6 +100,28 @@ class SSE:
         """Send an event to all clients. See `SSEManager.broadcast`."""
         self.manager.broadcast(event_type, data)
 
+    def cursor(self) -> str:
+        """Where the history of the current app's manager stands. See `SSEManager.cursor`."""
+        return self.manager.cursor()
+
+    def snapshot(self, channel: str) -> Callable[[S], S]:
+        """Register the function that gives the state of a channel. A decorator.
+
+        ``function()`` returns ``(event_type, data)``. It is called in the view when a client begins anew on this
+        channel, or returns after it has missed something; the client gets this event first, and then everything that
+        was delivered since just before the call. If it raises, that is logged and the client told to come back;
+        ``abort()`` refuses it for good.
+        """
+        name = check_channel(channel)
+
+        def register(function: S) -> S:
+            if name in self._snapshots:
+                raise RuntimeError(f"{self._snapshots[name]!r} gives the state of channel {name!r} already")
+            self._snapshots[name] = function
+            return function
+
+        return register
+
     def authorize(self, function: A) -> A:
         """Register the function that says who may see which channels. A decorator.
 
@@ -98,6 +134,11 @@ class SSE:
             raise RuntimeError(f"{self._authorize!r} decides who may see which channels already: there can be only one")
         self._authorize = function
         return function
+
+    def snapshot_of(self, channels: tuple[str, ...]) -> Callable[[], list[tuple[str, Any]]] | None:
+        """What takes the state of these channels, None where no function is registered. For the blueprint."""
+        functions = [self._snapshots[channel] for channel in channels if channel in self._snapshots]
+        return (lambda: [function() for function in functions]) if functions else None
 
     def allowed(self, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Which of these channels the current request may have. For the blueprint."""
@@ -151,6 +192,7 @@ def _manager(app: Flask) -> SSEManager:
             _batching(config),
             ClientOptions(**_set_options(CLIENT_OPTION_NAMES, config)),
             config.get("SSE_BACKEND", "memory://"),
+            history=HistoryOptions(**_set_options(HISTORY_OPTION_NAMES, config)),
             encode=_AppEncoder(app_ref),
             context=context,
         )

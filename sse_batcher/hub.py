@@ -1,7 +1,7 @@
 """The hub: which clients get which frames.
 
 `deliver` is called by one thread at a time, the backend's; everything else from any thread. `_lock` guards the
-clients, their channels and the head of the history. Frames are queued outside it.
+clients, their channels and the history. Frames are queued outside it.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import itertools
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from . import wire
 from .client import Client, ClientInfo
 from .errors import ClosedError
 from .event import BROADCAST
-from .options import ClientOptions
+from .history import Cursor, History
+from .options import ClientOptions, HistoryOptions
 
 
 class Cursors(Protocol):
@@ -30,19 +32,40 @@ class Cursors(Protocol):
     def format(self, position: Any) -> str:
         """The id that stands for a position."""
 
-    def read(self, cursor: str) -> Any | None:
-        """The position that a client's cursor stands for, None if it is not one of this history's."""
+    def read(self, cursor: str) -> Cursor:
+        """What a client's cursor says. It comes from outside, and may be anything."""
 
     def normalize(self, cursor: str) -> str | None:
         """A well-formed cursor, of this history or another, made anew from its parts. None for anything else."""
 
 
+class Snapshot(NamedTuple):
+    """What a client that begins anew is sent first: the state, as of `cursor` or later, in `blocks`.
+
+    The last block has the cursor as its id, the others have none.
+    """
+
+    cursor: str
+    blocks: bytes
+
+
+class Receiver(Protocol):
+    """Who gets what a backend has ordered. Called by one thread at a time, in the order of the positions."""
+
+    def deliver(self, frame: wire.Frame) -> None:
+        """Take a frame."""
+
+    def lose(self, channel: str, position: Any) -> None:
+        """Take notice that the frame at this position, of this channel, will never come."""
+
+
 class Hub:
-    """The open clients of one process."""
+    """The open clients of one process, and the history that they read."""
 
     def __init__(
         self,
         options: ClientOptions,
+        history: HistoryOptions,
         cursors: Cursors,
         *,
         on_connect: Callable[[ClientInfo], None],
@@ -58,47 +81,78 @@ class Hub:
         self._left = threading.Condition()
         self._clients: dict[Client, None] = {}
         self._channels: dict[str, dict[Client, None]] = {}
-        self._head = cursors.start
+        self._history = History(history, cursors.start)
         self._closed = False
         self._numbers = itertools.count(1)
         # Clients to be forgotten, and why. Leaving must not wait for the lock: the garbage collector may end a stream
         # on a thread that holds it. Whoever holds it forgets them before it is let go, or right after.
         self._leaving: deque[tuple[Client, str]] = deque()
         # What clients that have left had counted.
-        self._frames = self._bytes = self._overflows = 0
+        self._frames = self._bytes = self._overflows = self._gaps = 0
 
     def deliver(self, frame: wire.Frame) -> None:
-        """Queue a frame for the clients of its channel."""
-        channel = frame.batch.channel
+        """Keep a frame, and queue it for the clients of its channel."""
+        # Under one lock: a client that comes meanwhile is either listed, or finds the frame in the history.
         with self._locked():
-            self._head = frame.position
-            clients = list(self._clients if channel == BROADCAST else self._channels.get(channel, ()))
+            self._history.append(frame)
+            clients = self._listening(frame.batch.channel)
         for client in clients:
             client.offer(frame)
 
-    def connect(self, channels: tuple[str, ...], cursor: str | None) -> Client:
-        """Add a client, live from the head on. Raises `ClosedError` after `close`."""
-        client = Client(self, self._options, ClientInfo(next(self._numbers), channels))
+    def lose(self, channel: str, position: Any) -> None:
+        """Let all clients of this channel know that they have missed something, and those that return later, too."""
+        with self._locked():
+            self._history.lose(channel, position)
+            clients = self._listening(channel)
+        for client in clients:
+            client.lost = position
+            client.fall_behind()
+
+    def connect(
+        self,
+        channels: tuple[str, ...],
+        last_event_id: str | None = None,
+        *,
+        batches: bool = True,
+        snapshot: Snapshot | None = None,
+    ) -> Client:
+        """Add a client. It reads the history from its cursor on, and is live where there is nothing more to read.
+
+        One that cannot go on where it was begins at the head, or with the snapshot. Raises `ClosedError`.
+        """
         with self._locked():
             if self._closed:
                 raise ClosedError("this manager was shut down and takes no more clients")
-            # Under one lock with the head: a frame is either before the head, or queued.
-            client.position = self._head
+            cursor, refused = self._resume(channels, last_event_id)
+            resumed = cursor is not None
+            if cursor is None:
+                cursor = self._cursors.read(snapshot.cursor) if snapshot else Cursor(self._history.head)
+            client = Client(self, self._options, ClientInfo(next(self._numbers), channels), cursor, batches)
+            if cursor.position == self._history.head and not cursor.part:
+                client.go_live()
             self._clients[client] = None
             for channel in channels:
                 self._channels.setdefault(channel, {})[client] = None
-        # There is no history yet: only who has everything can be resumed.
-        if not cursor or self._cursors.read(cursor) == client.position:
-            client.first_block = self._control("sse_open", client.position, heartbeat=self._options.heartbeat)
-        else:
-            client.first_block = self._gap(client.position, "no_history")
+        state = snapshot.blocks if snapshot and not resumed else b""
+        # The id comes with the state: who is cut off before that has to get it again.
+        client.first_block = self._opening(client, refused, named=not state) + state
         self._on_connect(client.info)
         return client
+
+    def can_resume(self, channels: tuple[str, ...], last_event_id: str | None) -> bool:
+        """Whether a client that came with this id now would miss nothing."""
+        with self._locked():
+            return self._resume(channels, last_event_id)[0] is not None
+
+    def cursor(self) -> str:
+        """The id of the newest frame: who comes with it gets everything that is published from now on."""
+        with self._locked():
+            return self._cursors.format(self._history.head)
 
     def busy_block(self, reason: str, cursor: str | None) -> bytes:
         """The only block of a stream that cannot be served now."""
         id = self._cursors.normalize(cursor) if cursor else None
-        return wire.control("sse_busy", {"reason": reason}, retry=self._retry_ms(), id=id)
+        return self._control("sse_busy", id, reason=reason)
 
     def close(self, reason: str) -> None:
         """Take no more clients, and let all streams end after what is queued for them."""
@@ -131,17 +185,32 @@ class Hub:
                 "frames": self._frames + sum(client.frames for client in self._clients),
                 "bytes": self._bytes + sum(client.bytes for client in self._clients),
                 "overflows": self._overflows + sum(client.overflows for client in self._clients),
+                "gaps": self._gaps + sum(client.gaps for client in self._clients),
+                "history_frames": len(self._history),
+                "history_bytes": self._history.bytes,
             }
 
     # -- for clients ---------------------------------------------------------------------------------------------------
 
-    def catch_up(self, client: Client) -> bytes:
+    def catch_up(self, client: Client) -> bytes | None:
         with self._locked():
-            client.go_live(self._head)
-        return self._gap(client.position, "overflow")
+            self._history.expire(time.time() * 1000)
+            if self._history.covers(client.channels, client.cursor):
+                frames = self._history.read(
+                    client.channels, client.cursor, self._options.queue_frames, self._options.queue_bytes
+                )
+                if frames:
+                    client.read_on(frames)
+                else:
+                    client.go_live()
+                return None
+            lost = client.lost is not None and client.lost > client.cursor.position
+            client.cursor = Cursor(self._history.head)
+            client.go_live()
+        return self._opening(client, "publish_failed" if lost else "overflow")
 
     def farewell(self, client: Client, reason: str) -> bytes:
-        return self._control("sse_bye", client.position, reason=reason)
+        return self._control("sse_bye", self._id(client.cursor), reason=reason)
 
     def remove(self, client: Client, reason: str) -> None:
         self._leaving.append((client, reason))
@@ -183,12 +252,37 @@ class Hub:
         self._frames += client.frames
         self._bytes += client.bytes
         self._overflows += client.overflows
+        self._gaps += client.gaps
 
-    def _gap(self, position: Any, reason: str) -> bytes:
-        return self._control("sse_gap", position, heartbeat=self._options.heartbeat, reason=reason)
+    def _listening(self, channel: str) -> list[Client]:
+        return list(self._clients if channel == BROADCAST else self._channels.get(channel, ()))
 
-    def _control(self, event: str, position: Any, **data: Any) -> bytes:
-        return wire.control(event, data, retry=self._retry_ms(), id=self._cursors.format(position))
+    def _resume(self, channels: tuple[str, ...], last_event_id: str | None) -> tuple[Cursor | None, str | None]:
+        """Where a client goes on, None if it begins anew; and why, if it wanted to go on and cannot. Under the lock."""
+        if not last_event_id:
+            return None, None
+        self._history.expire(time.time() * 1000)
+        cursor = self._cursors.read(last_event_id)
+        if cursor.refused is not None:
+            return None, cursor.refused
+        if cursor.position > self._history.head:
+            return None, "malformed"  # no such frame was ever sent
+        return (cursor, None) if self._history.covers(channels, cursor) else (None, "too_old")
+
+    def _opening(self, client: Client, refused: str | None, *, named: bool = True) -> bytes:
+        """The first block of a stream, or of what goes on after a gap."""
+        data: dict[str, Any] = {"heartbeat": self._options.heartbeat}
+        id = self._id(client.cursor) if named else None
+        if refused is None:
+            return self._control("sse_open", id, **data)
+        client.gaps += 1
+        return self._control("sse_gap", id, **data, reason=refused)
+
+    def _id(self, cursor: Cursor) -> str:
+        return self._cursors.format(cursor.position) + (f".{cursor.part}" if cursor.part else "")
+
+    def _control(self, event: str, id: str | None, **data: Any) -> bytes:
+        return wire.control(event, data, retry=self._retry_ms(), id=id)
 
     def _retry_ms(self) -> int:
         if self._options.retry_ms is not None:

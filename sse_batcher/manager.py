@@ -18,12 +18,23 @@ from .backends import open_backend
 from .batcher import EventBatcher
 from .client import Client
 from .errors import SSEBatcherError
-from .event import BROADCAST, DEFAULT_CHANNEL, Batch, Encode, broadcast_named, check_channels, json_encoder
+from .event import (
+    BROADCAST,
+    DEFAULT_CHANNEL,
+    Batch,
+    Encode,
+    broadcast_named,
+    check_channels,
+    check_type,
+    encode_data,
+    json_encoder,
+)
 from .helper import Helper
-from .hub import Hub
-from .options import BatchOptions, ClientOptions, batch_options
+from .hub import Hub, Snapshot
+from .options import BatchOptions, ClientOptions, HistoryOptions, batch_options
 from .process import PerProcess, close_at_exit
 from .stats import ManagerStats
+from .wire import block
 from .worker import Deadline
 
 
@@ -35,6 +46,8 @@ class SSEManager:
         ``{"enabled": True, "batchWindow": 100, "maxBatchSize": 50}``, in milliseconds.
     `clients`
         a `ClientOptions`: queue bounds, heartbeat, retry.
+    `history`
+        a `HistoryOptions`: what is kept for clients that return, or have fallen behind.
     `backend`
         ``"memory://"``: the clients of this process.
     `json_default`
@@ -58,6 +71,7 @@ class SSEManager:
         backend: str = "memory://",
         json_default: Callable[[Any], Any] | None = None,
         *,
+        history: HistoryOptions | None = None,
         encode: Encode | None = None,
         context: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
@@ -68,11 +82,13 @@ class SSEManager:
                 weakref.ref(self),
                 batch_options(batching),
                 clients or ClientOptions(),
+                history or HistoryOptions(),
                 backend,
                 encode or json_encoder(json_default),
                 context,
             )
         )
+        self._send_timeout = (clients or ClientOptions()).send_timeout
         close_at_exit(self)
 
     def enqueue(self, event_type: str, data: Any, *, channel: str = DEFAULT_CHANNEL) -> None:
@@ -97,19 +113,57 @@ class SSEManager:
             self._refused(error, event_type, BROADCAST)
             raise
 
-    def subscribe(self, channels: Iterable[str] = (DEFAULT_CHANNEL,), last_event_id: str | None = None) -> Client:
+    def subscribe(
+        self,
+        channels: Iterable[str] = (DEFAULT_CHANNEL,),
+        last_event_id: str | None = None,
+        *,
+        batches: bool = True,
+        snapshot: Snapshot | None = None,
+    ) -> Client:
         """Open a stream: iterating the client gives its bytes, from the events enqueued after this call on.
 
-        `last_event_id` is the cursor of a client that returns. Whether it can be served is said in the first block:
-        ``sse_open`` if it has missed nothing, else ``sse_gap``. Close the client when its stream ends.
+        `last_event_id` is the cursor of a client that returns: it gets what came after it. Whether that can be had is
+        said in the first block: ``sse_open`` if nothing is missing, else ``sse_gap``. One that begins anew gets the
+        `snapshot` next. Without `batches`, each event is a block of its own. Close the client when its stream ends.
 
         Raises `InvalidEventError` for channels that may not be, and `ClosedError` after `shutdown`.
         """
-        return self._life.get().hub.connect(check_channels(channels), last_event_id)
+        return self._life.get().hub.connect(check_channels(channels), last_event_id, batches=batches, snapshot=snapshot)
+
+    def can_resume(self, channels: Iterable[str], last_event_id: str | None) -> bool:
+        """Whether a client that comes with this id now gets all that it has missed, and needs no snapshot."""
+        return self._life.get().hub.can_resume(check_channels(channels), last_event_id)
+
+    def snapshot(self, take: Callable[[], Iterable[tuple[str, Any]]]) -> Snapshot:
+        """Note where the history stands, then take the state: ``take()`` gives ``(event_type, data)`` pairs.
+
+        For `subscribe`, which goes on from that place: between the state and the stream nothing is missed, and what
+        comes twice was in the state already. Raises `InvalidEventError` for a bad type or data.
+        """
+        cursor = self.cursor()
+        encode = self._life.get().encode
+        blocks = [(check_type(event_type), encode_data(encode, data)) for event_type, data in take()]
+        ids = [*[None] * (len(blocks) - 1), cursor]
+        named = zip(blocks, ids, strict=False)  # of no blocks there is no last one
+        return Snapshot(cursor, b"".join(block(event=name, data=text, id=id) for (name, text), id in named))
+
+    def cursor(self) -> str:
+        """Where the history stands: who subscribes with this `last_event_id` gets all that is delivered from now on.
+
+        Ask for it before you read the state that the events are about; then nothing is missed between the two, and at
+        most something comes twice.
+        """
+        return self._life.get().hub.cursor()
 
     def busy_block(self, reason: str, last_event_id: str | None = None) -> bytes:
         """The one block of a stream that cannot be opened now: the client comes back later, with the same cursor."""
         return self._life.get().hub.busy_block(reason, last_event_id)
+
+    @property
+    def send_timeout(self) -> float:
+        """`ClientOptions.send_timeout`, for transports."""
+        return self._send_timeout
 
     def flush_all(self, timeout: float | None = None) -> bool:
         """Close all windows now, and wait until the backend has taken what was enqueued before. See `EventBatcher`."""
@@ -155,11 +209,13 @@ class _Life:
         manager: weakref.ref[SSEManager],
         batching: BatchOptions,
         clients: ClientOptions,
+        history: HistoryOptions,
         backend: str,
         encode: Encode,
         context: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self.helper = helper = Helper(context)
+        self.encode = encode
 
         def announce(signal: NamedSignal, **values: Any) -> None:
             # Weakly: a thread of ours must not keep a manager alive that everybody else has dropped.
@@ -170,11 +226,12 @@ class _Life:
         publisher = open_backend(backend)
         self.hub = Hub(
             clients,
+            history,
             publisher,
             on_connect=lambda client: announce(signals.client_connected, client=client),
             on_disconnect=lambda client, reason: announce(signals.client_disconnected, client=client, reason=reason),
         )
-        publisher.connect(self.hub.deliver)
+        publisher.connect(self.hub)
 
         def publish(batch: Batch) -> None:
             publisher.publish(batch)

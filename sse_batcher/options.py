@@ -111,9 +111,12 @@ class ClientOptions:
     """What one client may hold, and how it is kept alive. Immutable, and checked when made.
 
     `queue_frames`, `queue_bytes`
-        what may wait for one client; one that falls further behind is told of a gap.
+        what may wait for one client; one that falls further behind reads the history, in slices of this size.
     `heartbeat`
         seconds without anything sent after which a comment line is sent.
+    `send_timeout`
+        seconds that sending one frame may take before the connection is given up, under servers that show their socket
+        (werkzeug, gunicorn). A client that has stopped reading would hold its thread for ever.
     `retry_ms`
         milliseconds that a browser waits before it connects again. ``None``: drawn for each connection from
         1,000 to 2,000 plus one for each open client, so that a restart does not bring all of them back at once.
@@ -122,18 +125,38 @@ class ClientOptions:
     queue_frames: int = 256
     queue_bytes: int = 1_048_576
     heartbeat: float = 15.0
+    send_timeout: float = 30.0
     retry_ms: int | None = None
 
     def __post_init__(self) -> None:
         _whole("queue_frames", self.queue_frames, "frames")
         _whole("queue_bytes", self.queue_bytes, "bytes")
-        heartbeat = _number("heartbeat", self.heartbeat, "seconds")
-        if not 0 < heartbeat <= 3600:
-            raise ConfigurationError(
-                f"heartbeat is in seconds, more than 0 and at most 3600, not {heartbeat!r}", option="heartbeat"
-            )
+        _seconds("heartbeat", self.heartbeat, 3600)
+        _seconds("send_timeout", self.send_timeout, 3600)
         if self.retry_ms is not None:
             _whole("retry_ms", self.retry_ms, "milliseconds")
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryOptions:
+    """What is kept for clients that return, or have fallen behind. Immutable, and checked when made.
+
+    `history_frames`, `history_bytes`
+        how many of the newest frames, and how many bytes of them. The newest one is kept in any case. No client holds
+        more of what waits for it than is here.
+    `history_age`
+        seconds after which a frame is no longer replayed. ``None``: no limit.
+    """
+
+    history_frames: int = 10_000
+    history_bytes: int = 33_554_432
+    history_age: float | None = None
+
+    def __post_init__(self) -> None:
+        _whole("history_frames", self.history_frames, "frames")
+        _whole("history_bytes", self.history_bytes, "bytes")
+        if self.history_age is not None:
+            _seconds("history_age", self.history_age, 31_536_000)
 
 
 def batch_options(batching: bool | BatchOptions | Mapping[str, Any], base: BatchOptions | None = None) -> BatchOptions:
@@ -226,6 +249,13 @@ def _number(name: str, value: float, unit: str, option: str | None = None) -> fl
     return value
 
 
+def _seconds(name: str, value: float, most: float) -> None:
+    if not 0 < _number(name, value, "seconds") <= most:
+        raise ConfigurationError(
+            f"{name} is in seconds, more than 0 and at most {most:.0f}, not {value!r}", option=name
+        )
+
+
 def _whole(name: str, value: Any, unit: str, option: str | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(
@@ -242,3 +272,4 @@ def _flag(name: str, value: Any, option: str | None = None) -> bool:
 
 BATCH_OPTION_NAMES = tuple(item.name for item in fields(BatchOptions))
 CLIENT_OPTION_NAMES = tuple(item.name for item in fields(ClientOptions))
+HISTORY_OPTION_NAMES = tuple(item.name for item in fields(HistoryOptions))

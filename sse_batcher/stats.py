@@ -53,6 +53,12 @@ class ManagerStats(BatcherStats):
     clients: int = 0
     """Streams that are open now."""
     overflows: int = 0
-    """How often a client fell too far behind and was told of a gap."""
+    """How often a client fell so far behind that it was left to read the history."""
+    gaps: int = 0
+    """How often a client was told that it may have missed something."""
+    history_frames: int = 0
+    """Frames kept for clients that return or are behind."""
+    history_bytes: int = 0
+    """Their bytes."""
     signals_dropped: int = 0
     """Signals not sent because the helper thread's queue was full."""

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from .errors import InvalidEventError
-from .event import BATCH_SUFFIX, MIXED, Batch
+from .event import BATCH_SUFFIX, MIXED, Batch, Event
 
 HEADERS = (
     ("Content-Type", "text/event-stream; charset=utf-8"),
@@ -58,11 +58,15 @@ def control(event: str, data: Mapping[str, Any], *, retry: int, id: str | None) 
     return block(event=event, data=json.dumps(data, separators=(",", ":")), retry=retry, id=id)
 
 
+def event_block(event: Event, id: str) -> bytes:
+    """The block of one event, as it is without batching."""
+    return block(event=event.type, data=event.json, id=id)
+
+
 def batch_block(batch: Batch, id: str) -> bytes:
     """The block of a batch: a lone event as it would be without batching, several as one ``<type>_batch`` event."""
     if len(batch.events) == 1:
-        (event,) = batch.events
-        return block(event=event.type, data=event.json, id=id)
+        return event_block(batch.events[0], id)
     if batch.type == MIXED:
         values = [mixed_value(event.type, event.json) for event in batch.events]
     else:
@@ -114,13 +118,15 @@ class Frame:
     same moment may both make it: a harmless race, the bytes are equal.
     """
 
-    __slots__ = ("_plain", "batch", "id", "position")
+    # Weakly referenced: what waits for a client must not keep alive what the history has let go.
+    __slots__ = ("__weakref__", "_plain", "_unbatched", "batch", "id", "position")
 
     def __init__(self, batch: Batch, position: Any, id: str) -> None:
         self.batch = batch
         self.position = position
         self.id = id
         self._plain: bytes | None = None
+        self._unbatched: bytes | None = None
 
     @property
     def plain(self) -> bytes:
@@ -128,3 +134,19 @@ class Frame:
         if self._plain is None:
             self._plain = batch_block(self.batch, self.id)
         return self._plain
+
+    @property
+    def unbatched(self) -> bytes:
+        """A block for each event, for a client that knows no batches."""
+        if self._unbatched is None:
+            self._unbatched = self.plain if len(self.batch.events) == 1 else self.rest(0)
+        return self._unbatched
+
+    def rest(self, part: int) -> bytes:
+        """The blocks of all events but the first `part`. Where a stream is cut between two of them, nothing is lost.
+
+        The id of the k-th says that k events of this frame have arrived; that of the last is the frame's.
+        """
+        events = self.batch.events
+        ids = [f"{self.id}.{count}" for count in range(1, len(events))] + [self.id]
+        return b"".join(event_block(event, id) for event, id in zip(events[part:], ids[part:], strict=True))

@@ -5,26 +5,34 @@ Runs in the server's thread. Follows PEP 3333, and the WHATWG standard for which
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
 from .errors import InvalidEventError
 from .event import DEFAULT_CHANNEL, check_channels
 from .manager import SSEManager
-from .transports.attached import AttachedStream
+from .transports.attached import AttachedStream, Request, Socket
 from .wire import HEADERS
 
 _METHODS = "GET, HEAD, OPTIONS"
 
 
 def stream(
-    manager: SSEManager, environ: Mapping[str, Any], channels: Iterable[str] = (DEFAULT_CHANNEL,)
+    manager: SSEManager,
+    environ: Mapping[str, Any],
+    channels: Iterable[str] = (DEFAULT_CHANNEL,),
+    *,
+    snapshot: Callable[[], Iterable[tuple[str, Any]]] | None = None,
 ) -> tuple[str, list[tuple[str, str]], Iterable[bytes]]:
     """Answer a WSGI request with the stream of `channels`: ``(status, headers, iterable)``.
 
     Whether the caller may see these channels is for the app to decide before. GET streams; HEAD and OPTIONS answer
     and end; another method is 405, channels that cannot be are 400. Nothing is held until the iterable is iterated.
+
+    The query may say ``last_event_id=`` (or ``lastEventId=``) for the place to go on from, where the header
+    ``Last-Event-ID`` does not, and ``batch=0`` for a block of its own for each event. `snapshot` gives the state as
+    ``(event_type, data)`` pairs; it is called here, for a client that begins anew, and what follows is complete.
 
     >>> def app(environ, start_response):
     ...     status, headers, body = stream(manager, environ, ["default"])
@@ -42,7 +50,12 @@ def stream(
         return _text("400 Bad Request", f"{error}\n")
     if method == "HEAD":
         return "200 OK", list(HEADERS), iter(())  # no list: of one, werkzeug would tell the length
-    return "200 OK", list(HEADERS), AttachedStream(manager, names, last_event_id(environ))
+    cursor = last_event_id(environ)
+    state = None
+    if snapshot is not None and not manager.can_resume(names, cursor):
+        state = manager.snapshot(snapshot)
+    request = Request(names, cursor, _query(environ, "batch") != "0", state, _socket(environ))
+    return "200 OK", list(HEADERS), AttachedStream(manager, request)
 
 
 def last_event_id(environ: Mapping[str, Any]) -> str | None:
@@ -53,11 +66,17 @@ def last_event_id(environ: Mapping[str, Any]) -> str | None:
     header: str = environ.get("HTTP_LAST_EVENT_ID", "")
     if header:
         return header
+    return _query(environ, "last_event_id", "lastEventId")
+
+
+def _query(environ: Mapping[str, Any], *names: str) -> str | None:
+    """The first value of the first of these names that is in the query."""
     query = parse_qs(environ.get("QUERY_STRING", ""))
-    for name in ("last_event_id", "lastEventId"):
-        if name in query:
-            return str(query[name][0])
-    return None
+    return next((query[name][0] for name in names if name in query), None)
+
+
+def _socket(environ: Mapping[str, Any]) -> Socket | None:
+    return environ.get("werkzeug.socket") or environ.get("gunicorn.socket")
 
 
 def _text(status: str, text: str, *more: tuple[str, str]) -> tuple[str, list[tuple[str, str]], list[bytes]]:

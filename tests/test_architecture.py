@@ -20,18 +20,19 @@ ROOT = Path(sse_batcher.__file__).parent
 # A module imports only what stands before it. Each module has its place here, and so has the package itself.
 LAYERS = """
     errors event options wire window stats
+    history
     process worker engine batcher
     client hub backends.memory backends
     signals helper manager
     transports transports.attached wsgi
-    blueprint extension
+    blueprint page extension
     sse_batcher
     scenarios demo report cli __main__
 """
 ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
 
-PURE = {"errors", "event", "options", "wire", "window", "stats"}
-KNOWS_FLASK = {"extension", "blueprint", "cli", "__main__"}
+PURE = {"errors", "event", "options", "wire", "window", "stats", "history"}
+KNOWS_FLASK = {"extension", "page", "blueprint", "cli", "__main__"}
 IMPURE_MODULES = {
     "threading",
     "_thread",
@@ -95,7 +96,7 @@ def where(module: str, node: ast.AST) -> str:
 
 
 def test_the_imports_are_read_as_they_are_meant() -> None:
-    assert ours("transports.attached") == {"client", "errors", "manager"}
+    assert ours("transports.attached") == {"client", "errors", "hub", "manager"}
     assert {"signals", "manager", "extension"} <= ours("")
     assert {"wire", "client", "event"} <= ours("hub")
     assert {"flask", "json", "weakref"} <= foreign("extension")
@@ -169,8 +170,8 @@ def test_each_module_says_what_it_is(module: str) -> None:
 # -- the root ----------------------------------------------------------------------------------------------------------
 
 PROMISED = (
-    *("SSE", "SSEManager", "EventBatcher", "BatchOptions", "ClientOptions", "Batch", "Event", "Client"),
-    *("stream", "signals"),
+    *("SSE", "SSEManager", "EventBatcher", "Batch", "Event", "Client", "stream", "signals"),
+    *("BatchOptions", "ClientOptions", "HistoryOptions"),
     *("SSEBatcherError", "ConfigurationError", "InvalidEventError", "ClosedError", "BacklogFullError"),
 )
 

@@ -24,7 +24,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client as WSGIClient
 from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
-from sse_batcher import SSE, BatchOptions, ClientOptions, ConfigurationError, InvalidEventError, signals
+from sse_batcher import SSE, BatchOptions, ClientOptions, ConfigurationError, HistoryOptions, InvalidEventError, signals
 from sse_batcher.extension import KEYS
 from sse_batcher.wire import HEADERS
 from tests.sse_parser import ServerEvent, take
@@ -108,7 +108,11 @@ GOOD = {
     "SSE_QUEUE_FRAMES": 9,
     "SSE_QUEUE_BYTES": 9_999,
     "SSE_HEARTBEAT": 3.0,
+    "SSE_SEND_TIMEOUT": 7.0,
     "SSE_RETRY_MS": 500,
+    "SSE_HISTORY_FRAMES": 300,
+    "SSE_HISTORY_BYTES": 50_000,
+    "SSE_HISTORY_AGE": 60.0,
 }
 BAD = {
     "SSE_BATCH_WINDOW": [100, -1, "0.1", True],
@@ -123,7 +127,11 @@ BAD = {
     "SSE_QUEUE_FRAMES": [0],
     "SSE_QUEUE_BYTES": [None],
     "SSE_HEARTBEAT": [0, 15_000],
+    "SSE_SEND_TIMEOUT": [0, 30_000],
     "SSE_RETRY_MS": [0, 1.5],
+    "SSE_HISTORY_FRAMES": [0],
+    "SSE_HISTORY_BYTES": [1.5],
+    "SSE_HISTORY_AGE": [0, "60"],
     "SSE_BATCHING": ["yes", None, 1, {"batchWindow": 0.1}, {"enabled": 1}, {"batch_window": 1}],
     "SSE_BACKEND": ["redis://localhost", None],
     "SSE_URL_PREFIX": ["events", "", None, 7],
@@ -133,9 +141,10 @@ BAD = {
 class Recorder:
     """Stands where `SSEManager` is made, and keeps what it is given."""
 
-    def __init__(self, batching: Any, clients: Any, backend: Any, *, encode: Any, context: Any) -> None:
+    def __init__(self, batching: Any, clients: Any, backend: Any, *, history: Any, encode: Any, context: Any) -> None:
         self.options = {field.name: getattr(batching, field.name) for field in dataclasses.fields(batching)}
         self.options |= {field.name: getattr(clients, field.name) for field in dataclasses.fields(clients)}
+        self.options |= {field.name: getattr(history, field.name) for field in dataclasses.fields(history)}
         self.options["backend"] = backend
 
 
@@ -157,7 +166,9 @@ def test_every_key_is_tested_here() -> None:
 
 
 def test_without_any_key_the_options_have_their_defaults(options_of: Callable[..., dict[str, Any]]) -> None:
-    expected = Recorder(BatchOptions(), ClientOptions(), "memory://", encode=None, context=None).options
+    expected = Recorder(
+        BatchOptions(), ClientOptions(), "memory://", history=HistoryOptions(), encode=None, context=None
+    ).options
     assert options_of() == expected
 
 

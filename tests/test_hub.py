@@ -11,8 +11,17 @@ from typing import Any
 
 import pytest
 
-from sse_batcher import BatchOptions, Client, ClientOptions, ClosedError, InvalidEventError, SSEManager
+from sse_batcher import (
+    BatchOptions,
+    Client,
+    ClientOptions,
+    ClosedError,
+    HistoryOptions,
+    InvalidEventError,
+    SSEManager,
+)
 from sse_batcher.event import Batch, Event
+from sse_batcher.history import Cursor
 from sse_batcher.hub import Hub
 from sse_batcher.wire import HEARTBEAT, Frame
 
@@ -30,8 +39,11 @@ class Numbers:
     def format(self, position: int) -> str:
         return f"x-{position}"
 
-    def read(self, cursor: str) -> int | None:
-        return int(cursor[2:]) if cursor.startswith("x-") else None
+    def read(self, cursor: str) -> Cursor:
+        if not cursor.startswith("x-"):
+            return Cursor(refused="epoch")
+        position, _, part = cursor[2:].partition(".")
+        return Cursor(int(position), int(part or 0))
 
     def normalize(self, cursor: str) -> str | None:
         return cursor
@@ -40,11 +52,12 @@ class Numbers:
 class Delivery:
     """A hub, and the thread that delivers to it, one frame at a time."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, history: HistoryOptions | None = None, **options: Any) -> None:
         self.left: list[tuple[int, str]] = []
         self.position = 0
         self.hub = Hub(
             ClientOptions(**options),
+            history or HistoryOptions(),
             Numbers(),
             on_connect=lambda client: None,
             on_disconnect=lambda client, reason: self.left.append((client.id, reason)),
@@ -82,7 +95,7 @@ def test_a_client_gets_the_frames_of_its_channels_and_every_broadcast_once() -> 
     for channel in ("a", "c", "b", "*", "a"):
         delivery.deliver(channel=channel)
     assert numbers(client, 4) == [1, 3, 4, 5]
-    assert client.position == 5
+    assert client.cursor == Cursor(5)
 
 
 def test_all_clients_of_a_channel_are_given_the_same_bytes_object() -> None:
@@ -148,15 +161,6 @@ def test_the_first_block_of_a_new_client_has_the_head_as_its_id() -> None:
     assert next(client) == b'event: sse_open\nretry: 1234\ndata: {"heartbeat":15.0}\nid: x-3\n\n'
 
 
-def test_a_client_that_has_everything_is_resumed_and_any_other_is_told_of_a_gap() -> None:
-    delivery = Delivery()
-    delivery.deliver(3)
-    assert take(delivery.connect(cursor="x-3"), 1) == [("sse_open", {"heartbeat": 15.0}, "x-3")]
-    for cursor in ("x-2", "x-4", "nonsense"):
-        gap = ("sse_gap", {"heartbeat": 15.0, "reason": "no_history"}, "x-3")
-        assert take(delivery.connect(cursor=cursor), 1) == [gap]
-
-
 def test_the_time_to_return_is_drawn_for_each_connection_and_grows_with_their_number() -> None:
     delivery = Delivery()
     clients = [delivery.connect() for _ in range(50)]
@@ -170,15 +174,31 @@ def test_the_time_to_return_is_drawn_for_each_connection_and_grows_with_their_nu
 
 
 @pytest.mark.parametrize("bound", [{"queue_frames": 3}, {"queue_bytes": 60}], ids=str)
-def test_a_client_that_overflows_is_told_and_goes_on_from_there(bound: dict[str, int]) -> None:
-    delivery = Delivery(**bound)
+def test_a_client_that_overflows_reads_the_history_and_is_live_again(bound: dict[str, int]) -> None:
+    delivery = Delivery(**bound, heartbeat=0.01)
+    client = delivery.connect()
+    next(client)
+    delivery.deliver(10)
+    assert numbers(client, 10) == list(range(1, 11))
+    assert next(client) == HEARTBEAT  # nothing more to read, so it is live
+    delivery.deliver(2)
+    assert client._queue.qsize() == 2
+    assert numbers(client, 2) == [11, 12]
+    counts = delivery.hub.count()
+    assert (counts["overflows"], counts["gaps"]) == (1, 0)
+
+
+@pytest.mark.parametrize("bound", [{"queue_frames": 3}, {"queue_bytes": 60}], ids=str)
+def test_a_client_that_falls_behind_the_history_is_told_and_goes_on_from_there(bound: dict[str, int]) -> None:
+    delivery = Delivery(HistoryOptions(history_frames=5), **bound)
     client = delivery.connect()
     next(client)
     delivery.deliver(10)
     assert take(client, 1) == [("sse_gap", {"heartbeat": 15.0, "reason": "overflow"}, "x-10")]
     delivery.deliver(2)
     assert numbers(client, 2) == [11, 12]
-    assert delivery.hub.count()["overflows"] == 1
+    counts = delivery.hub.count()
+    assert (counts["overflows"], counts["gaps"]) == (1, 1)
 
 
 def test_a_full_queue_without_overflow_loses_nothing() -> None:
@@ -205,39 +225,55 @@ def test_a_slow_client_holds_nothing_while_it_is_behind() -> None:
     assert client._queue.qsize() == 1  # the marker
 
 
-def test_a_frame_taken_while_the_queue_is_being_emptied_belongs_to_the_gap() -> None:
-    # The driver takes the first frame when the delivering thread has just begun to throw them away. Were it sent, the
-    # client's cursor would say that it has all before it.
+def test_a_frame_taken_while_the_queue_is_being_emptied_is_read_from_the_history_in_its_turn() -> None:
+    # The driver is about to take from the queue when the delivering thread begins to empty it, and gets the second
+    # frame. Were that sent, the client's cursor would say that it has the first one, too.
     delivery = Delivery(queue_frames=3)
     client = delivery.connect()
     next(client)
     delivery.deliver(3)
-    taken: list[Any] = []
-    driver = threading.Thread(target=lambda: taken.extend(take(client, 1)))
-    empty = client._empty_queue
+    asking, may_take, taken = threading.Event(), threading.Event(), threading.Event()
+    queue, empty = client._queue, client._empty_queue
+
+    class Meeting:
+        """The queue, with a first `get` that waits for its turn."""
+
+        def get(self, timeout: float) -> Any:
+            client._queue = queue
+            asking.set()
+            assert may_take.wait(PATIENCE)
+            frame = queue.get()
+            taken.set()
+            return frame
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(queue, name)
 
     def meet() -> None:
-        client._queue.get_nowait()  # frame 1 is gone ...
-        driver.start()  # ... and the driver comes for frame 2
-        while client._queue.qsize():
-            pass
+        queue.get_nowait()  # frame 1 is gone ...
+        may_take.set()  # ... and the driver gets frame 2
+        assert taken.wait(PATIENCE)
         empty()
 
+    client._queue = Meeting()  # type: ignore[assignment]
     client._empty_queue = meet  # type: ignore[method-assign]
+    got: list[int] = []
+    driver = threading.Thread(target=lambda: got.extend(numbers(client, 4)))
+    driver.start()
+    assert asking.wait(PATIENCE)
     delivery.deliver()
-    client._empty_queue = empty  # type: ignore[method-assign]
     driver.join(PATIENCE)
-    assert taken == [("sse_gap", {"heartbeat": 15.0, "reason": "overflow"}, "x-4")]
+    assert got == [1, 2, 3, 4]
 
 
-def test_an_end_that_meets_an_overflow_is_told_after_the_gap() -> None:
+def test_an_end_that_meets_an_overflow_is_told_after_all_frames() -> None:
     delivery = Delivery(queue_frames=3)
     client = delivery.connect()
     next(client)
     delivery.deliver(3)
     client.end("shutdown")  # its marker is thrown away with the queue
     delivery.deliver()
-    assert [event for event, _, _ in take(client, 2)] == ["sse_gap", "sse_bye"]
+    assert [event for event, _, _ in take(client, 5)] == ["t", "t", "t", "t", "sse_bye"]
     assert list(client) == []
 
 
@@ -487,6 +523,9 @@ def test_stats_are_frozen_values_of_everything(make: Make) -> None:
         "bytes": len(b"".join(sent)),
         "clients": 1,
         "overflows": 0,
+        "gaps": 0,
+        "history_frames": 1,
+        "history_bytes": len(sent[1]),
         "signals_dropped": 0,
     }
     with pytest.raises(AttributeError):

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sse_batcher import BatchOptions, ClientOptions, ConfigurationError, SSEBatcherError, SSEManager
-from sse_batcher.options import BATCH_OPTION_NAMES, CLIENT_OPTION_NAMES, batch_options
+from sse_batcher import BatchOptions, ClientOptions, ConfigurationError, HistoryOptions, SSEBatcherError, SSEManager
+from sse_batcher.options import BATCH_OPTION_NAMES, CLIENT_OPTION_NAMES, HISTORY_OPTION_NAMES, batch_options
 
 NAN, INF = float("nan"), float("inf")
 NO_NUMBERS = [True, False, None, "1", b"1", NAN, INF, -INF, [1], Decimal(1), 1j]
@@ -29,7 +29,11 @@ GOOD = {
     "queue_frames": [1, 10**6],
     "queue_bytes": [1, 2**31],
     "heartbeat": [0.001, 1, 15.0, 3600],
+    "send_timeout": [0.001, 1, 30.0, 3600],
     "retry_ms": [None, 1, 60_000],
+    "history_frames": [1, 10**6],
+    "history_bytes": [1, 2**40],
+    "history_age": [None, 0.001, 60, 31_536_000],
 }
 BAD = {
     # option: [(values, what the message says)]
@@ -67,18 +71,35 @@ BAD = {
         (NO_NUMBERS, "heartbeat must be a number of seconds, not"),
         ([0, 0.0, -1, 3601, 15_000], "heartbeat is in seconds, more than 0 and at most 3600, not"),
     ],
+    "send_timeout": [
+        (NO_NUMBERS, "send_timeout must be a number of seconds, not"),
+        ([0, 0.0, -1, 3601, 30_000], "send_timeout is in seconds, more than 0 and at most 3600, not"),
+    ],
+    "history_frames": [(NO_WHOLE_NUMBERS, "history_frames must be a whole number of frames, at least 1, not")],
+    "history_bytes": [(NO_WHOLE_NUMBERS, "history_bytes must be a whole number of bytes, at least 1, not")],
+    "history_age": [
+        ([value for value in NO_NUMBERS if value is not None], "history_age must be a number of seconds, not"),
+        ([0, 0.0, -1, 31_536_001], "history_age is in seconds, more than 0 and at most 31536000, not"),
+    ],
     "retry_ms": [
         ([value for value in NO_WHOLE_NUMBERS if value is not None], "retry_ms must be a whole number of milliseconds")
     ],
 }
 
 
-def options_with(name: str, value: Any) -> BatchOptions | ClientOptions:
-    return (BatchOptions if name in BATCH_OPTION_NAMES else ClientOptions)(**{name: value})
+NAMES = {
+    **dict.fromkeys(BATCH_OPTION_NAMES, BatchOptions),
+    **dict.fromkeys(CLIENT_OPTION_NAMES, ClientOptions),
+    **dict.fromkeys(HISTORY_OPTION_NAMES, HistoryOptions),
+}
+
+
+def options_with(name: str, value: Any) -> Any:
+    return NAMES[name](**{name: value})
 
 
 def test_every_option_is_tested_here() -> None:
-    assert sorted(GOOD) == sorted(BAD) == sorted(BATCH_OPTION_NAMES + CLIENT_OPTION_NAMES)
+    assert sorted(GOOD) == sorted(BAD) == sorted(NAMES)
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in GOOD.items() for value in values])
@@ -120,10 +141,13 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         max_pending_bytes=67_108_864,
         per_type={},
     )
-    assert ClientOptions() == ClientOptions(queue_frames=256, queue_bytes=1_048_576, heartbeat=15.0, retry_ms=None)
+    assert ClientOptions() == ClientOptions(
+        queue_frames=256, queue_bytes=1_048_576, heartbeat=15.0, send_timeout=30.0, retry_ms=None
+    )
+    assert HistoryOptions() == HistoryOptions(history_frames=10_000, history_bytes=33_554_432, history_age=None)
 
 
-@pytest.mark.parametrize("name", BATCH_OPTION_NAMES + CLIENT_OPTION_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_options_do_not_change(name: str) -> None:
     value = GOOD[name][-1]
     options = options_with(name, value)

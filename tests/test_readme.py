@@ -10,7 +10,7 @@ from typing import Any
 import flask
 import pytest
 
-from sse_batcher import BatchOptions, ClientOptions, SSEManager
+from sse_batcher import BatchOptions, ClientOptions, HistoryOptions, SSEManager
 from sse_batcher.extension import KEYS
 
 from .sse_parser import take
@@ -58,7 +58,7 @@ def test_the_plain_wsgi_program_streams() -> None:
 
 def test_every_option_is_there_with_its_key_and_default() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (?:`\w+` )?\|.*?\| (.*?) \|[^|]*\|$", README, flags=re.M))
-    for options in (BatchOptions, ClientOptions):
+    for options in (BatchOptions, ClientOptions, HistoryOptions):
         for option in fields(options):
             default = getattr(options(), option.name)
             said = rows[option.name].strip("`").replace(",", "" if isinstance(default, int) else ",")

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..errors import ConfigurationError
 from ..event import Batch
-from ..wire import Frame
+from ..history import Cursor
+from ..hub import Receiver
 from .memory import MemoryBackend
 
 
@@ -22,15 +22,15 @@ class Backend(Protocol):
 
     start: Any
 
-    def connect(self, deliver: Callable[[Frame], None]) -> None:
+    def connect(self, receiver: Receiver) -> None:
         """Say who gets the frames. They are delivered in the order of their positions, by one thread at a time."""
 
     def publish(self, batch: Batch) -> None:
-        """Take a batch. May block. Called by one thread at a time; raises if the batch is lost."""
+        """Take a batch. May block. Called by one thread at a time. Where it is lost, tells the receiver and raises."""
 
     def format(self, position: Any) -> str: ...
 
-    def read(self, cursor: str) -> Any | None: ...
+    def read(self, cursor: str) -> Cursor: ...
 
     def normalize(self, cursor: str) -> str | None: ...
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
 
 from ..event import Batch
+from ..history import Cursor
+from ..hub import Receiver
 from ..wire import Frame
 
 # A cursor comes from outside: it is matched whole, bounded, and rebuilt from its parts.
-_CURSOR = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})", re.ASCII)
+_CURSOR = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})(?:\.([1-9][0-9]{0,8}))?", re.ASCII)
 
 
 class MemoryBackend:
@@ -24,22 +25,32 @@ class MemoryBackend:
     def __init__(self) -> None:
         self._epoch = secrets.token_hex(4)
         self._position = self.start
-        self._deliver: Callable[[Frame], None] = lambda frame: None
+        self._receiver: Receiver | None = None
 
-    def connect(self, deliver: Callable[[Frame], None]) -> None:
-        self._deliver = deliver
+    def connect(self, receiver: Receiver) -> None:
+        self._receiver = receiver
 
     def publish(self, batch: Batch) -> None:
         self._position += 1
-        self._deliver(Frame(batch, self._position, self.format(self._position)))
+        receiver = self._receiver
+        assert receiver is not None, "connect() comes first"
+        try:
+            receiver.deliver(Frame(batch, self._position, self.format(self._position)))
+        except Exception:
+            receiver.lose(batch.channel, self._position)
+            raise
 
     def format(self, position: int) -> str:
         return f"{self._epoch}-{position}"
 
-    def read(self, cursor: str) -> int | None:
+    def read(self, cursor: str) -> Cursor:
         match = _CURSOR.fullmatch(cursor)
-        return int(match[2]) if match and match[1] == self._epoch else None
+        if match is None:
+            return Cursor(refused="malformed")
+        if match[1] != self._epoch:
+            return Cursor(refused="epoch")
+        return Cursor(int(match[2]), int(match[3] or 0))
 
     def normalize(self, cursor: str) -> str | None:
         match = _CURSOR.fullmatch(cursor)
-        return f"{match[1]}-{int(match[2])}" if match else None
+        return match and match[0]

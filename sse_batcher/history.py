@@ -1,0 +1,140 @@
+"""The history: the newest frames, found by channel and position, and what is known of the older ones.
+
+Pure: knows no thread, lock or clock. Not thread-safe; the hub's lock guards it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from .event import BROADCAST
+from .options import HistoryOptions
+from .wire import Frame
+
+MAX_FLOORS = 10_000
+"""How many channels have a floor of their own."""
+
+
+class Cursor(NamedTuple):
+    """How far a client has got, as it says itself: everything up to `position`.
+
+    With a `part`, it has the first so many events of the frame at `position`, and not yet all of them. `refused` says
+    why the cursor was none: ``epoch`` (of another history) or ``malformed``.
+    """
+
+    position: Any = None
+    part: int = 0
+    refused: str | None = None
+
+
+class History:
+    """Frames by count and bytes, the oldest evicted first; the newest one is always kept.
+
+    The *floor* of a channel is the position of the newest frame that was evicted from it. Who has everything up to a
+    position has missed nothing that is gone, as long as no floor of a channel that he asks for is above it: a busy
+    channel makes no gap in a quiet one. Channels are forgotten in the order of their last eviction; those that are
+    have one floor in common.
+    """
+
+    def __init__(self, options: HistoryOptions, start: Any) -> None:
+        self.head = start
+        """The position of the newest frame that there ever was."""
+        self._max_frames = options.history_frames
+        self._max_bytes = options.history_bytes
+        self._max_age_ms = None if options.history_age is None else options.history_age * 1000
+        self._frames: deque[Frame] = deque()  # oldest first
+        self._bytes = 0
+        self._lanes: dict[str, _Lane] = {}
+        self._floors: OrderedDict[str, Any] = OrderedDict()  # in the order of the last eviction
+        self._common_floor = start
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all frames kept, as they go out to a client that takes batches."""
+        return self._bytes
+
+    def append(self, frame: Frame) -> None:
+        """Keep a frame, which is newer than all others, and evict what is too much."""
+        self._bytes += len(frame.plain)  # made here; if that fails, nothing was kept
+        self._frames.append(frame)
+        self._lanes.setdefault(frame.batch.channel, _Lane()).frames.append(frame)
+        self.head = frame.position
+        while len(self._frames) > 1 and (len(self._frames) > self._max_frames or self._bytes > self._max_bytes):
+            self._evict()
+
+    def lose(self, channel: str, position: Any) -> None:
+        """A frame of this channel, the newest, will never come: as if it had been evicted at once."""
+        self.head = position
+        self._raise_floor(channel, position)
+
+    def expire(self, now_ms: float) -> None:
+        """Evict what is older than the age limit, if there is one. `now_ms` is milliseconds since 1970."""
+        if self._max_age_ms is not None:
+            while self._frames and self._frames[0].batch.timestamp < now_ms - self._max_age_ms:
+                self._evict()
+
+    def covers(self, channels: Iterable[str], cursor: Cursor) -> bool:
+        """Whether everything after the cursor is here, for who asks for these channels (and ``*``, as all do)."""
+        floor = max(self._floors.get(channel, self._common_floor) for channel in (*channels, BROADCAST))
+        return bool(floor < cursor.position if cursor.part else floor <= cursor.position)
+
+    def read(self, channels: Iterable[str], cursor: Cursor, max_frames: int, max_bytes: int) -> list[Frame]:
+        """The frames after the cursor, and first the one that it has a part of. In order, one and as many as fit."""
+        lanes = [self._lanes[channel] for channel in (*channels, BROADCAST) if channel in self._lanes]
+        frames: list[Frame] = []
+        for frame in heapq.merge(*(lane.after(cursor) for lane in lanes), key=_position):
+            max_bytes -= len(frame.plain)
+            if len(frames) == max_frames or (frames and max_bytes < 0):
+                break
+            frames.append(frame)
+        return frames
+
+    def _evict(self) -> None:
+        frame = self._frames.popleft()
+        self._bytes -= len(frame.plain)
+        channel = frame.batch.channel
+        if self._lanes[channel].drop_oldest():
+            del self._lanes[channel]
+        self._raise_floor(channel, frame.position)
+
+    def _raise_floor(self, channel: str, position: Any) -> None:
+        # Never lower: a frame that was lost may be newer than one that is evicted after it.
+        self._floors[channel] = max(position, self._floors.get(channel, self._common_floor))
+        self._floors.move_to_end(channel)
+        if len(self._floors) > MAX_FLOORS:
+            self._common_floor = max(self._common_floor, self._floors.popitem(last=False)[1])
+
+
+class _Lane:
+    """The frames of one channel: a list that is cut off at the front, so that a position is found by halving."""
+
+    __slots__ = ("frames", "start")
+
+    def __init__(self) -> None:
+        self.frames: list[Any] = []  # frames; before `start` None, so that they are let go at once
+        self.start = 0
+
+    def after(self, cursor: Cursor) -> Iterator[Frame]:
+        find = bisect_left if cursor.part else bisect_right
+        first = find(self.frames, cursor.position, self.start, key=_position)
+        return (self.frames[index] for index in range(first, len(self.frames)))
+
+    def drop_oldest(self) -> bool:
+        """Forget the oldest frame. Whether that was the last one."""
+        self.frames[self.start] = None
+        self.start += 1
+        if 2 * self.start > len(self.frames):
+            del self.frames[: self.start]
+            self.start = 0
+        return not self.frames
+
+
+def _position(frame: Any) -> Any:
+    return frame.position

@@ -1,0 +1,390 @@
+"""The history alone: what it keeps, what it remembers of the rest, and what a cursor finds there."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sse_batcher import HistoryOptions, history
+from sse_batcher.event import Batch, Event
+from sse_batcher.history import Cursor, History
+from sse_batcher.wire import Frame
+
+MANY = 10**9
+LOWERED = "an eviction after a loss lowers the floor: silent loss"
+
+
+def frame(position: Any, channel: str = "a", size: int = 0, timestamp: int = 0) -> Frame:
+    """A frame. With a `size`, one of so many bytes."""
+    event = Event("t", channel, '""')
+    made = Frame(Batch(channel, "t", (event,), "manual", timestamp), position, f"x-{position}")
+    if size:
+        padded = Event("t", channel, f'"{"x" * (size - len(made.plain))}"')
+        made = Frame(Batch(channel, "t", (padded,), "manual", timestamp), position, made.id)
+        assert len(made.plain) == size
+    return made
+
+
+def filled(channels: Sequence[str], **options: Any) -> History:
+    """A history of one frame for each of these channels, at the positions 1, 2, 3 ..."""
+    kept = History(HistoryOptions(**options), 0)
+    for position, channel in enumerate(channels, 1):
+        kept.append(frame(position, channel))
+    return kept
+
+
+def positions(kept: History, *channels: str, after: Cursor, frames: int = MANY, size: int = MANY) -> list[Any]:
+    return [found.position for found in kept.read(channels, after, frames, size)]
+
+
+# -- bounds ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_oldest_frames_go_when_there_are_too_many() -> None:
+    kept = filled("aaaaa", history_frames=3)
+    assert (len(kept), kept.head) == (3, 5)
+    assert positions(kept, "a", after=Cursor(0)) == [3, 4, 5]
+
+
+def test_the_oldest_frames_go_when_they_are_too_large() -> None:
+    kept = History(HistoryOptions(history_bytes=1_000), 0)
+    for position, size in enumerate((400, 300, 300), 1):
+        kept.append(frame(position, size=size))
+    assert (len(kept), kept.bytes) == (3, 1_000)
+    kept.append(frame(4, size=301))
+    assert (len(kept), kept.bytes) == (3, 901)
+    kept.append(frame(5, size=900))
+    assert (len(kept), kept.bytes) == (1, 900)
+
+
+def test_the_newest_frame_is_kept_however_large_it_is() -> None:
+    kept = History(HistoryOptions(history_frames=1, history_bytes=10), 0)
+    for position in (1, 2):
+        kept.append(frame(position, size=500))
+        assert positions(kept, "a", after=Cursor(position - 1)) == [position]
+        assert kept.bytes == 500
+
+
+def test_a_frame_that_cannot_be_encoded_changes_nothing() -> None:
+    kept = filled("aa", history_frames=2)
+    before = kept.bytes
+    bad = Frame(Batch("a", "t", (Event("t", "a", "1"),), "manual", 0), 3, "no id")
+    with pytest.raises(ValueError, match="an id is"):
+        kept.append(bad)
+    assert (len(kept), kept.bytes, kept.head) == (2, before, 2)
+    kept.append(frame(4))
+    assert positions(kept, "a", after=Cursor(1)) == [2, 4]
+
+
+def test_what_is_older_than_the_age_goes_even_the_newest() -> None:
+    kept = History(HistoryOptions(history_age=10.0), 0)
+    for position in (1, 2, 3):
+        kept.append(frame(position, timestamp=position * 1_000))
+    kept.expire(12_000)  # the second is just as old as it may be
+    assert positions(kept, "a", after=Cursor(1)) == [2, 3]
+    assert not kept.covers(["a"], Cursor(0))
+    kept.expire(60_000)
+    assert (len(kept), kept.bytes, kept.head) == (0, 0, 3)
+    assert not kept.covers(["a"], Cursor(2))
+    assert kept.covers(["a"], Cursor(3))
+
+
+def test_without_an_age_nothing_gets_too_old() -> None:
+    kept = filled("aaa")
+    kept.expire(1e15)
+    assert len(kept) == 3
+
+
+# -- floors ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cursor_is_covered_from_the_newest_evicted_frame_on() -> None:
+    kept = filled("aaaaa", history_frames=3)
+    assert [kept.covers(["a"], Cursor(position)) for position in range(6)] == [False, False, True, True, True, True]
+
+
+def test_ten_times_the_history_in_a_busy_channel_makes_no_gap_in_a_quiet_one() -> None:
+    kept = filled(["quiet", "busy", *["busy"] * 100], history_frames=10)
+    assert kept.covers(["quiet"], Cursor(1))
+    assert positions(kept, "quiet", after=Cursor(1)) == []
+    assert not kept.covers(["busy"], Cursor(1))
+    assert not kept.covers(["quiet", "busy"], Cursor(1))
+    assert not kept.covers(["quiet"], Cursor(0))  # its one frame is gone
+
+
+def test_a_channel_in_which_nothing_was_ever_published_is_covered_from_the_start() -> None:
+    assert filled(["busy"] * 100, history_frames=10).covers(["quiet"], Cursor(0))
+
+
+def test_a_broadcast_that_is_gone_is_missed_by_everybody() -> None:
+    kept = filled("a*bbb", history_frames=3)
+    for channel in ("a", "b", "never used"):
+        assert not kept.covers([channel], Cursor(1))
+        assert kept.covers([channel], Cursor(2))
+
+
+def test_a_frame_of_which_a_part_is_missing_must_still_be_there() -> None:
+    kept = filled("aaaa", history_frames=2)
+    assert not kept.covers(["a"], Cursor(2, part=1))
+    assert kept.covers(["a"], Cursor(2))
+    assert kept.covers(["a"], Cursor(3, part=1))
+
+
+def test_forgotten_channels_have_one_floor_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "MAX_FLOORS", 2)
+    kept = filled(["a", "b", "c", "d", "e"], history_frames=1)
+    # Those of c and d are known, those of a and b forgotten: who asks for another channel is told rather than trusted.
+    assert not kept.covers(["a"], Cursor(1))
+    assert kept.covers(["a"], Cursor(2))
+    assert not kept.covers(["never used"], Cursor(1))
+    assert not kept.covers(["c"], Cursor(2))
+    assert kept.covers(["c"], Cursor(3))
+    assert not kept.covers(["d"], Cursor(3))
+    assert kept.covers(["a", "b"], Cursor(2))
+
+
+def test_the_channel_forgotten_is_the_one_whose_last_eviction_is_the_longest_ago(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(history, "MAX_FLOORS", 2)
+    kept = filled(["a", "b", "a", "c", "e"], history_frames=1)
+    assert kept.covers(["b"], Cursor(2))  # forgotten, so that the floor in common is 2
+    assert kept.covers(["never used"], Cursor(2))
+    assert not kept.covers(["never used"], Cursor(1))
+    assert not kept.covers(["a"], Cursor(2))
+    assert kept.covers(["a"], Cursor(3))
+
+
+def test_the_number_of_floors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "MAX_FLOORS", 10)
+    kept = filled([f"channel{number}" for number in range(1_000)], history_frames=5)
+    assert len(kept._floors) == 10
+    assert len(kept._lanes) == 5
+
+
+# -- frames that never come --------------------------------------------------------------------------------------------
+
+
+def test_a_lost_frame_is_missed_by_who_asks_for_its_channel() -> None:
+    kept = filled("aab")
+    kept.lose("a", 4)
+    assert kept.head == 4
+    assert not kept.covers(["a"], Cursor(3))
+    assert kept.covers(["a"], Cursor(4))
+    assert kept.covers(["b"], Cursor(0))
+
+
+def test_a_lost_broadcast_is_missed_by_everybody() -> None:
+    kept = filled("a")
+    kept.lose("*", 2)
+    assert not kept.covers(["b"], Cursor(1))
+
+
+def test_a_lost_frame_stays_missed_when_older_ones_are_evicted_after_it() -> None:
+    kept = filled("aa", history_frames=2)
+    kept.lose("a", 3)
+    kept.append(frame(4))  # and 1 goes
+    kept.append(frame(5))  # and 2 goes
+    assert not kept.covers(["a"], Cursor(2))
+    assert kept.covers(["a"], Cursor(3))
+
+
+def test_a_lost_frame_stays_missed_when_its_channel_was_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "MAX_FLOORS", 2)
+    kept = filled("b*a", history_frames=3)
+    kept.lose("a", 4)
+    for position in (5, 6, 7):
+        kept.append(frame(position, "c"))  # b and * are evicted, so that a is forgotten; then a, which brings it back
+    assert list(kept._floors) == ["*", "a"]
+    assert not kept.covers(["a"], Cursor(3))
+    assert kept.covers(["a"], Cursor(4))
+
+
+# -- slices ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_slice_has_at_most_so_many_frames() -> None:
+    assert positions(filled("aaaaa"), "a", after=Cursor(1), frames=3) == [2, 3, 4]
+
+
+def test_a_slice_has_at_most_so_many_bytes() -> None:
+    kept = History(HistoryOptions(), 0)
+    for position in range(1, 6):
+        kept.append(frame(position, size=100))
+    assert positions(kept, "a", after=Cursor(0), size=300) == [1, 2, 3]
+    assert positions(kept, "a", after=Cursor(0), size=299) == [1, 2]
+
+
+def test_a_slice_has_its_first_frame_however_large_it_is() -> None:
+    kept = History(HistoryOptions(), 0)
+    for position, size in enumerate((500, 50), 1):
+        kept.append(frame(position, size=size))
+    assert positions(kept, "a", after=Cursor(0), size=10) == [1]
+
+
+def test_several_channels_are_read_in_the_order_of_their_positions_with_every_broadcast() -> None:
+    kept = filled("abc*ba*cab")
+    assert positions(kept, "a", "b", after=Cursor(0)) == [1, 2, 4, 5, 6, 7, 9, 10]
+    assert positions(kept, "b", after=Cursor(4)) == [5, 7, 10]
+    assert positions(kept, "never used", after=Cursor(0)) == [4, 7]
+
+
+def test_a_cursor_between_the_frames_of_a_channel_finds_the_next_one() -> None:
+    assert positions(filled("abbba"), "a", after=Cursor(3)) == [5]
+
+
+def test_a_cursor_with_a_part_finds_its_own_frame_first() -> None:
+    kept = filled("abab")
+    assert positions(kept, "a", "b", after=Cursor(2, part=1)) == [2, 3, 4]
+    assert positions(kept, "a", after=Cursor(2, part=1)) == [3]  # it is not of a channel asked for
+    assert positions(kept, "a", after=Cursor(4, part=1)) == []
+
+
+def test_slices_one_after_the_other_are_the_whole() -> None:
+    kept = filled("abc*" * 10, history_frames=30)
+    cursor, read = Cursor(10), []
+    while found := positions(kept, "a", "c", after=cursor, frames=4):
+        read += found
+        cursor = Cursor(found[-1])
+    assert read == [position for position in range(11, 41) if position % 4 != 2]
+
+
+# -- all of it at once -------------------------------------------------------------------------------------------------
+
+CHANNELS = ("a", "b", "c", "*")
+SOME = st.lists(st.sampled_from("abc"), unique=True, min_size=1)
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(("append", "append", "append", "lose", "expire")), st.sampled_from(CHANNELS), st.integers(0, 60)
+    ),
+    max_size=40,
+)
+
+
+class Model:
+    """The rules, with nothing but a list of all that ever was. `expired` is where the age limit has got to."""
+
+    def __init__(self, options: HistoryOptions) -> None:
+        self.options = options
+        self.all: list[tuple[str, Frame | None]] = []  # None: lost
+        self.first = 0  # the index of the first that is not evicted
+
+    def step(self, what: str, channel: str, size: int, now: int) -> Frame | None:
+        if what == "expire":
+            oldest = now * 1_000 - 10_000
+            while self.kept() and self.kept()[0].batch.timestamp < oldest:
+                self.evict()
+            return None
+        made = frame(len(self.all) + 1, channel, 100 + size, now * 1_000) if what == "append" else None
+        self.all.append((channel, made))
+        if made is not None:
+            while len(self.kept()) > 1 and (
+                len(self.kept()) > self.options.history_frames
+                or sum(len(old.plain) for old in self.kept()) > self.options.history_bytes
+            ):
+                self.evict()
+        return made
+
+    def kept(self) -> list[Frame]:
+        return [made for _, made in self.all[self.first :] if made is not None]
+
+    def evict(self) -> None:
+        self.first = self.kept()[0].position
+
+    def missing(self, channels: Sequence[str], cursor: Cursor) -> bool:
+        """Whether anything that this client does not have is gone."""
+        gone = [
+            position
+            for position, (channel, made) in enumerate(self.all, 1)
+            if channel in {*channels, "*"} and (made is None or position <= self.first)
+        ]
+        return any(position > cursor.position or (cursor.part and position == cursor.position) for position in gone)
+
+    def after(self, channels: Sequence[str], cursor: Cursor) -> list[int]:
+        first = cursor.position if cursor.part else cursor.position + 1
+        return [old.position for old in self.kept() if old.batch.channel in {*channels, "*"} and old.position >= first]
+
+
+@given(
+    steps=STEPS,
+    channels=SOME,
+    at=st.integers(0, 45),
+    part=st.integers(0, 1),
+    frames=st.integers(1, 6),
+    size=st.integers(250, 900),
+)
+def test_it_is_what_a_list_of_all_frames_and_the_rules_say(
+    steps: list[tuple[str, str, int]], channels: list[str], at: int, part: int, frames: int, size: int
+) -> None:
+    options = HistoryOptions(history_frames=frames, history_bytes=size, history_age=10.0)
+    kept, model = History(options, 0), Model(options)
+    for now, (what, channel, number) in enumerate(steps):
+        made = model.step(what, channel, number, now)
+        if made is not None:
+            kept.append(made)
+        elif what == "lose":
+            kept.lose(channel, len(model.all))
+        else:
+            kept.expire(now * 1_000)
+        assert (len(kept), kept.head) == (len(model.kept()), len(model.all))
+        assert kept.bytes == sum(len(old.plain) for old in model.kept())
+        position = min(at, len(model.all))
+        cursor = Cursor(position, part if position else 0)  # of what was before the first frame, nobody has a part
+        assert kept.covers(channels, cursor) == (not model.missing(channels, cursor))
+        assert positions(kept, *channels, after=cursor) == model.after(channels, cursor)
+
+
+# -- what it costs -----------------------------------------------------------------------------------------------------
+
+
+@functools.total_ordering
+class Counted:
+    """A position that counts how often any is compared."""
+
+    compared = 0
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return isinstance(other, Counted) and self.value == other.value
+
+    def __lt__(self, other: Counted) -> bool:
+        Counted.compared += 1
+        return self.value < other.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+def test_ten_thousand_reconnects_do_not_scan_the_history_each() -> None:
+    kept = History(HistoryOptions(history_frames=10_000), Counted(0))
+    for number in range(1, 12_001):
+        kept.append(frame(Counted(number), "quiet" if number % 1_000 == 0 else "busy"))
+    Counted.compared = 0
+    for number in range(10_000):
+        cursor = Cursor(Counted(2_000 + number))
+        assert kept.covers(["busy", "quiet"], cursor)
+        assert kept.read(["busy", "quiet"], cursor, 4, MANY)
+    # Two searches by halving, a merge of two for five frames, and three floors; a scan would be thousands.
+    assert Counted.compared < 10_000 * 80
+
+
+def test_an_append_costs_the_same_however_long_the_history_is() -> None:
+    kept = History(HistoryOptions(history_frames=1_000), Counted(0))
+    for number in range(1, 1_001):
+        kept.append(frame(Counted(number)))
+    Counted.compared = 0
+    for number in range(1_001, 11_001):
+        kept.append(frame(Counted(number)))
+    assert Counted.compared < 10_000 * 8
+    (lane,) = kept._lanes.values()
+    assert len(lane.frames) <= 2 * 1_000 + 1  # what was cut off at the front is let go of

@@ -219,6 +219,7 @@ def told_in_readme() -> dict[tuple[str, str], list[str]]:
 
 @linux
 @pytest.mark.external
+@pytest.mark.timeout(180)  # it takes a minute
 def test_the_command_measures_what_the_readme_says() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sse_batcher", "--report", "--json"], check=True, capture_output=True, text=True

@@ -215,6 +215,7 @@ def test_rapid_changes_are_fewer_since_newer_ones_replace_older(tab: Tab) -> Non
 def test_under_a_steady_stream_the_page_stays_usable_and_calm(tab: Tab) -> None:
     tab.page.evaluate("""() => {
         window.spoken = 0;
+        window.began = performance.now();
         const count = () => (window.spoken += 1);
         new MutationObserver(count).observe(document.getElementById("saving"), { childList: true });
     }""")
@@ -233,7 +234,8 @@ def test_under_a_steady_stream_the_page_stays_usable_and_calm(tab: Tab) -> None:
     assert tab.counts("batched")["frames"] < 100
     expect(tab.button("steady")).not_to_have_attribute("aria-busy", "true")
     expect(opened).to_be_attached()
-    assert tab.page.evaluate("window.spoken") <= 6
+    spoken, seconds = tab.page.evaluate("[window.spoken, (performance.now() - window.began) / 1000]")
+    assert spoken <= seconds + 2  # at most once a second
     expect(tab.rows("plain")).to_have_count(200)
 
 
@@ -251,7 +253,15 @@ def test_who_reads_a_row_does_not_lose_the_place(tab: Tab) -> None:
     assert place is not None
     assert now is not None
     assert abs(now["y"] - place["y"]) < 2
-    tab.button("one").click()  # a wish to see what comes
+    # Nor does a row move away below a pointer that is pressed.
+    tab.page.mouse.move(now["x"] + 100, now["y"] + 10)
+    tab.page.mouse.down()
+    tab.button("one").focus()
+    tab.page.keyboard.press("Enter")  # a wish to see what comes
+    expect(tab.count("batched", "events")).to_have_text("61")
+    expect(tab.rows("batched", ".event")).to_have_count(0)
+    tab.page.mouse.move(0, 0)
+    tab.page.mouse.up()
     expect(tab.rows("batched", ".event")).to_be_in_viewport()
 
 
@@ -377,20 +387,20 @@ def test_a_slider_acts_while_a_stream_is_playing_and_the_sides_still_compare(tab
     try:
         expect(tab.rows("batched", ".batch").first).to_be_visible()
         tab.page.locator("#window").focus()
-        for _ in range(10):
-            tab.page.keyboard.press("ArrowRight")
-        expect(tab.rows("plain", ".note").first).to_contain_text("Counted from here: 200 ms")
+        with tab.page.expect_request("**/events?window=200&size=50"):
+            for _ in range(10):
+                tab.page.keyboard.press("ArrowRight")
         tab.expect_open()
     finally:
         moved.set()
         playing.join()
     for side in SIDES:
         expect(tab.rows(side).first).to_contain_text("the last")
-    # What was sent while the new stream was being opened may be on one side alone.
-    plain, batched = (tab.counts(side)["events"] for side in SIDES)
-    assert plain > 1
-    assert abs(plain - batched) <= 5
-    expect(tab.page.locator("#delay")).to_contain_text(re.compile(r"^\d+ events: median"))
+    # What was sent before the new stream was open may still come on the plain one. It is compared with nothing.
+    batched, plain = (tab.counts(side)["events"] for side in SIDES)
+    assert 1 < batched <= plain
+    expect(tab.page.locator("#delay")).to_contain_text(f"{batched:,} events: median")
+    expect(tab.page.get_by_role("status").first).to_contain_text(f"instead of {batched:,})")
 
 
 def test_the_chart_moves_while_there_is_something_and_stands_still_for_who_wants_that(url: str, open_tab: Open) -> None:
@@ -661,7 +671,7 @@ def test_everything_has_a_name_for_who_does_not_see_it(tab: Tab) -> None:
     tab.button("restart").click()
     tab.expect_counts("batched", frames=3, events=30)
     for role in ("banner", "main", "contentinfo"):
-        expect(page.get_by_role(role)).to_have_count(1)  # type: ignore[arg-type]
+        expect(page.get_by_role(role)).to_have_count(1)
     for name in ("Make something happen", "How it is batched", "Batched", "Not batched"):
         expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
         expect(page.get_by_role("region", name=name, exact=True)).to_be_visible()
@@ -681,7 +691,7 @@ def test_everything_has_a_name_for_who_does_not_see_it(tab: Tab) -> None:
     ) == [["saving", None], ["window-shown", "off"], ["size-shown", "off"]]
 
 
-SCREENS = {
+SCREENS: dict[str, dict[str, Any]] = {
     "desktop": {"viewport": {"width": 1280, "height": 800}},
     "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
     "narrow": {"viewport": {"width": 320, "height": 640}},
@@ -719,7 +729,7 @@ def test_it_fits_the_screen_and_can_be_read_light_and_dark(open_tab: Open, url: 
 def _overflow(tab: Tab) -> int:
     """How many pixels the page is too wide."""
     pixels: int = tab.page.evaluate(
-        "Math.max(...['body', 'ol'].flatMap((name) => Array.from(document.querySelectorAll(name)))"
+        "Math.max(...['body', 'ol', 'dd', 'button'].flatMap((name) => Array.from(document.querySelectorAll(name)))"
         ".map((part) => part.scrollWidth - part.clientWidth), document.documentElement.scrollWidth - innerWidth)"
     )
     return pixels

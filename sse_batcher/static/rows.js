@@ -8,11 +8,21 @@ export class Rows {
   #waiting = [];
   #fill = new WeakMap(); // <details> -> what makes its content, when it is first opened
   #reading = false;
+  #held = false; // by a pointer that is pressed: nothing may move away below it, or it would click on nothing
 
   constructor(list) {
     this.#list = list;
     // "toggle" does not bubble.
     list.addEventListener("toggle", ({ target }) => target.open && this.#opened(target), true);
+    list.addEventListener("click", () => (this.#reading = true));
+    list.addEventListener("pointerdown", () => (this.#held = true));
+    for (const end of ["pointerup", "pointercancel"]) {
+      addEventListener(end, () => {
+        if (!this.#held) return;
+        this.#held = false;
+        setTimeout(() => this.paint()); // the click comes first
+      });
+    }
   }
 
   /** A frame. `delays` maps the numbers of its events to what batching added to them, where that is known. */
@@ -47,7 +57,7 @@ export class Rows {
 
   /** Put the new rows into the page. They glow for a moment, if asked to. */
   paint(glowing) {
-    if (!this.#waiting.length) return;
+    if (!this.#waiting.length || this.#held) return;
     const list = this.#list;
     const rows = this.#waiting.reverse().map((make) => make());
     this.#waiting = [];
@@ -72,11 +82,10 @@ export class Rows {
   #opened(details) {
     this.#fill.get(details)?.();
     this.#fill.delete(details);
-    this.#reading = true;
   }
 
   #frame(frame, delays) {
-    const { name, type, batch, events, bytes, reason } = frame;
+    const { name, type, batch, events } = frame;
     const row = element("li", batch ? "batch" : type === "error" ? "error" : "event");
     const title = element("span", "title");
     title.append(element("span", "name", name));
@@ -168,7 +177,7 @@ function json(value) {
 }
 
 /** Text with its invisible characters shown: some hide things, and some turn around what stands after them. */
-export function visible(text) {
+function visible(text) {
   return text.replace(
     /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu,
     (character) => (character === "\n" ? character : `\\u${character.codePointAt(0).toString(16).padStart(4, "0")}`),

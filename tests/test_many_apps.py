@@ -47,6 +47,7 @@ def _use_manager() -> None:
 
 
 def _assert_nothing_is_left(use: Callable[[], None]) -> None:
+    _collect()  # what earlier tests have left
     before = _alive()
     for count in range(MANY):
         use()

@@ -92,6 +92,7 @@ class Hub:
 
     def deliver(self, frame: wire.Frame) -> None:
         """Keep a frame, and queue it for the clients of its channel."""
+        _ = frame.plain  # encoded before the lock is taken, not while everybody waits for it
         # Under one lock: a client that comes meanwhile is either listed, or finds the frame in the history.
         with self._locked():
             self._history.append(frame)

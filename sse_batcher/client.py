@@ -17,6 +17,7 @@ from weakref import ref
 
 from .history import Cursor
 from .options import ClientOptions
+from .waiting import take
 from .wire import HEARTBEAT, Frame
 
 Reference = Callable[[], Frame | None]
@@ -68,7 +69,7 @@ class Client(Iterator[bytes]):
         # All frames up to it were handed to the stream; written by the driver, or before it.
         self.cursor = cursor
         self.first_block = b""
-        self.lost: Any = None  # the position of the newest frame that was lost before it came; by the delivering thread
+        self.lost: Any = None  # the position of the newest frame that was lost before it came; under the hub's lock
         self._home = home
         self._options = options
         self._batches = batches
@@ -119,7 +120,8 @@ class Client(Iterator[bytes]):
         self._empty_queue()
         self._queue.put(None)
         if self._ending is not None:
-            self._queue.put(_END)  # it may have been thrown away, and the client be live again already
+            # It may have been thrown away, here or by the driver, which drops what it takes out while it is behind.
+            self._queue.put(_END)
 
     def read_on(self, frames: Iterable[Frame]) -> None:
         """Called by the hub, under its lock: the next slice of the history."""
@@ -163,10 +165,7 @@ class Client(Iterator[bytes]):
     def _next_of_history(self) -> bytes | None:
         """What comes next for a client that is behind; None: look again, it may be live now."""
         if not self._slice:
-            block = self._home.catch_up(self)
-            if not self._behind and self._ending is not None:
-                self._queue.put(_END)  # the first one may have been thrown away with the queue
-            return block
+            return self._home.catch_up(self)
         frame = self._slice.popleft()()
         if frame is None:  # evicted meanwhile: the hub will tell what that means
             self._slice.clear()
@@ -176,7 +175,7 @@ class Client(Iterator[bytes]):
     def _next_of_queue(self) -> bytes | None:
         """What comes next for a live client, which may take until the next heartbeat; None: look again."""
         try:
-            reference = self._queue.get(timeout=self._options.heartbeat)
+            reference = take(self._queue, self._options.heartbeat)
         except queue.Empty:
             return HEARTBEAT
         if self._closed or self._behind:  # a frame taken while the queue was being emptied is in the history

@@ -105,8 +105,9 @@ class Hub:
         with self._locked():
             self._history.lose(channel, position)
             clients = self._listening(channel)
+            for client in clients:
+                client.lost = position  # here, or one that reads the history at this moment is told of another reason
         for client in clients:
-            client.lost = position
             client.fall_behind()
 
     def connect(

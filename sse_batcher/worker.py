@@ -17,6 +17,8 @@ import weakref
 from contextlib import suppress
 from typing import Protocol
 
+from .waiting import take
+
 _log = logging.getLogger("sse_batcher.worker")
 
 
@@ -158,7 +160,7 @@ class Worker:
                     return
                 owner = None
             with suppress(queue.Empty):
-                owner = self._wakeups.get(timeout=pause)
+                owner = take(self._wakeups, pause)
 
     def _replace(self) -> None:
         """The last act of a thread that something has killed."""

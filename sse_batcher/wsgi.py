@@ -51,10 +51,9 @@ def stream(
     if method == "HEAD":
         return "200 OK", list(HEADERS), iter(())  # no list: of one, werkzeug would tell the length
     cursor = last_event_id(environ)
-    state = None
-    if snapshot is not None and not manager.can_resume(names, cursor):
-        state = manager.snapshot(snapshot)
-    request = Request(names, cursor, _query(environ, "batch") != "0", state, _socket(environ))
+    resumes = snapshot is not None and manager.can_resume(names, cursor)
+    state = manager.snapshot(snapshot) if snapshot is not None and not resumes else None
+    request = Request(names, cursor, _query(environ, "batch") != "0", state, resumes, _socket(environ))
     return "200 OK", list(HEADERS), AttachedStream(manager, request)
 
 

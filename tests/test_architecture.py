@@ -21,7 +21,7 @@ ROOT = Path(sse_batcher.__file__).parent
 LAYERS = """
     errors event options wire window stats
     history
-    process worker engine batcher
+    process waiting worker engine batcher
     client hub backends.memory backends
     signals helper manager
     transports transports.attached wsgi

@@ -10,7 +10,7 @@ import pytest
 from flask import Flask, abort, render_template_string
 from werkzeug.test import TestResponse
 
-from sse_batcher import SSE, SSEManager, stream
+from sse_batcher import SSE, HistoryOptions, SSEManager, stream
 from tests.sse_parser import EventStreamParser, ServerEvent, parse, take
 
 PATIENCE = 10.0
@@ -386,6 +386,25 @@ def test_plain_wsgi_has_snapshots_too(manager: SSEManager) -> None:
     chunks = chunks_of(manager, f"last_event_id={head}", snapshot=state)
     assert seen(parse(next(chunks) + next(chunks))) == [("item", 2)]
     assert len(asked) == 1
+
+
+def test_a_client_that_had_missed_nothing_until_its_stream_began_comes_back_for_the_state() -> None:
+    def send(number: int) -> None:
+        manager.enqueue("item", number)
+        assert manager.flush_all(PATIENCE)
+
+    def open_at(cursor: str) -> Iterator[bytes]:
+        return chunks_of(manager, f"last_event_id={cursor}", snapshot=lambda: [("state", 1)])
+
+    with SSEManager(False, history=HistoryOptions(history_frames=1)) as manager:
+        cursor = manager.cursor()
+        send(1)
+        body = open_at(cursor)
+        send(2)  # the first is gone now
+        [busy] = parse(b"".join(body), strict=True)
+        assert (busy.type, busy.json, busy.id) == ("sse_busy", {"reason": "backend"}, cursor)
+        assert manager.get_stats().clients == 0
+        assert [event.type for event in parse(next(open_at(cursor)))] == ["sse_gap", "state"]
 
 
 def test_plain_wsgi_lets_a_snapshot_that_fails_raise(manager: SSEManager) -> None:

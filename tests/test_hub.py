@@ -236,9 +236,9 @@ def test_a_frame_taken_while_the_queue_is_being_emptied_is_read_from_the_history
     queue, empty = client._queue, client._empty_queue
 
     class Meeting:
-        """The queue, with a first `get` that waits for its turn."""
+        """The queue, with a first look at it that waits for its turn."""
 
-        def get(self, timeout: float) -> Any:
+        def get_nowait(self) -> Any:
             client._queue = queue
             asking.set()
             assert may_take.wait(PATIENCE)

@@ -460,6 +460,21 @@ def test_a_client_that_is_behind_is_told_of_a_lost_frame() -> None:
     assert take(client, 1) == [("sse_gap", {"heartbeat": 0.01, "reason": "publish_failed"}, "x-6")]
 
 
+def test_a_client_that_reads_the_history_just_after_a_frame_was_lost_is_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    delivery, _ = overflowing()
+    delivery.deliver(2)
+    told = []
+
+    def read(client: Client) -> None:  # the delivering thread has told the history, and none of the clients
+        told.append(take(client, 1))
+
+    monkeypatch.setattr(Client, "fall_behind", read)
+    lose(delivery)
+    assert told == [[("sse_gap", {"heartbeat": 0.01, "reason": "publish_failed"}, "x-5")]]
+
+
 @pytest.mark.parametrize(("cursor", "first"), [("x-1", "sse_gap"), ("x-2", "sse_open")])
 def test_a_client_that_returns_is_told_of_a_lost_frame_that_it_has_missed(cursor: str, first: str) -> None:
     delivery = Delivery()

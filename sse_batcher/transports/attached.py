@@ -23,12 +23,16 @@ class Socket(Protocol):
 
 
 class Request(NamedTuple):
-    """What a stream is asked for. `socket` is the connection, where the server shows it."""
+    """What a stream is asked for. `socket` is the connection, where the server shows it.
+
+    `resumes`: no snapshot was taken, since the client would have missed nothing.
+    """
 
     channels: tuple[str, ...]
     last_event_id: str | None = None
     batches: bool = True
     snapshot: Snapshot | None = None
+    resumes: bool = False
     socket: Socket | None = None
 
 
@@ -58,6 +62,10 @@ class AttachedStream(Iterator[bytes]):
             except ClosedError:
                 self._ended = True
                 return self._manager.busy_block("draining", asked.last_event_id)
+            if asked.resumes and self._client.gaps:
+                # What it has not got was evicted since then. It comes back for the snapshot.
+                self.close()
+                return self._manager.busy_block("backend", asked.last_event_id)
             if asked.socket is not None:
                 # A client that takes nothing would hold this thread in the server's send for ever.
                 self._patience = asked.socket.gettimeout()

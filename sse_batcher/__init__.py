@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from . import signals
 from .batcher import EventBatcher
 from .client import Client
-from .errors import BacklogFullError, ClosedError, ConfigurationError, InvalidEventError, SSEBatcherError
+from .errors import (
+    BacklogFullError,
+    ClosedError,
+    ConfigurationError,
+    InvalidEventError,
+    SSEBatcherError,
+    TooManyClientsError,
+)
 from .event import Batch, Event
 from .manager import SSEManager
 from .options import BatchOptions, ClientOptions, HistoryOptions
@@ -34,6 +41,7 @@ __all__ = [
     "InvalidEventError",
     "SSEBatcherError",
     "SSEManager",
+    "TooManyClientsError",
     "signals",
     "stream",
 ]

@@ -7,12 +7,13 @@ context, so that it pins no database connection.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Protocol
 
-from flask import Blueprint, Response, abort, current_app, request
+from flask import Blueprint, Response, abort, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
+from .cors import Cors
 from .errors import InvalidEventError
 from .event import DEFAULT_CHANNEL, check_channels
 from .manager import SSEManager
@@ -32,10 +33,14 @@ class Extension(Protocol):
 
     def allowed(self, asked: tuple[str, ...]) -> tuple[str, ...]: ...
 
+    def user(self) -> Hashable: ...
+
+    def shows_stats(self) -> bool | None: ...
+
     def snapshot_of(self, channels: tuple[str, ...]) -> Callable[[], Iterable[tuple[str, Any]]] | None: ...
 
 
-def create_blueprint(extension: Extension, url_prefix: str) -> Blueprint:
+def create_blueprint(extension: Extension, url_prefix: str, cors: Cors) -> Blueprint:
     """The routes, to be registered once for each app. `url_prefix` has no slash at its end."""
 
     unchecked = ["the config, which is complete at the first stream"]
@@ -52,9 +57,11 @@ def create_blueprint(extension: Extension, url_prefix: str) -> Blueprint:
         if unchecked:
             unchecked.clear()
             _warn_of_compression()
-        manager, environ = extension.manager, request.environ
+        manager, environ, user = extension.manager, request.environ, extension.user()
         try:
-            status, headers, body = stream(manager, environ, channels, snapshot=extension.snapshot_of(channels))
+            status, headers, body = stream(
+                manager, environ, channels, snapshot=extension.snapshot_of(channels), user=user
+            )
         except HTTPException:
             raise
         except Exception:
@@ -64,11 +71,44 @@ def create_blueprint(extension: Extension, url_prefix: str) -> Blueprint:
             return current_app.response_class([busy], headers=list(HEADERS))
         return current_app.response_class(body, status=status, headers=headers)
 
+    def health() -> Response:
+        """Whether this process can serve streams: 200, or 503 and why not."""
+        illness = extension.manager.ill()
+        answer = jsonify(status=illness or "ok")
+        answer.status_code = 503 if illness else 200
+        return _uncached(answer)
+
+    def stats() -> Response:
+        """The counters of this process, for whom the app allows it."""
+        allowed = extension.shows_stats()
+        if not allowed:
+            abort(404 if allowed is None else 403)
+        return _uncached(jsonify(extension.manager.get_stats().as_dict()))
+
     blueprint = Blueprint(NAME, __name__, url_prefix=url_prefix or None)
+    blueprint.add_url_rule("/health", "health", health)
+    blueprint.add_url_rule("/stats", "stats", stats)
+
+    @blueprint.after_request
+    def allow_origins(response: Response) -> Response:
+        if request.endpoint == f"{NAME}.stream":
+            headers = cors.headers(request.headers.get("Origin"), preflight=request.method == "OPTIONS")
+            for name, value in headers:
+                if name == "Vary":
+                    response.vary.add(value)
+                else:
+                    response.headers[name] = value
+        return response
+
     if url_prefix:
         blueprint.add_url_rule("", "stream", view)
     blueprint.add_url_rule("/", "stream", view)
     return blueprint
+
+
+def _uncached(response: Response) -> Response:
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def _warn_of_compression() -> None:

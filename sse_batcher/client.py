@@ -6,11 +6,13 @@ The hub's delivering thread calls `offer`. One driver, usually a server's worker
 
 from __future__ import annotations
 
+import math
 import queue
+import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from weakref import ref
@@ -33,11 +35,15 @@ class ClientInfo:
 
     id: int
     channels: tuple[str, ...]
+    user: Hashable = None
     connected_at: float = field(default_factory=time.time)
 
 
 class Home(Protocol):
     """What a client needs of its hub."""
+
+    clock: Callable[[], float]
+    """Seconds, from any start, never backwards."""
 
     def catch_up(self, client: Client) -> bytes | None:
         """Give a client that is behind its next slice of the history, or make it live where there is none.
@@ -61,8 +67,8 @@ class Client(Iterator[bytes]):
 
     def __init__(self, home: Home, options: ClientOptions, info: ClientInfo, cursor: Cursor, batches: bool) -> None:
         self.info = info
-        self.frames = 0  # frames and bytes handed to the stream; written by the driver
-        self.bytes = 0
+        # Frames and bytes handed to the stream, and how many more they would be without batching; by the driver.
+        self.frames = self.bytes = self.saved_frames = self.saved_bytes = 0
         self.overflows = 0  # a harmless race between that thread and the driver
         self.gaps = 0  # written by the driver
         self.driver: int | None = None  # the thread that iterates
@@ -86,14 +92,23 @@ class Client(Iterator[bytes]):
         self._behind = True
         self._slice: deque[Reference] = deque()
         self._started = False
-        self._ending: str | None = None
-        self._farewell: str | None = None  # the reason that its last block gave
+        self.opened_at = home.clock()
+        age = options.max_stream_age
+        self._lease = math.inf if age is None else self.opened_at + age * random.uniform(0.8, 1.0)
+        self._ending: str | None = None  # why it ends after what is queued
+        self._dismissed: str | None = None  # why it ends before anything more is handed out
+        self.farewell: str | None = None  # the reason that its last block gave; by the driver
         self._closed = False
 
     @property
     def channels(self) -> tuple[str, ...]:
         """The channels asked for, beside ``*``, which every client has."""
         return self.info.channels
+
+    @property
+    def behind(self) -> bool:
+        """Whether it reads the history, at this moment, and is not queued for."""
+        return self._behind
 
     def offer(self, frame: Frame) -> None:
         """Queue a frame. Never waits: a client whose queue is full is behind from here on.
@@ -137,15 +152,20 @@ class Client(Iterator[bytes]):
         self._ending = self._ending or reason
         self._queue.put(_END)
 
+    def dismiss(self, reason: str) -> None:
+        """Let the stream end with ``sse_bye`` now: nothing that waits for it is handed out any more."""
+        self._dismissed = self._dismissed or reason
+        self._queue.put(None)
+
     def close(self) -> None:
-        """End the stream at once. Idempotent, from any thread."""
+        """End the stream at once, without a word. Idempotent, from any thread."""
         self._closed = True
         self._queue.put(None)
-        self._home.remove(self, self._farewell or "left")
+        self._home.remove(self, self.farewell or "left")
 
     def __next__(self) -> bytes:
         self.driver = threading.get_ident()
-        if self._farewell is not None:
+        if self.farewell is not None:
             # Only now, since only now has the server written it: who waits for the streams to end waits for that.
             self.close()
         if self._closed:
@@ -154,7 +174,12 @@ class Client(Iterator[bytes]):
             self._started = True
             return self._sent(self.first_block)
         while not self._closed:
-            block = self._next_of_history() if self._behind else self._next_of_queue()
+            if self._home.clock() >= self._lease:
+                self.dismiss("lease")
+            if self._dismissed is not None:
+                block: bytes | None = self._say_goodbye(self._dismissed)
+            else:
+                block = self._next_of_history() if self._behind else self._next_of_queue()
             if block is not None:
                 return self._sent(block)
         raise StopIteration
@@ -174,17 +199,16 @@ class Client(Iterator[bytes]):
 
     def _next_of_queue(self) -> bytes | None:
         """What comes next for a live client, which may take until the next heartbeat; None: look again."""
+        rest = self._lease - self._home.clock()
         try:
-            reference = take(self._queue, self._options.heartbeat)
+            reference = take(self._queue, max(0.0, min(self._options.heartbeat, rest)))
         except queue.Empty:
-            return HEARTBEAT
-        if self._closed or self._behind:  # a frame taken while the queue was being emptied is in the history
-            return None
-        if reference is None:
+            return HEARTBEAT if rest > self._options.heartbeat else None
+        # A frame taken while the queue was being emptied is in the history.
+        if reference is None or self._closed or self._behind or self._dismissed is not None:
             return None
         if reference is _END:
-            self._farewell = self._ending or "shutdown"
-            return self._home.farewell(self, self._farewell)
+            return self._say_goodbye(self._ending or "shutdown")
         frame = reference()
         if frame is None:  # evicted before its turn
             self.overflows += 1
@@ -194,12 +218,19 @@ class Client(Iterator[bytes]):
         # One at or below the position was listed for this client just before it went live, and read from the history.
         return self._handed(frame) if frame.position > self.cursor.position else None
 
+    def _say_goodbye(self, reason: str) -> bytes:
+        self.farewell = reason
+        return self._home.farewell(self, reason)
+
     def _handed(self, frame: Frame) -> bytes | None:
         position, part, _ = self.cursor
         self.cursor = Cursor(frame.position)
         self.frames += 1
         if part and frame.position == position:
             return frame.rest(part) or None  # nothing is left where the part is more than there is: no id of ours
+        if self._batches:
+            self.saved_frames += len(frame.batch.events) - 1
+            self.saved_bytes += frame.saved_bytes
         return self._bytes_of(frame)
 
     def _bytes_of(self, frame: Frame) -> bytes:

@@ -166,6 +166,7 @@ class Engine:
                 by_reason=dict(self._reasons),
                 pending_events=self._pending_events,
                 pending_bytes=self._pending_bytes,
+                publishing_for=self._publishing_for(),
                 thread_restarts=self._worker.restarts,
             )
 
@@ -179,9 +180,11 @@ class Engine:
         if not pending or pending + size <= self._max_pending_bytes:
             return
         self.count_refusal()
+        raise BacklogFullError(self._pending_events, self._pending_bytes, self._publishing_for())
+
+    def _publishing_for(self) -> float:
         since = self._publishing_since
-        stuck = 0.0 if since is None else self._clock() - since
-        raise BacklogFullError(self._pending_events, self._pending_bytes, stuck)
+        return 0.0 if since is None else self._clock() - since
 
     def _withdraw(self, entry: Entry) -> None:
         """Take an event back, since the batcher is closed, unless it was taken in before that."""

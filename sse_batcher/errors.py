@@ -36,6 +36,11 @@ class ClosedError(SSEBatcherError, RuntimeError):
     """The batcher or manager was closed before this call."""
 
 
+class TooManyClientsError(SSEBatcherError, RuntimeError):
+    """`max_clients` or `max_clients_per_user` streams are open already. Raised by `subscribe`; a response says it in a
+    block of its own."""
+
+
 class BacklogFullError(SSEBatcherError, RuntimeError):
     """The backend does not take batches as fast as events come, and `max_pending_bytes` wait already.
 

@@ -9,13 +9,14 @@ import difflib
 import json
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from flask import Flask, current_app, has_app_context
 
 from .blueprint import NAME, create_blueprint
+from .cors import Cors
 from .errors import ConfigurationError
 from .event import DEFAULT_CHANNEL, Encode, check_channel, encode_json, json_encoder
 from .manager import SSEManager
@@ -29,6 +30,7 @@ from .options import (
     batch_options,
 )
 from .page import add_page_cursor
+from .process import require_threads
 
 _log = logging.getLogger("sse_batcher.extension")
 
@@ -36,13 +38,14 @@ Authorize = Callable[[tuple[str, ...]], "Iterable[str] | None"]
 A = TypeVar("A", bound=Authorize)
 TakeState = Callable[[], "tuple[str, Any]"]
 S = TypeVar("S", bound=TakeState)
+F = TypeVar("F", bound=Callable[..., Any])
 
 PREFIX = "SSE_"
-_OWN = ("batching", "backend", "url_prefix")
+_OWN = ("batching", "backend", "url_prefix", "cors_origins")
 KEYS = tuple(
     PREFIX + name.upper() for name in (*BATCH_OPTION_NAMES, *CLIENT_OPTION_NAMES, *HISTORY_OPTION_NAMES, *_OWN)
 )
-"""Those of all options, and `SSE_BATCHING`, `SSE_BACKEND`, `SSE_URL_PREFIX`."""
+"""Those of all options, and `SSE_BATCHING`, `SSE_BACKEND`, `SSE_URL_PREFIX`, `SSE_CORS_ORIGINS`."""
 
 
 class SSE:
@@ -57,7 +60,7 @@ class SSE:
 
     def __init__(self, app: Flask | None = None) -> None:
         self._managers: weakref.WeakKeyDictionary[Flask, SSEManager] = weakref.WeakKeyDictionary()
-        self._authorize: Authorize | None = None
+        self._functions: dict[str, Callable[..., Any]] = {}  # what the app has registered, by the decorator's name
         self._snapshots: dict[str, TakeState] = {}
         if app is not None:
             self.init_app(app)
@@ -70,10 +73,13 @@ class SSE:
         """
         if NAME in app.extensions:
             raise RuntimeError("this app has an SSE already: create one SSE and call init_app() once for each app")
+        require_threads()
         prefix = _url_prefix(app.config)
-        self._managers[app] = _manager(app)
+        with _naming_keys():
+            cors = Cors(app.config.get("SSE_CORS_ORIGINS", ()))
+        self._managers[app] = _manager(app, self._functions)
         app.extensions[NAME] = self
-        app.register_blueprint(create_blueprint(self, prefix))
+        app.register_blueprint(create_blueprint(self, prefix, cors))
         add_page_cursor(app, self._managers[app], told="SSE_BACKEND" in app.config)
 
     @property
@@ -104,6 +110,10 @@ class SSE:
         """Where the history of the current app's manager stands. See `SSEManager.cursor`."""
         return self.manager.cursor()
 
+    def kick(self, *, user: Hashable = None, channel: str | None = None) -> int:
+        """End the streams of a user, or of a channel, or of both at once. See `SSEManager.kick`."""
+        return self.manager.kick(user=user, channel=channel)
+
     def snapshot(self, channel: str) -> Callable[[S], S]:
         """Register the function that gives the state of a channel. A decorator.
 
@@ -128,11 +138,38 @@ class SSE:
         ``function(channels)`` is asked in the view, at every connect, with the names asked for, ``default`` included.
         It returns those that this request may have, or aborts. A subset is served, none (or None) is 403, and a name
         that was not asked for is a `RuntimeError`. Without a function only ``default`` is served, to everybody.
-        A second function is refused: which of two decides must not depend on the order of imports.
         """
-        if self._authorize is not None:
-            raise RuntimeError(f"{self._authorize!r} decides who may see which channels already: there can be only one")
-        self._authorize = function
+        return self._register("authorize", function)
+
+    def identify(self, function: F) -> F:
+        """Register the function that says whose stream it is. A decorator.
+
+        ``function()`` is asked in the view, at every connect, and returns a name or a number, None for nobody. It is
+        what `kick` and `revalidate` go by, and ``SSE_MAX_CLIENTS_PER_USER``.
+        """
+        return self._register("identify", function)
+
+    def revalidate(self, function: F) -> F:
+        """Register the function that says whether a user may keep his streams. A decorator.
+
+        ``function(user)`` is asked every ``SSE_REVALIDATE_EVERY`` seconds about each user with a stream, one at a time,
+        on a thread of its own in an app context without a request. It returns True or False; False ends his streams,
+        and `authorize` decides when they come back. If it raises, that is logged, and he keeps them until then.
+        """
+        return self._register("revalidate", function)
+
+    def allow_stats(self, function: F) -> F:
+        """Register the function that says who may see the counters, at ``/events/stats``. A decorator.
+
+        ``function()`` is asked in the view, and returns True or False. Without one there is no such page.
+        """
+        return self._register("allow_stats", function)
+
+    def _register(self, name: str, function: F) -> F:
+        # A second one is refused: which of two decides must not depend on the order of imports.
+        if name in self._functions:
+            raise RuntimeError(f"{self._functions[name]!r} is registered as {name} already: there can be only one")
+        self._functions[name] = function
         return function
 
     def snapshot_of(self, channels: tuple[str, ...]) -> Callable[[], list[tuple[str, Any]]] | None:
@@ -142,13 +179,28 @@ class SSE:
 
     def allowed(self, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Which of these channels the current request may have. For the blueprint."""
-        if self._authorize is None:
+        authorize: Authorize | None = self._functions.get("authorize")
+        if authorize is None:
             return asked if asked == (DEFAULT_CHANNEL,) else ()
-        answer = tuple(self._authorize(asked) or ())
+        answer = tuple(authorize(asked) or ())
         foreign = [name for name in answer if name not in asked]
         if foreign:
             raise RuntimeError(f"authorize() returned {foreign!r}, which was not asked for: return some of {asked!r}")
         return answer
+
+    def user(self) -> Hashable:
+        """Whose the current request is. For the blueprint."""
+        identify = self._functions.get("identify")
+        if identify is not None:
+            return identify()  # type: ignore[no-any-return]
+        if "revalidate" in self._functions or current_app.config.get("SSE_MAX_CLIENTS_PER_USER"):
+            raise RuntimeError("revalidate and SSE_MAX_CLIENTS_PER_USER need to know the users: register @sse.identify")
+        return None
+
+    def shows_stats(self) -> bool | None:
+        """Whether the current request may see the counters; None: nobody may. For the blueprint."""
+        allow = self._functions.get("allow_stats")
+        return None if allow is None else bool(allow())
 
 
 class _AppEncoder:
@@ -178,7 +230,7 @@ class _AppEncoder:
         return lambda data: encode_json(json.loads(provider.dumps(data)))
 
 
-def _manager(app: Flask) -> SSEManager:
+def _manager(app: Flask, functions: Mapping[str, Callable[..., Any]]) -> SSEManager:
     config = app.config
     _check_keys(config)
     app_ref = weakref.ref(app)
@@ -187,6 +239,10 @@ def _manager(app: Flask) -> SSEManager:
         app = app_ref()
         return nullcontext() if app is None else app.app_context()
 
+    def revalidate(user: Hashable) -> bool:
+        ask = functions.get("revalidate")  # only now, since it may be registered after the app is made
+        return True if ask is None else ask(user)
+
     with _naming_keys():
         return SSEManager(
             _batching(config),
@@ -194,6 +250,7 @@ def _manager(app: Flask) -> SSEManager:
             config.get("SSE_BACKEND", "memory://"),
             history=HistoryOptions(**_set_options(HISTORY_OPTION_NAMES, config)),
             encode=_AppEncoder(app_ref),
+            revalidate=revalidate,
             context=context,
         )
 

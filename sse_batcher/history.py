@@ -60,6 +60,11 @@ class History:
         """The bytes of all frames kept, as they go out to a client that takes batches."""
         return self._bytes
 
+    @property
+    def oldest(self) -> Frame | None:
+        """The oldest frame kept."""
+        return self._frames[0] if self._frames else None
+
     def append(self, frame: Frame) -> None:
         """Keep a frame, which is newer than all others, and evict what is too much."""
         self._bytes += len(frame.plain)  # made here; if that fails, nothing was kept

@@ -10,17 +10,23 @@ import itertools
 import random
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from . import wire
 from .client import Client, ClientInfo
-from .errors import ClosedError
+from .errors import ClosedError, TooManyClientsError
 from .event import BROADCAST
 from .history import Cursor, History
 from .options import ClientOptions, HistoryOptions
+
+COUNTED = ("frames", "bytes", "saved_frames", "saved_bytes", "overflows", "gaps")
+"""What a client counts."""
+
+RETRY_AFTER_LEASE_MS = (100, 1_000)
+RETRY_AT_LIMIT_MS = (10_000, 30_000)
 
 
 class Cursors(Protocol):
@@ -59,6 +65,18 @@ class Receiver(Protocol):
         """Take notice that the frame at this position, of this channel, will never come."""
 
 
+class Farewell(NamedTuple):
+    """How a stream ended. `reason` is ``left``, or that of its ``sse_bye``; `duration` is in seconds.
+
+    `frames` and `bytes` were handed to the stream.
+    """
+
+    reason: str
+    duration: float
+    frames: int
+    bytes: int
+
+
 class Hub:
     """The open clients of one process, and the history that they read."""
 
@@ -69,8 +87,10 @@ class Hub:
         cursors: Cursors,
         *,
         on_connect: Callable[[ClientInfo], None],
-        on_disconnect: Callable[[ClientInfo, str], None],
+        on_disconnect: Callable[[ClientInfo, Farewell], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.clock = clock
         self._options = options
         self._cursors = cursors
         self._on_connect = on_connect
@@ -81,14 +101,15 @@ class Hub:
         self._left = threading.Condition()
         self._clients: dict[Client, None] = {}
         self._channels: dict[str, dict[Client, None]] = {}
+        self._users: dict[Hashable, dict[Client, None]] = {}
         self._history = History(history, cursors.start)
         self._closed = False
         self._numbers = itertools.count(1)
         # Clients to be forgotten, and why. Leaving must not wait for the lock: the garbage collector may end a stream
         # on a thread that holds it. Whoever holds it forgets them before it is let go, or right after.
         self._leaving: deque[tuple[Client, str]] = deque()
-        # What clients that have left had counted.
-        self._frames = self._bytes = self._overflows = self._gaps = 0
+        self._replays = 0
+        self._gone = Counter[str]()  # what clients that have left had counted
 
     def deliver(self, frame: wire.Frame) -> None:
         """Keep a frame, and queue it for the clients of its channel."""
@@ -117,24 +138,28 @@ class Hub:
         *,
         batches: bool = True,
         snapshot: Snapshot | None = None,
+        user: Hashable = None,
     ) -> Client:
         """Add a client. It reads the history from its cursor on, and is live where there is nothing more to read.
 
-        One that cannot go on where it was begins at the head, or with the snapshot. Raises `ClosedError`.
+        One that cannot go on where it was begins at the head, or with the snapshot. Raises `ClosedError` and
+        `TooManyClientsError`.
         """
         with self._locked():
             if self._closed:
                 raise ClosedError("this manager was shut down and takes no more clients")
+            self._check_limits(user)
             cursor, refused = self._resume(channels, last_event_id)
             resumed = cursor is not None
             if cursor is None:
                 cursor = self._cursors.read(snapshot.cursor) if snapshot else Cursor(self._history.head)
-            client = Client(self, self._options, ClientInfo(next(self._numbers), channels), cursor, batches)
+            client = Client(self, self._options, ClientInfo(next(self._numbers), channels, user), cursor, batches)
             if cursor.position == self._history.head and not cursor.part:
                 client.go_live()
+            self._replays += resumed
             self._clients[client] = None
-            for channel in channels:
-                self._channels.setdefault(channel, {})[client] = None
+            for index, key in self._places(client):
+                index.setdefault(key, {})[client] = None
         state = snapshot.blocks if snapshot and not resumed else b""
         # The id comes with the state: who is cut off before that has to get it again.
         client.first_block = self._opening(client, refused, named=not state) + state
@@ -154,7 +179,25 @@ class Hub:
     def busy_block(self, reason: str, cursor: str | None) -> bytes:
         """The only block of a stream that cannot be served now."""
         id = self._cursors.normalize(cursor) if cursor else None
-        return self._control("sse_busy", id, reason=reason)
+        retry = random.randint(*RETRY_AT_LIMIT_MS) if reason == "limit" else None
+        return self._control("sse_busy", id, retry, reason=reason)
+
+    def dismiss(self, reason: str, user: Hashable = None, channel: str | None = None) -> int:
+        """End the streams of this user, or of this channel, or of both at once, now. Returns how many."""
+        with self._locked():
+            clients = set(self._clients)
+            if user is not None:
+                clients &= self._users.get(user, {}).keys()
+            if channel is not None:
+                clients &= self._channels.get(channel, {}).keys()
+        for client in clients:
+            client.dismiss(reason)
+        return len(clients)
+
+    def has_user(self, user: Hashable) -> bool:
+        """Whether this user has a stream."""
+        with self._locked():
+            return user in self._users
 
     def close(self, reason: str) -> None:
         """Take no more clients, and let all streams end after what is queued for them."""
@@ -163,6 +206,11 @@ class Hub:
             clients = list(self._clients)
         for client in clients:
             client.end(reason)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more clients."""
+        return self._closed
 
     def wait_until_left(self, timeout: float | None) -> bool:
         """Wait until every client that another thread drives has left. One that nobody iterates is not waited for."""
@@ -179,17 +227,24 @@ class Hub:
         with self._left:
             return self._left.wait_for(have_left, timeout)
 
-    def count(self) -> dict[str, int]:
+    def count(self) -> dict[str, Any]:
         """Counters over all clients, those that have left included."""
         with self._locked():
-            return {
+            now = self.clock()
+            counts = Counter(self._gone)
+            for client in self._clients:
+                counts.update({name: getattr(client, name) for name in COUNTED})
+            behind = sum(client.behind for client in self._clients)
+            oldest = self._history.oldest
+            return {name: counts[name] for name in COUNTED} | {
                 "clients": len(self._clients),
-                "frames": self._frames + sum(client.frames for client in self._clients),
-                "bytes": self._bytes + sum(client.bytes for client in self._clients),
-                "overflows": self._overflows + sum(client.overflows for client in self._clients),
-                "gaps": self._gaps + sum(client.gaps for client in self._clients),
+                "clients_by_channel": {name: len(members) for name, members in self._channels.items()},
+                "clients_by_state": {"live": len(self._clients) - behind, "behind": behind},
+                "oldest_stream": max((now - client.opened_at for client in self._clients), default=0.0),
+                "replays": self._replays,
                 "history_frames": len(self._history),
                 "history_bytes": self._history.bytes,
+                "history_age": 0.0 if oldest is None else max(0.0, time.time() - oldest.batch.timestamp / 1000),
             }
 
     # -- for clients ---------------------------------------------------------------------------------------------------
@@ -212,7 +267,8 @@ class Hub:
         return self._opening(client, "publish_failed" if lost else "overflow")
 
     def farewell(self, client: Client, reason: str) -> bytes:
-        return self._control("sse_bye", self._id(client.cursor), reason=reason)
+        retry = random.randint(*RETRY_AFTER_LEASE_MS) if reason == "lease" else None
+        return self._control("sse_bye", self._id(client.cursor), retry, reason=reason)
 
     def remove(self, client: Client, reason: str) -> None:
         self._leaving.append((client, reason))
@@ -236,25 +292,40 @@ class Hub:
                     client, reason = self._leaving.popleft()
                     if client in self._clients:
                         self._forget(client)
-                        gone.append((client.info, reason))
+                        duration = self.clock() - client.opened_at
+                        gone.append((client.info, Farewell(reason, duration, client.frames, client.bytes)))
             finally:
                 self._lock.release()
-            for info, reason in gone:
-                self._on_disconnect(info, reason)
+            for info, farewell in gone:
+                self._on_disconnect(info, farewell)
             with self._left:
                 self._left.notify_all()
 
     def _forget(self, client: Client) -> None:
         del self._clients[client]
-        for channel in client.channels:
-            members = self._channels[channel]
+        for index, key in self._places(client):
+            members = index[key]
             del members[client]
             if not members:
-                del self._channels[channel]
-        self._frames += client.frames
-        self._bytes += client.bytes
-        self._overflows += client.overflows
-        self._gaps += client.gaps
+                del index[key]
+        self._gone.update({name: getattr(client, name) for name in COUNTED})
+
+    def _places(self, client: Client) -> Iterator[tuple[dict[Any, dict[Client, None]], Hashable]]:
+        """Where a client is listed, beside `_clients`."""
+        for channel in client.channels:
+            yield self._channels, channel
+        if client.info.user is not None:
+            yield self._users, client.info.user
+
+    def _check_limits(self, user: Hashable) -> None:
+        most = self._options.max_clients
+        if most is not None and len(self._clients) >= most:
+            raise TooManyClientsError(f"{most} streams are open: close some, or raise max_clients")
+        most = self._options.max_clients_per_user
+        if most is not None and user is not None and len(self._users.get(user, ())) >= most:
+            raise TooManyClientsError(
+                f"{most} streams of the user {user!r} are open: close some, or raise max_clients_per_user"
+            )
 
     def _listening(self, channel: str) -> list[Client]:
         return list(self._clients if channel == BROADCAST else self._channels.get(channel, ()))
@@ -283,8 +354,8 @@ class Hub:
     def _id(self, cursor: Cursor) -> str:
         return self._cursors.format(cursor.position) + (f".{cursor.part}" if cursor.part else "")
 
-    def _control(self, event: str, id: str | None, **data: Any) -> bytes:
-        return wire.control(event, data, retry=self._retry_ms(), id=id)
+    def _control(self, event: str, id: str | None, retry: int | None = None, **data: Any) -> bytes:
+        return wire.control(event, data, retry=self._retry_ms() if retry is None else retry, id=id)
 
     def _retry_ms(self) -> int:
         if self._options.retry_ms is not None:

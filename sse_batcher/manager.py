@@ -6,8 +6,10 @@ All methods from any thread. What belongs to one process is a `_Life`, made at t
 from __future__ import annotations
 
 import functools
+import logging
+import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,7 +18,7 @@ from blinker import NamedSignal
 from . import signals
 from .backends import open_backend
 from .batcher import EventBatcher
-from .client import Client
+from .client import Client, ClientInfo
 from .errors import SSEBatcherError
 from .event import (
     BROADCAST,
@@ -30,12 +32,21 @@ from .event import (
     json_encoder,
 )
 from .helper import Helper
-from .hub import Hub, Snapshot
+from .hub import Farewell, Hub, Snapshot
 from .options import BatchOptions, ClientOptions, HistoryOptions, batch_options
-from .process import PerProcess, close_at_exit
+from .process import PerProcess, close_at_exit, require_threads
+from .rights import Ask, Rights
 from .stats import ManagerStats
 from .wire import block
 from .worker import Deadline
+
+_log = logging.getLogger("sse_batcher.manager")
+
+DRAIN_SECONDS = 5.0
+"""How long what is pending may take when the server is stopping."""
+
+STUCK_SECONDS = 5.0
+"""How long the backend may take for a batch before that is an illness."""
 
 
 class SSEManager:
@@ -45,15 +56,18 @@ class SSEManager:
         True (default), False, a `BatchOptions`, or the original's mapping
         ``{"enabled": True, "batchWindow": 100, "maxBatchSize": 50}``, in milliseconds.
     `clients`
-        a `ClientOptions`: queue bounds, heartbeat, retry.
+        a `ClientOptions`: queue bounds, heartbeat, lease, limits, retry.
     `history`
         a `HistoryOptions`: what is kept for clients that return, or have fallen behind.
     `backend`
         ``"memory://"``: the clients of this process.
     `json_default`
         called for data that JSON does not know, as in `json.JSONEncoder`; `encode` instead replaces the whole encoder.
+    `revalidate`
+        ``revalidate(user)`` says, True or False, whether a user may keep his streams. Asked on the helper thread, once
+        for each user with a stream in every `ClientOptions.revalidate_every` seconds. If it raises, he keeps them.
     `context`
-        makes a context manager in which receivers of signals run on the helper thread.
+        makes a context manager in which that, and receivers of signals, run on the helper thread.
 
     Raises `ConfigurationError` for options that cannot be meant. Starts no thread before it is used. All methods are
     thread-safe. A forked child starts afresh: without its parent's clients, events and counts. A manager that is
@@ -73,6 +87,7 @@ class SSEManager:
         *,
         history: HistoryOptions | None = None,
         encode: Encode | None = None,
+        revalidate: Ask | None = None,
         context: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         open_backend(backend)  # refused here, not at the first event
@@ -85,6 +100,7 @@ class SSEManager:
                 history or HistoryOptions(),
                 backend,
                 encode or json_encoder(json_default),
+                revalidate,
                 context,
             )
         )
@@ -120,16 +136,35 @@ class SSEManager:
         *,
         batches: bool = True,
         snapshot: Snapshot | None = None,
+        user: Hashable = None,
     ) -> Client:
         """Open a stream: iterating the client gives its bytes, from the events enqueued after this call on.
 
         `last_event_id` is the cursor of a client that returns: it gets what came after it. Whether that can be had is
         said in the first block: ``sse_open`` if nothing is missing, else ``sse_gap``. One that begins anew gets the
-        `snapshot` next. Without `batches`, each event is a block of its own. Close the client when its stream ends.
+        `snapshot` next. Without `batches`, each event is a block of its own. `user` is whose stream it is, for limits,
+        `kick` and `revalidate`: a name or a number. Close the client when its stream ends.
 
-        Raises `InvalidEventError` for channels that may not be, and `ClosedError` after `shutdown`.
+        Raises `InvalidEventError` for channels that may not be, `TooManyClientsError` where a limit is reached, and
+        `ClosedError` after `shutdown`.
         """
-        return self._life.get().hub.connect(check_channels(channels), last_event_id, batches=batches, snapshot=snapshot)
+        life = self._life.get()
+        client = life.hub.connect(
+            check_channels(channels), last_event_id, batches=batches, snapshot=snapshot, user=user
+        )
+        if life.rights is not None and user is not None:
+            life.rights.watch(user)
+        return client
+
+    def kick(self, *, user: Hashable = None, channel: str | None = None) -> int:
+        """End the streams of this user, or of this channel, or of this user in this channel, in this process.
+
+        Nothing more is handed to them but ``sse_bye``. Browsers come back at once, and the app decides anew whether
+        they may. Returns how many streams it were. Raises `ValueError` where neither is given.
+        """
+        if user is None and channel is None:
+            raise ValueError("say whom: kick(user=...), kick(channel=...) or both")
+        return self._life.get().hub.dismiss("kicked", user, channel)
 
     def can_resume(self, channels: Iterable[str], last_event_id: str | None) -> bool:
         """Whether a client that comes with this id now gets all that it has missed, and needs no snapshot."""
@@ -176,6 +211,36 @@ class SSEManager:
         counts: dict[str, Any] = batcher.as_dict() | life.hub.count()
         return ManagerStats(**counts, signals_dropped=life.helper.dropped)
 
+    def ill(self) -> str | None:
+        """Why this process cannot serve streams as it should, None if it can. For health checks.
+
+        ``draining``: it is being shut down. ``backend``: one batch has not been taken for five seconds.
+        """
+        life = self._life.get()
+        if life.hub.closed:
+            return "draining"
+        return "backend" if life.batcher.get_stats().publishing_for > STUCK_SECONDS else None
+
+    def drain(self) -> None:
+        """Deliver what is pending, end all streams with ``sse_bye``, and take no more; events are still accepted.
+
+        Returns at once. For a server that is stopping, and waits for its streams. Only the first call counts.
+        """
+        life = self._life.get()
+        if life.draining:
+            return
+        life.draining = True
+
+        def drain() -> None:
+            life.batcher.flush_all(DRAIN_SECONDS)
+            life.hub.close("shutdown")
+
+        _log.info("the server is stopping: all streams end")
+        try:
+            threading.Thread(target=drain, name="sse_batcher-drain", daemon=True).start()
+        except RuntimeError:  # no thread can be started at the end of a process
+            drain()
+
     def shutdown(self, timeout: float | None = 5.0) -> bool:
         """Refuse further events and clients, deliver what is pending, and end all streams with ``sse_bye``.
 
@@ -212,10 +277,13 @@ class _Life:
         history: HistoryOptions,
         backend: str,
         encode: Encode,
+        revalidate: Ask | None,
         context: Callable[[], AbstractContextManager[object]],
     ) -> None:
+        require_threads()
         self.helper = helper = Helper(context)
         self.encode = encode
+        self.draining = False
 
         def announce(signal: NamedSignal, **values: Any) -> None:
             # Weakly: a thread of ours must not keep a manager alive that everybody else has dropped.
@@ -223,14 +291,31 @@ class _Life:
             if sender is not None and signal.receivers:
                 helper.post(lambda: signals.send(signal, sender, **values))
 
+        def tell_end(client: ClientInfo, farewell: Farewell) -> None:
+            # Not here: the garbage collector may end a stream, on a thread that is in the middle of a log call.
+            if _log.isEnabledFor(logging.INFO):
+                helper.post(
+                    lambda: _log.info(
+                        "stream %d (%s) ended after %.1f s, %d frames, %d bytes: %s",
+                        client.id,
+                        ", ".join(client.channels),
+                        farewell.duration,
+                        farewell.frames,
+                        farewell.bytes,
+                        farewell.reason,
+                    )
+                )
+            announce(signals.client_disconnected, client=client, **farewell._asdict())
+
         publisher = open_backend(backend)
         self.hub = Hub(
             clients,
             history,
             publisher,
             on_connect=lambda client: announce(signals.client_connected, client=client),
-            on_disconnect=lambda client, reason: announce(signals.client_disconnected, client=client, reason=reason),
+            on_disconnect=tell_end,
         )
+        self.rights = revalidate and Rights(revalidate, clients.revalidate_every, self.hub, helper)
         publisher.connect(self.hub)
 
         def publish(batch: Batch) -> None:

@@ -115,8 +115,18 @@ class ClientOptions:
     `heartbeat`
         seconds without anything sent after which a comment line is sent.
     `send_timeout`
-        seconds that sending one frame may take before the connection is given up, under servers that show their socket
-        (werkzeug, gunicorn). A client that has stopped reading would hold its thread for ever.
+        seconds in which a client takes nothing of what is being sent to it before the connection is given up, under
+        servers that show it (all in the README's table). A client that has stopped reading would hold its thread for
+        ever.
+    `max_stream_age`
+        seconds after which a stream ends by itself; the client comes back at once, with its cursor. Each gets between
+        0.8 and 1.0 of it, by chance. It frees threads that serve clients which a proxy has not told us are gone.
+        ``None``: no limit.
+    `max_clients`, `max_clients_per_user`
+        how many streams may be open in this process, in all and for one user. A further one is told to come back
+        later; none that is open is ended for it. ``None``: no limit.
+    `revalidate_every`
+        seconds between two questions whether a user may still have his streams, where the app answers them.
     `retry_ms`
         milliseconds that a browser waits before it connects again. ``None``: drawn for each connection from
         1,000 to 2,000 plus one for each open client, so that a restart does not bring all of them back at once.
@@ -126,6 +136,10 @@ class ClientOptions:
     queue_bytes: int = 1_048_576
     heartbeat: float = 15.0
     send_timeout: float = 30.0
+    max_stream_age: float | None = 1800.0
+    max_clients: int | None = None
+    max_clients_per_user: int | None = None
+    revalidate_every: float = 30.0
     retry_ms: int | None = None
 
     def __post_init__(self) -> None:
@@ -133,8 +147,16 @@ class ClientOptions:
         _whole("queue_bytes", self.queue_bytes, "bytes")
         _seconds("heartbeat", self.heartbeat, 3600)
         _seconds("send_timeout", self.send_timeout, 3600)
-        if self.retry_ms is not None:
-            _whole("retry_ms", self.retry_ms, "milliseconds")
+        _seconds("revalidate_every", self.revalidate_every, 86_400)
+        if self.max_stream_age is not None:
+            _seconds("max_stream_age", self.max_stream_age, 31_536_000)
+        for name, unit in [
+            ("max_clients", "clients"),
+            ("max_clients_per_user", "clients"),
+            ("retry_ms", "milliseconds"),
+        ]:
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), unit)
 
 
 @dataclass(frozen=True, slots=True)

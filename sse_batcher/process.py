@@ -8,13 +8,24 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
+from .errors import ConfigurationError
+
 _log = logging.getLogger("sse_batcher.process")
 
 T = TypeVar("T")
+
+
+def require_threads() -> None:
+    """Refuse a host that runs no threads of ours: uWSGI without them starts each, and never lets it go on."""
+    uwsgi = sys.modules.get("uwsgi")
+    options = getattr(uwsgi, "opt", None)
+    if options is not None and not any(name in options for name in ("threads", "enable-threads")):
+        raise ConfigurationError("uWSGI runs without threads: start it with --threads N, or with --enable-threads")
 
 
 class PerProcess(Generic[T]):

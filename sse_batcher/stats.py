@@ -34,6 +34,8 @@ class BatcherStats:
     """Events accepted and not yet taken by the backend."""
     pending_bytes: int = 0
     """Their JSON, plus 200 bytes each."""
+    publishing_for: float = 0.0
+    """Seconds for which the backend has been taking the present batch; 0 if there is none."""
     thread_restarts: int = 0
     """How often a dead thread was started again."""
 
@@ -50,15 +52,29 @@ class ManagerStats(BatcherStats):
     """Frames handed to streams, summed over all clients."""
     bytes: int = 0
     """All bytes handed to streams, control blocks and heartbeats included."""
+    saved_frames: int = 0
+    """How many frames more it would be, had each event come alone."""
+    saved_bytes: int = 0
+    """How many bytes more. Less than nothing where the batches' own JSON outweighs what they save."""
     clients: int = 0
     """Streams that are open now."""
+    clients_by_channel: Mapping[str, int] = field(default_factory=dict)
+    """These by channel; a stream of several is counted in each."""
+    clients_by_state: Mapping[str, int] = field(default_factory=dict)
+    """These by ``live`` and ``behind``."""
+    oldest_stream: float = 0.0
+    """Seconds for which the oldest of them has been open."""
     overflows: int = 0
     """How often a client fell so far behind that it was left to read the history."""
+    replays: int = 0
+    """Streams that went on where the client had been."""
     gaps: int = 0
     """How often a client was told that it may have missed something."""
     history_frames: int = 0
     """Frames kept for clients that return or are behind."""
     history_bytes: int = 0
     """Their bytes."""
+    history_age: float = 0.0
+    """Seconds since the oldest of them."""
     signals_dropped: int = 0
-    """Signals not sent because the helper thread's queue was full."""
+    """Signals not sent, and log lines not written, because the helper thread's queue was full."""

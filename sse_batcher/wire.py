@@ -93,6 +93,12 @@ def envelope_bytes(event_type: str, max_batch_size: int) -> int:
     return empty + len(str(max_batch_size)) - len("0")
 
 
+@lru_cache(maxsize=4096)
+def _event_bytes(event_type: str) -> int:
+    """The bytes that the block of a lone event has beside its JSON and its id."""
+    return len(block(event=event_type, data="", id="x")) - 1
+
+
 def _envelope(name: str, values: list[str], reason: str, timestamp: int) -> str:
     return (
         f'{{"type":{json.dumps(name)},"batchSize":{len(values)},"events":[{",".join(values)}],'
@@ -119,7 +125,7 @@ class Frame:
     """
 
     # Weakly referenced: what waits for a client must not keep alive what the history has let go.
-    __slots__ = ("__weakref__", "_plain", "_unbatched", "batch", "id", "position")
+    __slots__ = ("__weakref__", "_plain", "_saved_bytes", "_unbatched", "batch", "id", "position")
 
     def __init__(self, batch: Batch, position: Any, id: str) -> None:
         self.batch = batch
@@ -127,6 +133,7 @@ class Frame:
         self.id = id
         self._plain: bytes | None = None
         self._unbatched: bytes | None = None
+        self._saved_bytes: int | None = None
 
     @property
     def plain(self) -> bytes:
@@ -134,6 +141,15 @@ class Frame:
         if self._plain is None:
             self._plain = batch_block(self.batch, self.id)
         return self._plain
+
+    @property
+    def saved_bytes(self) -> int:
+        """How many bytes more it would be, had each event come alone, with an id of the same length."""
+        if self._saved_bytes is None:
+            events = self.batch.events
+            without = sum(_event_bytes(event.type) + len(event.json) + len(self.id) for event in events)
+            self._saved_bytes = without - len(self.plain) if len(events) > 1 else 0
+        return self._saved_bytes
 
     @property
     def unbatched(self) -> bytes:

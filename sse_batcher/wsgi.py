@@ -5,14 +5,15 @@ Runs in the server's thread. Follows PEP 3333, and the WHATWG standard for which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
 from .errors import InvalidEventError
 from .event import DEFAULT_CHANNEL, check_channels
+from .host import find_host
 from .manager import SSEManager
-from .transports.attached import AttachedStream, Request, Socket
+from .transports.attached import AttachedStream, Request
 from .wire import HEADERS
 
 _METHODS = "GET, HEAD, OPTIONS"
@@ -24,10 +25,12 @@ def stream(
     channels: Iterable[str] = (DEFAULT_CHANNEL,),
     *,
     snapshot: Callable[[], Iterable[tuple[str, Any]]] | None = None,
+    user: Hashable = None,
 ) -> tuple[str, list[tuple[str, str]], Iterable[bytes]]:
     """Answer a WSGI request with the stream of `channels`: ``(status, headers, iterable)``.
 
-    Whether the caller may see these channels is for the app to decide before. GET streams; HEAD and OPTIONS answer
+    Whether the caller may see these channels is for the app to decide before; `user` says whose stream it is, for
+    limits, `SSEManager.kick` and `revalidate`. GET streams; HEAD and OPTIONS answer
     and end; another method is 405, channels that cannot be are 400. Nothing is held until the iterable is iterated.
 
     The query may say ``last_event_id=`` (or ``lastEventId=``) for the place to go on from, where the header
@@ -53,7 +56,7 @@ def stream(
     cursor = last_event_id(environ)
     resumes = snapshot is not None and manager.can_resume(names, cursor)
     state = manager.snapshot(snapshot) if snapshot is not None and not resumes else None
-    request = Request(names, cursor, _query(environ, "batch") != "0", state, resumes, _socket(environ))
+    request = Request(names, find_host(environ), cursor, _query(environ, "batch") != "0", state, resumes, user)
     return "200 OK", list(HEADERS), AttachedStream(manager, request)
 
 
@@ -72,10 +75,6 @@ def _query(environ: Mapping[str, Any], *names: str) -> str | None:
     """The first value of the first of these names that is in the query."""
     query = parse_qs(environ.get("QUERY_STRING", ""))
     return next((query[name][0] for name in names if name in query), None)
-
-
-def _socket(environ: Mapping[str, Any]) -> Socket | None:
-    return environ.get("werkzeug.socket") or environ.get("gunicorn.socket")
 
 
 def _text(status: str, text: str, *more: tuple[str, str]) -> tuple[str, list[tuple[str, str]], list[bytes]]:

@@ -61,7 +61,6 @@ def gunicorn(*options: str) -> tuple[str, ...]:
         "gunicorn",
         "--workers=1",
         f"--bind={HOST}:{{port}}",
-        "--graceful-timeout=1",
         *options,
         "serverapp:app",
     )

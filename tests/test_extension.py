@@ -109,6 +109,10 @@ GOOD = {
     "SSE_QUEUE_BYTES": 9_999,
     "SSE_HEARTBEAT": 3.0,
     "SSE_SEND_TIMEOUT": 7.0,
+    "SSE_MAX_STREAM_AGE": 600.0,
+    "SSE_MAX_CLIENTS": 12,
+    "SSE_MAX_CLIENTS_PER_USER": 3,
+    "SSE_REVALIDATE_EVERY": 5.0,
     "SSE_RETRY_MS": 500,
     "SSE_HISTORY_FRAMES": 300,
     "SSE_HISTORY_BYTES": 50_000,
@@ -128,6 +132,10 @@ BAD = {
     "SSE_QUEUE_BYTES": [None],
     "SSE_HEARTBEAT": [0, 15_000],
     "SSE_SEND_TIMEOUT": [0, 30_000],
+    "SSE_MAX_STREAM_AGE": [0, "1800"],
+    "SSE_MAX_CLIENTS": [0, "many"],
+    "SSE_MAX_CLIENTS_PER_USER": [0, True],
+    "SSE_REVALIDATE_EVERY": [0, None],
     "SSE_RETRY_MS": [0, 1.5],
     "SSE_HISTORY_FRAMES": [0],
     "SSE_HISTORY_BYTES": [1.5],
@@ -135,13 +143,25 @@ BAD = {
     "SSE_BATCHING": ["yes", None, 1, {"batchWindow": 0.1}, {"enabled": 1}, {"batch_window": 1}],
     "SSE_BACKEND": ["redis://localhost", None],
     "SSE_URL_PREFIX": ["events", "", None, 7],
+    "SSE_CORS_ORIGINS": [
+        "example.com",
+        "https://example.com/",
+        "https://Example.com",
+        ["*", "https://example.com"],
+        ["null"],
+        [None],
+        None,
+        7,
+        "",
+    ],
 }
 
 
 class Recorder:
     """Stands where `SSEManager` is made, and keeps what it is given."""
 
-    def __init__(self, batching: Any, clients: Any, backend: Any, *, history: Any, encode: Any, context: Any) -> None:
+    def __init__(self, batching: Any, clients: Any, backend: Any, **more: Any) -> None:
+        history = more["history"]
         self.options = {field.name: getattr(batching, field.name) for field in dataclasses.fields(batching)}
         self.options |= {field.name: getattr(clients, field.name) for field in dataclasses.fields(clients)}
         self.options |= {field.name: getattr(history, field.name) for field in dataclasses.fields(history)}
@@ -162,7 +182,11 @@ def options_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]
 
 
 def test_every_key_is_tested_here() -> None:
-    assert sorted(KEYS) == sorted(BAD) == sorted([*GOOD, "SSE_BATCHING", "SSE_BACKEND", "SSE_URL_PREFIX"])
+    assert (
+        sorted(KEYS)
+        == sorted(BAD)
+        == sorted([*GOOD, "SSE_BATCHING", "SSE_BACKEND", "SSE_URL_PREFIX", "SSE_CORS_ORIGINS"])
+    )
 
 
 def test_without_any_key_the_options_have_their_defaults(options_of: Callable[..., dict[str, Any]]) -> None:
@@ -597,7 +621,7 @@ def test_closing_a_stream_twice_is_closing_it_once(make_app: MakeApp) -> None:
     app, sse = make_app()
     left = SimpleQueue()
 
-    def receiver(manager: object, client: object, reason: str) -> None:
+    def receiver(manager: object, reason: str, **_: object) -> None:
         left.put(reason)
 
     with signals.client_disconnected.connected_to(receiver, sender=sse.manager):

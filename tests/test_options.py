@@ -15,6 +15,8 @@ from sse_batcher.options import BATCH_OPTION_NAMES, CLIENT_OPTION_NAMES, HISTORY
 NAN, INF = float("nan"), float("inf")
 NO_NUMBERS = [True, False, None, "1", b"1", NAN, INF, -INF, [1], Decimal(1), 1j]
 NO_WHOLE_NUMBERS = [*NO_NUMBERS, 0, -1, 1.0, 1.5, 0.0]
+NO_NUMBERS_BUT_NONE = [value for value in NO_NUMBERS if value is not None]
+NO_WHOLE_NUMBERS_BUT_NONE = [value for value in NO_WHOLE_NUMBERS if value is not None]
 
 GOOD = {
     "batch_window": [0, 0.0, 0.001, 1, 9.999, 10, 10.0],
@@ -30,6 +32,10 @@ GOOD = {
     "queue_bytes": [1, 2**31],
     "heartbeat": [0.001, 1, 15.0, 3600],
     "send_timeout": [0.001, 1, 30.0, 3600],
+    "max_stream_age": [None, 0.001, 1800, 31_536_000],
+    "max_clients": [None, 1, 10**6],
+    "max_clients_per_user": [None, 1, 10**6],
+    "revalidate_every": [0.001, 30, 86_400],
     "retry_ms": [None, 1, 60_000],
     "history_frames": [1, 10**6],
     "history_bytes": [1, 2**40],
@@ -75,15 +81,25 @@ BAD = {
         (NO_NUMBERS, "send_timeout must be a number of seconds, not"),
         ([0, 0.0, -1, 3601, 30_000], "send_timeout is in seconds, more than 0 and at most 3600, not"),
     ],
+    "max_stream_age": [
+        (NO_NUMBERS_BUT_NONE, "max_stream_age must be a number of seconds, not"),
+        ([0, 0.0, -1, 31_536_001], "max_stream_age is in seconds, more than 0 and at most 31536000, not"),
+    ],
+    "max_clients": [(NO_WHOLE_NUMBERS_BUT_NONE, "max_clients must be a whole number of clients, at least 1, not")],
+    "max_clients_per_user": [
+        (NO_WHOLE_NUMBERS_BUT_NONE, "max_clients_per_user must be a whole number of clients, at least 1, not")
+    ],
+    "revalidate_every": [
+        (NO_NUMBERS, "revalidate_every must be a number of seconds, not"),
+        ([0, -1, 86_401], "revalidate_every is in seconds, more than 0 and at most 86400, not"),
+    ],
     "history_frames": [(NO_WHOLE_NUMBERS, "history_frames must be a whole number of frames, at least 1, not")],
     "history_bytes": [(NO_WHOLE_NUMBERS, "history_bytes must be a whole number of bytes, at least 1, not")],
     "history_age": [
-        ([value for value in NO_NUMBERS if value is not None], "history_age must be a number of seconds, not"),
+        (NO_NUMBERS_BUT_NONE, "history_age must be a number of seconds, not"),
         ([0, 0.0, -1, 31_536_001], "history_age is in seconds, more than 0 and at most 31536000, not"),
     ],
-    "retry_ms": [
-        ([value for value in NO_WHOLE_NUMBERS if value is not None], "retry_ms must be a whole number of milliseconds")
-    ],
+    "retry_ms": [(NO_WHOLE_NUMBERS_BUT_NONE, "retry_ms must be a whole number of milliseconds")],
 }
 
 
@@ -142,7 +158,15 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         per_type={},
     )
     assert ClientOptions() == ClientOptions(
-        queue_frames=256, queue_bytes=1_048_576, heartbeat=15.0, send_timeout=30.0, retry_ms=None
+        queue_frames=256,
+        queue_bytes=1_048_576,
+        heartbeat=15.0,
+        send_timeout=30.0,
+        max_stream_age=1800.0,
+        max_clients=None,
+        max_clients_per_user=None,
+        revalidate_every=30.0,
+        retry_ms=None,
     )
     assert HistoryOptions() == HistoryOptions(history_frames=10_000, history_bytes=33_554_432, history_age=None)
 

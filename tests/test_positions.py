@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import gc
-import http.client
 import json
-import socket
-import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from weakref import ref
 
 import pytest
 
-from sse_batcher import BatchOptions, Client, ClientOptions, HistoryOptions, SSEManager, stream
+from sse_batcher import BatchOptions, Client, HistoryOptions, SSEManager, stream
 from sse_batcher.event import Batch, Event
-from sse_batcher.transports.attached import AttachedStream, Request
 from sse_batcher.wire import HEARTBEAT, Frame
 from tests.sse_parser import EventStreamParser, parse
 
-from .servers import COMMANDS, HOST, TIMEOUT, Server, Stream, running, wait_until
 from .test_hub import PATIENCE, Delivery, drive, numbers, take
 from .test_reentrance import run
 
@@ -772,124 +766,3 @@ def test_one_stalled_reader_among_a_hundred_holds_up_nobody() -> None:
     assert stalled._queue.qsize() == 1
     assert numbers(stalled, 100) == delivered  # and it has missed nothing, as long as the history goes back
     assert delivery.hub.count()["gaps"] == 0
-
-
-# -- sockets that take nothing -----------------------------------------------------------------------------------------
-
-APP = """
-import threading
-from flask import Flask, request
-from sse_batcher import SSE
-
-app = Flask(__name__)
-app.config.update(SSE_HEARTBEAT=0.3, SSE_BATCHING=False, SSE_SEND_TIMEOUT=1)
-sse = SSE(app)
-
-@app.post("/flood")
-def flood():
-    for number in range(150):
-        sse.enqueue("item", str(number) + "x" * 200_000)
-    return "", 204
-
-@app.post("/end")
-def end():
-    for client in list(sse.manager._life.get().hub._clients):
-        client.end("kicked")
-    return "", 204
-
-@app.get("/stats")
-def stats():
-    return sse.manager.get_stats().as_dict() | {"threads": threading.active_count()}
-
-@app.get("/timeout")
-def timeout():
-    server = "gunicorn" if "gunicorn.socket" in request.environ else "werkzeug"
-    return {"timeout": request.environ[server + ".socket"].gettimeout()}
-"""
-
-
-@pytest.fixture(params=["werkzeug", "gunicorn"])
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    """A server that shows its socket. gunicorn has two threads, werkzeug one for each connection."""
-    (tmp_path / "stallable.py").write_text(textwrap.dedent(APP))
-    arguments = (argument.replace("serverapp", "stallable") for argument in COMMANDS[request.param])
-    arguments = (argument.replace("--threads=16", "--threads=2") for argument in arguments)
-    with running(tuple(arguments), tmp_path) as server, server.watched():
-        yield server
-
-
-def server_is_gunicorn(server: Server) -> bool:
-    return "gunicorn" in str(server.process.args)
-
-
-@pytest.mark.external
-def test_a_socket_that_takes_nothing_is_given_up_and_its_thread_serves_others(server: Server) -> None:
-    idle = server.stats()["threads"]
-    with socket.socket() as stalled:
-        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-        stalled.connect((HOST, server.port))
-        stalled.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
-        wait_until(lambda: server.stats()["clients"] == 1, "the client is there")
-        server.request("POST", "/flood")  # more than the kernel's buffers take
-        wait_until(lambda: server.stats()["clients"] == 0, "the client is given up")
-        stats = server.stats()
-        assert stats["bytes"] < 150 * 200_000  # it had not taken all
-        if not server_is_gunicorn(server):  # its pool stays; the batcher's thread has come since
-            wait_until(lambda: server.stats()["threads"] <= idle + 1, "the thread has ended")
-        with Stream(server) as stream:  # takes one of gunicorn's two threads; the other one is free again
-            stream.until("sse_open")
-            assert server.stats()["clients"] == 1
-            server.request("POST", "/flood")
-            assert len(stream.until("item")) == 1  # who reads is served
-    if not server_is_gunicorn(server):  # which logs a timeout of a socket with its traceback
-        assert "Traceback" not in server.output()
-
-
-@pytest.mark.external
-@pytest.mark.parametrize("server", ["gunicorn"], indirect=True)
-def test_a_connection_is_kept_for_further_requests_with_the_time_limit_that_it_had(server: Server) -> None:
-    connection = http.client.HTTPConnection(HOST, server.port, timeout=TIMEOUT)
-    connection.request("GET", "/events")
-    response = connection.getresponse()
-    first = response.readline()
-    server.request("POST", "/end")
-    assert first + response.read() != first
-    used = connection.sock
-    connection.request("GET", "/timeout")
-    assert json.loads(connection.getresponse().read()) == {"timeout": None}
-    assert connection.sock is used is not None
-    connection.close()
-
-
-@pytest.mark.parametrize("before", [None, 7.0])
-def test_the_time_limit_holds_while_the_stream_is_open_and_no_longer(before: float | None) -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs, SSEManager(clients=ClientOptions(send_timeout=3.0)) as manager:
-        ours.settimeout(before)
-        body = AttachedStream(manager, Request(("default",), socket=ours))
-        assert ours.gettimeout() == before
-        next(body)
-        assert ours.gettimeout() == 3.0
-        body.close()
-        assert ours.gettimeout() == before
-
-
-def test_a_response_that_is_never_iterated_leaves_the_socket_alone() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs, SSEManager() as manager:
-        ours.settimeout(7.0)
-        AttachedStream(manager, Request(("default",), socket=ours)).close()
-        assert ours.gettimeout() == 7.0
-
-
-def test_a_stream_that_is_closed_again_leaves_the_socket_alone() -> None:
-    ours, theirs = socket.socketpair()
-    with theirs, SSEManager() as manager:
-        body = AttachedStream(manager, Request(("default",), socket=ours))
-        next(body)
-        body.close()
-        ours.settimeout(9.0)  # another request's
-        body.close()
-        assert ours.gettimeout() == 9.0
-        ours.close()
-        body.close()

@@ -70,7 +70,8 @@ def test_a_client_that_leaves_is_told_of_on_the_helper_thread_once(manager: SSEM
         client.close()
         sender, values, thread = receiver.call()
         assert sender is manager
-        assert values == {"client": client.info, "reason": "left"}
+        assert values.pop("duration") >= 0
+        assert values == {"client": client.info, "reason": "left", "frames": 0, "bytes": 0}
         assert thread == HELPER
         assert manager.shutdown()
         assert receiver.calls.empty()
@@ -85,7 +86,8 @@ def test_a_client_that_a_shutdown_ends_is_told_of_with_that_reason(manager: SSEM
             assert iterating.is_alive()
         assert manager.shutdown()
         iterating.join(5)
-        assert receiver.call()[1] == {"client": client.info, "reason": "shutdown"}
+        ended = receiver.call()[1]
+        assert (ended["client"], ended["reason"], ended["bytes"]) == (client.info, "shutdown", client.bytes)
         assert receiver.calls.empty()
 
 

@@ -1,39 +1,35 @@
 """Attached: the server's worker thread that serves the request drives the stream, for as long as it is open.
 
-Run by one thread, the server's.
+Run by one thread, the server's, but for `close` and `drain`, which the watcher calls, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+import time
+from collections.abc import Hashable, Iterator
+from typing import NamedTuple
 
 from ..client import Client
-from ..errors import ClosedError
+from ..errors import ClosedError, TooManyClientsError
+from ..host import Host
 from ..hub import Snapshot
 from ..manager import SSEManager
-
-
-class Socket(Protocol):
-    """What is needed of a server's socket."""
-
-    def gettimeout(self) -> float | None: ...
-
-    def settimeout(self, value: float | None, /) -> None: ...
+from ..watcher import Watch, watcher
 
 
 class Request(NamedTuple):
-    """What a stream is asked for. `socket` is the connection, where the server shows it.
+    """What a stream is asked for, and where.
 
     `resumes`: no snapshot was taken, since the client would have missed nothing.
     """
 
     channels: tuple[str, ...]
+    host: Host
     last_event_id: str | None = None
     batches: bool = True
     snapshot: Snapshot | None = None
     resumes: bool = False
-    socket: Socket | None = None
+    user: Hashable = None
 
 
 class AttachedStream(Iterator[bytes]):
@@ -47,39 +43,67 @@ class AttachedStream(Iterator[bytes]):
         self._manager = manager
         self._request = request
         self._client: Client | None = None
+        self._watch: Watch | None = None
         self._ended = False
-        self._patience: float | None = None  # of the socket, as it was before
 
     def __next__(self) -> bytes:
+        client = self._client  # before the look at `_ended`, which the watcher sets before it takes the client away
         if self._ended:
             raise StopIteration
-        if self._client is None:
-            asked = self._request
+        if client is None:
             try:
-                self._client = self._manager.subscribe(
-                    asked.channels, asked.last_event_id, batches=asked.batches, snapshot=asked.snapshot
-                )
-            except ClosedError:
-                self._ended = True
-                return self._manager.busy_block("draining", asked.last_event_id)
-            if asked.resumes and self._client.gaps:
-                # What it has not got was evicted since then. It comes back for the snapshot.
+                client = self._open()
+            except _BusyError as busy:
                 self.close()
-                return self._manager.busy_block("backend", asked.last_event_id)
-            if asked.socket is not None:
-                # A client that takes nothing would hold this thread in the server's send for ever.
-                self._patience = asked.socket.gettimeout()
-                asked.socket.settimeout(self._manager.send_timeout)
-        return next(self._client)
+                return self._manager.busy_block(busy.reason, self._request.last_event_id)
+        watch = self._watch
+        if watch is not None:
+            watch.busy_since = None
+        block = next(client)
+        if watch is not None:
+            watch.busy_since = time.monotonic()
+        return block
 
     def __iter__(self) -> AttachedStream:
         return self
 
     def close(self) -> None:
-        """Called by the server at the end, whatever happened. Idempotent."""
+        """Called by the server at the end, whatever happened, and by the watcher when the client has left."""
         self._ended = True
-        client, self._client = self._client, None
+        client, watch, self._client, self._watch = self._client, self._watch, None, None
         if client is not None:
             client.close()
-            if self._request.socket is not None:
-                self._request.socket.settimeout(self._patience)  # the connection may serve further requests
+        if watch is not None:
+            if client is not None and client.farewell == "shutdown":
+                watch.end_connection()
+            watcher.get().remove(watch)
+
+    def drain(self) -> None:
+        """The server is stopping."""
+        self._manager.drain()
+
+    def _open(self) -> Client:
+        asked = self._request
+        try:
+            client = self._manager.subscribe(
+                asked.channels, asked.last_event_id, batches=asked.batches, snapshot=asked.snapshot, user=asked.user
+            )
+        except ClosedError:
+            raise _BusyError("draining") from None
+        except TooManyClientsError:
+            raise _BusyError("limit") from None
+        self._client = client
+        if asked.resumes and client.gaps:
+            # What it has not got was evicted since then. It comes back for the snapshot.
+            raise _BusyError("backend")
+        self._watch = Watch(self, asked.host, self._manager.send_timeout)
+        watcher.get().add(self._watch)
+        return client
+
+
+class _BusyError(Exception):
+    """The stream cannot be opened now."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -1,0 +1,57 @@
+"""CORS: which foreign origins may read the stream. None, unless the app says so.
+
+Pure. Follows https://fetch.spec.whatwg.org/#http-cors-protocol
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from .errors import ConfigurationError
+
+ANY = "*"
+_ORIGIN = re.compile(r"https?://[a-z0-9.\-\[\]:]+\Z|[a-z][a-z0-9+.\-]*://[a-z0-9.\-]+\Z")
+_PREFLIGHT = (
+    ("Access-Control-Allow-Methods", "GET"),
+    ("Access-Control-Allow-Headers", "Authorization, Cache-Control, Last-Event-ID"),
+    ("Access-Control-Max-Age", "600"),
+)
+
+
+class Cors:
+    """An allow-list of origins, such as ``https://example.com``; or ``*``: everybody, without credentials."""
+
+    def __init__(self, origins: str | Iterable[str] = ()) -> None:
+        if not isinstance(origins, (str, list, tuple, set, frozenset)):
+            raise _refused(origins)
+        self._origins = frozenset([origins] if isinstance(origins, str) else origins)
+        for origin in self._origins:
+            if not isinstance(origin, str) or (origin != ANY and not _ORIGIN.match(origin)):
+                raise _refused(origin)
+        if ANY in self._origins and len(self._origins) > 1:
+            raise ConfigurationError(
+                "cors_origins is either '*', for everybody and without cookies, or a list of origins, with them",
+                option="cors_origins",
+            )
+
+    def headers(self, origin: str | None, *, preflight: bool = False) -> list[tuple[str, str]]:
+        """What the answer to a request with this ``Origin`` says. `preflight`: it is the question before a request."""
+        if not self._origins:
+            return []
+        more = list(_PREFLIGHT) if preflight else []
+        if ANY in self._origins:
+            return [("Access-Control-Allow-Origin", ANY), *more]
+        vary = ("Vary", "Origin")  # in any case: a cache must not give one origin what was meant for another
+        if origin is None or origin not in self._origins:
+            return [vary]
+        allowed = [("Access-Control-Allow-Origin", origin), ("Access-Control-Allow-Credentials", "true")]
+        return [vary, *allowed, *more]
+
+
+def _refused(origin: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"cors_origins must be origins such as 'https://example.com', in lower case and without a path, or '*', "
+        f"not {origin!r}",
+        option="cors_origins",
+    )

@@ -1,0 +1,231 @@
+"""What the server that we run in tells us: the connection, how many requests it serves at once, whether it is stopping.
+
+`find_host` runs in the driver, which is the server's thread that serves the request; `Host.is_stopping` in any thread.
+Nothing here takes a lock, starts a thread, replaces a signal handler or imports a server. Most of what is looked at is
+no public API: where it has another shape than we know, the answer is that we do not know.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+
+class Host(NamedTuple):
+    """What is known of the server."""
+
+    name: str
+    """Such as ``gunicorn gthread``; ``""`` if we do not know it."""
+    fd: int | None
+    """The descriptor of the request's connection. It is the server's, which may close it when the request ends."""
+    threads: int | None
+    """How many requests this process can serve at once. None if there is no limit, or we do not know it."""
+    is_stopping: Callable[[], bool]
+    """Whether the server has been told to end this process, or itself. Cheap, never raises, and keeps neither the
+    request nor its connection alive. One stream's answer holds for all of the process."""
+
+
+def find_host(environ: Mapping[str, Any]) -> Host:
+    """Look at the request's `environ`, in the thread that serves it. Never raises."""
+    for find in (_gunicorn, _werkzeug, _waitress, _uwsgi, _mod_wsgi, _cheroot):
+        host = _ask(partial(find, environ))
+        if isinstance(host, Host):
+            return host
+    return Host("", None, None, _stopping())
+
+
+# -- the servers -------------------------------------------------------------------------------------------------------
+
+_WORKER_SIGNALS = ("SIGTERM", "SIGQUIT", "SIGUSR1", "SIGABRT")
+
+
+def _gunicorn(environ: Mapping[str, Any]) -> Host | None:
+    connection = environ.get("gunicorn.socket") or environ.get("gunicorn.sock")  # the latter: its gevent_pywsgi
+    if connection is None:
+        return None
+    worker = _gunicorn_worker()
+    kind = _gunicorn_kind(worker)
+    threads = {
+        "sync": 1,
+        "gthread": _get(worker, "cfg", "threads"),
+        "gevent": _get(worker, "cfg", "worker_connections"),
+        "eventlet": _get(worker, "cfg", "worker_connections"),
+    }.get(kind)
+    is_stopping = _stopping(lambda: worker is not None and worker.alive is False)
+    return Host(f"gunicorn {kind}".strip(), _fileno(connection), _count(threads), is_stopping)
+
+
+def _gunicorn_worker() -> Any:
+    """The worker of this process, whose methods handle its signals. An app may have taken one of them for itself."""
+    for name in _WORKER_SIGNALS:
+        number = getattr(signal, name, None)
+        worker = None if number is None else _get(signal.getsignal(number), "__self__")
+        if isinstance(_get(worker, "alive"), bool) and _get(worker, "cfg") is not None:
+            return worker
+    return None
+
+
+def _gunicorn_kind(worker: Any) -> str:
+    """Which of gunicorn's own workers it is, or is derived from."""
+    for base in type(worker).__mro__:
+        package, _, module = str(_get(base, "__module__")).rpartition(".")
+        if package == "gunicorn.workers":
+            return {"ggevent": "gevent", "geventlet": "eventlet"}.get(module, module)
+    return ""
+
+
+def _werkzeug(environ: Mapping[str, Any]) -> Host | None:
+    connection = environ.get("werkzeug.socket")
+    if connection is None:
+        return None
+    # Without threads, it serves one request after the other; with processes, each of them serves one.
+    threads = 1 if environ.get("wsgi.multithread") is False else None
+    server = _get(threading.current_thread(), "_target", "__self__")  # which has started this thread, if it has
+    # These are `socketserver.BaseServer`'s own, so their names are mangled.
+    asked = "_BaseServer__shutdown_request"
+    is_stopping = _stopping(
+        lambda: _get(server, asked) is True, lambda: _ask(_get(server, "_BaseServer__is_shut_down", "is_set")) is True
+    )
+    return Host("werkzeug", _fileno(connection), threads, is_stopping)
+
+
+def _waitress(environ: Mapping[str, Any]) -> Host | None:
+    channel = _get(environ.get("waitress.client_disconnected"), "__self__")
+    if channel is None:
+        return None
+    dispatcher = _get(channel, "server", "task_dispatcher")
+    # `stop_count` of its threads have to end. Those that are idle do so at once, and are in neither number any more.
+    is_stopping = _stopping(lambda: len(dispatcher.threads) <= dispatcher.stop_count)
+    return Host("waitress", _fileno(_get(channel, "socket")), _count(_get(channel, "adj", "threads")), is_stopping)
+
+
+def _cheroot(_: Mapping[str, Any]) -> Host | None:
+    thread = threading.current_thread()
+    if not any(str(_get(base, "__module__")).startswith("cheroot.") for base in type(thread).__mro__):
+        return None
+    server = _get(thread, "server")
+    is_stopping = _stopping(lambda: server.ready is False, lambda: isinstance(server.interrupt, BaseException))
+    threads = _count(_get(server, "requests", "min"))  # it never starts more by itself
+    return Host("cheroot", _fileno(_get(thread, "conn", "socket")), threads, is_stopping)
+
+
+def _uwsgi(environ: Mapping[str, Any]) -> Host | None:
+    if "uwsgi.version" not in environ:
+        return None
+    api = sys.modules.get("uwsgi")  # there, but not on disk
+    fd = _ask(_get(api, "connection_fd"))
+    threads = _count(_get(api, "cores"))
+    return Host("uwsgi", fd if isinstance(fd, int) and fd >= 0 else None, threads, _uwsgi_stopping())
+
+
+def _uwsgi_stopping() -> Callable[[], bool]:
+    """A worker that is to end gracefully ends its idle threads at once, which is all that can be seen of it.
+
+    Nothing is seen while all of them are busy, with one thread, or without /proc.
+    """
+    seen: frozenset[str] = frozenset()
+
+    def is_stopping() -> bool:
+        nonlocal seen
+        # The first request may come before all threads are there, so this looks for them again and again.
+        tasks = seen.union(filter(os.path.exists, _uwsgi_tasks()))
+        seen = tasks
+        return not all(map(os.path.exists, tasks))
+
+    quiet = _quiet(is_stopping)
+    quiet()
+    return quiet
+
+
+def _uwsgi_tasks() -> list[str]:
+    """Where the system shows the threads of uWSGI, but for the first, which stays to the end."""
+    # Not `threading.enumerate`, which takes a lock: uWSGI forks without Python's hooks, so it may be held for ever.
+    # For the same reason the first thread has its parent's `native_id`.
+    threads: list[Any] = list(_get(threading, "_active").values())
+    return [
+        f"/proc/self/task/{thread.native_id}"
+        for thread in threads
+        if re.fullmatch(r"uWSGIWorker\d+Core[1-9]\d*", thread.name)
+    ]
+
+
+def _mod_wsgi(environ: Mapping[str, Any]) -> Host | None:
+    if "mod_wsgi.version" not in environ:
+        return None
+    # Python's main thread is here the one that was first to import `threading`, and its end means nothing.
+    return Host("mod_wsgi", None, None, _never)
+
+
+# -- stopping ----------------------------------------------------------------------------------------------------------
+
+
+def _never() -> bool:
+    return False
+
+
+def _stopping(*signs: Callable[[], bool]) -> Callable[[], bool]:
+    """Any of these, or the end of the main thread: Python then waits for the threads that are left."""
+    every = [_quiet(sign) for sign in (*signs, _python_ends())]
+    return lambda: any(sign() for sign in every)
+
+
+def _quiet(sign: Callable[[], bool]) -> Callable[[], bool]:
+    def is_stopping() -> bool:
+        try:
+            return bool(sign())
+        except Exception:
+            return False
+
+    return is_stopping
+
+
+def _python_ends() -> Callable[[], bool]:
+    main = threading.main_thread()
+    if _ends(main):
+        return _never  # it has left its server to another thread, for which its end meant nothing
+    return lambda: _ends(main)
+
+
+def _ends(main: threading.Thread) -> bool:
+    if _get(threading, "_SHUTTING_DOWN") is True:
+        return True  # told first: Python waits for the threads of executors while the main thread still counts as alive
+    # Up to Python 3.12, `is_alive` takes the main thread's lock for a moment. If that is the moment in which the main
+    # thread ends, that one fails, and does not wait for the other threads.
+    stopped = _get(main, "_is_stopped")
+    return stopped if isinstance(stopped, bool) else not main.is_alive()
+
+
+# -- looking -----------------------------------------------------------------------------------------------------------
+
+
+def _get(value: Any, *names: str) -> Any:
+    """An attribute of an attribute and so on; None where there is no such thing."""
+    for name in names:
+        try:
+            value = getattr(value, name)
+        except Exception:
+            return None
+    return value
+
+
+def _ask(function: Any) -> Any:
+    """What it returns, or None."""
+    try:
+        return function()
+    except Exception:
+        return None
+
+
+def _fileno(connection: Any) -> int | None:
+    fd = _ask(_get(connection, "fileno"))
+    return fd if isinstance(fd, int) and fd >= 0 else None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None

@@ -1,0 +1,225 @@
+"""The watcher: one thread a process, which sees what a thread that drives a stream cannot see.
+
+A driver that waits for the next frame does not notice that its client has left, one that sends to a client which takes
+nothing cannot stop, and neither knows that the server wants to end. Any thread adds and removes; the driver alone
+writes `Watch.busy_since`; the rest is the watcher's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from contextlib import suppress
+from typing import Any, Protocol
+
+from .host import Host
+from .process import PerProcess
+from .worker import Worker
+
+_log = logging.getLogger("sse_batcher.watcher")
+
+TICK = 0.2
+"""Seconds between two looks at whether the server is stopping, and at who takes nothing."""
+
+FULL = 0.8
+"""The part of a server's threads that streams may hold before it is said aloud."""
+
+SAMPLE = 10
+"""How many streams are asked at once whether their server is stopping."""
+
+_BYTES_ACKED = struct.Struct("=120xQ")  # of Linux's `struct tcp_info`
+
+
+class Stream(Protocol):
+    """What is watched. Both are called by the watcher's thread, and must not wait."""
+
+    def close(self) -> None:
+        """The client has hung up."""
+
+    def drain(self) -> None:
+        """The server is stopping."""
+
+
+class Watch:
+    """One stream that is watched, and a duplicate of its connection, so that nobody else gets its number meanwhile.
+
+    `send_timeout`: seconds after which a client that takes nothing of what the server sends is given up.
+    """
+
+    def __init__(self, stream: Stream, host: Host, send_timeout: float) -> None:
+        self.stream = stream
+        self.host = host
+        self.busy_since: float | None = None
+        """Since when the server has had a block in its hands, by `time.monotonic`; None while it waits for one."""
+        self._send_timeout = send_timeout
+        self._seen: tuple[float, int | None] | None = None
+        self._seen_at = 0.0
+        # Guards the duplicate's end: a shutdown must not meet a number that belongs to another connection by now.
+        self._lock = threading.Lock()
+        self._connection: socket.socket | None = None
+        if host.fd is not None:
+            # Where no descriptor is left, or the connection has ended already, heartbeats have to do.
+            with suppress(OSError):
+                self._connection = socket.socket(fileno=os.dup(host.fd))
+
+    def fileno(self) -> int:
+        """The duplicate's number, -1 where there is none."""
+        connection = self._connection
+        return -1 if connection is None else connection.fileno()
+
+    def give_up_if_stalled(self, now: float) -> None:
+        """Shut the connection down if the client has not taken a byte for too long; the server's send fails then.
+
+        Counted from its last sign of life and not from the block's beginning: who reads slowly is served slowly.
+        """
+        since = self.busy_since
+        if since is None:
+            self._seen = None
+            return
+        with self._lock, suppress(OSError):
+            if self._connection is None:
+                return
+            seen = since, _acked(self._connection)
+            if seen != self._seen:
+                self._seen, self._seen_at = seen, now
+            elif now - self._seen_at >= self._send_timeout:
+                self._connection.shutdown(socket.SHUT_RDWR)
+
+    def end_connection(self) -> None:
+        """Let the server see that no further request will come, once the stream is sent and the server is stopping.
+
+        gunicorn would wait for one, for as long as it keeps connections alive, before it ends. Others might look before
+        they have sent all.
+        """
+        if self.host.name.startswith("gunicorn"):
+            with self._lock, suppress(OSError):
+                if self._connection is not None:
+                    self._connection.shutdown(socket.SHUT_RD)
+
+    def close(self) -> None:
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+class Watcher:
+    """The open streams of one process that a server's threads drive."""
+
+    def __init__(self) -> None:
+        self._watches: dict[Watch, None] = {}  # single steps of dictionaries are atomic
+        self._by_fd: dict[int, Watch] = {}
+        epoll = getattr(select, "epoll", None)  # Linux's, and gone where gevent has patched this module
+        self._epoll: Any = epoll and epoll()
+        self._bell = -1  # lets the thread end at once when nothing is left to watch
+        if epoll:
+            self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._epoll.register(self._bell, select.EPOLLIN)
+        self._parked = True  # the thread is not there, or about to end
+        self._next_tick = 0.0
+        self._asked = 0
+        self._told = False
+        self._worker = Worker(self, "sse_batcher-watcher")
+        self._worker.stop()  # its thread ends whenever no stream is left, and is started by the next one
+
+    def add(self, watch: Watch) -> None:
+        """Watch a stream, from the moment in which it is opened."""
+        self._watches[watch] = None
+        fd = watch.fileno()
+        if self._epoll is not None and fd >= 0:
+            self._by_fd[fd] = watch
+            self._epoll.register(fd, select.EPOLLRDHUP)
+        self._tell_if_full(watch.host)
+        # After the stream is listed: a thread that is about to end looks once more.
+        if self._parked:
+            self._parked = False
+            self._worker.wake()
+        self._worker.ensure()
+
+    def remove(self, watch: Watch) -> None:
+        """Watch it no more. Idempotent."""
+        if self._watches.pop(watch, watch) is watch:
+            return
+        fd = watch.fileno()
+        if self._by_fd.pop(fd, None) is not None:
+            with suppress(OSError):
+                self._epoll.unregister(fd)
+        watch.close()
+        if self._epoll is not None and not self._watches:
+            os.eventfd_write(self._bell, 1)
+
+    def work(self) -> float | None:
+        """One turn of the thread, for `Worker`."""
+        if not self._watches:
+            self._parked = True
+            if not self._watches:
+                return None
+            self._parked = False
+        pause = TICK
+        if self._epoll is not None:
+            pause = 0.0
+            for fd, _ in self._epoll.poll(TICK):
+                if fd == self._bell:
+                    os.eventfd_read(fd)
+                watch = self._by_fd.get(fd)
+                # Asked again: the number may have been given to another connection since.
+                if watch is not None and _has_hung_up(fd):
+                    self._leave(watch)
+        now = time.monotonic()
+        if now >= self._next_tick:
+            self._next_tick = now + TICK
+            self.tick(now)
+        return pause
+
+    def tick(self, now: float) -> None:
+        """Look at all streams. `now` is that of `time.monotonic`."""
+        watches = list(self._watches)
+        for watch in watches:
+            watch.give_up_if_stalled(now)
+        # Nearly always all have the same server: some are asked, in turn, and all only if one says yes.
+        first = self._asked % max(1, len(watches))
+        self._asked += SAMPLE
+        if any(watch.host.is_stopping() for watch in watches[first : first + SAMPLE]):
+            for watch in watches:
+                if watch.host.is_stopping():
+                    watch.stream.drain()
+
+    def _leave(self, watch: Watch) -> None:
+        self.remove(watch)
+        watch.stream.close()
+
+    def _tell_if_full(self, host: Host) -> None:
+        held = len(self._watches)
+        if self._told or host.threads is None or held < FULL * host.threads:
+            return
+        self._told = True
+        _log.warning(
+            "%d of the %d threads of this %s process are held by open streams, one each; when all are, nothing else is "
+            "served. Give the server more threads, and set max_clients (SSE_MAX_CLIENTS) below their number.",
+            held,
+            host.threads,
+            host.name,
+        )
+
+
+def _acked(connection: socket.socket) -> int | None:
+    """The bytes that the other side has confirmed, None where the system does not tell."""
+    if not hasattr(socket, "TCP_INFO") or connection.family == getattr(socket, "AF_UNIX", None):
+        return None
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+    return int(_BYTES_ACKED.unpack(info)[0]) if len(info) == _BYTES_ACKED.size else None
+
+
+def _has_hung_up(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLRDHUP)
+    return any(events & (select.POLLRDHUP | select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
+
+
+watcher = PerProcess(Watcher)
+"""This process's."""

@@ -1,0 +1,498 @@
+"""What servers tell of themselves: fakes of each shape, and shapes that we do not know; then the servers themselves.
+
+This module is also the app that those serve: it tells what it has found, and writes a file once it is told to stop.
+"""
+
+from __future__ import annotations
+
+import gc
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from flask import Flask, Response, request
+from werkzeug.serving import make_server
+
+import sse_batcher
+from sse_batcher.host import Host, find_host
+
+from .servers import GTHREAD, HOST, SERVERS, THREADS, TIMEOUT, gunicorn, running, wait_until
+
+ROOT = Path(sse_batcher.__file__).parents[1]
+
+external = pytest.mark.external
+
+
+# -- fakes -------------------------------------------------------------------------------------------------------------
+
+
+class Connection:
+    """A server's socket."""
+
+    def __init__(self, fd: int = 7) -> None:
+        self.fd = fd
+
+    def fileno(self) -> int:
+        return self.fd
+
+
+class Hostile:
+    """A thing that looks like nothing we know, and objects to being looked at."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("bool")
+
+
+class Channel:
+    """A connection of waitress."""
+
+    def __init__(self, threads: int = 4) -> None:
+        dispatcher = SimpleNamespace(threads=set(range(threads)), stop_count=0)
+        self.server = SimpleNamespace(task_dispatcher=dispatcher)
+        self.adj = SimpleNamespace(threads=threads)
+        self.socket = Connection()
+
+    def check_client_disconnected(self) -> bool:
+        return False
+
+
+def fake(module: str, **attributes: Any) -> Any:
+    """An object of a class of this module."""
+    return type("Fake", (), {"__module__": module, **attributes})()
+
+
+def worker(kind: str, **attributes: Any) -> Any:
+    """A worker of gunicorn, with a method that handles its signals."""
+    attributes = {"alive": True, "cfg": SimpleNamespace(threads=5, worker_connections=50), **attributes}
+    return fake(f"gunicorn.workers.{kind}", handle=lambda self, *_: None, **attributes)
+
+
+def thread_of_cheroot(**server: Any) -> Any:
+    server = {"ready": True, "interrupt": None, "requests": SimpleNamespace(min=6, max=float("inf")), **server}
+    conn = SimpleNamespace(socket=Connection())
+    return fake("cheroot.workers.threadpool", server=SimpleNamespace(**server), conn=conn)
+
+
+@pytest.fixture
+def handle(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have a worker handle these signals."""
+
+    def handle(worker: Any, *names: str) -> None:
+        handlers = {getattr(signal, name): worker.handle for name in names or ["SIGTERM"]}
+        monkeypatch.setattr(signal, "getsignal", handlers.get)
+
+    return handle
+
+
+@pytest.fixture
+def current(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Have the driver be this thread."""
+    return lambda thread: monkeypatch.setattr(threading, "current_thread", lambda: thread)
+
+
+# -- unknown -----------------------------------------------------------------------------------------------------------
+
+
+def told(host: Host) -> tuple[str, int | None, int | None, bool]:
+    return host.name, host.fd, host.threads, host.is_stopping()
+
+
+def test_of_an_unknown_server_nothing_is_known() -> None:
+    assert told(find_host({})) == ("", None, None, False)
+
+
+class MainThread:
+    """The main thread of Python 3.13 and later; of those before if it has `_is_stopped`."""
+
+    def __init__(self, old: bool) -> None:
+        if old:
+            self._is_stopped = False
+        self.old = old
+        self.alive = True
+
+    def is_alive(self) -> bool:
+        assert not self.old, "this takes the lock that the main thread is about to release"
+        return self.alive
+
+    def end(self) -> None:
+        self.alive = False
+        if self.old:
+            self._is_stopped = True
+
+
+@pytest.fixture(params=[True, False], ids=["3.12", "3.13"])
+def main_thread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> MainThread:
+    main = MainThread(request.param)
+    monkeypatch.setattr(threading, "main_thread", lambda: main)
+    return main
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        pytest.param({}, id="unknown"),
+        pytest.param({"werkzeug.socket": Connection()}, id="werkzeug"),
+        pytest.param({"gunicorn.socket": Connection()}, id="gunicorn"),
+        pytest.param({"waitress.client_disconnected": Channel().check_client_disconnected}, id="waitress"),
+    ],
+)
+def test_a_process_stops_whose_main_thread_ends(main_thread: MainThread, environ: dict[str, Any]) -> None:
+    host = find_host(environ)
+    assert not host.is_stopping()
+    main_thread.end()
+    assert host.is_stopping()
+
+
+def test_a_process_stops_whose_python_begins_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = find_host({})
+    assert not host.is_stopping()
+    monkeypatch.setattr(threading, "_SHUTTING_DOWN", True)
+    assert host.is_stopping()
+
+
+@pytest.mark.parametrize("embedder", ["uwsgi.version", "mod_wsgi.version"])
+def test_the_main_thread_means_nothing_where_python_is_a_guest(main_thread: MainThread, embedder: str) -> None:
+    host = find_host({embedder: "2.0"})
+    main_thread.end()
+    assert not host.is_stopping()
+
+
+def test_a_main_thread_that_ended_before_the_stream_began_means_nothing(main_thread: MainThread) -> None:
+    main_thread.end()
+    assert not find_host({}).is_stopping()
+
+
+SCRIPT = """
+import threading
+from sse_batcher.host import find_host
+
+def serve():
+    host = find_host({})
+    print(host.is_stopping(), flush=True)
+    begun.set()
+    while not host.is_stopping():
+        pause.wait(0.01)
+    print("ended", flush=True)
+
+begun, pause = threading.Event(), threading.Event()
+{start}
+begun.wait()
+"""
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param("threading.Thread(target=serve).start()", id="thread"),
+        pytest.param("from concurrent import futures; futures.ThreadPoolExecutor().submit(serve)", id="executor"),
+    ],
+)
+def test_python_that_waits_for_its_threads_is_a_process_that_stops(start: str) -> None:
+    command = [sys.executable, "-W", "error", "-c", SCRIPT.replace("{start}", start)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("False\nended\n", "")
+
+
+SHAPES = {
+    "gunicorn": "gunicorn.socket",
+    "werkzeug": "werkzeug.socket",
+    "waitress": "waitress.client_disconnected",
+    "uwsgi": "uwsgi.version",
+    "mod_wsgi": "mod_wsgi.version",
+}
+
+THINGS: dict[str, Callable[[], Any]] = {  # made later: pytest looks at what it is given
+    "none": lambda: None,
+    "object": object,
+    "text": str,
+    "number": int,
+    "closed": lambda: Connection(-1),
+    "other": lambda: fake("x", fileno=None, __self__=1),
+    "hostile": Hostile,
+}
+
+
+@pytest.mark.parametrize("make", THINGS.values(), ids=THINGS)
+@pytest.mark.parametrize("key", SHAPES.values(), ids=SHAPES)
+def test_what_has_another_shape_is_unknown(
+    key: str, make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, current: Callable[[Any], None]
+) -> None:
+    thing = make()
+    monkeypatch.setitem(sys.modules, "uwsgi", thing)
+    monkeypatch.setattr(signal, "getsignal", lambda _: thing)
+    current(thing)
+    host = find_host({key: thing})
+    assert told(host)[1:] == (None, None, False)
+    assert host.name in {"", *SHAPES}
+
+
+@pytest.mark.parametrize("make", THINGS.values(), ids=THINGS)
+def test_a_server_that_takes_another_shape_is_not_stopping(
+    make: Callable[[], Any], handle: Callable[..., None], current: Callable[[Any], None]
+) -> None:
+    thing, channel, its_worker, thread = make(), Channel(), worker("gthread"), thread_of_cheroot()
+    handle(its_worker)
+    hosts = [
+        find_host({"gunicorn.socket": Connection()}),
+        find_host({"waitress.client_disconnected": channel.check_client_disconnected}),
+    ]
+    current(thread)
+    hosts.append(find_host({}))
+    assert [host.name for host in hosts] == ["gunicorn gthread", "waitress", "cheroot"]
+    type(its_worker).alive = thread.server.ready = thread.server.interrupt = thing
+    channel.server.task_dispatcher.threads = channel.server.task_dispatcher.stop_count = thing
+    assert not any(host.is_stopping() for host in hosts)
+
+
+def test_what_tells_of_stopping_does_not_keep_the_request(
+    handle: Callable[..., None], current: Callable[[Any], None]
+) -> None:
+    class Environ(dict[str, Any]):
+        pass
+
+    handle(worker("sync"))
+    thread = thread_of_cheroot()
+    channel = Channel()
+    environs = [
+        Environ({"gunicorn.socket": Connection()}),
+        Environ({"werkzeug.socket": Connection()}),
+        Environ({"waitress.client_disconnected": channel.check_client_disconnected}),
+        Environ({"uwsgi.version": b"2"}),
+        Environ(),
+    ]
+    references: list[weakref.ref[Any]] = [weakref.ref(environ) for environ in environs]
+    connections = [environs[0]["gunicorn.socket"], environs[1]["werkzeug.socket"], channel, thread.conn.socket]
+    references += [weakref.ref(connection) for connection in connections]
+    hosts = [find_host(environ) for environ in environs]
+    current(thread)
+    hosts.append(find_host({}))
+    del environs, channel, connections
+    type(thread).conn = None  # as cheroot does after the request
+    gc.collect()
+    assert [reference() for reference in references] == [None] * len(references)
+    assert not any(host.is_stopping() for host in hosts)
+
+
+# -- each --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "threads"),
+    [
+        ("sync", "gunicorn sync", 1),
+        ("gthread", "gunicorn gthread", 5),
+        ("ggevent", "gunicorn gevent", 50),
+        ("geventlet", "gunicorn eventlet", 50),
+        ("new", "gunicorn new", None),
+    ],
+)
+def test_gunicorn_stops_with_its_worker(
+    module: str, name: str, threads: int | None, handle: Callable[..., None]
+) -> None:
+    its_worker = worker(module)
+    handle(its_worker)
+    host = find_host({"gunicorn.socket": Connection()})
+    assert told(host) == (name, 7, threads, False)
+    type(its_worker).alive = False
+    assert host.is_stopping()
+
+
+def test_a_worker_of_ones_own_is_named_for_what_it_is_derived_from(handle: Callable[..., None]) -> None:
+    class Mine(type(worker("gthread"))):  # type: ignore[misc]
+        pass
+
+    handle(Mine())
+    assert told(find_host({"gunicorn.sock": Connection()})) == ("gunicorn gthread", 7, 5, False)
+
+
+def test_gunicorn_is_found_by_another_signal_if_the_app_has_taken_one(handle: Callable[..., None]) -> None:
+    handle(worker("sync"), "SIGQUIT", "SIGUSR1")
+    assert find_host({"gunicorn.socket": Connection()}).name == "gunicorn sync"
+
+
+def test_gunicorn_without_its_signals_still_shows_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)
+    assert told(find_host({"gunicorn.socket": Connection()})) == ("gunicorn", 7, None, False)
+
+
+def test_waitress_stops_when_all_of_its_threads_have_to_end() -> None:
+    channel = Channel(threads=4)
+    dispatcher = channel.server.task_dispatcher
+    host = find_host({"waitress.client_disconnected": channel.check_client_disconnected})
+    assert told(host) == ("waitress", 7, 4, False)
+    dispatcher.stop_count = 1  # somebody wants one thread less
+    assert not host.is_stopping()
+    dispatcher.stop_count = 4
+    assert host.is_stopping()
+    dispatcher.threads, dispatcher.stop_count = {2}, 1  # the idle ones have ended
+    assert host.is_stopping()
+    dispatcher.threads, dispatcher.stop_count = set(), 0
+    assert host.is_stopping()
+
+
+@pytest.mark.parametrize("change", [{"ready": False}, {"interrupt": KeyboardInterrupt()}], ids=str)
+def test_cheroot_stops_when_it_is_no_longer_ready_or_interrupted(
+    change: dict[str, Any], current: Callable[[Any], None]
+) -> None:
+    thread = thread_of_cheroot()
+    current(thread)
+    host = find_host({})
+    assert told(host) == ("cheroot", 7, 6, False)
+    vars(thread.server).update(change)
+    assert host.is_stopping()
+
+
+def test_uwsgi_stops_when_one_of_its_threads_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    uwsgi = ModuleType("uwsgi")
+    vars(uwsgi).update(connection_fd=lambda: 7, cores=3)
+    monkeypatch.setitem(sys.modules, "uwsgi", uwsgi)
+    ends = [threading.Event(), threading.Event(), threading.Event()]
+    names = ["uWSGIWorker1Core1", "another", "uWSGIWorker1Core2"]
+    threads = [threading.Thread(target=end.wait, name=name) for name, end in zip(names, ends, strict=True)]
+    threads[0].start()
+    try:
+        host = find_host({"uwsgi.version": b"2.0.30"})
+        assert told(host) == ("uwsgi", 7, 3, False)
+        for thread in threads[1:]:  # it has just begun
+            thread.start()
+        assert not host.is_stopping()
+        ends[1].set()
+        gone(threads[1])
+        assert not host.is_stopping()
+        ends[2].set()
+        gone(threads[2])
+        assert host.is_stopping()
+    finally:
+        for end in ends:
+            end.set()
+        for thread in threads:
+            thread.join()
+
+
+def gone(thread: threading.Thread) -> None:
+    wait_until(lambda: not os.path.exists(f"/proc/self/task/{thread.native_id}"), "the system has ended the thread")
+
+
+def test_uwsgi_that_does_not_show_the_connection_is_still_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connection_fd() -> int:
+        raise SystemError("you can call uwsgi api function only from the main callable")
+
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(connection_fd=connection_fd))
+    assert told(find_host({"uwsgi.version": b"2.0.30"})) == ("uwsgi", None, None, False)
+
+
+def test_werkzeug_stops_when_it_is_shut_down() -> None:
+    found: list[Host] = []
+    seen = threading.Event()
+    shut_down = threading.Event()
+    stopping: list[bool] = []
+
+    def its_app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        found.append(find_host(environ))
+        stopping.append(found[0].is_stopping())
+        yield b"x"
+        seen.set()
+        assert shut_down.wait(TIMEOUT)
+        stopping.append(found[0].is_stopping())
+
+    server = make_server(HOST, 0, its_app, threaded=True)
+    serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+    serving.start()
+    with socket.create_connection((HOST, server.port), timeout=TIMEOUT) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert seen.wait(TIMEOUT)
+        server.shutdown()
+        serving.join()
+        shut_down.set()
+        while client.recv(1000):
+            pass
+    assert stopping == [False, True]
+    assert (found[0].name, found[0].threads) == ("werkzeug", None)
+
+
+def test_werkzeug_without_threads_serves_one_request_at_once() -> None:
+    assert find_host({"werkzeug.socket": Connection(), "wsgi.multithread": False}).threads == 1
+
+
+# -- real ones ---------------------------------------------------------------------------------------------------------
+
+app = Flask(__name__)
+
+
+@app.get("/")
+def look() -> Response:
+    return Response(_look(request.environ), mimetype="text/plain")
+
+
+def _look(environ: dict[str, Any]) -> Iterator[str]:
+    host = find_host(environ)
+    peer = None
+    if host.fd is not None:
+        with socket.socket(fileno=os.dup(host.fd)) as connection:
+            peer = connection.getpeername()
+    yield json.dumps([host.name, host.threads, peer, host.is_stopping()]) + "\n"
+    deadline = time.monotonic() + TIMEOUT
+    while not host.is_stopping() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if host.is_stopping():
+        file = Path("stopped.tmp")
+        file.write_text(str(time.monotonic()))
+        file.rename("stopped")
+
+
+SYNC = gunicorn()
+
+
+@external
+@pytest.mark.parametrize(
+    ("command", "signal_number", "name", "threads"),
+    [
+        pytest.param(SYNC, signal.SIGTERM, "gunicorn sync", 1, id="gunicorn sync"),
+        pytest.param(GTHREAD, signal.SIGTERM, "gunicorn gthread", THREADS, id="gunicorn gthread"),
+        pytest.param(GTHREAD, signal.SIGINT, "gunicorn gthread", THREADS, id="gunicorn gthread, interrupted"),
+        pytest.param(GTHREAD, signal.SIGHUP, "gunicorn gthread", THREADS, id="gunicorn gthread, reloaded"),
+        pytest.param(SERVERS["gunicorn-gevent"].command, signal.SIGTERM, "gunicorn gevent", 1000, id="gunicorn gevent"),
+        pytest.param(SERVERS["waitress"].command, signal.SIGINT, "waitress", THREADS, id="waitress"),
+        pytest.param(SERVERS["cheroot"].command, signal.SIGINT, "cheroot", THREADS, id="cheroot"),
+        pytest.param(SERVERS["uwsgi"].command, signal.SIGHUP, "uwsgi", THREADS, id="uwsgi, reloaded"),
+        pytest.param(SERVERS["uwsgi-http"].command, signal.SIGHUP, "uwsgi", THREADS, id="uwsgi http, reloaded"),
+    ],
+)
+def test_a_server_shows_the_connection_and_that_it_stops_within_a_second(
+    command: tuple[str, ...], signal_number: int, name: str, threads: int, tmp_path: Path
+) -> None:
+    command = tuple(argument.replace("serverapp", "tests.test_host") for argument in command)
+    with running(command, tmp_path) as server, server.watched():
+        client = http.client.HTTPConnection(HOST, server.port, timeout=TIMEOUT)
+        client.connect()
+        client_name = client.sock.getsockname()
+        client.request("GET", "/")
+        answer = client.getresponse()
+        found = json.loads(answer.readline())
+        assert [found[0], found[1], found[3]] == [name, threads, False]
+        routed = any(argument.startswith("--http=") for argument in command)  # by a process before the worker
+        assert (tuple(found[2]) == client_name) != routed
+        assert not (tmp_path / "stopped").exists()
+        threading.Event().wait(0.2)  # uWSGI may still be starting its other threads
+        start = time.monotonic()
+        server.process.send_signal(signal_number)
+        wait_until((tmp_path / "stopped").exists, "it has seen that it has to stop")
+        assert float((tmp_path / "stopped").read_text()) - start < 1
+        answer.close()
+        client.close()

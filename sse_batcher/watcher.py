@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -52,7 +53,8 @@ class Watch:
     """
 
     def __init__(self, stream: Stream, host: Host, send_timeout: float) -> None:
-        self.stream = stream
+        # Weakly: a stream that is dropped without a close must not keep itself and its manager.
+        self.stream = weakref.ref(stream)
         self.host = host
         self.busy_since: float | None = None
         """Since when the server has had a block in its hands, by `time.monotonic`; None while it waits for one."""
@@ -114,10 +116,10 @@ class Watcher:
     def __init__(self) -> None:
         self._watches: dict[Watch, None] = {}  # single steps of dictionaries are atomic
         self._by_fd: dict[int, Watch] = {}
-        epoll = getattr(select, "epoll", None)  # Linux's, and gone where gevent has patched this module
-        self._epoll: Any = epoll and epoll()
+        self._epoll: Any = None
         self._bell = -1  # lets the thread end at once when nothing is left to watch
-        if epoll:
+        if hasattr(select, "epoll"):  # Linux's, and gone where gevent has patched this module
+            self._epoll = select.epoll()
             self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._epoll.register(self._bell, select.EPOLLIN)
         self._parked = True  # the thread is not there, or about to end
@@ -180,18 +182,23 @@ class Watcher:
         """Look at all streams. `now` is that of `time.monotonic`."""
         watches = list(self._watches)
         for watch in watches:
+            if watch.stream() is None:
+                self.remove(watch)
             watch.give_up_if_stalled(now)
         # Nearly always all have the same server: some are asked, in turn, and all only if one says yes.
         first = self._asked % max(1, len(watches))
         self._asked += SAMPLE
         if any(watch.host.is_stopping() for watch in watches[first : first + SAMPLE]):
             for watch in watches:
-                if watch.host.is_stopping():
-                    watch.stream.drain()
+                stream = watch.stream()
+                if stream is not None and watch.host.is_stopping():
+                    stream.drain()
 
     def _leave(self, watch: Watch) -> None:
         self.remove(watch)
-        watch.stream.close()
+        stream = watch.stream()
+        if stream is not None:
+            stream.close()
 
     def _tell_if_full(self, host: Host) -> None:
         held = len(self._watches)

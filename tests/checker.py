@@ -1,0 +1,233 @@
+"""The judge of the promise "delivered in order, or replayed, or told", after the manner of Jepsen.
+
+Pure. It knows what was sent, and for each browser all complete blocks of all its connections; it knows nothing of how
+the frames came there. Positions are places in the list of what was sent: it looks into ids only at their ``.part``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn
+
+from .sse_parser import EventStreamParser, ServerEvent
+
+Facts = tuple[int, int]
+"""How many frames were sent, and how many of these, the oldest, may have left the history. Both at most."""
+
+
+class Violation(AssertionError):
+    """The promise was broken. `kind` says how."""
+
+    def __init__(self, kind: str, what: str) -> None:
+        super().__init__(f"{kind}: {what}")
+        self.kind = kind
+
+
+class Sent(NamedTuple):
+    """A frame, as it was published: its events are (type, data). One that is `lost` never came."""
+
+    id: str
+    channel: str
+    events: tuple[tuple[str, Any], ...]
+    lost: bool = False
+
+
+class Got(NamedTuple):
+    """A complete block, and the facts right after it was taken."""
+
+    event: ServerEvent
+    sent: int
+    gone: int
+
+
+@dataclass
+class Connection:
+    """One request and what came back."""
+
+    channels: tuple[str, ...]
+    asked: str | None = None
+    batches: bool = True
+    got: list[Got] = field(default_factory=list)
+    drained: int | None = None
+    """It had taken everything that there was when so many frames had been sent."""
+
+
+class Browser:
+    """What a browser keeps: the cursor that it was given last, in a block that was complete."""
+
+    def __init__(self, channels: tuple[str, ...], facts: Callable[[], Facts]) -> None:
+        self.channels = channels
+        self.last_id: str | None = None
+        self.life: list[Connection] = []
+        self._facts = facts
+        self._parser = EventStreamParser(strict=True)
+
+    def connect(self, cursor: str | None = None, *, batches: bool = True) -> str | None:
+        """Begin a connection, and return the ``Last-Event-ID`` to send: the last one, unless it is told another."""
+        asked = self.last_id if cursor is None else cursor
+        self.life.append(Connection(self.channels, asked, batches))
+        self._parser = EventStreamParser(strict=True)
+        return asked
+
+    def feed(self, data: bytes) -> list[ServerEvent]:
+        events = self._parser.feed(data)
+        for event in events:
+            self.life[-1].got.append(Got(event, *self._facts()))
+            self.last_id = event.id or self.last_id
+        return events
+
+
+def judge(start: str, sent: Sequence[Sent], life: Iterable[Connection]) -> Counter[str]:
+    """Count the blocks of one browser's life by type, or raise `Violation`. `start` is the id before all frames."""
+    ids = {start: 0} | {frame.id: number for number, frame in enumerate(sent, 1)}
+    known: set[str] = set()
+    counts: Counter[str] = Counter()
+    for connection in life:
+        asked = connection.asked
+        if asked is not None and asked not in known and asked.partition(".")[0] in ids:
+            raise Violation("cursor", f"{asked} was in no complete block that this browser got")
+        _Trial(sent, ids, connection).hold()
+        for got in connection.got:
+            known.add(got.event.id)
+            counts[got.event.type] += 1
+    return counts
+
+
+def judge_publishing(published: Iterable[tuple[str, str, Sequence[Any]]], sent: Iterable[Sent]) -> None:
+    """Whether for each (channel, type) of each publisher all its events are in the frames, once and in order.
+
+    `published` has these and the data, each of which is unlike any other.
+    """
+    lanes: dict[tuple[str, str], list[Any]] = {}
+    for frame in sent:
+        for event_type, data in frame.events:
+            lanes.setdefault((frame.channel, event_type), []).append(data)
+    for channel, event_type, expected in published:
+        came = [data for data in lanes.get((channel, event_type), []) if data in expected]
+        if came != list(expected):
+            raise Violation("publishing", f"{event_type!r} in {channel!r}: {expected} went in, {came} came out")
+
+
+class _Trial:
+    """One connection. `_place` and `_part` are where the browser stands: so many frames, so many events of the next."""
+
+    def __init__(self, sent: Sequence[Sent], ids: dict[str, int], connection: Connection) -> None:
+        self._sent = sent
+        self._ids = ids
+        self._connection = connection
+        self._place = 0
+        self._part = 0
+
+    def hold(self) -> None:
+        connection = self._connection
+        ended = False
+        for number, got in enumerate(connection.got):
+            if ended:
+                self._fail("content", got, "after the end")
+            name = got.event.type
+            if (number == 0) != (name in {"sse_open", "sse_gap", "sse_busy"}) and name != "sse_gap":
+                self._fail("content", got, "the first block, and no other, opens a stream")
+            if name == "sse_gap":
+                self._gap(got, first=number == 0)
+            elif name == "sse_open":
+                self._open(got)
+            elif name in {"sse_bye", "sse_busy"}:
+                ended = True
+                if name == "sse_bye" and self._stand(got) != (self._place, self._part):
+                    self._fail("cursor", got, "a goodbye says where the client stands")
+            else:
+                self._event(got)
+        if connection.drained is not None and connection.got:
+            rest = self._next(connection.drained)
+            if rest is not None:
+                raise Violation("loss", f"{self._sent[rest - 1]} never came to {connection}")
+
+    def _open(self, got: Got) -> None:
+        self._place, self._part = self._stand(got)
+        if self._connection.asked is not None and got.event.id != self._connection.asked:
+            self._fail("cursor", got, f"it came with {self._connection.asked}, and goes on elsewhere")
+        if self._place > got.sent:
+            self._fail("cursor", got, "nothing that is so new was ever sent")
+
+    def _gap(self, got: Got, *, first: bool) -> None:
+        place, part = self._stand(got)
+        asked = self._connection.asked
+        if first:
+            if asked is None:
+                self._fail("false gap", got, "it began anew")
+            frame, _, asked_part = asked.partition(".")
+            if frame not in self._ids:
+                self._place, self._part = place, part  # a cursor of another history, or none at all
+                return
+            self._place, self._part = self._before(self._ids[frame], int(asked_part or 0))
+        if (place, part) < (self._place, self._part):
+            self._fail("cursor", got, "it goes back")
+        if part or place > got.sent:
+            self._fail("cursor", got, "after a gap a client stands at the head")
+        missed = (
+            number <= got.gone or self._sent[number - 1].lost
+            for number in range(self._place + 1, got.sent + 1)
+            if self._asked_for(number)
+        )
+        if not any(missed):
+            self._fail("false gap", got, "all that it had not got was in the history")
+        self._place, self._part = place, part
+
+    def _event(self, got: Got) -> None:
+        frame, _, part = got.event.id.partition(".")
+        number = self._ids.get(frame)
+        if number is None:
+            self._fail("content", got, "there is no such frame")
+        if not self._asked_for(number):
+            self._fail("channel", got, f"of {self._sent[number - 1].channel!r}")
+        upto = int(part) if part else len(self._sent[number - 1].events)
+        if number <= self._place:
+            self._fail("duplicate", got, "the browser stands behind it")
+        due = self._next(len(self._sent))
+        if number != due:
+            assert due is not None, "it is one of those that may come"
+            self._fail("order" if self._comes_later(due) else "loss", got, f"{self._sent[due - 1]} was next")
+        begin = self._part
+        events = self._sent[number - 1].events
+        values = _values(got.event)
+        expected = list(events[begin : begin + 1] if begin or not self._connection.batches else events)
+        if upto != begin + len(expected):
+            self._fail("loss" if upto > begin else "duplicate", got, f"{begin} events of this frame had come")
+        if values != expected:
+            self._fail("content", got, f"sent were {expected}")
+        self._place, self._part = (number, 0) if upto == len(events) else (number - 1, upto)
+
+    def _comes_later(self, number: int) -> bool:
+        return any(got.event.id.partition(".")[0] == self._sent[number - 1].id for got in self._connection.got)
+
+    def _next(self, sent: int) -> int | None:
+        """The frame that is due, of the first so many."""
+        return next((number for number in range(self._place + 1, sent + 1) if self._asked_for(number)), None)
+
+    def _asked_for(self, number: int) -> bool:
+        return self._sent[number - 1].channel in (*self._connection.channels, "*")
+
+    def _stand(self, got: Got) -> tuple[int, int]:
+        frame, _, part = got.event.id.partition(".")
+        if frame not in self._ids:
+            self._fail("cursor", got, "no frame has this id")
+        return self._before(self._ids[frame], int(part or 0))
+
+    @staticmethod
+    def _before(number: int, part: int) -> tuple[int, int]:
+        return (number - 1, part) if part else (number, 0)
+
+    def _fail(self, kind: str, got: Got, why: str) -> NoReturn:
+        raise Violation(kind, f"{got}, {why}; it is one of {self._connection}")
+
+
+def _values(event: ServerEvent) -> list[tuple[str, Any]]:
+    """The events of a block, as (type, data)."""
+    data = event.json
+    if event.type == "mixed_batch":
+        return [(value["type"], value["data"]) for value in data["events"]]
+    if event.type.endswith("_batch"):
+        return [(event.type.removesuffix("_batch"), value) for value in data["events"]]
+    return [(event.type, data)]

@@ -1,0 +1,825 @@
+"""Nothing is lost silently, whatever happens: looked for at random, in the manner of Jepsen, by `tests.checker`.
+
+First the judge itself; then the interleavings of one process, in one thread and without sockets: drawn at random, and
+each of those with one switch; then real HTTP through `tests.fault_proxy`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import queue
+import re
+import socket
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import count, product, takewhile
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import parse_qs
+
+import greenlet  # type: ignore[import-untyped]
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
+
+from sse_batcher import BatchOptions, Client, ClientOptions, HistoryOptions, SSEManager, stream
+from sse_batcher.backends.memory import MemoryBackend
+from sse_batcher.cli import serving
+from sse_batcher.event import Batch, Event
+from sse_batcher.hub import Hub, Receiver
+from sse_batcher.wire import HEARTBEAT, Frame
+
+from .checker import Browser, Connection, Facts, Got, Sent, Violation, judge, judge_publishing
+from .fault_proxy import FaultProxy, Faults
+from .sse_parser import ServerEvent
+
+PATIENCE = 10.0
+
+# -- the judge ---------------------------------------------------------------------------------------------------------
+
+SENT = [
+    Sent("e-1", "a", (("t", 1),)),
+    Sent("e-2", "b", (("t", 2),)),
+    Sent("e-3", "a", (("t", 3), ("t", 4), ("t", 5))),
+    Sent("e-4", "*", (("u", 6),)),
+    Sent("e-5", "a", (("t", 7),), lost=True),
+    Sent("e-6", "a", (("t", 8),)),
+]
+ALL = len(SENT)
+
+
+def block(event: str, id: str, data: Any = None, sent: int = ALL, gone: int = 0) -> Got:
+    return Got(ServerEvent(event, json.dumps(data), id), sent, gone)
+
+
+ONE = block("t", "e-1", 1)
+THREE = block("t_batch", "e-3", {"events": [3, 4, 5]})
+FOUR = block("u", "e-4", 6)
+SIX = block("t", "e-6", 8)
+GAP = block("sse_gap", "e-5")
+PARTS = [block("t", "e-3.1", 3), block("t", "e-3.2", 4), block("t", "e-3", 5)]
+
+
+def opened(id: str, *got: Got, **more: Any) -> Connection:
+    return Connection(("a",), got=[block("sse_open", id), *got], **more)
+
+
+def verdict(*life: Connection) -> str | None:
+    try:
+        judge("e-0", SENT, life)
+    except Violation as violation:
+        return violation.kind
+    return None
+
+
+@pytest.mark.parametrize(
+    "life",
+    [
+        [opened("e-0", ONE, THREE, FOUR, GAP, SIX, drained=6)],
+        [opened("e-0", ONE, block("sse_bye", "e-1")), opened("e-1", THREE, asked="e-1")],
+        [opened("e-0", ONE, THREE), opened("e-1", THREE, FOUR, asked="e-1")],
+        [opened("e-1", *PARTS, FOUR, batches=False, drained=4)],
+        [opened("e-1", PARTS[0], batches=False), opened("e-3.1", *PARTS[1:], FOUR, asked="e-3.1", drained=4)],
+        [opened("e-0", ONE), Connection(("a",), "e-1", got=[block("sse_gap", "e-4", gone=3)], drained=4)],
+        [Connection(("a",), "other-7", got=[block("sse_gap", "e-4")])],
+        [opened("e-0", ONE), Connection(("a",), "e-1", got=[block("sse_busy", "e-1")])],
+        [Connection(("a",))],
+    ],
+    ids=["whole", "returns", "rewinds", "no batches", "inside a batch", "gap", "another history", "busy", "nothing"],
+)
+def test_a_good_record_is_accepted(life: list[Connection]) -> None:
+    assert verdict(*life) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "life"),
+    [
+        ("loss", [opened("e-0", THREE)]),
+        ("loss", [opened("e-0", ONE, THREE, FOUR, SIX)]),
+        ("loss", [opened("e-0", ONE, drained=3)]),
+        ("loss", [opened("e-0", ONE, drained=1), opened("e-1", FOUR, asked="e-1")]),
+        ("loss", [opened("e-1", PARTS[0], PARTS[2], batches=False)]),
+        ("loss", [opened("e-1", *PARTS[1:], batches=False)]),
+        ("duplicate", [opened("e-0", ONE, ONE)]),
+        ("duplicate", [opened("e-0", ONE), opened("e-1", ONE, asked="e-1")]),
+        ("duplicate", [opened("e-1", PARTS[0], PARTS[0], batches=False)]),
+        ("duplicate", [opened("e-0", ONE), opened("e-1", THREE, GAP, THREE, asked="e-1")]),
+        ("order", [opened("e-0", THREE, ONE)]),
+        ("order", [opened("e-0", ONE, FOUR, THREE)]),
+        ("channel", [opened("e-0", ONE, block("t", "e-2", 2))]),
+        ("cursor", [opened("e-0", ONE), opened("e-3", asked="e-1")]),
+        ("cursor", [Connection(("a",), got=[block("sse_open", "e-4", sent=3)])]),
+        ("cursor", [opened("e-0", ONE, block("sse_bye", "e-3"))]),
+        ("cursor", [opened("e-0", ONE, THREE, FOUR, block("sse_gap", "e-3", gone=6))]),
+        ("cursor", [opened("e-0", ONE), opened("e-3", asked="e-3")]),
+        ("cursor", [opened("f-0")]),
+        ("false gap", [opened("e-0", ONE, block("sse_gap", "e-4", sent=4, gone=1))]),
+        ("false gap", [Connection(("a",), got=[GAP])]),
+        ("false gap", [opened("e-0", ONE), Connection(("b",), "e-1", got=[block("sse_gap", "e-4", gone=1)])]),
+        ("content", [opened("e-0", block("t", "e-1", 10))]),
+        ("content", [opened("e-0", ONE, block("t_batch", "e-3", {"events": [3, 4]}))]),
+        ("content", [opened("e-0", block("t", "e-9", 1))]),
+        ("content", [opened("e-0", block("sse_bye", "e-0"), ONE)]),
+        ("content", [Connection(("a",), got=[ONE])]),
+        ("content", [opened("e-0", block("sse_open", "e-0"))]),
+    ],
+)
+def test_a_record_of_a_broken_promise_is_rejected(kind: str, life: list[Connection]) -> None:
+    assert verdict(*life) == kind
+
+
+def test_what_was_published_has_to_be_in_the_frames_once_and_in_order() -> None:
+    judge_publishing([("a", "t", [1, 3, 4, 5, 7, 8]), ("b", "t", [2]), ("a", "t", [3, 8])], SENT)
+    for wrong in ([3, 1], [1, 3, 4, 5, 6], [1, 9]):
+        with pytest.raises(Violation, match="publishing"):
+            judge_publishing([("a", "t", wrong)], SENT)
+
+
+def test_a_block_that_is_cut_anywhere_is_none_and_leaves_the_cursor_alone() -> None:
+    data = b"event: t\ndata: 1\nid: e-1\n\nevent: t\ndata: 2\nid: e-2\n\n"
+    for end in range(len(data)):
+        browser = Browser(("a",), lambda: (0, 0))
+        browser.connect()
+        browser.feed(data[:end])
+        complete = data[:end].count(b"\n\n")
+        assert len(browser.life[0].got) == complete
+        assert browser.connect() == (None, "e-1")[complete]
+
+
+# -- what was sent -----------------------------------------------------------------------------------------------------
+
+
+class Record:
+    """Stands between backend and hub, and writes down what goes through. Called by one thread at a time."""
+
+    def __init__(self, history: HistoryOptions) -> None:
+        self.sent: list[Sent] = []
+        self.fail = False
+        self._room = history.history_frames
+        self._kept: list[int] = []  # the numbers of the frames that were not lost
+        self._last: Frame | None = None
+        self._receiver: Receiver | None = None
+
+    def facts(self) -> Facts:
+        """See `tests.checker.Facts`."""
+        gone = self._kept[-self._room - 1] if len(self._kept) > self._room else 0
+        return len(self.sent), gone
+
+    def stand_before(self, receiver: Receiver) -> Record:
+        self._receiver = receiver
+        return self
+
+    def deliver(self, frame: Frame) -> None:
+        events = tuple((event.type, event.data) for event in frame.batch.events)
+        self.sent.append(Sent(frame.id, frame.batch.channel, events, lost=self.fail))
+        if self.fail:
+            raise OSError("lost on purpose")
+        self._kept.append(len(self.sent))
+        assert self._receiver is not None
+        self._receiver.deliver(frame)
+
+    def lose(self, channel: str, position: Any) -> None:
+        assert self._receiver is not None
+        self._receiver.lose(channel, position)
+
+
+class RecordedBackend(MemoryBackend):
+    def __init__(self, record: Record) -> None:
+        super().__init__()
+        self.record = record
+
+    def connect(self, receiver: Receiver) -> None:
+        super().connect(self.record.stand_before(receiver))
+
+
+# -- one process, every interleaving -----------------------------------------------------------------------------------
+
+
+class Turns:
+    """Threads that take turns, as greenlets: each goes on until it comes to a place where another may come in."""
+
+    def __init__(self) -> None:
+        self._places = 0
+        self.failed = False
+
+    def place(self) -> None:
+        self._places += 1
+        if self._places > MANY:
+            raise Violation("livelock", "somebody waits for ever")
+        here = greenlet.getcurrent()
+        if here.parent is not None and not self.failed:
+            here.parent.switch()
+
+    def run(self, works: Iterable[Callable[[], object]], turns: Iterable[int]) -> None:
+        """Each goes on for as many places as its turn says, and after the last turn to its end."""
+        running = [greenlet.greenlet(work) for work in works]
+        places = iter(turns)
+        try:
+            while running:
+                for thread in running:
+                    for _ in range(next(places, 100)):
+                        if not thread.dead:
+                            thread.switch()
+                running = [thread for thread in running if not thread.dead]
+        finally:
+            self.failed = bool(running)  # one of them; the others end where they are
+            for thread in running:
+                with suppress(Violation):
+                    thread.throw()
+
+
+MANY = 10_000
+"""More places than all that happens has."""
+
+
+class SteppedLock:
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._held = False
+
+    def acquire(self, blocking: bool = True) -> bool:
+        self._turns.place()
+        while blocking and self._held:
+            self._turns.place()
+        taken, self._held = not self._held, True
+        return taken
+
+    def release(self) -> None:
+        self._held = False
+        self._turns.place()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+
+class SteppedQueue:
+    """Waits for nothing: where it is empty, the time for a heartbeat has come."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._items: deque[Any] = deque()
+
+    def put(self, item: Any) -> None:
+        self._turns.place()
+        self._items.append(item)
+
+    def get_nowait(self) -> Any:
+        self._turns.place()
+        if not self._items:
+            raise queue.Empty
+        item = self._items.popleft()
+        self._turns.place()  # with the item in hand
+        return item
+
+    def get(self, *, timeout: float) -> Any:
+        return self.get_nowait()
+
+    def qsize(self) -> int:
+        return len(self._items)
+
+
+class Viewer:
+    """A browser, and the server's end of its connection. What was taken last is still on its way."""
+
+    def __init__(self, hub: Hub, record: Record, channels: tuple[str, ...]) -> None:
+        self.channels = channels
+        self.ids: list[str] = []
+        self._hub = hub
+        self._record = record
+        self._facts = record.facts()
+        self._browser = Browser(channels, lambda: self._facts)
+        self.life = self._browser.life
+        self._client: Client | None = None
+        self._on_its_way = b""
+        self._told_to_end = False
+        self._busy = False  # in the hands of one of the threads
+
+    def id(self, back: int) -> str | None:
+        """The id it had so many blocks ago."""
+        return self.ids[-1 - back] if back < len(self.ids) else self._browser.last_id
+
+    def connect(self, cursor: str | None, batches: bool) -> None:
+        with self._alone() as alone:
+            if alone:
+                self._leave(0, 0)
+                asked = self._browser.connect(cursor, batches=batches)
+                self._told_to_end = False
+                self._client = self._hub.connect(self.channels, asked, batches=batches)
+
+    def connect_again(self, back: int, batches: bool) -> None:
+        self.connect(self.id(back), batches)
+
+    def take(self, most: int) -> None:
+        """Take so many blocks, or all there are."""
+        with self._alone() as alone:
+            while alone and most > 0 and self._client is not None:
+                most -= 1
+                self._arrive(len(self._on_its_way))
+                self._on_its_way = next(self._client, b"")
+                self._facts = self._record.facts()
+                if self._on_its_way == HEARTBEAT:
+                    return
+                if not self._on_its_way:
+                    self._leave(0, 0)
+
+    def take_all(self) -> None:
+        """Take all there is, while nothing else happens."""
+        self.take(2 * len(self._record.sent) + 10)
+        if self._client is not None:
+            if self._told_to_end:
+                raise Violation("end", f"it was told to end, and goes on: {self.life[-1]}")
+            if self._on_its_way != HEARTBEAT:
+                raise Violation("duplicate", f"there is no end of {self.life[-1]}")
+            self.life[-1].drained = len(self._record.sent)
+
+    def cut(self, blocks: int, more: int) -> None:
+        """The connection ends after so many blocks of what is on its way, and so many bytes."""
+        with self._alone() as alone:
+            if alone:
+                self._leave(blocks, more)
+
+    def end(self) -> None:
+        self._tell(lambda client: client.end("shutdown"))
+
+    def kick(self) -> None:
+        self._tell(lambda client: client.dismiss("kicked"))
+
+    def _tell(self, end: Callable[[Client], None]) -> None:
+        client = self._client
+        if client is not None:
+            end(client)
+            self._told_to_end |= client is self._client
+
+    def _leave(self, blocks: int, more: int) -> None:
+        ends = [0] + [match.end() for match in re.finditer(b"\n\n", self._on_its_way)]
+        self._arrive(ends[min(blocks, len(ends) - 1)] + more)
+        if self._client is not None:
+            self._client.close()
+        self._client = None
+
+    def _arrive(self, size: int) -> None:
+        self.ids += [event.id for event in self._browser.feed(self._on_its_way[:size])]
+        self._on_its_way = b""
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        alone, self._busy = not self._busy, True
+        try:
+            yield alone
+        finally:
+            self._busy = not alone
+
+
+QUEUE = 3
+HISTORY = HistoryOptions(history_frames=6)
+NUMBERS = st.integers(0, 2)
+BLOCKS = st.integers(0, 3)
+FRAME = st.sampled_from(["a", "b", "*", "z"]), st.sampled_from(["t", "u"]), st.integers(1, 3)
+THING = st.one_of(
+    st.tuples(st.just("publish"), *FRAME),
+    st.tuples(st.just("lose"), *FRAME),
+    st.tuples(st.just("take"), st.sampled_from([1, 2, 100])),
+    st.tuples(st.just("return"), BLOCKS, st.booleans()),
+    st.tuples(st.just("cut"), BLOCKS, BLOCKS),
+    st.tuples(st.just("end")),
+    st.tuples(st.just("kick")),
+)
+AT_ONCE = [("take", 100), ("return", 0, True), ("return", 2, False), ("end",), ("kick",), ("lose", "a", "t", 1)]
+WAITING = [0, QUEUE, QUEUE + 1, 2 * QUEUE + 2]
+"""Frames for a viewer that is at the head, has a full queue, is behind, is too far behind."""
+
+
+class Interleavings(RuleBasedStateMachine):
+    """A hub and three viewers: what happens to them, one thing after the other, and at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns = Turns()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(
+            "sse_batcher.client.queue", SimpleNamespace(SimpleQueue=lambda: SteppedQueue(self.turns), Empty=queue.Empty)
+        )
+        self.record = Record(HISTORY)
+        self.backend = RecordedBackend(self.record)
+        self.publisher = SteppedLock(self.turns)  # a backend delivers one frame at a time
+        self.numbers = count(1)
+        self.start = self.backend.format(self.backend.start)
+        self.hub = Hub(
+            ClientOptions(queue_frames=QUEUE),
+            HISTORY,
+            self.backend,
+            on_connect=lambda client: None,
+            on_disconnect=lambda client, farewell: None,
+        )
+        self.hub._lock = SteppedLock(self.turns)  # type: ignore[assignment]
+        self.backend.connect(self.hub)
+        self.viewers = [Viewer(self.hub, self.record, channels) for channels in (("a",), ("b",), ("a", "b"))]
+
+    def publish(self, channel: str, event_type: str, size: int, *, lost: bool = False) -> None:
+        with self.publisher:
+            events = tuple(Event(event_type, channel, str(next(self.numbers))) for _ in range(size))
+            self.record.fail = lost
+            with suppress(OSError):
+                self.backend.publish(Batch(channel, event_type, events, "manual", 0))
+
+    def lose(self, channel: str, event_type: str, size: int) -> None:
+        self.publish(channel, event_type, size, lost=True)
+
+    def bury(self, id: str | None, over: int) -> None:
+        """Publish so much that nobody hears that the frame of this id is just in the history, or is out of it."""
+        frame = (id or self.start).partition(".")[0]
+        newer = [sent.lost for sent in takewhile(lambda sent: sent.id != frame, reversed(self.record.sent))].count(
+            False
+        )
+        for _ in range(HISTORY.history_frames - newer - 1 + over):
+            self.publish("z", "t", 1)
+
+    def work(self, number: int, thing: tuple[Any, ...]) -> Callable[[], None]:
+        viewer = self.viewers[number]
+        name, *details = thing
+        what: dict[str, Callable[..., None]] = {
+            "publish": self.publish,
+            "lose": self.lose,
+            "take": viewer.take,
+            "return": viewer.connect_again,
+            "cut": viewer.cut,
+            "end": viewer.end,
+            "kick": viewer.kick,
+        }
+        return partial(what[name], *details)
+
+    @rule(number=NUMBERS, things=st.lists(THING, min_size=1, max_size=6))
+    def one_after_the_other(self, number: int, things: list[tuple[Any, ...]]) -> None:
+        for thing in things:
+            self.work(number, thing)()
+
+    @rule(
+        number=NUMBERS,
+        waiting=st.sampled_from(WAITING),
+        things=st.lists(st.sampled_from(AT_ONCE), min_size=1, max_size=2),
+        first=st.booleans(),
+        turns=st.lists(st.sampled_from([*range(10), 100, 100]), max_size=4),
+    )
+    def at_once(
+        self, number: int, waiting: int, things: Sequence[tuple[Any, ...]], first: bool, turns: Sequence[int]
+    ) -> None:
+        """Something happens to a viewer while a frame is published, which comes first or last."""
+        viewer = self.viewers[number]
+        viewer.connect(None, True)
+        viewer.take_all()
+        publish = ("publish", viewer.channels[0], "t", 1)
+        for _ in range(waiting):
+            self.work(number, publish)()
+        works = [self.work(number, thing) for thing in ([publish, *things] if first else [*things, publish])]
+        self.turns.run(works, turns)
+        viewer.take_all()
+
+    @rule(
+        number=NUMBERS,
+        size=st.integers(0, 3),
+        blocks=BLOCKS,
+        more=st.integers(0, 1),
+        missed=st.lists(st.booleans(), max_size=3),
+        over=st.none() | st.integers(0, 3),
+        taken=st.integers(0, 2),
+        back=BLOCKS,
+        batches=st.booleans(),
+    )
+    def away(
+        self,
+        number: int,
+        size: int,
+        blocks: int,
+        more: int,
+        missed: Sequence[bool],
+        over: int | None,
+        taken: int,
+        back: int,
+        batches: bool,
+    ) -> None:
+        """A viewer is cut off, maybe inside a frame, misses frames, some of which are lost, and returns.
+
+        Its place comes to the edge of the history before that, or after it has taken some blocks.
+        """
+        viewer = self.viewers[number]
+        if size:
+            viewer.connect(None, False)
+            viewer.take_all()
+            self.publish(viewer.channels[0], "t", size)
+            viewer.take(1)
+        viewer.cut(blocks, more)
+        id = viewer.id(back)
+        for lost in missed:
+            self.publish(viewer.channels[0], "t", 1, lost=lost)
+        if taken:
+            viewer.connect(id, batches)
+            viewer.take(taken)
+        if over is not None:
+            self.bury(id, over)
+        if not taken:
+            viewer.connect(id, batches)
+        viewer.take_all()
+
+    def teardown(self) -> None:
+        try:
+            for viewer in [] if self.turns.failed else self.viewers:
+                viewer.take_all()
+                viewer.connect(None, True)
+                viewer.take_all()
+                judge(self.start, self.record.sent, viewer.life)
+        finally:
+            self.patch.undo()
+
+
+def test_of_all_interleavings_with_one_switch_none_breaks_the_promise() -> None:
+    for waiting, things, first, places in product(
+        WAITING, [*product(AT_ONCE), *product(AT_ONCE, AT_ONCE)], BOTH, range(12)
+    ):
+        machine = Interleavings()
+        try:
+            machine.at_once(0, waiting, things, first, [places])
+        except Violation as violation:
+            raise AssertionError(f"at_once(0, {waiting}, {things}, {first}, [{places}])") from violation
+        finally:
+            machine.teardown()
+
+
+BOTH = (True, False)
+
+
+@pytest.mark.timeout(180)  # to find a small example, where there is one
+class TestInterleavings(Interleavings.TestCase):  # type: ignore[misc, valid-type]
+    settings = settings(
+        max_examples=700,
+        stateful_step_count=12,
+        deadline=None,
+        report_multiple_bugs=False,
+        phases=[Phase.reuse, Phase.generate, Phase.shrink],
+    )
+
+
+# -- real HTTP, through a proxy that mistreats it ----------------------------------------------------------------------
+
+LARGE = HistoryOptions()
+SMALL = HistoryOptions(history_frames=12)
+
+
+class Service:
+    """A server on a thread, what was sent by it, and a proxy before it."""
+
+    def __init__(self, history: HistoryOptions, manager: SSEManager, record: Record, proxy: FaultProxy) -> None:
+        self.history = history
+        self.manager = manager
+        self.record = record
+        self.proxy = proxy
+        self.start = manager.cursor()
+
+    def read(self, browser: Browser, faults: Faults, *, batches: bool = True, patience: float = PATIENCE) -> Reading:
+        return Reading(self, browser, faults, batches, patience)
+
+
+class Reading:
+    """One connection of a browser."""
+
+    def __init__(self, service: Service, browser: Browser, faults: Faults, batches: bool, patience: float) -> None:
+        self._browser = browser
+        self._patience = patience
+        self._socket = service.proxy.connect(faults, patience)
+        asked = browser.connect(batches=batches)
+        query = "&".join([f"channel={channel}" for channel in browser.channels] + ["batch=0"] * (not batches))
+        headers = {"Last-Event-ID": asked} if asked else {}
+        self._http = http.client.HTTPConnection("proxy")
+        self._http.sock = self._socket
+        self._response: http.client.HTTPResponse | None = None
+        with suppress(OSError, http.client.HTTPException):
+            self._http.request("GET", f"/?{query}", headers=headers)
+            self._response = self._http.getresponse()
+
+    def events(self) -> Iterator[ServerEvent]:
+        """The events, until the connection ends or none comes for as long as it is waited for."""
+        came = time.monotonic()
+        with suppress(OSError, http.client.HTTPException):
+            while self._response is not None and (data := self._response.read1(BYTES_AT_ONCE)):
+                if events := self._browser.feed(data):
+                    yield from events
+                    came = time.monotonic()
+                elif time.monotonic() > came + self._patience:  # nothing but heartbeats
+                    return
+
+    def __enter__(self) -> Reading:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._response is not None:
+            self._response.close()
+        self._http.close()
+        self._socket.close()
+
+
+BYTES_AT_ONCE = 4096
+
+
+@contextmanager
+def serving_through_faults(
+    monkeypatch: pytest.MonkeyPatch, history: HistoryOptions, batching: BatchOptions
+) -> Iterator[Service]:
+    record = Record(history)
+    monkeypatch.setattr("sse_batcher.manager.open_backend", lambda url: RecordedBackend(record))
+    clients = ClientOptions(queue_frames=8, heartbeat=0.1, send_timeout=5.0, retry_ms=1)
+    with SSEManager(batching, clients, history=history) as manager:
+
+        def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            environ["werkzeug.socket"].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            channels = parse_qs(environ["QUERY_STRING"])["channel"]
+            status, headers, body = stream(manager, environ, channels)
+            start_response(status, headers)
+            return body
+
+        with serving(app) as address, FaultProxy(address) as proxy:
+            yield Service(history, manager, record, proxy)
+
+
+@pytest.mark.external
+@pytest.mark.parametrize("batches", [True, False], ids=["batches", "no batches"])
+@pytest.mark.parametrize("reset", [False, True], ids=["end", "reset"])
+def test_a_stream_that_is_cut_at_any_byte_goes_on_where_it_was(
+    monkeypatch: pytest.MonkeyPatch, batches: bool, reset: bool
+) -> None:
+    batching = BatchOptions(batch_window=10, max_batch_size=3)
+    with serving_through_faults(monkeypatch, LARGE, batching) as service:
+        first = Browser(("a",), service.record.facts)
+        with service.read(first, Faults()) as reading:
+            next(reading.events())
+        for number in range(5):
+            service.manager.enqueue("t", number, channel="a")
+        assert service.manager.flush_all(PATIENCE)
+        frames = len(service.record.sent)
+        for cut in count():
+            browser = Browser(("a",), service.record.facts)
+            browser.life, browser.last_id = list(first.life), first.last_id
+            with service.read(browser, Faults(cut_after=cut, reset=reset), batches=batches) as reading:
+                for event in reading.events():
+                    if event.id == service.record.sent[-1].id:
+                        break
+                else:
+                    event = None
+            whole = event is not None
+            with service.read(browser, Faults(), batches=batches) as reading:
+                for event in reading.events():
+                    if event.id == service.record.sent[-1].id:
+                        break
+            browser.life[-1].drained = frames
+            counts = judge(service.start, service.record.sent, browser.life)
+            assert counts["sse_gap"] == 0
+            if whole:
+                break
+        assert cut > 300
+
+
+class Chaos:
+    """Publishers and browsers, all at once. What each does is drawn from the seed; how they meet is not."""
+
+    PUBLISHERS = 3
+    BROWSERS = 20
+    CONNECTIONS = 8
+
+    def __init__(self, service: Service, seed: int) -> None:
+        self.service = service
+        self.seed = seed
+        self.browsers: list[Browser] = []
+        self.published: list[tuple[str, str, list[Any]]] = []
+        self.errors: list[BaseException] = []
+        self._changed = threading.Condition()  # guards the three below
+        self._connections = 0
+        self._publishing = self.PUBLISHERS
+        self._deadline = time.monotonic() + 3 * PATIENCE
+
+    def run(self) -> None:
+        tasks = [lambda n=n: self._publish(n) for n in range(self.PUBLISHERS)]
+        tasks += [lambda n=n: self._browse(n) for n in range(self.BROWSERS)]
+        threads = [threading.Thread(target=self._guard, args=(task,)) for task in tasks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not self.errors, f"seed {self.seed}: {self.errors}"
+
+    def _guard(self, task: Callable[[], None]) -> None:
+        try:
+            task()
+        except BaseException as error:
+            with self._changed:  # the others do not wait any more
+                self.errors.append(error)
+                self._changed.notify_all()
+
+    def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        with self._changed:
+            left = self._deadline - time.monotonic()
+            if not self._changed.wait_for(lambda: self.errors or condition(), left) or self.errors:
+                raise AssertionError(f"not within the time, or another has failed: {what}")
+
+    def _publish(self, number: int) -> None:
+        """Bursts, each after the browsers have come back some more times."""
+        random = Random(f"{self.seed} publisher {number}")
+        lanes: dict[tuple[str, str], list[Any]] = {}
+        bursts = 40
+        for burst in range(bursts):
+            due = burst * self.BROWSERS * self.CONNECTIONS // (2 * bursts)
+            self._wait_for(lambda due=due: self._connections >= due, "enough connections")  # type: ignore[misc]
+            for _ in range(random.randrange(1, 25)):
+                lane = random.choice(["a", "b", "c", "*"]), random.choice(["t", "u"])
+                data = {"by": number, "n": len(lanes.setdefault(lane, [])), "pad": "x" * random.randrange(600)}
+                lanes[lane].append(data)
+                if lane[0] == "*":
+                    self.service.manager.broadcast(lane[1], data)
+                else:
+                    self.service.manager.enqueue(lane[1], data, channel=lane[0])
+        assert self.service.manager.flush_all(PATIENCE)
+        with self._changed:
+            self.published += [(*lane, values) for lane, values in lanes.items()]
+            self._publishing -= 1
+            if not self._publishing:
+                self.service.manager.broadcast("end", "of all")
+                assert self.service.manager.flush_all(PATIENCE)
+            self._changed.notify_all()
+
+    def _browse(self, number: int) -> None:
+        """Come back again and again, and once more at the end, to read all there is."""
+        random = Random(f"{self.seed} browser {number}")
+        browser = Browser(random.choice([("a",), ("b",), ("a", "b")]), self.service.record.facts)
+        self.browsers.append(browser)
+        for _ in range(self.CONNECTIONS):
+            faults = self._faults(random)
+            with self.service.read(browser, faults, batches=random.random() < 0.7, patience=0.3) as reading:
+                with self._changed:
+                    self._connections += 1
+                    self._changed.notify_all()
+                    now = self._connections
+                stall = random.choice([None, None, random.randrange(3)])
+                last = random.randrange(2, 30)
+                for taken, _ in enumerate(reading.events()):
+                    if taken == stall:  # until others have come and gone, and much was published
+                        until = now + self.BROWSERS
+                        with self._changed:
+                            self._changed.wait_for(lambda until=until: self._connections >= until, 1.0)  # type: ignore[misc]
+                    if taken == last:
+                        break
+        self._wait_for(lambda: not self._publishing, "the end of publishing")
+        with self.service.read(browser, Faults()) as reading:
+            for event in reading.events():
+                if event.id == self.service.record.sent[-1].id:
+                    browser.life[-1].drained = len(self.service.record.sent)
+                    return
+        raise AssertionError(f"the last connection ended before the end: {browser.life[-1]}")
+
+    @staticmethod
+    def _faults(random: Random) -> Faults:
+        return random.choice(
+            [
+                Faults(),
+                Faults(latency=random.uniform(0, 0.02)),
+                Faults(slices=random.randrange(1, 40)),
+                Faults(bandwidth=random.uniform(5_000, 50_000)),
+                Faults(cut_after=random.randrange(20_000), reset=random.random() < 0.5),
+                Faults(slices=7, cut_after=random.randrange(2_000), reset=random.random() < 0.5),
+                Faults(hold_after=random.randrange(5_000)),
+            ]
+        )
+
+
+@pytest.mark.external
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("history", [LARGE, SMALL], ids=["large history", "small history"])
+@pytest.mark.parametrize("mixed", [False, True], ids=["by type", "mixed"])
+def test_publishers_browsers_and_a_bad_network(
+    monkeypatch: pytest.MonkeyPatch, history: HistoryOptions, mixed: bool
+) -> None:
+    batching = BatchOptions(batch_window=0.01, max_batch_size=5, mixed=mixed, dedup_key=None)
+    seed = SEED + 2 * mixed + (history is SMALL)
+    with serving_through_faults(monkeypatch, history, batching) as service:
+        chaos = Chaos(service, seed)
+        chaos.run()
+        stats = service.manager.get_stats()
+    counts: Counter[str] = Counter()
+    try:
+        judge_publishing(chaos.published, service.record.sent)
+        for browser in chaos.browsers:
+            counts += judge(service.start, service.record.sent, browser.life)
+    except Violation as violation:
+        raise AssertionError(f"seed {seed}") from violation
+    assert stats.overflows > 0, f"seed {seed}: no client was slow"
+    assert (counts["sse_gap"] > 0) == (history is SMALL), f"seed {seed}"
+    assert counts["sse_open"] > chaos.BROWSERS
+
+
+SEED = 4

@@ -1,0 +1,444 @@
+"""How a stream is ended, and who is not let in: leases, limits, kicks, and users whose rights have changed."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+
+from sse_batcher import Client, ClientOptions, SSEManager, TooManyClientsError, stream
+from sse_batcher.helper import Helper, Task
+from sse_batcher.hub import Hub
+from sse_batcher.rights import Rights
+from sse_batcher.wire import HEARTBEAT
+
+from .sse_parser import ServerEvent, parse
+from .test_hub import Delivery, numbers, take
+
+PATIENCE = 10.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def aging(clock: Clock, **options: Any) -> Delivery:
+    delivery = Delivery(**options)
+    delivery.hub.clock = clock
+    return delivery
+
+
+def last(client: Client) -> ServerEvent:
+    (event,) = parse(next(client), strict=True)
+    with pytest.raises(StopIteration):
+        next(client)
+    return event
+
+
+def retry_of(block: bytes) -> int:
+    return int(block.partition(b"\nretry: ")[2].partition(b"\n")[0])
+
+
+# -- leases ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_ends_between_two_frames_when_its_lease_is_over_and_loses_nothing(clock: Clock) -> None:
+    delivery = aging(clock, max_stream_age=100)
+    client = delivery.connect()
+    next(client)
+    delivery.deliver(3)
+    assert numbers(client, 1) == [1]
+    clock.now += 100
+    bye = last(client)
+    assert (bye.type, bye.json, bye.id) == ("sse_bye", {"reason": "lease"}, "x-1")
+    assert delivery.left == [(1, "lease")]
+    returned = delivery.connect(cursor=bye.id)
+    assert [event for event, _, _ in take(returned, 1)] == ["sse_open"]
+    assert numbers(returned, 2) == [2, 3]
+
+
+def test_a_client_that_is_behind_has_a_lease_too(clock: Clock) -> None:
+    delivery = aging(clock, max_stream_age=100, queue_frames=1)
+    client = delivery.connect()
+    next(client)
+    delivery.deliver(3)
+    assert client.behind
+    assert numbers(client, 1) == [1]
+    clock.now += 100
+    assert last(client).id == "x-1"
+
+
+def test_a_silent_stream_ends_when_its_lease_is_over_and_not_at_the_next_heartbeat(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivery = aging(clock, max_stream_age=100, heartbeat=15)
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    client = delivery.connect()
+    next(client)
+    waited: list[float] = []
+
+    def pass_time(source: Any, timeout: float) -> Any:
+        waited.append(timeout)
+        clock.now += timeout
+        return source.get_nowait()
+
+    monkeypatch.setattr("sse_batcher.client.take", pass_time)
+    assert [next(client) for _ in range(6)] == [HEARTBEAT] * 6
+    assert last(client).json == {"reason": "lease"}
+    assert waited == [15] * 6 + [10]
+
+
+def test_leases_differ_so_that_those_who_came_together_do_not_leave_together(clock: Clock) -> None:
+    delivery = aging(clock, max_stream_age=100)
+    ages = sorted(delivery.connect()._lease - clock.now for _ in range(200))
+    assert 80 <= ages[0] < 85
+    assert 95 < ages[-1] <= 100
+
+
+def test_after_a_lease_the_client_is_told_to_come_back_at_once(clock: Clock) -> None:
+    delivery = aging(clock, max_stream_age=1)
+    clients = [delivery.connect() for _ in range(50)]
+    clock.now += 1
+    retries = {retry_of(next(client)) for client in clients if next(client)}
+    assert all(100 <= retry <= 1000 for retry in retries)
+    assert len(retries) > 10
+
+
+def test_without_a_lease_a_stream_does_not_end(clock: Clock) -> None:
+    delivery = aging(clock, max_stream_age=None, heartbeat=0.001)
+    client = delivery.connect()
+    next(client)
+    clock.now += 1e9
+    assert next(client) == HEARTBEAT
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+def connect(hub: Hub, user: Hashable = None) -> Client:
+    return hub.connect(("default",), user=user)
+
+
+def test_one_client_too_many_is_refused_and_none_is_ended_for_it() -> None:
+    delivery = Delivery(max_clients=2)
+    clients = [connect(delivery.hub) for _ in range(2)]
+    with pytest.raises(TooManyClientsError, match=r"^2 streams are open: close some, or raise max_clients$"):
+        connect(delivery.hub)
+    assert delivery.hub.count()["clients"] == 2
+    assert delivery.left == []
+    clients[0].close()
+    connect(delivery.hub)
+
+
+def test_the_limit_of_a_user_is_his_own() -> None:
+    delivery = Delivery(max_clients_per_user=1)
+    client = connect(delivery.hub, "ada")
+    with pytest.raises(TooManyClientsError, match=r"^1 streams of the user 'ada' are open: "):
+        connect(delivery.hub, "ada")
+    connect(delivery.hub, "bob")
+    connect(delivery.hub), connect(delivery.hub)  # who is nobody has no limit of his own
+    client.close()
+    connect(delivery.hub, "ada")
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., SSEManager]]:
+    managers = []
+
+    def make_one(**options: Any) -> SSEManager:
+        managers.append(SSEManager(False, ClientOptions(**options)))
+        return managers[-1]
+
+    yield make_one
+    for manager in managers:
+        assert manager.shutdown()
+
+
+def body_of(manager: SSEManager, query: str = "", user: Hashable = None) -> Iterator[bytes]:
+    status, _, body = stream(manager, {"REQUEST_METHOD": "GET", "QUERY_STRING": query}, user=user)
+    assert status == "200 OK"
+    return iter(body)
+
+
+def test_who_is_refused_by_a_limit_is_told_softly_to_come_back_later(make: Callable[..., SSEManager]) -> None:
+    manager = make(max_clients=1, retry_ms=5)
+    cursor = manager.cursor()
+    opened = body_of(manager)
+    next(opened)
+    retries = []
+    for _ in range(50):
+        [block] = body_of(manager, f"last_event_id={cursor}")
+        [busy] = parse(block, strict=True)
+        assert (busy.type, busy.json, busy.id) == ("sse_busy", {"reason": "limit"}, cursor)
+        retries.append(retry_of(block))
+    assert all(10_000 <= retry <= 30_000 for retry in retries)
+    assert len(set(retries)) > 10
+    assert manager.get_stats().clients == 1
+    opened.close()  # type: ignore[attr-defined]
+
+
+# -- kicks -------------------------------------------------------------------------------------------------------------
+
+
+def test_who_is_kicked_gets_nothing_more_but_the_end_and_where_he_stood() -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    next(client)
+    delivery.deliver(3)
+    assert numbers(client, 1) == [1]
+    assert delivery.hub.dismiss("kicked", channel="default") == 1
+    bye = last(client)
+    assert (bye.type, bye.json, bye.id) == ("sse_bye", {"reason": "kicked"}, "x-1")
+    assert delivery.left == [(1, "kicked")]
+
+
+def test_who_is_kicked_while_his_driver_waits_is_ended_at_once() -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    next(client)
+    blocks: list[bytes] = []
+    driver = threading.Thread(target=lambda: blocks.extend(client))
+    driver.start()
+    client.dismiss("kicked")
+    driver.join(PATIENCE)
+    assert b"kicked" in blocks[0]
+
+
+def test_a_kick_names_a_user_or_a_channel_or_both(make: Callable[..., SSEManager]) -> None:
+    manager = make()
+    clients = {
+        (user, channel): manager.subscribe([channel], user=user) for user in ("ada", "bob") for channel in ("x", "y")
+    }
+    for client in clients.values():
+        next(client)
+    assert manager.kick(user="ada", channel="x") == 1
+    assert last(clients["ada", "x"]).json == {"reason": "kicked"}
+    assert manager.kick(user="bob") == 2
+    assert last(clients["bob", "x"]).json == last(clients["bob", "y"]).json == {"reason": "kicked"}
+    assert manager.kick(channel="x") == 0  # those who left are gone
+    assert manager.kick(channel="y") == 1
+    assert manager.kick(user="nobody") == 0
+    with pytest.raises(ValueError, match="say whom"):
+        manager.kick()
+
+
+# -- rights that change ------------------------------------------------------------------------------------------------
+
+
+class Later(Helper):
+    """A helper whose time is set by hand, and whose tasks run here."""
+
+    def __init__(self) -> None:
+        super().__init__(nullcontext)
+        self.orders: list[tuple[float, Task]] = []
+
+    def post_later(self, seconds: float, task: Task) -> None:
+        self.orders.append((seconds, task))
+
+    def pass_time(self) -> None:
+        orders, self.orders = self.orders, []
+        for _, task in orders:
+            task()
+
+
+class Asked:
+    """A site whose users are asked about. `answers` is what is said, or raised, of each; True by default."""
+
+    def __init__(self) -> None:
+        self.delivery = Delivery()
+        self.helper = Later()
+        self.answers: dict[Hashable, Any] = {}
+        self.questions: list[Hashable] = []
+        self.rights = Rights(self.answer, 30, self.delivery.hub, self.helper)
+
+    def answer(self, user: Hashable) -> Any:
+        self.questions.append(user)
+        answer = self.answers.get(user, True)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def connect(self, user: Hashable) -> Client:
+        client = connect(self.delivery.hub, user)
+        self.rights.watch(user)
+        next(client)
+        return client
+
+
+@pytest.fixture
+def site() -> Asked:
+    return Asked()
+
+
+def test_each_user_is_asked_about_once_in_each_period_however_many_streams_he_has(site: Asked) -> None:
+    for user in ("ada", "ada", "bob"):
+        site.connect(user)
+    assert [seconds for seconds, _ in site.helper.orders] == [30, 30]
+    for _ in range(2):
+        site.helper.pass_time()
+    assert site.questions == ["ada", "bob"] * 2
+
+
+def test_who_may_not_stay_loses_all_his_streams_before_anything_more_is_sent(site: Asked) -> None:
+    his, other = [site.connect("ada") for _ in range(2)], site.connect("bob")
+    site.delivery.deliver()
+    site.answers["ada"] = False
+    site.helper.pass_time()
+    assert [last(client).json for client in his] == [{"reason": "revoked"}] * 2
+    assert numbers(other, 1) == [1]
+
+
+@pytest.mark.parametrize("answer", [RuntimeError("the database is away"), None, 1, "no"], ids=repr)
+def test_an_answer_that_fails_or_is_none_ends_nothing_is_logged_and_asked_again(
+    site: Asked, answer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = site.connect("ada")
+    site.answers["ada"] = answer
+    site.helper.pass_time()
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert "'ada'" in caplog.text
+    site.delivery.deliver()
+    assert numbers(client, 1) == [1]
+    site.answers["ada"] = False
+    site.helper.pass_time()
+    assert last(client).json == {"reason": "revoked"}
+
+
+def test_nobody_asks_about_a_user_who_has_left_until_he_is_back(site: Asked) -> None:
+    site.connect("ada").close()
+    site.helper.pass_time()
+    assert site.questions == []
+    assert site.helper.orders == []
+    site.connect("ada")
+    site.helper.pass_time()
+    assert site.questions == ["ada"]
+
+
+def test_a_user_who_returns_while_the_last_question_of_him_ends_is_asked_about(
+    site: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.connect("ada").close()
+    has_user = site.delivery.hub.has_user
+
+    def has_left(user: Hashable) -> bool:
+        answer = has_user(user)
+        monkeypatch.undo()
+        site.connect("ada")  # right after the look that finds him gone; he counts as asked about still
+        return answer
+
+    monkeypatch.setattr(site.delivery.hub, "has_user", has_left)
+    site.helper.pass_time()
+    site.helper.pass_time()
+    assert site.questions == ["ada"]
+
+
+def test_a_manager_asks_on_the_helper_thread_and_ends_the_stream() -> None:
+    asked: list[tuple[Hashable, str]] = []
+
+    def may_stay(user: Hashable) -> bool:
+        asked.append((user, threading.current_thread().name))
+        return len(asked) < 3
+
+    with SSEManager(clients=ClientOptions(revalidate_every=0.01), revalidate=may_stay) as manager:
+        client = manager.subscribe(user=7)
+        nobody = manager.subscribe()  # is not asked about
+        assert [event.json for event in parse(b"".join(client))][-1] == {"reason": "revoked"}
+        nobody.close()
+    assert asked == [(7, "sse_batcher-helper")] * 3
+
+
+# -- the helper's later tasks ------------------------------------------------------------------------------------------
+
+
+def test_a_task_for_later_runs_when_its_time_has_come_and_those_of_the_same_time_in_their_order(clock: Clock) -> None:
+    helper = Helper(nullcontext, clock)
+    ran: list[str] = []
+    for seconds, name in [(5, "b"), (5, "c"), (1, "a")]:
+        helper._orders.put((clock.now + seconds, next(helper._numbers), lambda name=name: ran.append(name)))  # type: ignore[misc]
+    assert helper.work() == 1
+    clock.now += 1
+    assert (helper.work(), ran) == (4, ["a"])
+    clock.now += 4
+    assert (helper.work(), ran) == (None, ["a", "b", "c"])
+
+
+def test_a_helper_that_is_closed_forgets_what_was_for_later() -> None:
+    helper = Helper(nullcontext)
+    helper.post_later(3600, lambda: pytest.fail("it was closed before"))
+    assert helper.close(PATIENCE)
+
+
+# -- a server that stops -----------------------------------------------------------------------------------------------
+
+
+def test_draining_delivers_what_is_pending_then_ends_all_streams_and_still_takes_events(
+    make: Callable[..., SSEManager],
+) -> None:
+    manager = SSEManager(clients=ClientOptions(), batching=True)
+    body = body_of(manager)
+    next(body)
+    manager.enqueue("item", 1)
+    manager.drain()
+    manager.drain()  # the watcher says so again and again
+    assert [event.type for event in parse(b"".join(body))] == ["item", "sse_bye"]
+    manager.enqueue("item", 2)
+    assert manager.flush_all(PATIENCE)
+    [busy] = parse(b"".join(body_of(manager)))
+    assert busy.json == {"reason": "draining"}
+    assert manager.ill() == "draining"
+    assert manager.shutdown()
+
+
+def test_what_a_stream_saves_is_counted() -> None:
+    with SSEManager() as batched, SSEManager(False) as plain:
+        sizes = {}
+        for manager in (batched, plain):
+            client = manager.subscribe()
+            next(client)
+            before = client.bytes
+            for number in range(30):
+                manager.enqueue("itém", {"n": number, "text": "as long as an event of a hub, or about that"})
+            assert manager.flush_all(PATIENCE)
+            while client.cursor.position < manager._life.get().hub._history.head:
+                next(client)
+            sizes[manager] = client.bytes - before
+            client.close()
+        stats = batched.get_stats()
+        assert (stats.frames, stats.saved_frames, plain.get_stats().saved_frames) == (1, 29, 0)
+        # But for the ids, which grow by a digit at the tenth.
+        assert abs(stats.saved_bytes - (sizes[plain] - sizes[batched])) <= 30
+        assert stats.saved_bytes > 0 == plain.get_stats().saved_bytes
+
+
+def test_streams_that_go_on_are_counted_and_those_that_begin_are_not(make: Callable[..., SSEManager]) -> None:
+    manager = make()
+    cursor = manager.cursor()
+    for asked in (None, cursor, "nonsense"):
+        manager.subscribe(last_event_id=asked).close()
+    assert manager.get_stats().replays == 1
+
+
+def test_the_end_of_a_stream_is_logged_on_the_helper_thread(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "sse_batcher.manager"), SSEManager() as manager:
+        client = manager.subscribe(["a", "b"])
+        next(client)
+        client.close()
+    (record,) = caplog.records
+    assert record.threadName == "sse_batcher-helper"
+    expected = rf"stream 1 \(a, b\) ended after 0\.\d s, 0 frames, {client.bytes} bytes: left"
+    assert re.fullmatch(expected, record.getMessage())

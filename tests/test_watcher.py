@@ -1,0 +1,383 @@
+"""The watcher: clients that left, clients that take nothing, servers that stop."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import queue
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from sse_batcher import Client, ClientOptions, SSEManager, signals
+from sse_batcher.host import Host
+from sse_batcher.process import PerProcess
+from sse_batcher.transports.attached import AttachedStream, Request
+from sse_batcher.watcher import SAMPLE, Watch, Watcher
+
+PATIENCE = 10.0
+HOST = "127.0.0.1"
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+class Watched:
+    """A stream that says what it is told."""
+
+    def __init__(self) -> None:
+        self.told: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def close(self) -> None:
+        self.told.put("close")
+
+    def drain(self) -> None:
+        self.told.put("drain")
+
+
+def host(fd: int | None = None, *, threads: int | None = None, stopping: Callable[[], bool] = lambda: False) -> Host:
+    return Host("a server", fd, threads, stopping)
+
+
+@pytest.fixture
+def watcher() -> Iterator[Watcher]:
+    watcher = Watcher()
+    yield watcher
+    for watch in list(watcher._watches):
+        watcher.remove(watch)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """The server's end of a connection over TCP, and the client's."""
+    with socket.create_server((HOST, 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+        with ours, theirs:
+            yield ours, theirs
+
+
+def watch_over(watcher: Watcher, ours: socket.socket | None, **more: Any) -> tuple[Watched, Watch]:
+    stream = Watched()
+    watch = Watch(stream, host(None if ours is None else ours.fileno(), **more), send_timeout=30)
+    watcher.add(watch)
+    return stream, watch
+
+
+# -- clients that left -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["close", "reset", "shutdown"])
+def test_a_stream_whose_client_hangs_up_is_closed_at_once(watcher: Watcher, pair: Pair, how: str) -> None:
+    ours, theirs = pair
+    stream, _watch = watch_over(watcher, ours)
+    if how == "reset":
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    if how == "shutdown":
+        theirs.shutdown(socket.SHUT_WR)
+    else:
+        theirs.close()
+    assert stream.told.get(timeout=PATIENCE) == "close"
+    assert watcher._watches == watcher._by_fd == {}
+
+
+def test_a_client_that_left_before_it_was_watched_is_noticed_too(watcher: Watcher, pair: Pair) -> None:
+    ours, theirs = pair
+    theirs.close()
+    stream, _watch = watch_over(watcher, ours)
+    assert stream.told.get(timeout=PATIENCE) == "close"
+
+
+def test_a_client_that_sends_something_more_is_not_taken_for_one_that_left(watcher: Watcher, pair: Pair) -> None:
+    ours, theirs = pair
+    stream, _watch = watch_over(watcher, ours)
+    other, gone = socket.socketpair()
+    with other:
+        theirs.sendall(b"the next request, too early")
+        marker, _ = watch_over(watcher, other)
+        gone.close()
+        assert marker.told.get(timeout=PATIENCE) == "close"  # so the watcher has looked since
+    assert stream.told.empty()
+
+
+def test_news_of_a_number_that_belongs_to_another_connection_by_now_end_nothing(
+    watcher: Watcher, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, watch = watch_over(watcher, pair[0])
+    real, asked = watcher._epoll, threading.Event()
+
+    class Stale:
+        """Tells of this number, though nothing has happened to what it stands for."""
+
+        def poll(self, timeout: float) -> list[tuple[int, int]]:
+            if asked.is_set():
+                return list(real.poll(timeout))
+            asked.set()
+            return [(watch.fileno(), select.EPOLLRDHUP)]
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    monkeypatch.setattr(watcher, "_epoll", Stale())
+    assert asked.wait(PATIENCE)
+    watcher.tick(0)
+    assert stream.told.empty()
+    assert watch in watcher._watches
+
+
+def test_who_leaves_is_told_of_while_the_driver_waits_and_its_thread_is_free_at_once(pair: Pair) -> None:
+    ours, theirs = pair
+    left: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def receive(sender: object, reason: str, **_: object) -> None:
+        left.put(reason)
+
+    with SSEManager(clients=ClientOptions(heartbeat=3600)) as manager:
+        with signals.client_disconnected.connected_to(receive, sender=manager):
+            body = AttachedStream(manager, Request(("default",), host(ours.fileno())))
+            next(body)
+            driver = threading.Thread(target=lambda: list(body))
+            driver.start()
+            theirs.close()
+            driver.join(PATIENCE)
+            assert not driver.is_alive()
+            assert left.get(timeout=PATIENCE) == "left"
+        assert manager.get_stats().clients == 0
+
+
+# -- clients that take nothing -----------------------------------------------------------------------------------------
+
+
+def fill(ours: socket.socket) -> None:
+    """Send until the client's side takes no more."""
+    ours.settimeout(0)
+    with suppress(BlockingIOError):
+        while True:
+            ours.send(bytes(65_536))
+    ours.settimeout(None)
+
+
+def is_shut(connection: socket.socket) -> bool:
+    try:
+        connection.send(b"x", socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except BrokenPipeError:
+        return True
+    return False
+
+
+def test_a_connection_that_takes_nothing_for_the_time_limit_is_shut_down(pair: Pair) -> None:
+    ours, _ = pair
+    watch = Watch(Watched(), host(ours.fileno()), send_timeout=30)
+    fill(ours)
+    watch.busy_since = 100.0
+    for now in (100.0, 110.0, 129.9):
+        watch.give_up_if_stalled(now)
+        assert not is_shut(ours)
+    watch.give_up_if_stalled(130.0)
+    assert is_shut(ours)
+    watch.close()
+
+
+def test_a_client_that_reads_slowly_but_steadily_is_served(pair: Pair) -> None:
+    ours, theirs = pair
+    watch = Watch(Watched(), host(ours.fileno()), send_timeout=30)
+    fill(ours)
+    watch.busy_since = 100.0
+    now = 100.0
+    for _ in range(5):
+        watch.give_up_if_stalled(now)
+        now += 29
+        acked = watch._seen
+        while watch._seen == acked:  # until the kernel has heard of what was read
+            theirs.recv(65_536)
+            watch.give_up_if_stalled(now)
+    assert not is_shut(ours)
+    watch.close()
+
+
+def test_a_driver_that_waits_for_the_next_frame_is_not_taken_for_one_that_sends(pair: Pair) -> None:
+    ours, _ = pair
+    watch = Watch(Watched(), host(ours.fileno()), send_timeout=30)
+    fill(ours)
+    for now, since in [(0.0, 0.0), (20.0, None), (40.0, 40.0), (60.0, 60.0), (80.0, 60.0)]:
+        watch.busy_since = since
+        watch.give_up_if_stalled(now)
+    assert not is_shut(ours)
+    watch.close()
+
+
+def test_a_unix_socket_that_takes_nothing_is_shut_down_too() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        watch = Watch(Watched(), host(ours.fileno()), send_timeout=30)
+        fill(ours)
+        watch.busy_since = 0.0
+        watch.give_up_if_stalled(0.0)
+        watch.give_up_if_stalled(30.0)
+        assert is_shut(ours)
+        watch.close()
+
+
+def test_a_stream_is_busy_from_a_block_until_the_next_step(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SSEManager(clients=ClientOptions(heartbeat=0.01)) as manager:
+        body = AttachedStream(manager, Request(("default",), host(pair[0].fileno())))
+        next(body)
+        watch = body._watch
+        assert watch is not None
+        first = watch.busy_since
+        assert first is not None
+        seen: list[float | None] = []
+        step = Client.__next__
+        monkeypatch.setattr(Client, "__next__", lambda client: (seen.append(watch.busy_since), step(client))[1])
+        next(body)
+        assert seen == [None]
+        assert (watch.busy_since or 0) > first
+        body.close()
+
+
+# -- servers that stop -------------------------------------------------------------------------------------------------
+
+
+def test_all_streams_of_a_server_that_is_stopping_are_drained_and_those_of_another_are_not(watcher: Watcher) -> None:
+    stopping = [False]
+    ours = [watch_over(watcher, None, stopping=lambda: stopping[0])[0] for _ in range(3)]
+    other, _ = watch_over(watcher, None)
+    watcher.tick(0)
+    assert all(stream.told.empty() for stream in [*ours, other])
+    stopping[0] = True
+    for stream in ours:
+        assert stream.told.get(timeout=PATIENCE) == "drain"  # by the thread itself
+    assert other.told.empty()
+
+
+def test_of_many_streams_some_are_asked_in_turn_and_all_when_one_says_yes(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher._worker, "ensure", lambda: True)  # no thread: the turns are taken here
+    asked: list[int] = []
+    stopping = [False]
+
+    def ask(number: int) -> bool:
+        asked.append(number)
+        return stopping[0]
+
+    streams = [watch_over(watcher, None, stopping=lambda n=n: ask(n))[0] for n in range(3 * SAMPLE)]  # type: ignore[misc]
+    for _ in range(3):
+        watcher.tick(0)
+    assert asked == list(range(3 * SAMPLE))
+    stopping[0] = True
+    watcher.tick(0)
+    assert all(not stream.told.empty() for stream in streams)
+
+
+# -- threads that run out ----------------------------------------------------------------------------------------------
+
+
+def test_it_is_said_aloud_once_when_streams_hold_most_of_the_threads(
+    watcher: Watcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    streams = [watch_over(watcher, None, threads=10)[0] for _ in range(7)]
+    assert not caplog.records
+    streams += [watch_over(watcher, None, threads=10)[0] for _ in range(3)]
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith("8 of the 10 threads of this a server process are held by open streams")
+    assert "SSE_MAX_CLIENTS" in record.getMessage()
+
+
+def test_where_the_number_of_threads_is_not_known_nothing_is_said(
+    watcher: Watcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    streams = [watch_over(watcher, None)[0] for _ in range(100)]
+    assert streams
+    assert not caplog.records
+
+
+# -- what is left ------------------------------------------------------------------------------------------------------
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_watch_that_is_removed_leaves_nothing_and_twice_is_once(watcher: Watcher, pair: Pair) -> None:
+    before = descriptors()
+    _stream, watch = watch_over(watcher, pair[0])
+    assert descriptors() == before + 1
+    watcher.remove(watch)
+    watcher.remove(watch)
+    assert descriptors() == before
+    assert watcher._watches == watcher._by_fd == {}
+
+
+def test_the_thread_ends_when_nothing_is_left_to_watch_and_comes_back(watcher: Watcher, pair: Pair) -> None:
+    for _ in range(3):
+        stream, watch = watch_over(watcher, pair[0])
+        thread = watcher._worker._thread
+        assert thread is not None
+        watcher.remove(watch)
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        assert stream.told.empty()
+    assert watcher._worker.restarts == 0
+
+
+def test_a_stream_that_is_dropped_without_a_close_is_forgotten(watcher: Watcher, pair: Pair) -> None:
+    stream, _watch = watch_over(watcher, pair[0])
+    del stream
+    gc.collect()
+    watcher.tick(0)
+    assert watcher._watches == {}
+
+
+def test_a_connection_that_is_gone_already_is_watched_for_the_end_of_the_server_only(watcher: Watcher) -> None:
+    ours, theirs = socket.socketpair()
+    fd = ours.fileno()
+    ours.close(), theirs.close()
+    _stream, watch = watch_over(watcher, None)
+    assert Watch(Watched(), host(fd), 30).fileno() == -1
+    watch.busy_since = 0.0
+    watch.give_up_if_stalled(1e9)
+
+
+def test_without_epoll_the_end_of_the_server_is_still_seen(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
+    monkeypatch.delattr(select, "epoll")  # as gevent does
+    watcher = Watcher()
+    stream, watch = watch_over(watcher, pair[0], stopping=lambda: True)
+    assert stream.told.get(timeout=PATIENCE) == "drain"
+    watcher.remove(watch)
+
+
+def test_a_forked_child_has_a_watcher_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    watchers = PerProcess(Watcher)
+    ours = watchers.get()
+    assert watchers.get() is ours
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert watchers.get() is not ours
+
+
+# -- the stream itself -------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_that_is_closed_by_the_watcher_before_a_step_ends_and_does_not_begin_anew(pair: Pair) -> None:
+    with SSEManager() as manager:
+        body = AttachedStream(manager, Request(("default",), host(pair[0].fileno())))
+        next(body)
+        body.close()
+        assert list(body) == []
+        assert manager.get_stats().clients == 0
+
+
+def test_a_response_that_is_never_iterated_holds_no_descriptor(pair: Pair) -> None:
+    before = descriptors()
+    with SSEManager() as manager:
+        body = AttachedStream(manager, Request(("default",), host(pair[0].fileno())))
+        assert descriptors() == before
+        body.close()

@@ -31,6 +31,7 @@ from .options import (
 )
 from .page import add_page_cursor
 from .process import require_threads
+from .rights import Ask
 
 _log = logging.getLogger("sse_batcher.extension")
 
@@ -77,7 +78,7 @@ class SSE:
         prefix = _url_prefix(app.config)
         with _naming_keys():
             cors = Cors(app.config.get("SSE_CORS_ORIGINS", ()))
-        self._managers[app] = _manager(app, self._functions)
+        self._managers[app] = _manager(app, self._functions.get("revalidate"))
         app.extensions[NAME] = self
         app.register_blueprint(create_blueprint(self, prefix, cors))
         add_page_cursor(app, self._managers[app], told="SSE_BACKEND" in app.config)
@@ -156,7 +157,10 @@ class SSE:
         on a thread of its own in an app context without a request. It returns True or False; False ends his streams,
         and `authorize` decides when they come back. If it raises, that is logged, and he keeps them until then.
         """
-        return self._register("revalidate", function)
+        self._register("revalidate", function)
+        for manager in self._managers.values():
+            manager.revalidate = function
+        return function
 
     def allow_stats(self, function: F) -> F:
         """Register the function that says who may see the counters, at ``/events/stats``. A decorator.
@@ -230,7 +234,7 @@ class _AppEncoder:
         return lambda data: encode_json(json.loads(provider.dumps(data)))
 
 
-def _manager(app: Flask, functions: Mapping[str, Callable[..., Any]]) -> SSEManager:
+def _manager(app: Flask, revalidate: Ask | None) -> SSEManager:
     config = app.config
     _check_keys(config)
     app_ref = weakref.ref(app)
@@ -238,10 +242,6 @@ def _manager(app: Flask, functions: Mapping[str, Callable[..., Any]]) -> SSEMana
     def context() -> AbstractContextManager[object]:
         app = app_ref()
         return nullcontext() if app is None else app.app_context()
-
-    def revalidate(user: Hashable) -> bool:
-        ask = functions.get("revalidate")  # only now, since it may be registered after the app is made
-        return True if ask is None else ask(user)
 
     with _naming_keys():
         return SSEManager(

@@ -91,6 +91,8 @@ class SSEManager:
         context: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         open_backend(backend)  # refused here, not at the first event
+        self.revalidate = revalidate
+        """Who says whether a user may keep his streams. May be set later, for the streams that come then."""
         self._life = PerProcess(
             functools.partial(
                 _Life,
@@ -100,7 +102,6 @@ class SSEManager:
                 history or HistoryOptions(),
                 backend,
                 encode or json_encoder(json_default),
-                revalidate,
                 context,
             )
         )
@@ -152,7 +153,7 @@ class SSEManager:
         client = life.hub.connect(
             check_channels(channels), last_event_id, batches=batches, snapshot=snapshot, user=user
         )
-        if life.rights is not None and user is not None:
+        if self.revalidate is not None and user is not None:
             life.rights.watch(user)
         return client
 
@@ -277,7 +278,6 @@ class _Life:
         history: HistoryOptions,
         backend: str,
         encode: Encode,
-        revalidate: Ask | None,
         context: Callable[[], AbstractContextManager[object]],
     ) -> None:
         require_threads()
@@ -315,7 +315,12 @@ class _Life:
             on_connect=lambda client: announce(signals.client_connected, client=client),
             on_disconnect=tell_end,
         )
-        self.rights = revalidate and Rights(revalidate, clients.revalidate_every, self.hub, helper)
+
+        def may_stay(user: Hashable) -> Any:
+            asked = manager()
+            return True if asked is None or asked.revalidate is None else asked.revalidate(user)
+
+        self.rights = Rights(may_stay, clients.revalidate_every, self.hub, helper)
         publisher.connect(self.hub)
 
         def publish(batch: Batch) -> None:

@@ -1,0 +1,140 @@
+"""`SSECollector`: the manager's counters for Prometheus. Needs the extra: ``pip install 'sse_batcher[prometheus]'``.
+
+Runs in the thread that answers the scrape. Nothing is counted here: each scrape reads `SSEManager.get_stats` once.
+Names follow https://prometheus.io/docs/practices/naming/, and the class is what prometheus_client calls a custom
+collector: https://prometheus.github.io/client_python/collector/custom/
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from .event import check_channels
+from .manager import SSEManager
+
+if TYPE_CHECKING:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+PREFIX = "sse_batcher_"
+
+
+class _Row(NamedTuple):
+    """One metric. It is a counter if its name says so by ``_total``, else a gauge."""
+
+    field: str
+    """Of `ManagerStats`."""
+    name: str
+    help: str
+    label: str = ""
+    """What the keys are, where the field is a mapping."""
+    always: tuple[str, ...] = ()
+    """Keys that are told from the start, with 0: an alert cannot be written about a series that is not there yet."""
+
+
+_REASONS = ("time_window", "size_limit", "leading", "critical", "manual", "shutdown")
+
+# `batches` and `clients` are the sums of what is told by label. As series of their own, a sum would count them twice.
+ROWS = (
+    _Row("enqueued", "events_enqueued_total", "Events accepted."),
+    _Row("replaced", "events_replaced_total", "Events that a newer one of the same key replaced."),
+    _Row("failed", "events_failed_total", "Events in batches that the backend did not take."),
+    _Row("refused", "calls_refused_total", "Calls that raised; their events were not accepted."),
+    _Row("by_reason", "batches_total", "Batches taken by the backend, by why they were closed.", "reason", _REASONS),
+    _Row("pending_events", "pending_events", "Events accepted and not yet taken by the backend."),
+    _Row("pending_bytes", "pending_bytes", "The JSON of pending events, plus 200 bytes each."),
+    _Row("publishing_for", "publishing_seconds", "How long the backend has been taking a batch; 0: there is none."),
+    _Row("thread_restarts", "thread_restarts_total", "How often a dead thread was started again."),
+    _Row("frames", "sent_frames_total", "Frames handed to streams, summed over all clients."),
+    _Row("bytes", "sent_bytes_total", "Bytes handed to streams, control blocks and heartbeats included."),
+    _Row("saved_frames", "saved_frames_total", "How many frames more it would be, had each event come alone."),
+    # No counter: a batch whose own JSON outweighs what it saves makes it less.
+    _Row("saved_bytes", "saved_bytes", "How many bytes more it would be. May be negative, and may fall."),
+    _Row("clients_by_state", "clients", "Streams that are open now, by whether they keep up.", "state"),
+    _Row("oldest_stream", "oldest_stream_seconds", "For how long the oldest open stream has been open."),
+    _Row("overflows", "client_overflows_total", "How often a client fell so far behind that it reads the history."),
+    _Row("replays", "client_replays_total", "Streams that went on where the client had been."),
+    _Row("gaps", "client_gaps_total", "How often a client was told that it may have missed something."),
+    _Row("history_frames", "history_frames", "Frames kept for clients that return or are behind."),
+    _Row("history_bytes", "history_bytes", "Bytes of the frames kept."),
+    _Row("history_age", "history_age_seconds", "Age of the oldest frame kept."),
+    _Row("signals_dropped", "signals_dropped_total", "Signals not sent and log lines not written: too many at once."),
+)
+_CHANNELS = _Row("clients_by_channel", "channels", "Channels that have a client now.")
+_CHANNEL_CLIENTS = _Row("clients_by_channel", "channel_clients", "Streams of a channel that are open now.", "channel")
+
+
+class SSECollector:
+    """Tells Prometheus what `SSEManager.get_stats` counts: register it with a registry of prometheus_client.
+
+    `manager`
+        whose counters these are, with Flask ``sse.manager``. It is held weakly: the collector does not keep alive what
+        the app has dropped, and tells nothing about it any more.
+    `channels`
+        1 to 100 names of channels whose clients are told one by one, as ``sse_batcher_channel_clients``, with 0 where
+        there are none. By default none: a label takes a series for each of its values, for ever, and channels are often
+        as many as users. How many have a client is always told, as ``sse_batcher_channels``. A stream of several
+        channels is counted in each, so these do not add up to ``sse_batcher_clients``.
+
+    Every other field is told with its unit, counters as ``_total``, batches by ``reason`` and clients by ``state``
+    (``live``, ``behind``). Raises `ImportError` where prometheus_client is not installed, and `InvalidEventError` for
+    channels that may not be. Thread-safe, and starts no thread.
+
+    A registry takes one collector: one for each app, where a factory makes several. Another is a ``ValueError``.
+
+    What is told is the process that answers. One process for each target that Prometheus scrapes is right, as with
+    ``gunicorn --workers 1 --threads 200``. Where several workers share a port, each scrape would meet another one, and
+    the counters would jump: give each worker a port of its own, by ``prometheus_client.start_http_server`` after the
+    fork. The multiprocess mode of prometheus_client does not help, since it leaves out custom collectors.
+
+    >>> REGISTRY.register(SSECollector(sse.manager))
+    """
+
+    def __init__(self, manager: SSEManager, *, channels: Iterable[str] = ()) -> None:
+        _families()  # where the package is missing, that is told now, and not at the first scrape
+        self._manager = weakref.ref(manager)
+        names = channels if isinstance(channels, str) else tuple(channels)
+        self._channels = check_channels(names) if names != () else ()
+
+    def describe(self) -> list[Metric]:
+        """The names, types and help texts of what `collect` tells: no values. Does not touch the manager."""
+        rows = (*ROWS, _CHANNELS, _CHANNEL_CLIENTS) if self._channels else (*ROWS, _CHANNELS)
+        return [_metric(row, {}) for row in rows]
+
+    def collect(self) -> list[Metric]:
+        """All metrics with their values of one moment; none once the manager is gone. In seconds and bytes."""
+        manager = self._manager()
+        if manager is None:
+            return []
+        stats = manager.get_stats()
+        metrics = []
+        for row in ROWS:
+            value = getattr(stats, row.field)
+            metrics.append(_metric(row, {**dict.fromkeys(row.always, 0), **value} if row.label else {"": value}))
+        clients = stats.clients_by_channel
+        metrics.append(_metric(_CHANNELS, {"": len(clients)}))
+        if self._channels:
+            metrics.append(_metric(_CHANNEL_CLIENTS, {name: clients.get(name, 0) for name in self._channels}))
+        return metrics
+
+
+def _metric(row: _Row, values: Mapping[str, float]) -> Metric:
+    """A metric with these values by label; ``""`` is that of a metric without one."""
+    counter, gauge = _families()
+    family = counter if row.name.endswith("_total") else gauge
+    metric = family(PREFIX + row.name, row.help, labels=[row.label] if row.label else [])
+    for label, value in values.items():
+        metric.add_metric([label] if row.label else [], value)
+    return metric
+
+
+def _families() -> tuple[type[CounterMetricFamily], type[GaugeMetricFamily]]:
+    try:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError(
+            "sse_batcher.prometheus needs prometheus_client: pip install 'sse_batcher[prometheus]'",
+            name="prometheus_client",
+        ) from error
+    return CounterMetricFamily, GaugeMetricFamily

@@ -1,0 +1,224 @@
+"""Under Flask: whose stream it is and for how long, who may read it from elsewhere, and who may see the counters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Iterator
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+from flask import Flask, current_app, has_request_context, request
+from werkzeug.test import TestResponse
+
+from sse_batcher import SSE, ConfigurationError
+from sse_batcher.cors import Cors
+
+from .sse_parser import parse
+
+PATIENCE = 10.0
+
+MakeSite = Callable[..., "Site"]
+
+
+class Site:
+    """An app whose users say who they are."""
+
+    def __init__(self, **config: Any) -> None:
+        self.app = Flask("site", static_folder=None)
+        self.app.config.update(config)
+        self.sse = SSE(self.app)
+        self.manager = self.sse.manager
+
+    def identify(self) -> None:
+        self.sse.identify(lambda: request.headers.get("X-User"))
+
+    def request(self, path: str = "/events", method: str = "GET", **headers: str) -> TestResponse:
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.app.test_client().open(path, method=method, headers=names)
+
+
+@pytest.fixture
+def make_site() -> Iterator[MakeSite]:
+    sites = []
+
+    def make(**config: Any) -> Site:
+        sites.append(Site(**config))
+        return sites[-1]
+
+    yield make
+    for site in sites:
+        assert site.manager.shutdown()
+
+
+def first(response: TestResponse) -> tuple[str, Any]:
+    (event,) = parse(next(iter(response.response)), strict=True)  # type: ignore[arg-type]
+    return event.type, event.json
+
+
+# -- users -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_user_is_who_the_app_says_and_has_limits_of_his_own(make_site: MakeSite) -> None:
+    site = make_site(SSE_MAX_CLIENTS_PER_USER=1)
+    site.identify()
+    with site.request(X_User="ada") as opened:
+        assert first(opened)[0] == "sse_open"
+        with site.request(X_User="ada") as refused:
+            assert (refused.status_code, first(refused)) == (200, ("sse_busy", {"reason": "limit"}))
+        with site.request(X_User="bob") as other:
+            assert first(other)[0] == "sse_open"
+
+
+def test_a_user_is_kicked_and_comes_back_to_the_apps_decision(make_site: MakeSite) -> None:
+    site = make_site()
+    site.identify()
+    banned: set[Hashable] = set()
+    site.sse.authorize(lambda channels: () if request.headers["X-User"] in banned else channels)
+    with site.request(X_User="ada") as response:
+        body = iter(response.response)
+        next(body)
+        banned.add("ada")
+        assert site.sse.kick(user="ada") == 1
+        assert [event.json for event in parse(b"".join(body))] == [{"reason": "kicked"}]  # type: ignore[arg-type]
+    assert site.request(X_User="ada").status_code == 403
+
+
+@pytest.mark.parametrize("config", [{"SSE_MAX_CLIENTS_PER_USER": 1}, {}], ids=["limit", "revalidate"])
+def test_what_goes_by_users_needs_to_know_them(make_site: MakeSite, config: dict[str, Any]) -> None:
+    site = make_site(**config)
+    if not config:
+        site.sse.revalidate(lambda user: True)
+    site.app.testing = True
+    with pytest.raises(RuntimeError, match=r"register @sse\.identify"):
+        site.request()
+    site.identify()
+    with site.request(X_User="ada") as response:
+        assert first(response)[0] == "sse_open"
+
+
+def test_a_user_who_may_not_stay_is_asked_about_in_an_app_context_and_loses_his_stream(make_site: MakeSite) -> None:
+    site = make_site(SSE_REVALIDATE_EVERY=0.01)
+    site.identify()
+    asked: SimpleQueue[tuple[Hashable, str, bool]] = SimpleQueue()
+
+    @site.sse.revalidate
+    def may_stay(user: Hashable) -> bool:
+        asked.put((user, current_app.name, has_request_context()))
+        return False
+
+    with site.request(X_User="ada") as response:
+        events = parse(b"".join(response.response), strict=True)  # type: ignore[arg-type]
+    assert [event.type for event in events] == ["sse_open", "sse_bye"]
+    assert events[-1].json == {"reason": "revoked"}
+    assert asked.get(timeout=PATIENCE) == ("ada", "site", False)
+
+
+@pytest.mark.parametrize("name", ["authorize", "identify", "revalidate", "allow_stats"])
+def test_a_second_function_for_the_same_decision_is_refused(make_site: MakeSite, name: str) -> None:
+    decorate = getattr(make_site().sse, name)
+
+    def decide(*_: object) -> bool:
+        return True
+
+    assert decorate(decide) is decide
+    with pytest.raises(RuntimeError, match=f"is registered as {name} already: there can be only one"):
+        decorate(decide)
+
+
+# -- other origins -----------------------------------------------------------------------------------------------------
+
+HERE, THERE = "https://here.example", "https://there.example"
+CORS = "Access-Control-Allow-"
+
+
+def cors_of(response: TestResponse) -> dict[str, str]:
+    names = ("Origin", "Credentials", "Methods", "Headers")
+    told = {name: response.headers[CORS + name] for name in names if CORS + name in response.headers}
+    return told | ({"Vary": response.headers["Vary"]} if "Vary" in response.headers else {})
+
+
+def test_no_other_origin_may_read_the_stream_unless_the_app_says_so(make_site: MakeSite) -> None:
+    site = make_site()
+    for method in ("GET", "OPTIONS"):
+        with site.request(method=method, Origin=THERE) as response:
+            assert cors_of(response) == {}
+
+
+def test_an_origin_on_the_list_may_read_the_stream_with_cookies_and_another_may_not(make_site: MakeSite) -> None:
+    site = make_site(SSE_CORS_ORIGINS=[HERE, "http://localhost:5173"])
+    with site.request(Origin=HERE) as response:
+        assert cors_of(response) == {"Origin": HERE, "Credentials": "true", "Vary": "Origin"}
+    for other in (THERE, "null", HERE + ".evil.example", HERE.upper(), "https://here.example:443"):
+        with site.request(Origin=other) as response:
+            assert cors_of(response) == {"Vary": "Origin"}
+    with site.request() as response:
+        assert cors_of(response) == {"Vary": "Origin"}
+
+
+def test_an_origin_on_the_list_is_told_beforehand_and_of_refusals_too(make_site: MakeSite) -> None:
+    site = make_site(SSE_CORS_ORIGINS=HERE)
+    told = cors_of(site.request(method="OPTIONS", Origin=HERE, Access_Control_Request_Method="GET"))
+    assert told == {
+        "Origin": HERE,
+        "Credentials": "true",
+        "Methods": "GET",
+        "Headers": "Authorization, Cache-Control, Last-Event-ID",
+        "Vary": "Origin",
+    }
+    refused = site.request("/events?channel=secret", Origin=HERE)
+    assert (refused.status_code, refused.headers[CORS + "Origin"]) == (403, HERE)
+
+
+def test_everybody_may_read_the_stream_without_cookies_where_the_app_says_so(make_site: MakeSite) -> None:
+    site = make_site(SSE_CORS_ORIGINS="*")
+    with site.request(Origin=THERE) as response:
+        assert cors_of(response) == {"Origin": "*"}
+
+
+def test_the_counters_are_not_for_other_origins(make_site: MakeSite) -> None:
+    site = make_site(SSE_CORS_ORIGINS="*")
+    site.sse.allow_stats(lambda: True)
+    for path in ("/events/health", "/events/stats"):
+        assert cors_of(site.request(path, Origin=THERE)) == {}
+
+
+@pytest.mark.parametrize("origins", [{HERE}, (HERE,), [HERE], HERE, "capacitor://localhost", "http://[::1]:8000"])
+def test_origins_are_given_one_by_one_or_as_a_list(origins: Any) -> None:
+    Cors(origins)
+
+
+@pytest.mark.parametrize("origins", ["", "here.example", HERE + "/", HERE + "/path", ["*", HERE], [None], 7, b"*"])
+def test_what_is_no_origin_is_refused(origins: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^cors_origins"):
+        Cors(origins)
+
+
+# -- health, counters --------------------------------------------------------------------------------------------------
+
+
+def test_health_says_ok_or_why_not(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = make_site()
+
+    def health() -> tuple[int, Any, str]:
+        response = site.request("/events/health")
+        return response.status_code, response.json, response.headers["Cache-Control"]
+
+    assert health() == (200, {"status": "ok"}, "no-store")
+    site.manager.enqueue("item", 1)
+    engine = site.manager._life.get().batcher._engine.get()
+    engine._publishing_since = engine._clock() - 5.1
+    assert health() == (503, {"status": "backend"}, "no-store")
+    engine._publishing_since = None
+    assert site.manager.shutdown()
+    assert health() == (503, {"status": "draining"}, "no-store")
+
+
+def test_the_counters_are_for_whom_the_app_allows_them(make_site: MakeSite) -> None:
+    site = make_site()
+    assert site.request("/events/stats").status_code == 404
+    site.sse.allow_stats(lambda: request.headers.get("X-User") == "root")
+    assert site.request("/events/stats", X_User="ada").status_code == 403
+    response = site.request("/events/stats", X_User="root")
+    assert json.loads(response.text).keys() == site.manager.get_stats().as_dict().keys()
+    assert response.headers["Cache-Control"] == "no-store"

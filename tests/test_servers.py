@@ -235,18 +235,6 @@ def test_a_server_that_is_stopped_ends_and_so_does_every_stream(
         assert endings == [["sse_bye"] if farewell else []] * 3
 
 
-@external
-def test_cheroot_that_is_interrupted_waits_for_its_last_client(tmp_path: Path) -> None:
-    """Whatever its timeout for that: it shuts the reading side of their connections only."""
-    with running(cheroot("--shutdown-timeout=0"), tmp_path) as server:
-        with Stream(server) as stream:
-            stream.until("sse_open")
-            server.process.send_signal(signal.SIGINT)
-            assert _outlives(stream, 1)
-            assert server.process.poll() is None
-        server.process.wait(TIMEOUT)
-
-
 # -- what each has to be told ------------------------------------------------------------------------------------------
 
 

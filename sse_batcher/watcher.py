@@ -22,6 +22,11 @@ from .host import Host
 from .process import PerProcess
 from .worker import Worker
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is watched
+    fcntl = None  # type: ignore[assignment]
+
 _log = logging.getLogger("sse_batcher.watcher")
 
 TICK = 0.2
@@ -29,6 +34,9 @@ TICK = 0.2
 
 FULL = 0.8
 """The part of a server's threads that streams may hold before it is said aloud."""
+
+HIGH = 1024
+"""From here on are the numbers of duplicates. Lower ones are left to servers that `select`, which knows no higher."""
 
 SAMPLE = 10
 """How many streams are asked at once whether their server is stopping."""
@@ -63,11 +71,7 @@ class Watch:
         self._seen_at = 0.0
         # Guards the duplicate's end: a shutdown must not meet a number that belongs to another connection by now.
         self._lock = threading.Lock()
-        self._connection: socket.socket | None = None
-        if host.fd is not None:
-            # Where no descriptor is left, or the connection has ended already, heartbeats have to do.
-            with suppress(OSError):
-                self._connection = socket.socket(fileno=os.dup(host.fd))
+        self._connection = None if host.fd is None else _duplicate(host.fd)
 
     def fileno(self) -> int:
         """The duplicate's number, -1 where there is none."""
@@ -135,7 +139,8 @@ class Watcher:
         fd = watch.fileno()
         if self._epoll is not None and fd >= 0:
             self._by_fd[fd] = watch
-            self._epoll.register(fd, select.EPOLLRDHUP)
+            with suppress(OSError):  # the system's limit of what may be watched: heartbeats have to do
+                self._epoll.register(fd, select.EPOLLRDHUP)
         self._tell_if_full(watch.host)
         # After the stream is listed: a thread that is about to end looks once more.
         if self._parked:
@@ -145,7 +150,9 @@ class Watcher:
 
     def remove(self, watch: Watch) -> None:
         """Watch it no more. Idempotent."""
-        if self._watches.pop(watch, watch) is watch:
+        try:
+            del self._watches[watch]
+        except KeyError:
             return
         fd = watch.fileno()
         if self._by_fd.pop(fd, None) is not None:
@@ -212,6 +219,24 @@ class Watcher:
             host.threads,
             host.name,
         )
+
+
+def _duplicate(fd: int) -> socket.socket | None:
+    """The same connection under a number of its own; None where there is none left, or it is no connection."""
+    if fcntl is None:
+        return None
+    try:
+        try:
+            number = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HIGH)
+        except OSError:  # more than this process may have
+            number = os.dup(fd)
+    except OSError:
+        return None
+    try:
+        return socket.socket(fileno=number)
+    except OSError:
+        os.close(number)
+        return None
 
 
 def _acked(connection: socket.socket) -> int | None:

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import queue
+import resource
 import select
 import socket
 import threading
@@ -317,6 +318,18 @@ def test_a_watch_that_is_removed_leaves_nothing_and_twice_is_once(watcher: Watch
     assert watcher._watches == watcher._by_fd == {}
 
 
+def test_a_duplicate_leaves_the_low_numbers_to_servers_that_select(pair: Pair) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for limit, lowest in [(2048, 1024), (512, 0)]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+        try:
+            watch = Watch(Watched(), host(pair[0].fileno()), 30)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert lowest <= watch.fileno() < limit
+        watch.close()
+
+
 def test_the_thread_ends_when_nothing_is_left_to_watch_and_comes_back(watcher: Watcher, pair: Pair) -> None:
     for _ in range(3):
         stream, watch = watch_over(watcher, pair[0])
@@ -343,6 +356,10 @@ def test_a_connection_that_is_gone_already_is_watched_for_the_end_of_the_server_
     ours.close(), theirs.close()
     _stream, watch = watch_over(watcher, None)
     assert Watch(Watched(), host(fd), 30).fileno() == -1
+    with open(os.devnull) as no_connection:
+        before = descriptors()
+        assert Watch(Watched(), host(no_connection.fileno()), 30).fileno() == -1
+        assert descriptors() == before
     watch.busy_since = 0.0
     watch.give_up_if_stalled(1e9)
 

@@ -7,6 +7,7 @@ writes `Watch.busy_since`; the rest is the watcher's.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import select
@@ -22,10 +23,7 @@ from .host import Host
 from .process import PerProcess
 from .worker import Worker
 
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing is watched
-    fcntl = None  # type: ignore[assignment]
+_fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None  # elsewhere no connection is watched
 
 _log = logging.getLogger("sse_batcher.watcher")
 
@@ -223,11 +221,11 @@ class Watcher:
 
 def _duplicate(fd: int) -> socket.socket | None:
     """The same connection under a number of its own; None where there is none left, or it is no connection."""
-    if fcntl is None:
+    if _fcntl is None:
         return None
     try:
         try:
-            number = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HIGH)
+            number = _fcntl.fcntl(fd, _fcntl.F_DUPFD_CLOEXEC, HIGH)
         except OSError:  # more than this process may have
             number = os.dup(fd)
     except OSError:

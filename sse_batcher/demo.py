@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from .errors import ClosedError
 from .manager import SSEManager
-from .options import BatchOptions, ClientOptions
+from .options import BatchOptions
 from .scenarios import Happening, Scenario
 
 CLOSING_SECONDS = 1.0
@@ -44,8 +44,7 @@ class Demo:
             manager = self._managers.get(setting)
             if manager is None:
                 options = BatchOptions(batch_window=setting.window / 1000, max_batch_size=setting.size)
-                # A closed tab is noticed, and forgotten, in one heartbeat or two.
-                manager = self._managers[setting] = SSEManager(options, ClientOptions(heartbeat=5.0))
+                manager = self._managers[setting] = SSEManager(options)
         if self._ending.is_set():
             manager.shutdown(0)
         return manager

@@ -111,9 +111,9 @@ class SSE:
         """Where the history of the current app's manager stands. See `SSEManager.cursor`."""
         return self.manager.cursor()
 
-    def kick(self, *, user: Hashable = None, channel: str | None = None) -> int:
+    def kick(self, *, user: Hashable = None, channel: str | None = None) -> None:
         """End the streams of a user, or of a channel, or of both at once. See `SSEManager.kick`."""
-        return self.manager.kick(user=user, channel=channel)
+        self.manager.kick(user=user, channel=channel)
 
     def snapshot(self, channel: str) -> Callable[[S], S]:
         """Register the function that gives the state of a channel. A decorator.

@@ -182,8 +182,8 @@ class Hub:
         retry = random.randint(*RETRY_AT_LIMIT_MS) if reason == "limit" else None
         return self._control("sse_busy", id, retry, reason=reason)
 
-    def dismiss(self, reason: str, user: Hashable = None, channel: str | None = None) -> int:
-        """End the streams of this user, or of this channel, or of both at once, now. Returns how many."""
+    def dismiss(self, reason: str, user: Hashable = None, channel: str | None = None) -> None:
+        """End the streams of this user, or of this channel, or of this user in this channel, now."""
         with self._locked():
             clients = set(self._clients)
             if user is not None:
@@ -192,7 +192,6 @@ class Hub:
                 clients &= self._channels.get(channel, {}).keys()
         for client in clients:
             client.dismiss(reason)
-        return len(clients)
 
     def has_user(self, user: Hashable) -> bool:
         """Whether this user has a stream."""

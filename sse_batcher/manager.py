@@ -157,15 +157,15 @@ class SSEManager:
             life.rights.watch(user)
         return client
 
-    def kick(self, *, user: Hashable = None, channel: str | None = None) -> int:
+    def kick(self, *, user: Hashable = None, channel: str | None = None) -> None:
         """End the streams of this user, or of this channel, or of this user in this channel, in this process.
 
         Nothing more is handed to them but ``sse_bye``. Browsers come back at once, and the app decides anew whether
-        they may. Returns how many streams it were. Raises `ValueError` where neither is given.
+        they may. Raises `ValueError` where neither is given.
         """
         if user is None and channel is None:
             raise ValueError("say whom: kick(user=...), kick(channel=...) or both")
-        return self._life.get().hub.dismiss("kicked", user, channel)
+        self._life.get().hub.dismiss("kicked", user, channel)
 
     def can_resume(self, channels: Iterable[str], last_event_id: str | None) -> bool:
         """Whether a client that comes with this id now gets all that it has missed, and needs no snapshot."""

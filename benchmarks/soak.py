@@ -46,9 +46,9 @@ SEEN = ("rss_kib", "descriptors", "threads", "clients")
 # -- the server --------------------------------------------------------------------------------------------------------
 
 COMMANDS = {
-    "gunicorn": "-m gunicorn -k gthread --workers=1 --threads={threads} --graceful-timeout=1 --bind={bind} soak:app",
+    "gunicorn": "-m gunicorn -k gthread --workers=1 --threads={threads} --bind={bind} soak:app",
     "werkzeug": "-m flask --app=soak run --host={host} --port={port} --no-reload",
-    "waitress": "-m waitress --listen={bind} --threads={threads} --channel-request-lookahead=1 soak:app",
+    "waitress": "-m waitress --listen={bind} --threads={threads} soak:app",
     "cheroot": "-m cheroot --bind={bind} --threads={threads} soak:app",
 }
 

@@ -11,6 +11,7 @@ from . import signals
 from .batcher import EventBatcher
 from .client import Client
 from .errors import (
+    BackendError,
     BacklogFullError,
     ClosedError,
     ConfigurationError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SSE",
+    "BackendError",
     "BacklogFullError",
     "Batch",
     "BatchOptions",

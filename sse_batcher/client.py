@@ -75,7 +75,8 @@ class Client(Iterator[bytes]):
         # All frames up to it were handed to the stream; written by the driver, or before it.
         self.cursor = cursor
         self.first_block = b""
-        self.lost: Any = None  # the position of the newest frame that was lost before it came; under the hub's lock
+        # The position of the newest frame that was lost before it came, and why; under the hub's lock.
+        self.lost: tuple[Any, str] | None = None
         self._home = home
         self._options = options
         self._batches = batches

@@ -41,6 +41,11 @@ class TooManyClientsError(SSEBatcherError, RuntimeError):
     block of its own."""
 
 
+class BackendError(SSEBatcherError, RuntimeError):
+    """The backend does not answer. Raised by `subscribe` and `kick`; a response says it in a block of its own, and what
+    is enqueued waits."""
+
+
 class BacklogFullError(SSEBatcherError, RuntimeError):
     """The backend does not take batches as fast as events come, and `max_pending_bytes` wait already.
 

@@ -61,8 +61,11 @@ class Receiver(Protocol):
     def deliver(self, frame: wire.Frame) -> None:
         """Take a frame."""
 
-    def lose(self, channel: str, position: Any) -> None:
-        """Take notice that the frame at this position, of this channel, will never come."""
+    def lose(self, channel: str, position: Any, reason: str = "publish_failed") -> None:
+        """Take notice that the frame at this position, of this channel, will never come. `reason`: of the gap."""
+
+    def dismiss(self, reason: str, user: Hashable = None, channel: str | None = None) -> None:
+        """End the streams of this user, or of this channel, or of this user in this channel, now."""
 
 
 class Farewell(NamedTuple):
@@ -121,13 +124,16 @@ class Hub:
         for client in clients:
             client.offer(frame)
 
-    def lose(self, channel: str, position: Any) -> None:
+    def lose(self, channel: str, position: Any, reason: str = "publish_failed") -> None:
         """Let all clients of this channel know that they have missed something, and those that return later, too."""
         with self._locked():
             self._history.lose(channel, position)
             clients = self._listening(channel)
             for client in clients:
-                client.lost = position  # here, or one that reads the history at this moment is told of another reason
+                client.lost = (
+                    position,
+                    reason,
+                )  # here, or one that reads the history at this moment is told of another reason
         for client in clients:
             client.fall_behind()
 
@@ -260,10 +266,12 @@ class Hub:
                 else:
                     client.go_live()
                 return None
-            lost = client.lost is not None and client.lost > client.cursor.position
+            reason = "overflow"
+            if client.lost is not None and client.lost[0] > client.cursor.position:
+                reason = client.lost[1]
             client.cursor = Cursor(self._history.head)
             client.go_live()
-        return self._opening(client, "publish_failed" if lost else "overflow")
+        return self._opening(client, reason)
 
     def farewell(self, client: Client, reason: str) -> bytes:
         retry = random.randint(*RETRY_AFTER_LEASE_MS) if reason == "lease" else None

@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blinker import NamedSignal
 
@@ -40,6 +40,9 @@ from .stats import ManagerStats
 from .wire import block
 from .worker import Deadline
 
+if TYPE_CHECKING:
+    import redis
+
 _log = logging.getLogger("sse_batcher.manager")
 
 DRAIN_SECONDS = 5.0
@@ -60,7 +63,8 @@ class SSEManager:
     `history`
         a `HistoryOptions`: what is kept for clients that return, or have fallen behind.
     `backend`
-        ``"memory://"``: the clients of this process.
+        ``"memory://"``: the clients of this process. ``"redis://..."``: those of all processes with the same Redis; see
+        `sse_batcher.backends.redis.open_redis`. A ready ``redis.Redis`` is taken, too.
     `json_default`
         called for data that JSON does not know, as in `json.JSONEncoder`; `encode` instead replaces the whole encoder.
     `revalidate`
@@ -82,7 +86,7 @@ class SSEManager:
         self,
         batching: bool | BatchOptions | Mapping[str, Any] = True,
         clients: ClientOptions | None = None,
-        backend: str = "memory://",
+        backend: str | redis.Redis = "memory://",
         json_default: Callable[[Any], Any] | None = None,
         *,
         history: HistoryOptions | None = None,
@@ -90,7 +94,8 @@ class SSEManager:
         revalidate: Ask | None = None,
         context: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        open_backend(backend)  # refused here, not at the first event
+        kept = history or HistoryOptions()
+        open_backend(backend, kept.history_frames)  # refused here, not at the first event
         self.revalidate = revalidate
         """Who says whether a user may keep his streams. May be set later, for the streams that come then."""
         self._life = PerProcess(
@@ -99,7 +104,7 @@ class SSEManager:
                 weakref.ref(self),
                 batch_options(batching),
                 clients or ClientOptions(),
-                history or HistoryOptions(),
+                kept,
                 backend,
                 encode or json_encoder(json_default),
                 context,
@@ -146,30 +151,32 @@ class SSEManager:
         `snapshot` next. Without `batches`, each event is a block of its own. `user` is whose stream it is, for limits,
         `kick` and `revalidate`: a name or a number. Close the client when its stream ends.
 
-        Raises `InvalidEventError` for channels that may not be, `TooManyClientsError` where a limit is reached, and
-        `ClosedError` after `shutdown`.
+        Raises `InvalidEventError` for channels that may not be, `TooManyClientsError` where a limit is reached,
+        `BackendError` where it is not known where a stream would begin, and `ClosedError` after `shutdown`.
         """
         life = self._life.get()
-        client = life.hub.connect(
-            check_channels(channels), last_event_id, batches=batches, snapshot=snapshot, user=user
-        )
+        names = check_channels(channels)
+        life.backend.open(last_event_id)
+        client = life.hub.connect(names, last_event_id, batches=batches, snapshot=snapshot, user=user)
         if self.revalidate is not None and user is not None:
             life.rights.watch(user)
         return client
 
     def kick(self, *, user: Hashable = None, channel: str | None = None) -> None:
-        """End the streams of this user, or of this channel, or of this user in this channel, in this process.
+        """End the streams of this user, or of this channel, or of this user in this channel, in all processes.
 
         Nothing more is handed to them but ``sse_bye``. Browsers come back at once, and the app decides anew whether
-        they may. Raises `ValueError` where neither is given.
+        they may. Raises `ValueError` where neither is given, and `BackendError` where other processes cannot be told.
         """
         if user is None and channel is None:
             raise ValueError("say whom: kick(user=...), kick(channel=...) or both")
-        self._life.get().hub.dismiss("kicked", user, channel)
+        self._life.get().backend.kick(user, channel)
 
     def can_resume(self, channels: Iterable[str], last_event_id: str | None) -> bool:
         """Whether a client that comes with this id now gets all that it has missed, and needs no snapshot."""
-        return self._life.get().hub.can_resume(check_channels(channels), last_event_id)
+        life = self._life.get()
+        life.backend.open(last_event_id)
+        return life.hub.can_resume(check_channels(channels), last_event_id)
 
     def snapshot(self, take: Callable[[], Iterable[tuple[str, Any]]]) -> Snapshot:
         """Note where the history stands, then take the state: ``take()`` gives ``(event_type, data)`` pairs.
@@ -188,9 +195,11 @@ class SSEManager:
         """Where the history stands: who subscribes with this `last_event_id` gets all that is delivered from now on.
 
         Ask for it before you read the state that the events are about; then nothing is missed between the two, and at
-        most something comes twice.
+        most something comes twice. Raises `BackendError` where it is not known.
         """
-        return self._life.get().hub.cursor()
+        life = self._life.get()
+        life.backend.open(None)
+        return life.hub.cursor()
 
     def busy_block(self, reason: str, last_event_id: str | None = None) -> bytes:
         """The one block of a stream that cannot be opened now: the client comes back later, with the same cursor."""
@@ -210,17 +219,23 @@ class SSEManager:
         life = self._life.get()
         batcher = life.batcher.get_stats()
         counts: dict[str, Any] = batcher.as_dict() | life.hub.count()
-        return ManagerStats(**counts, signals_dropped=life.helper.dropped)
+        return ManagerStats(
+            **counts,
+            signals_dropped=life.helper.dropped,
+            backend_silent=life.backend.silent_for,
+            ignored=life.backend.ignored,
+        )
 
     def ill(self) -> str | None:
         """Why this process cannot serve streams as it should, None if it can. For health checks.
 
-        ``draining``: it is being shut down. ``backend``: one batch has not been taken for five seconds.
+        ``draining``: it is being shut down. ``backend``: that has not answered, or not taken a batch, for five seconds.
         """
         life = self._life.get()
         if life.hub.closed:
             return "draining"
-        return "backend" if life.batcher.get_stats().publishing_for > STUCK_SECONDS else None
+        stuck = max(life.batcher.get_stats().publishing_for, life.backend.silent_for)
+        return "backend" if stuck > STUCK_SECONDS else None
 
     def drain(self) -> None:
         """Deliver what is pending, end all streams with ``sse_bye``, and take no more; events are still accepted.
@@ -233,7 +248,9 @@ class SSEManager:
         life.draining = True
 
         def drain() -> None:
-            life.batcher.flush_all(DRAIN_SECONDS)
+            deadline = Deadline(DRAIN_SECONDS)
+            life.batcher.flush_all(deadline.left())
+            life.backend.wait_until_delivered(deadline.left())
             life.hub.close("shutdown")
 
         _log.info("the server is stopping: all streams end")
@@ -250,10 +267,11 @@ class SSEManager:
         """
         life = self._life.get()
         deadline = Deadline(timeout)
-        delivered = life.batcher.destroy(timeout)
+        delivered = life.batcher.destroy(timeout) and life.backend.wait_until_delivered(deadline.left())
         life.hub.close("shutdown")
         ended = life.hub.wait_until_left(deadline.left())
-        return life.helper.close(deadline.left()) and ended and delivered
+        closed = life.backend.close(deadline.left())
+        return life.helper.close(deadline.left()) and closed and ended and delivered
 
     close = shutdown
 
@@ -276,7 +294,7 @@ class _Life:
         batching: BatchOptions,
         clients: ClientOptions,
         history: HistoryOptions,
-        backend: str,
+        backend: str | redis.Redis,
         encode: Encode,
         context: Callable[[], AbstractContextManager[object]],
     ) -> None:
@@ -307,7 +325,7 @@ class _Life:
                 )
             announce(signals.client_disconnected, client=client, **farewell._asdict())
 
-        publisher = open_backend(backend)
+        self.backend = publisher = open_backend(backend, history.history_frames)
         self.hub = Hub(
             clients,
             history,

@@ -9,6 +9,7 @@ import logging
 
 from flask import Flask, g, has_request_context, request
 
+from .errors import BackendError
 from .manager import SSEManager
 
 _log = logging.getLogger("sse_batcher.page")
@@ -25,7 +26,10 @@ def add_page_cursor(app: Flask, manager: SSEManager, *, told: bool) -> None:
     unwarned = ["of several processes"]
 
     def note() -> None:
-        setattr(g, _NAME, manager.cursor())
+        try:
+            setattr(g, _NAME, manager.cursor())
+        except BackendError:
+            setattr(g, _NAME, "")  # the page begins where its stream does
 
     def sse_cursor() -> str:
         if not told and has_request_context() and request.environ.get("wsgi.multiprocess"):
@@ -38,8 +42,8 @@ def add_page_cursor(app: Flask, manager: SSEManager, *, told: bool) -> None:
                     "same process)"
                 )
             return ""
-        cursor: str = getattr(g, _NAME, "") or manager.cursor()
-        return cursor
+        noted: str | None = getattr(g, _NAME, None)
+        return manager.cursor() if noted is None else noted
 
     app.before_request_funcs.setdefault(None, []).insert(0, note)
     app.context_processor(lambda: {"sse_cursor": sse_cursor})

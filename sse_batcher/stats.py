@@ -76,5 +76,9 @@ class ManagerStats(BatcherStats):
     """Their bytes."""
     history_age: float = 0.0
     """Seconds since the oldest of them."""
+    backend_silent: float = 0.0
+    """Seconds for which the backend owes an answer, where it is another process."""
+    ignored: int = 0
+    """Entries of others that were met in the backend's stream and ignored."""
     signals_dropped: int = 0
     """Signals not sent, and log lines not written, because the helper thread's queue was full."""

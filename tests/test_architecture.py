@@ -22,7 +22,7 @@ LAYERS = """
     errors event options wire window stats
     history
     process waiting worker host watcher engine batcher
-    client hub backends.memory backends
+    client hub backends.memory backends.redis backends
     signals helper rights manager prometheus
     transports transports.attached wsgi
     cors blueprint page extension
@@ -127,7 +127,7 @@ def test_the_pure_part_knows_no_thread_clock_or_socket(module: str) -> None:
 
 @every_module
 def test_nothing_is_imported_that_is_not_declared(module: str) -> None:
-    extra = {"prometheus": {"prometheus_client"}}.get(module, set())
+    extra = {"prometheus": {"prometheus_client"}, "backends.redis": {"redis"}, "manager": {"redis"}}.get(module, set())
     assert foreign(module) <= set(sys.stdlib_module_names) | {"flask", "werkzeug", "blinker"} | extra
 
 

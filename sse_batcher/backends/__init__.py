@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, Protocol
 
 from ..errors import ConfigurationError
@@ -12,6 +13,9 @@ from ..event import Batch
 from ..history import Cursor
 from ..hub import Receiver
 from .memory import MemoryBackend
+from .redis import open_redis
+
+SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://")
 
 
 class Backend(Protocol):
@@ -28,6 +32,26 @@ class Backend(Protocol):
     def publish(self, batch: Batch) -> None:
         """Take a batch. May block. Called by one thread at a time. Where it is lost, tells the receiver and raises."""
 
+    def kick(self, user: Hashable, channel: str | None) -> None:
+        """Have these streams ended, in each process. Raises `BackendError`."""
+
+    def open(self, cursor: str | None) -> None:
+        """Have the history here, up to where this client has been. May wait a little; raises `BackendError`."""
+
+    def wait_until_delivered(self, timeout: float | None) -> bool:
+        """Wait until what this process has published was delivered to its own clients, too."""
+
+    def close(self, timeout: float | None) -> bool:
+        """Publish and deliver no more. True if that has ended within `timeout` seconds."""
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds for which it owes an answer."""
+
+    @property
+    def ignored(self) -> int:
+        """Entries of others that were met and ignored."""
+
     def format(self, position: Any) -> str: ...
 
     def read(self, cursor: str) -> Cursor: ...
@@ -35,8 +59,17 @@ class Backend(Protocol):
     def normalize(self, cursor: str) -> str | None: ...
 
 
-def open_backend(url: str) -> Backend:
-    """The backend that `url` names. ``memory://``: this process alone."""
-    if url != "memory://":
-        raise ConfigurationError(f"backend must be 'memory://', not {url!r}", option="backend")
-    return MemoryBackend()
+def open_backend(backend: Any, frames: int) -> Backend:
+    """The backend that a URL names, or that a ready ``redis.Redis`` leads to. `frames`: how many are kept.
+
+    ``memory://``: this process alone. For those of Redis see `open_redis`. Connects to nothing.
+    """
+    if backend == "memory://":
+        return MemoryBackend()
+    if isinstance(backend, str) and not backend.startswith(SCHEMES):
+        raise ConfigurationError(
+            f"backend must be 'memory://', or begin with one of {', '.join(SCHEMES)}, not {backend!r}", option="backend"
+        )
+    if not isinstance(backend, str) and not hasattr(backend, "xadd"):
+        raise ConfigurationError(f"backend must be a URL or a redis.Redis, not {backend!r}", option="backend")
+    return open_redis(backend, frames)

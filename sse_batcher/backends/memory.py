@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Hashable
 
 from ..event import Batch
 from ..history import Cursor
@@ -39,6 +40,23 @@ class MemoryBackend:
         except Exception:
             receiver.lose(batch.channel, self._position)
             raise
+
+    def kick(self, user: Hashable, channel: str | None) -> None:
+        receiver = self._receiver
+        assert receiver is not None, "connect() comes first"
+        receiver.dismiss("kicked", user, channel)
+
+    def open(self, cursor: str | None) -> None:
+        """All of it is here."""
+
+    def wait_until_delivered(self, timeout: float | None) -> bool:
+        return True
+
+    def close(self, timeout: float | None) -> bool:
+        return True
+
+    silent_for = 0.0
+    ignored = 0
 
     def format(self, position: int) -> str:
         return f"{self._epoch}-{position}"

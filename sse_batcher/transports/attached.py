@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
 from ..client import Client
-from ..errors import ClosedError, TooManyClientsError
+from ..errors import BackendError, ClosedError, TooManyClientsError
 from ..host import Host
 from ..hub import Snapshot
 from ..manager import SSEManager
@@ -92,6 +92,8 @@ class AttachedStream(Iterator[bytes]):
             raise _BusyError("draining") from None
         except TooManyClientsError:
             raise _BusyError("limit") from None
+        except BackendError:
+            raise _BusyError("backend") from None
         self._client = client
         if asked.resumes and client.gaps:
             # What it has not got was evicted since then. It comes back for the snapshot.

@@ -20,7 +20,7 @@ from sse_batcher import Client, ClientOptions, SSEManager, signals
 from sse_batcher.host import Host
 from sse_batcher.process import PerProcess
 from sse_batcher.transports.attached import AttachedStream, Request
-from sse_batcher.watcher import SAMPLE, Watch, Watcher
+from sse_batcher.watcher import SAMPLE, Watch, Watcher, _under_way
 
 PATIENCE = 10.0
 HOST = "127.0.0.1"
@@ -203,12 +203,29 @@ def test_a_client_that_reads_slowly_but_steadily_is_served(pair: Pair) -> None:
     watch.close()
 
 
-def test_a_driver_that_waits_for_the_next_frame_is_not_taken_for_one_that_sends(pair: Pair) -> None:
+def test_who_takes_nothing_is_given_up_though_all_of_it_fits_into_buffers(pair: Pair) -> None:
+    # A client that has stopped reading, or whose network has vanished, looks like this.
     ours, _ = pair
     watch = Watch(Watched(), host(ours.fileno()), send_timeout=30)
     fill(ours)
-    for now, since in [(0.0, 0.0), (20.0, None), (40.0, 40.0), (60.0, 60.0), (80.0, 60.0)]:
+    for now, since in [(0.0, 0.0), (20.0, None), (29.9, 29.9)]:
         watch.busy_since = since
+        watch.give_up_if_stalled(now)
+    assert not is_shut(ours)
+    watch.give_up_if_stalled(30.0)
+    assert is_shut(ours)
+    watch.close()
+
+
+def test_who_has_taken_all_may_be_silent_for_as_long_as_he_likes(pair: Pair) -> None:
+    ours, theirs = pair
+    watch = Watch(Watched(), host(ours.fileno()), send_timeout=30)
+    watch.busy_since = 0.0
+    for now in range(0, 300, 25):
+        ours.sendall(b"a heartbeat")
+        assert theirs.recv(100)
+        while _under_way(ours) is not None:  # until its kernel has said so
+            pass
         watch.give_up_if_stalled(now)
     assert not is_shut(ours)
     watch.close()

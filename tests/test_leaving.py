@@ -1,0 +1,525 @@
+"""Clients that leave or take nothing, and servers that leave them: what the watcher and the lease are for.
+
+Under real servers. Heartbeats are an hour apart, so none of them can help.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .servers import (
+    GTHREAD,
+    HOST,
+    SERVERS,
+    TESTS,
+    THREADS,
+    TIMEOUT,
+    UWSGI,
+    Server,
+    Stream,
+    gunicorn,
+    running,
+    wait_until,
+)
+
+pytestmark = pytest.mark.external
+
+FIVE = ("werkzeug", "gunicorn", "waitress", "cheroot", "uwsgi")
+REQUEST = b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n"
+
+WRITE_ERRORS = {"OSError: write error", "IOError: write error"}
+"""What uWSGI says of a client that has left while something was written to it; it has no other way to say so. Its lines
+with SIGPIPE, "Broken pipe" and "Connection reset by peer" mean the same."""
+
+
+@contextmanager
+def serving_app(command: tuple[str, ...], folder: Path, **config: Any) -> Iterator[Server]:
+    """Run a server with `leavingapp`. `config` is the app's, without its prefix."""
+    command = tuple(argument.replace("serverapp", "leavingapp") for argument in command)
+    settings = {f"SSE_{name.upper()}": value for name, value in config.items()}
+    with running(command, folder, CONFIG=json.dumps(settings)) as server, server.watched():
+        yield server
+
+
+def with_threads(command: tuple[str, ...], threads: int) -> tuple[str, ...]:
+    return tuple(argument.replace(f"--threads={THREADS}", f"--threads={threads}") for argument in command)
+
+
+def process_of(server: Server) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(server.request("GET", "/process"))
+    return found
+
+
+def wait_for_clients(server: Server, number: int, timeout: float = TIMEOUT) -> None:
+    wait_until(lambda: server.stats()["clients"] == number, f"{number} clients are there", timeout)
+
+
+def reset(connection: socket.socket) -> None:
+    """Close it without a good-bye."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def read_until(connection: socket.socket, mark: bytes) -> None:
+    """Byte by byte, so that what follows is not read."""
+    text = b""
+    while not text.endswith(mark):
+        byte = connection.recv(1)
+        assert byte, f"ended before {mark!r}: {text!r}"
+        text += byte
+
+
+def fields_of(stream: Stream) -> dict[str, str]:
+    """The next block, with all of its fields."""
+    fields: dict[str, str] = {}
+    while (line := stream.line()) not in {"", "\n"}:
+        name, _, value = line.rstrip("\n").partition(": ")
+        fields[name] = value
+    return fields
+
+
+def faults_in(server: Server) -> list[str]:
+    """The lines of its log that nobody should have to read."""
+    lines = [line for line in server.output().splitlines() if line not in WRITE_ERRORS]
+    return [line for line in lines if re.search("error|traceback|exception|critical", line, re.IGNORECASE)]
+
+
+# -- clients that left -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=FIVE)
+def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    command = tuple(argument.replace("serverapp", "leavingapp") for argument in SERVERS[request.param].command)
+    config = json.dumps({"SSE_BATCH_WINDOW": 0.02})
+    with running(command, tmp_path_factory.mktemp("leaving"), CONFIG=config) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Iterator[Server]:
+    with shared_server.watched():
+        shared_server.request("POST", "/kick", "default")  # who was not forgotten in a test that has failed
+        wait_for_clients(shared_server, 0)
+        yield shared_server
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, reset], ids=["closes", "resets"])
+def test_a_client_that_leaves_is_forgotten_within_a_second(
+    server: Server, leave: Callable[[socket.socket], None]
+) -> None:
+    with socket.create_connection((HOST, server.port), timeout=TIMEOUT) as connection:
+        connection.sendall(REQUEST)
+        read_until(connection, b"\n\n")  # the first block's: the lines of the head end otherwise
+        assert server.stats()["clients"] == 1
+        leave(connection)
+        wait_for_clients(server, 0, timeout=1)
+
+
+READER = """
+import socket, sys, threading
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+connection.sendall(sys.argv[3].encode())
+count = 0
+while connection.recv(1):
+    count += 1
+    if count > 5_000:
+        print("reading", flush=True)
+        threading.Event().wait(0.01)
+"""
+
+
+def test_a_client_that_is_killed_while_it_reads_is_forgotten_within_a_second(server: Server) -> None:
+    arguments = [sys.executable, "-c", READER, HOST, str(server.port), REQUEST.decode()]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as reader:
+        try:
+            wait_for_clients(server, 1)
+            server.enqueue(("item", "x" * 50_000))  # little enough to leave the server at once
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == b"reading\n"
+            assert server.stats()["clients"] == 1
+        finally:
+            reader.kill()
+        wait_for_clients(server, 0, timeout=1)
+
+
+# -- five hundred resets -----------------------------------------------------------------------------------------------
+
+
+AT_ONCE = THREADS - 2
+
+
+def _before_the_request(connection: socket.socket, server: Server, name: str) -> None:
+    pass
+
+
+def _in_the_request_line(connection: socket.socket, server: Server, name: str) -> None:
+    connection.sendall(REQUEST[:8])
+
+
+def _after_the_request(connection: socket.socket, server: Server, name: str) -> None:
+    connection.sendall(REQUEST)
+
+
+def _after_the_head(connection: socket.socket, server: Server, name: str) -> None:
+    connection.sendall(REQUEST)
+    read_until(connection, b"\r\n\r\n")
+
+
+def _in_the_first_block(connection: socket.socket, server: Server, name: str) -> None:
+    connection.sendall(REQUEST)
+    read_until(connection, b"event: sse_")
+
+
+def _between_frames(connection: socket.socket, server: Server, name: str) -> None:
+    connection.sendall(REQUEST)
+    for _ in range(4):
+        read_until(connection, b"\n\n")
+
+
+def _at_the_end(connection: socket.socket, server: Server, name: str) -> None:
+    connection.sendall(REQUEST.replace(b"/events", f"/events?channel={name}".encode()))
+    read_until(connection, b"\n\n")
+    server.request("POST", "/kick", name)
+    read_until(connection, b"event: sse_bye\n")
+
+
+STAGES = (
+    _before_the_request,
+    _in_the_request_line,
+    _after_the_request,
+    _after_the_head,
+    _in_the_first_block,
+    _between_frames,
+    _at_the_end,
+)
+
+
+def test_five_hundred_clients_that_reset_at_every_stage_leave_nothing_behind(server: Server) -> None:
+    def leave(number: int) -> None:
+        with socket.create_connection((HOST, server.port), timeout=TIMEOUT) as connection:
+            STAGES[number % len(STAGES)](connection, server, f"own{number}")
+            reset(connection)
+
+    def settled() -> dict[str, Any]:
+        wait_for_clients(server, 0)
+        # It ends when nobody is left to be watched.
+        wait_until(lambda: "sse_batcher-watcher" not in process_of(server)["threads"], "the watcher has ended")
+        return process_of(server)
+
+    server.request("POST", "/flood")
+    with ExitStack() as stack:  # each thread is used once, so that all is there that is made at first use
+        for stream in [stack.enter_context(Stream(server)) for _ in range(THREADS - 1)]:
+            stream.until("item_batch")
+        process_of(server)
+    before = settled()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(leave, range(500)))
+    wait_for_clients(server, 0)
+
+    after = before
+
+    def no_more() -> bool:
+        nonlocal after
+        after = settled()
+        return all(len(after[what]) <= len(before[what]) for what in ("threads", "descriptors"))
+
+    try:
+        wait_until(no_more, "no more threads and descriptors than before", timeout=5)
+    finally:
+        sys.stdout.write(f"before: {before}\nafter: {after}\n")
+    server.request("DELETE", "/flood")
+    assert faults_in(server) == []
+
+
+# -- clients that take nothing -----------------------------------------------------------------------------------------
+
+
+def _connect_with_small_buffer(server: Server) -> socket.socket:
+    """Its kernel tells the server's of every few kB that are read. With a large buffer it would be silent for long."""
+    connection = socket.socket()
+    connection.settimeout(TIMEOUT)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    connection.connect((HOST, server.port))
+    connection.sendall(REQUEST)
+    return connection
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_who_takes_nothing_is_given_up_and_who_reads_slowly_is_not(name: str, tmp_path: Path) -> None:
+    """The thread of the former serves others. The latter reads for longer than the time limit."""
+    command = with_threads(SERVERS[name].command, 3)
+    with ExitStack() as stack:
+        server = stack.enter_context(serving_app(command, tmp_path, batching=False, send_timeout=1))
+        slow = stack.enter_context(_connect_with_small_buffer(server))
+        stalled = stack.enter_context(_connect_with_small_buffer(server))
+        wait_for_clients(server, 2)
+        server.request("POST", "/fill")
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            assert slow.recv(1_000), "the slow one is given up"
+            threading.Event().wait(0.02)
+        assert server.stats()["clients"] == 1
+        # The slow one has one of three threads; a stream, and requests beside it, need both others.
+        with Stream(server) as stream:
+            stream.until("sse_open")
+            assert server.stats()["clients"] == 2
+            server.enqueue(("item", "last"))
+            assert [block.data for block in stream.until("item")] == ["last"]
+        wait_for_clients(server, 1, timeout=1)
+        stalled.close()
+        with slow.makefile("rb") as rest:
+            assert any(b'"last"' in line for line in rest)
+        assert faults_in(server) == []
+
+
+# -- gunicorn ends, or begins anew -------------------------------------------------------------------------------------
+
+
+def test_fifty_streams_get_what_is_pending_and_a_farewell_when_gunicorn_is_terminated(tmp_path: Path) -> None:
+    command = gunicorn("-k", "gthread", "--threads=64")  # and its 30 seconds for requests that are under way
+    with serving_app(command, tmp_path, batch_window=5) as server, ExitStack() as stack:
+        streams = [stack.enter_context(Stream(server)) for _ in range(50)]
+        for stream in streams:
+            stream.until("sse_open")
+        server.enqueue(("item", 1), ("item", 2))
+        start = time.monotonic()
+        server.process.terminate()
+        blocks = [stream.to_end() for stream in streams]
+        assert server.process.wait(TIMEOUT) == 0
+        assert time.monotonic() - start < 2  # for as long it would keep the connections, which are open still
+        assert faults_in(server) == []
+    for batch, farewell in blocks:
+        assert (batch.event, batch.data["events"]) == ("item_batch", [1, 2])
+        assert (farewell.event, farewell.data["reason"]) == ("sse_bye", "shutdown")
+
+
+def test_clients_of_a_gunicorn_that_is_reloaded_go_on_with_its_new_worker(tmp_path: Path) -> None:
+    with serving_app(GTHREAD, tmp_path) as server:
+        old = process_of(server)["pid"]
+        cursors = []
+        with ExitStack() as stack:
+            streams = [stack.enter_context(Stream(server)) for _ in range(10)]
+            for stream in streams:
+                stream.until("sse_open")
+            start = time.monotonic()
+            server.process.send_signal(signal.SIGHUP)
+            for stream in streams:
+                (farewell,) = stream.to_end()
+                assert (farewell.event, farewell.data["reason"]) == ("sse_bye", "shutdown")
+                cursors.append(farewell.id)
+        wait_until(lambda: not Path(f"/proc/{old}").exists(), "the old worker has ended")
+        assert time.monotonic() - start < 3
+        with ExitStack() as stack:
+            streams = [stack.enter_context(Stream(server, {"Last-Event-ID": cursor or ""})) for cursor in cursors]
+            for stream in streams:
+                assert int(stream.response.headers["X-Pid"]) != old
+                # The history was the old one's.
+                (gap,) = stream.until("sse_gap")
+                assert gap.data["reason"] == "epoch"
+            server.enqueue(("item", "new"))
+            for stream in streams:
+                assert [block.data for block in stream.until("item")] == ["new"]
+        assert faults_in(server) == []
+
+
+# -- other ways to run gunicorn ----------------------------------------------------------------------------------------
+
+
+def test_streams_work_in_both_workers_though_the_app_has_sent_events_before_they_were_forked(tmp_path: Path) -> None:
+    # Each takes four connections at most, so that both must take some.
+    command = gunicorn("-k", "gthread", "--preload", "--workers=2", "--threads=4", "--worker-connections=4")
+    with serving_app(command, tmp_path) as server, ExitStack() as stack:
+        by_worker: dict[str, Stream] = {}
+        extra = []
+        while len(by_worker) < 2:
+            stream = stack.enter_context(Stream(server))
+            assert [block.event for block in stream.until("sse_open")] == ["sse_open"]
+            if by_worker.setdefault(stream.response.headers["X-Pid"], stream) is not stream:
+                extra.append(stream)
+        assert str(server.process.pid) not in by_worker
+        for stream in extra:
+            stream.__exit__()  # which leaves room for other requests
+        sent: dict[str, int] = {}
+        number = 0
+        while len(sent) < 2:
+            number += 1
+            sent.setdefault(server.request("POST", "/enqueue", [("hub_state", number)]), number)
+        for worker, stream in by_worker.items():
+            # The memory backend's clients are those of one process.
+            (block,) = stream.until("hub_state")
+            assert block.data == sent[worker]
+
+
+HELD = "held by open streams"
+
+
+def _end_of(server: Server, stream: Stream, signal_number: int = signal.SIGTERM) -> list[str]:
+    """What a stream still gets when its server is told to end, which it has to do in three seconds."""
+    start = time.monotonic()
+    server.process.send_signal(signal_number)
+    blocks = [block.event for block in stream.to_end()]
+    server.process.wait(TIMEOUT)
+    assert time.monotonic() - start < 3
+    assert faults_in(server) == []
+    return blocks
+
+
+def test_a_sync_worker_that_is_held_by_a_stream_says_so_and_can_be_ended(tmp_path: Path) -> None:
+    with serving_app(gunicorn(), tmp_path) as server, Stream(server) as stream:
+        stream.until("sse_open")
+        (line,) = [line for line in server.output().splitlines() if HELD in line]
+        assert line.startswith("[WARNING] sse_batcher.watcher: 1 of the 1 threads of this gunicorn sync process are")
+        assert _end_of(server, stream) == ["sse_bye"]
+
+
+def test_gevent_whose_app_came_before_its_patches_can_be_ended(tmp_path: Path) -> None:
+    command = gunicorn("-k", "gevent", "--preload")
+    with serving_app(command, tmp_path) as server, Stream(server) as stream:
+        stream.until("sse_open")
+        server.enqueue(("hub_state", 1))
+        stream.until("hub_state")
+        assert _end_of(server, stream) == ["sse_bye"]
+
+
+def test_that_streams_hold_four_fifths_of_the_threads_is_said_once(tmp_path: Path) -> None:
+    def said() -> int:
+        return server.output().count(HELD)
+
+    def open_one() -> Stream:
+        stream = stack.enter_context(Stream(server))
+        stream.until("sse_open")
+        return stream
+
+    with serving_app(gunicorn("-k", "gthread", "--threads=10"), tmp_path) as server, ExitStack() as stack:
+        for _ in range(7):
+            open_one()
+        assert said() == 0
+        with open_one():
+            assert said() == 1
+            assert "[WARNING] sse_batcher.watcher: 8 of the 10 threads of this gunicorn gthread" in server.output()
+        wait_for_clients(server, 7)
+        open_one()
+        open_one()
+        assert said() == 1
+
+
+# -- werkzeug's reloader -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _reloading(folder: Path) -> Iterator[tuple[Server, Path]]:
+    app = folder / "reloaded.py"
+    shutil.copy(TESTS / "leavingapp.py", app)
+    command = ("-m", "flask", "--app=reloaded", "run", f"--host={HOST}", "--port={port}", "--reload")
+    with running(command, folder) as server, server.watched():
+        yield server, app
+
+
+def test_werkzeug_that_reloads_ends_its_streams_and_serves_anew(tmp_path: Path) -> None:
+    with _reloading(tmp_path) as (server, app):
+        with Stream(server) as stream:
+            stream.until("sse_open")
+            old = process_of(server)["pid"]
+            os.utime(app)  # it looks every second
+            (farewell,) = stream.to_end()
+            assert (farewell.event, farewell.data["reason"]) == ("sse_bye", "shutdown")
+        # Its socket is kept, so that nobody is refused meanwhile.
+        with Stream(server, {"Last-Event-ID": farewell.id or ""}) as stream:
+            (gap,) = stream.until("sse_gap")
+            assert gap.data["reason"] == "epoch"
+            assert int(stream.response.headers["X-Pid"]) != old
+        assert faults_in(server) == []
+
+
+def test_werkzeug_with_its_reloader_ends_its_streams_at_ctrl_c(tmp_path: Path) -> None:
+    with _reloading(tmp_path) as (server, _), Stream(server) as stream:
+        stream.until("sse_open")
+        start = time.monotonic()
+        os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does: to both of its processes
+        assert [block.event for block in stream.to_end()] == ["sse_bye"]
+        server.process.wait(TIMEOUT)
+        assert time.monotonic() - start < 3
+        assert faults_in(server) == []
+
+
+# -- uWSGI -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [(), ("--lazy-apps",)], ids=["before the fork", "after the fork"])
+def test_uwsgi_without_threads_is_refused_with_the_name_of_the_option(options: tuple[str, ...], tmp_path: Path) -> None:
+    command = (*(argument for argument in UWSGI if not argument.startswith("--threads")), *options)
+    with serving_app(command, tmp_path) as server:
+        message = "ConfigurationError: uWSGI runs without threads: start it with --threads N, or with --enable-threads"
+        wait_until(lambda: message in server.output(), "the log says why")
+        with Stream(server) as stream:
+            assert stream.response.status == 500
+    with serving_app((*command, "--enable-threads"), tmp_path) as server, Stream(server) as stream:
+        stream.until("sse_open")
+
+
+# -- leases and limits -------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_that_ends_with_its_lease_goes_on_without_loss(tmp_path: Path) -> None:
+    got: list[int] = []
+    sent = 0
+    headers: dict[str, str] = {}
+    with serving_app(GTHREAD, tmp_path, max_stream_age=0.5, batch_window=0.05) as server:
+        for _ in range(4):
+            start = time.monotonic()
+            with Stream(server, headers) as stream:
+                assert fields_of(stream)["event"] == "sse_open"
+                server.enqueue(*[("item", sent + n) for n in range(10)])
+                sent += 10
+                while (fields := fields_of(stream))["event"] != "sse_bye":
+                    data = json.loads(fields["data"])
+                    got += data["events"] if fields["event"] == "item_batch" else [data]
+                assert 0.4 <= time.monotonic() - start < 2
+                assert json.loads(fields["data"]) == {"reason": "lease"}
+                assert 100 <= int(fields["retry"]) <= 1_000
+                assert stream.line() == ""
+                headers = {"Last-Event-ID": fields["id"]}
+            server.enqueue(*[("item", sent + n) for n in range(10)])  # while it is away
+            sent += 10
+        with Stream(server, headers) as stream:
+            server.enqueue(("hub_state", "end"))
+            for block in stream.until("hub_state"):
+                got += block.data["events"] if block.event == "item_batch" else []
+    assert got == list(range(sent))
+
+
+def test_one_client_too_many_is_told_to_come_back_later_and_holds_nothing(tmp_path: Path) -> None:
+    command = gunicorn("-k", "gthread", "--threads=4")
+    with serving_app(command, tmp_path, max_clients=3) as server, ExitStack() as stack:
+        streams = [stack.enter_context(Stream(server)) for _ in range(3)]
+        for stream in streams:
+            stream.until("sse_open")
+        for _ in range(5):  # which need the only thread that is left
+            with Stream(server) as stream:
+                assert stream.response.status == 200
+                fields = fields_of(stream)
+                assert (fields["event"], json.loads(fields["data"])) == ("sse_busy", {"reason": "limit"})
+                assert 10_000 <= int(fields["retry"]) <= 30_000
+                assert stream.line() == ""
+                assert server.stats()["clients"] == 3
+        streams.pop().__exit__()
+        wait_for_clients(server, 2, timeout=1)
+        with Stream(server) as stream:
+            stream.until("sse_open")

@@ -7,7 +7,7 @@ context, so that it pins no database connection.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Protocol
 
 from flask import Blueprint, Response, abort, current_app, jsonify, request
@@ -57,6 +57,7 @@ def create_blueprint(extension: Extension, url_prefix: str, cors: Cors) -> Bluep
         if unchecked:
             unchecked.clear()
             _warn_of_compression()
+            _warn_of_processes(request.environ)
         manager, environ, user = extension.manager, request.environ, extension.user()
         try:
             status, headers, body = stream(
@@ -109,6 +110,14 @@ def create_blueprint(extension: Extension, url_prefix: str, cors: Cors) -> Bluep
 def _uncached(response: Response) -> Response:
     response.headers["Cache-Control"] = "no-store"
     return response
+
+
+def _warn_of_processes(environ: Mapping[str, Any]) -> None:
+    if environ.get("wsgi.multiprocess") and "SSE_BACKEND" not in current_app.config:
+        _log.warning(
+            "this server runs several processes, and each reaches its own clients only: run one process with threads, "
+            'or set SSE_BACKEND ("redis://..." for all of them, "memory://" if that is what you want)'
+        )
 
 
 def _warn_of_compression() -> None:

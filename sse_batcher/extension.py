@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from flask import Flask, current_app, has_app_context
 
 from .blueprint import NAME, create_blueprint
+from .commands import create_commands
 from .cors import Cors
 from .errors import ConfigurationError
 from .event import DEFAULT_CHANNEL, Encode, check_channel, encode_json, json_encoder
@@ -81,6 +82,7 @@ class SSE:
         self._managers[app] = _manager(app, self._functions.get("revalidate"))
         app.extensions[NAME] = self
         app.register_blueprint(create_blueprint(self, prefix, cors))
+        app.cli.add_command(create_commands(self))
         add_page_cursor(app, self._managers[app], told="SSE_BACKEND" in app.config)
 
     @property

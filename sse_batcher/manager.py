@@ -110,6 +110,7 @@ class SSEManager:
                 context,
             )
         )
+        self._reaches_others = backend != "memory://"
         self._send_timeout = (clients or ClientOptions()).send_timeout
         close_at_exit(self)
 
@@ -204,6 +205,11 @@ class SSEManager:
     def busy_block(self, reason: str, last_event_id: str | None = None) -> bytes:
         """The one block of a stream that cannot be opened now: the client comes back later, with the same cursor."""
         return self._life.get().hub.busy_block(reason, last_event_id)
+
+    @property
+    def reaches_others(self) -> bool:
+        """Whether the backend brings events to other processes, too."""
+        return self._reaches_others
 
     @property
     def send_timeout(self) -> float:

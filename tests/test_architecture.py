@@ -25,14 +25,14 @@ LAYERS = """
     client hub backends.memory backends.redis backends
     signals helper rights manager prometheus
     transports transports.attached wsgi
-    cors blueprint page extension
+    cors blueprint commands page extension
     sse_batcher
     scenarios demo report cli __main__
 """
 ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
 
 PURE = {"errors", "event", "options", "wire", "window", "stats", "history", "cors"}
-KNOWS_FLASK = {"extension", "page", "blueprint", "cli", "__main__"}
+KNOWS_FLASK = {"extension", "page", "blueprint", "commands", "cli", "__main__"}
 IMPURE_MODULES = {
     "threading",
     "_thread",
@@ -127,7 +127,12 @@ def test_the_pure_part_knows_no_thread_clock_or_socket(module: str) -> None:
 
 @every_module
 def test_nothing_is_imported_that_is_not_declared(module: str) -> None:
-    extra = {"prometheus": {"prometheus_client"}, "backends.redis": {"redis"}, "manager": {"redis"}}.get(module, set())
+    extra = {
+        "commands": {"click"},
+        "prometheus": {"prometheus_client"},
+        "backends.redis": {"redis"},
+        "manager": {"redis"},
+    }.get(module, set())
     assert foreign(module) <= set(sys.stdlib_module_names) | {"flask", "werkzeug", "blinker"} | extra
 
 

@@ -21,7 +21,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from ..errors import BackendError, ConfigurationError, SSEBatcherError
 from ..event import BROADCAST, MIXED, Batch, Event, check_channel, check_type
@@ -53,7 +53,7 @@ LONGEST_PAUSE = 2.0
 MAX_PUBLISHERS = 10_000
 
 # A cursor comes from outside: it is matched whole, bounded, and rebuilt from its parts.
-_CURSOR = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})(?:\.([1-9][0-9]{0,8}))?", re.ASCII)
+_CURSOR = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,19})(?:\.([1-9][0-9]{0,8}))?", re.ASCII)
 _EPOCH = re.compile(rb"[0-9a-f]{8}")
 _PUBLISHER = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
@@ -105,12 +105,17 @@ class RedisBackend:
         """Have all processes end these streams. Raises `BackendError` where Redis does not take it."""
         if not isinstance(user, (str, int, type(None))):
             raise ValueError(f"between processes a user is a str or an int, not {user!r}")
-        with self._state.adding:
+        # Who publishes holds it for as long as Redis is away.
+        if not self._state.adding.acquire(timeout=OPEN_SECONDS):
+            raise BackendError("Redis does not take anything, and so no kick: try again")
+        try:
             self._number += 1
-            try:
-                self._xadd(_fields(Entry(self._publisher, self._number, Kick(user, channel))))
-            except _errors() as error:
-                raise BackendError(f"Redis did not take the kick: {error}") from error
+            self._xadd(_fields(Entry(self._publisher, self._number, Kick(user, channel))))
+        except _errors() as error:
+            self._mine = None
+            raise BackendError(f"Redis did not take the kick: {error}") from error
+        finally:
+            self._state.adding.release()
 
     def _add(self, batch: Batch) -> None:
         pause = 0.05
@@ -153,7 +158,7 @@ class RedisBackend:
             # He may come from a process that has read further than this one.
             place = self.read(cursor).position if cursor else None
             if place is not None:
-                state.changed.wait_for(lambda: state.read >= place, deadline.left())
+                state.changed.wait_for(lambda: state.read >= place, min(0.5, deadline.left() or 0.0))
 
     def wait_until_delivered(self, timeout: float | None) -> bool:
         """Wait until what this process has published was read back, where it reads at all."""
@@ -327,12 +332,13 @@ class Reader:
             info = self._client.xinfo_stream(self._keys.stream)
         except _errors("ResponseError"):
             return self._state.read  # there is no such stream yet
-        generation = self._state.generation
-        deleted = info.get("max-deleted-entry-id")
-        if deleted is not None:
-            return (generation, *_numbers(deleted))
-        first = info.get("first-entry")  # before Redis 7 it does not say: then it may be the one just before the first
-        return (generation, *_before(_numbers(first[0] if first else info["last-generated-id"])))
+        if info.get("entries-added") == info["length"]:
+            return self._state.read  # none has ever gone. Redis 6 does not say
+        first = info["first-entry"]
+        return (
+            self._state.generation,
+            *(_before(_numbers(first[0])) if first else _numbers(info["last-generated-id"])),
+        )
 
     def _set_epoch(self, epoch: bytes, receiver: Receiver) -> None:
         state, name = self._state, epoch.decode()
@@ -344,7 +350,7 @@ class Reader:
                 state.epochs[state.generation] = name
                 state.ready = False
                 state.changed.notify_all()
-            self._numbers.clear()
+            # The numbers stay: where it is only the key that was lost, what is in the stream was had already.
             self._lost = ""
             receiver.lose(BROADCAST, (state.generation, 0, 0), "epoch")
             self._advance((state.generation, 0, 0))
@@ -390,8 +396,16 @@ class Reader:
                 if isinstance(entry.content, Kick):
                     receiver.dismiss("kicked", *entry.content)
                 else:
-                    receiver.deliver(Frame(entry.content, position, f"{state.epochs[state.generation]}-{id.decode()}"))
+                    self._deliver_batch(receiver, entry.content, position)
             self._advance(position)
+
+    def _deliver_batch(self, receiver: Receiver, batch: Batch, position: Position) -> None:
+        epoch = self._state.epochs[position[0]]
+        try:
+            receiver.deliver(Frame(batch, position, f"{epoch}-{_id(position)}"))
+        except Exception:  # or it would be read again and again
+            _log.exception("a batch of %s cannot be delivered, and is lost", self._keys.stream)
+            receiver.lose(batch.channel, position)
 
     def _had(self, entry: Entry) -> bool:
         """Whether it was read before: its publisher added it twice, since it had no answer. Notes what is missing."""
@@ -545,9 +559,10 @@ def _copy(client: redis.Redis) -> redis.Redis:
     """A client of its own pool of connections, to the same place, with our time-out on every call."""
     redis = _redis()
     pool: Any = client.connection_pool
-    settings = pool.connection_kwargs | _settings()
+    settings = {name: value for name, value in pool.connection_kwargs.items() if name != "connection_pool"}
+    settings |= _settings()
     if hasattr(pool, "sentinel_manager"):
-        return pool.sentinel_manager.master_for(pool.service_name, **_settings())  # type: ignore[no-any-return]
+        return pool.sentinel_manager.master_for(pool.service_name, **settings)  # type: ignore[no-any-return]
     return redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **settings))  # type: ignore[no-any-return]
 
 
@@ -560,14 +575,14 @@ def open_redis(backend: Any, frames: int) -> RedisBackend:
     redis = _redis()
     if isinstance(backend, redis.Redis):
         return RedisBackend(backend, PREFIX, frames)
-    parts = urlsplit(backend)
-    query = dict(parse_qsl(parts.query))
+    url, _, asked = backend.partition("?")
+    query = dict(parse_qsl(asked))
     prefix = query.pop("prefix", PREFIX)
     try:
-        if parts.scheme == "redis+sentinel":
-            client = _sentinel(parts, query)
+        if url.startswith("redis+sentinel:"):
+            client = _sentinel(urlsplit(url), query)
         else:
-            client = redis.Redis.from_url(urlunsplit(parts._replace(query=urlencode(query))))
+            client = redis.Redis.from_url(f"{url}?{urlencode(query)}")
     except (ValueError, TypeError) as error:
         raise ConfigurationError(
             f"the backend {_without_password(backend)} cannot be meant: {error}", option="backend"
@@ -575,7 +590,7 @@ def open_redis(backend: Any, frames: int) -> RedisBackend:
     return RedisBackend(client, prefix, frames)
 
 
-def _sentinel(parts: Any, query: dict[str, str]) -> Any:
+def _sentinel(parts: SplitResult, query: dict[str, str]) -> Any:
     sentinel: Any = importlib.import_module("redis.sentinel")
     service, _, db = parts.path.strip("/").partition("/")
     if not service:

@@ -1,0 +1,104 @@
+"""A real redis-server for tests: on a free port, in a folder of its own, with the faults that it may have."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .servers import HOST, TIMEOUT, wait_until
+from .services import program
+
+
+class RedisServer:
+    """One that can be killed, paused and started again. `saves`: whether it has its data when it is started again."""
+
+    def __init__(self, folder: Path, *, saves: bool = True) -> None:
+        import redis
+
+        self.program = program("redis-server", package="redis-server")
+        self._folder = folder
+        self._saves = saves
+        with socket.create_server((HOST, 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"redis://{HOST}:{self.port}/0"
+        self.client = redis.Redis(host=HOST, port=self.port, socket_timeout=TIMEOUT)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = {
+            "--port": str(self.port),
+            "--bind": HOST,
+            "--dir": str(self._folder),
+            "--save": "",
+            "--appendonly": "yes" if self._saves else "no",
+            "--appendfsync": "always",
+        }
+        command = [self.program, *(part for option in options.items() for part in option)]
+        with (self._folder / "redis.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        wait_until(self._answers, "redis-server answers")
+
+    def _answers(self) -> bool:
+        import redis
+
+        try:
+            return bool(self.client.ping())
+        except redis.RedisError:
+            return False
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait(TIMEOUT)
+
+    def config(self, name: str, value: Any) -> None:
+        self.client.config_set(name, value)
+
+
+@contextmanager
+def redis_server(folder: Path, *, saves: bool = True) -> Iterator[RedisServer]:
+    server = RedisServer(folder, saves=saves)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+        server.client.close()
+
+
+@contextmanager
+def sentinel_of(server: RedisServer, folder: Path) -> Iterator[int]:
+    """A sentinel that knows this server as ``shop``. Its port."""
+    import redis
+
+    with socket.create_server((HOST, 0)) as free:
+        port = free.getsockname()[1]
+    config = folder / "sentinel.conf"
+    config.write_text(f"port {port}\nbind {HOST}\ndir {folder}\nsentinel monitor shop {HOST} {server.port} 1\n")
+    with (folder / "sentinel.log").open("ab") as log:
+        process = subprocess.Popen([server.program, str(config), "--sentinel"], stdout=log, stderr=log)
+    try:
+        client = redis.Redis(host=HOST, port=port, socket_timeout=TIMEOUT)
+
+        def knows() -> bool:
+            try:
+                return bool(client.sentinel_get_master_addr_by_name("shop"))
+            except redis.RedisError:
+                return False
+
+        wait_until(knows, "the sentinel knows the server")
+        client.close()
+        yield port
+    finally:
+        process.kill()
+        process.wait(TIMEOUT)

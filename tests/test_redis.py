@@ -1,0 +1,623 @@
+"""Many processes, one Redis stream: its entries, and a real redis-server with its faults."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import pytest
+from flask import Flask
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sse_batcher import (
+    SSE,
+    BackendError,
+    BacklogFullError,
+    BatchOptions,
+    ClientOptions,
+    ConfigurationError,
+    SSEManager,
+)
+from sse_batcher.backends import open_backend
+from sse_batcher.backends.redis import Entry, Kick, RedisBackend, _fields, read_fields
+from sse_batcher.event import Batch, Event
+
+from .redisserver import RedisServer, redis_server, sentinel_of
+from .sse_parser import ServerEvent, parse
+
+PATIENCE = 15.0
+
+external = pytest.mark.external
+
+# -- entries -----------------------------------------------------------------------------------------------------------
+
+NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=8).filter(
+    lambda name: not name.endswith("_batch") and name not in {"mixed", "*"}
+)
+DATA = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=5).map(json.dumps)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Batch:
+    channel = draw(st.just("*") | NAMES)
+    mixed = draw(st.booleans())
+    types = draw(st.lists(NAMES, min_size=1, max_size=5))
+    types = types if mixed else [types[0]] * len(types)
+    events = tuple(Event(event_type, channel, draw(DATA)) for event_type in types)
+    return Batch(channel, "mixed" if mixed else types[0], events, "manual", draw(st.integers(0, 10**13)))
+
+
+@given(batches(), st.integers(1, 10**12))
+def test_a_batch_comes_out_as_it_went_in(batch: Batch, number: int) -> None:
+    entry = Entry("0123456789abcdef", number, batch)
+    assert read_fields(_fields(entry)) == entry
+
+
+@pytest.mark.parametrize("kick", [Kick("ada", None), Kick(7, "x"), Kick(None, "x")])
+def test_a_kick_comes_out_as_it_went_in(kick: Kick) -> None:
+    entry = Entry("0123456789abcdef", 1, kick)
+    assert read_fields(_fields(entry)) == entry
+
+
+GOOD = _fields(Entry("0123456789abcdef", 3, Batch("a", "t", (Event("t", "a", "1"), Event("t", "a", "2")), "manual", 5)))
+MIXED = GOOD | {b"t": b"mixed", b"types": b"t\nu"}
+KICK = _fields(Entry("0123456789abcdef", 3, Kick("ada", None)))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {b"hello": b"world"},
+        *[{name: value for name, value in GOOD.items() if name != missing} for missing in GOOD],
+        GOOD | {b"v": b"2"},
+        GOOD | {b"p": b"x" * 16},
+        GOOD | {b"n": b"-1"},
+        GOOD | {b"n": b"9" * 30},
+        GOOD | {b"c": b""},
+        GOOD | {b"c": b"a\nb"},
+        GOOD | {b"c": b"\xff"},
+        GOOD | {b"t": b"sse_bye"},
+        GOOD | {b"t": b"x_batch"},
+        GOOD | {b"t": b"t\ndata: forged"},
+        GOOD | {b"e": b""},
+        GOOD | {b"e": b"1\n"},
+        GOOD | {b"e": b"[1,\r2]"},
+        GOOD | {b"e": b"NaN"},
+        GOOD | {b"e": '"ü"'.encode()},
+        GOOD | {b"e": b"[" * 100_000},
+        GOOD | {b"r": b'manual","x":"'},
+        GOOD | {b"ts": b"now"},
+        MIXED | {b"types": b"t"},
+        MIXED | {b"types": b"t\nsse_gap"},
+        KICK | {b"kick": b"null"},
+        KICK | {b"kick": b'{"user": null, "channel": null}'},
+        KICK | {b"kick": b'{"user": ["a"], "channel": null}'},
+        KICK | {b"kick": b'{"user": "ada", "channel": 7}'},
+    ],
+)
+def test_what_is_no_entry_of_ours_is_not_taken_for_one(fields: dict[bytes, bytes]) -> None:
+    assert read_fields(MIXED) is not None
+    assert read_fields(fields) is None
+
+
+# -- what may be given -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "backend",
+    ["http://localhost", "redis:", "", None, 7, "redis://localhost:port", "redis+sentinel://localhost:26379", "memory"],
+)
+def test_a_backend_that_cannot_be_meant_is_refused(backend: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        SSEManager(backend=backend)
+
+
+def test_a_message_does_not_tell_the_password() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        SSEManager(backend="redis://ada:secret@localhost:port/0")
+    assert "secret" not in str(caught.value)
+
+
+def test_without_the_package_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'sse_batcher\[redis\]'"):
+        SSEManager(backend="redis://localhost")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://ada:secret@localhost:6380/3",
+        "rediss://localhost",
+        "unix:///tmp/redis.sock",
+        "redis+sentinel://:secret@one:26379,two/mymaster/2",
+        "redis://localhost/0?prefix=shop",
+    ],
+)
+def test_a_url_is_enough_and_nothing_is_connected_to_before_it_is_used(url: str) -> None:
+    backend = open_backend(url, 100)
+    assert isinstance(backend, RedisBackend)
+    assert backend._keys.stream == ("shop:stream" if "shop" in url else "sse_batcher:stream")
+    settings = backend._connect().connection_pool.connection_kwargs
+    assert settings["socket_timeout"] == 5.0
+    assert settings["decode_responses"] is False
+    assert settings.get("password") == ("secret" if "secret" in url else None)
+
+
+# -- one stream, many managers -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def forgetful(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that has lost its data when it is started again."""
+    with redis_server(tmp_path, saves=False) as server:
+        yield server
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SSEManager]]:
+    monkeypatch.setattr("sse_batcher.backends.redis.TIMEOUT", 1.0)
+    monkeypatch.setattr("sse_batcher.backends.redis.BLOCK_MS", 100)
+    monkeypatch.setattr("sse_batcher.backends.redis.LONGEST_PAUSE", 0.1)
+    managers = []
+
+    def make_one(backend: Any, batching: Any = None, **more: Any) -> SSEManager:
+        clients = ClientOptions(heartbeat=0.2, **more)
+        managers.append(SSEManager(batching or BatchOptions(batch_window=0.01, max_batch_size=3), clients, backend))
+        return managers[-1]
+
+    yield make_one
+    for manager in managers:
+        manager.shutdown(1.0)
+
+
+class Viewer:
+    """A client of a manager, read by a thread."""
+
+    def __init__(self, manager: SSEManager, *channels: str, cursor: str | None = None) -> None:
+        self.client = manager.subscribe(channels or ("default",), cursor)
+        self.events: list[ServerEvent] = []
+        self._news: SimpleQueue[ServerEvent] = SimpleQueue()
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        for block in self.client:
+            for event in parse(block, strict=True) if block != b":\n" else []:
+                self.events.append(event)
+                self._news.put(event)
+
+    def until(self, wanted: Callable[[ServerEvent], bool]) -> list[ServerEvent]:
+        """The events up to this one, which is in time."""
+        got = []
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                got.append(self._news.get(timeout=max(0.0, deadline - time.monotonic())))
+            except Empty:
+                raise AssertionError(f"it did not come: {got}") from None
+            if wanted(got[-1]):
+                return got
+
+    def until_type(self, event_type: str) -> list[ServerEvent]:
+        return self.until(lambda event: event.type == event_type)
+
+    def numbers(self, last: int) -> list[int]:
+        """The data of all events, of batches too, up to this number; gaps as the reason that they give."""
+        return flat(self.until(lambda event: last in flat([event])))
+
+    def __enter__(self) -> Viewer:
+        self.until(lambda event: event.type in {"sse_open", "sse_gap"})
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.client.close()
+        self._thread.join(PATIENCE)
+
+
+def flat(events: list[ServerEvent]) -> list[Any]:
+    values: list[Any] = []
+    for event in events:
+        if event.type.startswith("sse_"):
+            values.append(event.json.get("reason", event.type))
+        else:
+            values += event.json["events"] if event.type.endswith("_batch") else [event.json]
+    return values
+
+
+def send(manager: SSEManager, *numbers: int, channel: str = "default") -> None:
+    for number in numbers:
+        manager.enqueue("n", number, channel=channel)
+
+
+@external
+def test_an_event_of_one_process_reaches_the_clients_of_all(server: RedisServer, make: Any) -> None:
+    one, two = make(server.url), make(server.url)
+    with Viewer(one) as at_one, Viewer(two) as at_two, Viewer(two, "other") as other:
+        send(one, *range(10))
+        assert one.flush_all(PATIENCE)
+        send(two, *range(10, 20))
+        two.broadcast("hub_state", "end")
+        for viewer in (at_one, at_two):
+            assert flat(viewer.until_type("hub_state")) == [*range(20), "end"]
+        assert flat(other.until_type("hub_state")) == ["end"]
+    assert [event.id for event in at_one.events] == [event.id for event in at_two.events]  # one order, and one name
+
+
+@external
+def test_a_client_that_returns_to_another_process_has_missed_nothing(server: RedisServer, make: Any) -> None:
+    one = make(server.url)
+    with Viewer(one) as viewer:
+        send(one, 1)
+        viewer.numbers(1)
+        cursor = viewer.events[-1].id
+    send(one, 2, 3)
+    assert one.flush_all(PATIENCE)
+    two = make(server.url)
+    with Viewer(two, cursor=cursor) as viewer:
+        assert viewer.events[0].type == "sse_open"
+        assert viewer.numbers(3) == [2, 3]
+
+
+@external
+def test_a_cursor_that_is_newer_than_what_this_process_has_read_is_waited_for(server: RedisServer, make: Any) -> None:
+    one, two = make(server.url), make(server.url)
+    with Viewer(one) as viewer, Viewer(two):
+        for number in range(50):
+            send(one, number)
+            viewer.numbers(number)
+            with Viewer(two, cursor=viewer.events[-1].id) as other:
+                assert other.events[0].type == "sse_open"
+
+
+@external
+@pytest.mark.parametrize(
+    ("cursor", "reason"),
+    [
+        ("{epoch}-99999999999999-0", "malformed"),
+        ("00000000-1-0", "epoch"),
+        ("{epoch}-1", "malformed"),
+        ("x" * 10_000, "malformed"),
+    ],
+)
+def test_a_cursor_that_is_none_is_told(server: RedisServer, make: Any, cursor: str, reason: str) -> None:
+    manager = make(server.url)
+    epoch = manager.cursor().partition("-")[0]
+    with Viewer(manager, cursor=cursor.format(epoch=epoch)) as viewer:
+        assert flat(viewer.events[:1]) == [reason]
+
+
+@external
+def test_a_kick_reaches_every_process(server: RedisServer, make: Any) -> None:
+    one, two = make(server.url), make(server.url)
+    client = two.subscribe(user="ada")
+    next(client)
+    with Viewer(two) as other:
+        one.kick(user="ada")
+        [bye] = [event for block in client if block != b":\n" for event in parse(block)]
+        assert bye.json == {"reason": "kicked"}
+        send(one, 1)
+        other.numbers(1)
+    with pytest.raises(ValueError, match="a user is a str or an int"):
+        one.kick(user=("a", 1))
+
+
+@external
+def test_who_only_publishes_reads_nothing(server: RedisServer, make: Any) -> None:
+    manager = make(server.url)
+    send(manager, 1)
+    assert manager.flush_all(PATIENCE)
+    assert "sse_batcher-redis" not in {thread.name for thread in threading.enumerate()}
+    assert server.client.xlen("sse_batcher:stream") == 1
+
+
+@external
+def test_two_prefixes_are_two_worlds(server: RedisServer, make: Any) -> None:
+    ours, theirs = make(server.url + "?prefix=ours"), make(server.url + "?prefix=theirs")
+    with Viewer(ours) as viewer:
+        send(theirs, 1)
+        assert theirs.flush_all(PATIENCE)
+        send(ours, 2)
+        assert viewer.numbers(2) == [2]
+
+
+@external
+def test_a_ready_client_is_taken_and_its_settings_made_ours(server: RedisServer, make: Any) -> None:
+    import redis
+
+    client = redis.Redis(host="127.0.0.1", port=server.port, decode_responses=True)
+    manager = make(client)
+    with Viewer(manager) as viewer:
+        send(manager, 1)
+        assert viewer.numbers(1) == [1]
+
+
+@external
+def test_a_sentinel_says_where_redis_is(server: RedisServer, make: Any, tmp_path: Path) -> None:
+    with sentinel_of(server, tmp_path) as port:
+        manager = make(f"redis+sentinel://127.0.0.1:{port}/shop/0")
+        with Viewer(manager) as viewer:
+            send(manager, 1)
+            assert viewer.numbers(1) == [1]
+
+
+@external
+def test_own_clients_get_what_is_pending_before_the_end(server: RedisServer, make: Any) -> None:
+    manager = make(server.url, BatchOptions(batch_window=10))
+    with Viewer(manager) as viewer:
+        send(manager, 1, 2)
+        assert manager.shutdown(PATIENCE)
+        assert flat(viewer.until_type("sse_bye")) == [1, 2, "shutdown"]
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def publishing(manager: SSEManager, total: int) -> Iterator[None]:
+    """A thread sends so many events one after the other meanwhile, as far as each of its batches is taken."""
+    thread = threading.Thread(target=lambda: send(manager, *range(total)))
+    thread.start()
+    yield
+    thread.join(PATIENCE)
+
+
+@external
+def test_redis_that_is_killed_and_comes_back_with_its_data_loses_nothing(server: RedisServer, make: Any) -> None:
+    one, two = make(server.url), make(server.url)
+    with Viewer(one) as at_one, Viewer(two) as at_two:
+        for round_ in range(3):
+            numbers = range(round_ * 100, round_ * 100 + 100)
+            send(one, *numbers[:50])
+            server.kill()
+            send(one, *numbers[50:])
+            server.start()
+            for viewer in (at_one, at_two):
+                assert viewer.numbers(numbers[-1]) == [*numbers]
+    assert one.get_stats().gaps == two.get_stats().gaps == 0
+
+
+@external
+def test_redis_that_comes_back_without_its_data_is_told(forgetful: RedisServer, make: Any) -> None:
+    manager = make(forgetful.url)
+    with Viewer(manager) as viewer:
+        send(manager, 1)
+        assert viewer.numbers(1) == [1]
+        old = viewer.events[-1].id
+        forgetful.kill()
+        forgetful.start()
+        assert flat(viewer.until_type("sse_gap")) == ["epoch"]
+        send(manager, 2)
+        assert viewer.numbers(2) == [2]
+        with Viewer(manager, cursor=old) as other:
+            assert flat(other.events[:1]) == ["epoch"]
+
+
+@external
+def test_redis_that_is_flushed_is_told(server: RedisServer, make: Any) -> None:
+    manager = make(server.url)
+    with Viewer(manager) as viewer:
+        send(manager, 1)
+        viewer.numbers(1)
+        server.client.flushall()
+        assert flat(viewer.until_type("sse_gap")) == ["epoch"]
+        send(manager, 2)
+        assert viewer.numbers(2) == [2]
+
+
+@external
+def test_where_only_the_epoch_is_lost_nothing_comes_twice(server: RedisServer, make: Any) -> None:
+    manager = make(server.url)
+    with Viewer(manager) as viewer:
+        send(manager, 1, 2)
+        viewer.numbers(2)
+        server.client.delete("sse_batcher:epoch")
+        viewer.until_type("sse_gap")
+        send(manager, 3)
+        assert viewer.numbers(3) == [3]
+
+
+@external
+def test_redis_that_stops_for_a_while_holds_up_nobody_and_loses_nothing(server: RedisServer, make: Any) -> None:
+    one, two = make(server.url), make(server.url)
+    with Viewer(one) as at_one, Viewer(two) as at_two:
+        server.signal(signal.SIGSTOP)
+        began = time.monotonic()
+        send(one, *range(100))
+        assert time.monotonic() - began < 0.5
+        assert not one.flush_all(1.5)  # longer than one call may take
+        assert one.get_stats().backend_silent > 0.5
+        server.signal(signal.SIGCONT)
+        for viewer in (at_one, at_two):
+            assert viewer.numbers(99) == [*range(100)]
+
+
+@external
+def test_connections_that_are_cut_again_and_again_lose_nothing_and_double_nothing(
+    server: RedisServer, make: Any
+) -> None:
+    one, two = make(server.url), make(server.url)
+    with Viewer(one) as at_one, Viewer(two) as at_two:
+        with publishing(one, 2_000):
+            for _ in range(30):
+                with suppress(Exception):
+                    server.client.client_kill_filter(_type="normal", skipme=True)
+        for viewer in (at_one, at_two):
+            assert viewer.numbers(1_999) == [*range(2_000)]
+
+
+@external
+def test_redis_without_memory_takes_nothing_until_it_has_some_and_the_backlog_is_bounded(
+    server: RedisServer, make: Any
+) -> None:
+    manager = make(server.url, BatchOptions(max_pending_bytes=20_000, batch_window=0.01))
+    with Viewer(manager) as viewer:
+        server.config("maxmemory", 1)
+        accepted = 0
+        with suppress(BacklogFullError):
+            while True:
+                send(manager, accepted)
+                accepted += 1
+        server.config("maxmemory", 0)
+        assert viewer.numbers(accepted - 1) == [*range(accepted)]
+
+
+@external
+def test_what_was_trimmed_before_it_was_read_is_told(server: RedisServer, make: Any) -> None:
+    manager = make(server.url)
+    with Viewer(manager) as viewer:
+        send(manager, 1)
+        viewer.numbers(1)
+        foreign = _fields(
+            Entry("fedcba9876543210", 1, Batch("default", "n", (Event("n", "default", "7"),), "manual", 0))
+        )
+        with server.client.pipeline(transaction=True) as at_once:
+            at_once.xadd("sse_batcher:stream", foreign)
+            at_once.xtrim("sse_batcher:stream", maxlen=0, approximate=False)
+            at_once.execute()
+        send(manager, 2)
+        assert flat(viewer.until_type("sse_gap")) == ["overflow"]
+        send(manager, 3)
+        assert viewer.numbers(3)[-1] == 3
+
+
+@external
+def test_a_number_that_is_missing_is_told_and_one_that_comes_again_is_not_delivered(
+    server: RedisServer, make: Any
+) -> None:
+    def add(number: int) -> None:
+        batch = Batch("default", "n", (Event("n", "default", str(number)),), "manual", 0)
+        server.client.xadd("sse_batcher:stream", _fields(Entry("fedcba9876543210", number, batch)))
+
+    with Viewer(make(server.url)) as viewer:
+        for number in (1, 2, 2, 1, 3):
+            add(number)
+        assert viewer.numbers(3) == [1, 2, 3]
+        add(5)
+        assert flat(viewer.until_type("sse_gap")) == ["publish_failed"]
+        add(6)
+        assert viewer.numbers(6)[-1] == 6
+
+
+@external
+def test_entries_of_others_are_ignored_and_counted(
+    server: RedisServer, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = make(server.url)
+    with Viewer(manager) as viewer:
+        for _ in range(3):
+            server.client.xadd("sse_batcher:stream", {"hello": "world"})
+        send(manager, 1)
+        assert viewer.numbers(1) == [1]
+    assert manager.get_stats().ignored == 3
+    assert len([record for record in caplog.records if "none of ours" in record.getMessage()]) == 1
+
+
+@external
+def test_a_stream_that_cannot_know_where_it_begins_is_told_to_come_back(server: RedisServer, make: Any) -> None:
+    server.kill()
+    manager = make(server.url)
+    with pytest.raises(BackendError):
+        manager.subscribe()
+    with pytest.raises(BackendError):
+        manager.kick(user="ada")
+    server.start()
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with Viewer(manager) as viewer:
+                send(manager, 1)
+                assert viewer.numbers(1) == [1]
+            return
+        except BackendError:
+            assert time.monotonic() < deadline
+
+
+@external
+def test_a_shutdown_stays_within_its_time_though_redis_is_away(server: RedisServer, make: Any) -> None:
+    manager = make(server.url)
+    with Viewer(manager) as viewer:
+        server.kill()
+        send(manager, 1)
+        began = time.monotonic()
+        assert not manager.shutdown(0.5)
+        assert time.monotonic() - began < 2
+        assert flat(viewer.until_type("sse_bye")) == ["shutdown"]
+
+
+@external
+def test_a_fresh_process_knows_of_a_quiet_channel_as_long_as_nothing_was_trimmed(
+    server: RedisServer, make: Any
+) -> None:
+    one = make(server.url)
+    start = one.cursor()
+    send(one, *range(100), channel="busy")
+    assert one.flush_all(PATIENCE)
+    with Viewer(make(server.url), "quiet", cursor=start) as viewer:
+        assert viewer.events[0].type == "sse_open"
+
+
+# -- from the command line ---------------------------------------------------------------------------------------------
+
+
+@external
+def test_an_event_can_be_sent_from_the_command_line(server: RedisServer, make: Any) -> None:
+    app = Flask("shop")
+    app.config["SSE_BACKEND"] = server.url
+    SSE(app)
+    manager = make(server.url)
+    with Viewer(manager, "default", "team") as viewer:
+        for arguments in (
+            ["order", '{"id": 1}'],
+            ["order", "2", "--channel", "team"],
+            ["order", '"all"', "--channel", "*"],
+        ):
+            result = app.test_cli_runner().invoke(args=["sse", "publish", *arguments])
+            assert (result.exit_code, result.output) == (0, "")
+            app = Flask("shop")  # each command is a process of its own
+            app.config["SSE_BACKEND"] = server.url
+            SSE(app)
+        assert flat(viewer.until(lambda event: event.json == "all")) == [{"id": 1}, 2, "all"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["t", "{"], "A string needs its quotes"),
+        (["sse_bye", "1"], "is reserved"),
+        (["t", "1", "--channel", ""], "the channel must have 1 to 128 characters"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told(arguments: list[str], said: str) -> None:
+    app = Flask("shop")
+    app.config["SSE_BACKEND"] = "redis://localhost:1"
+    sse = SSE(app)
+    result = app.test_cli_runner().invoke(args=["sse", "publish", *arguments])
+    assert result.exit_code != 0
+    assert said in result.output
+    with app.app_context():
+        assert sse.manager.shutdown()
+
+
+def test_from_the_command_line_nobody_is_reached_without_a_backend_that_others_share() -> None:
+    app = Flask("shop")
+    SSE(app)
+    result = app.test_cli_runner().invoke(args=["sse", "publish", "t", "1"])
+    assert result.exit_code != 0
+    assert 'set SSE_BACKEND to "redis://..."' in result.output

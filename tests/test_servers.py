@@ -8,7 +8,6 @@ from __future__ import annotations
 import http.client
 import signal
 import socket
-import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -231,8 +230,6 @@ def test_a_server_that_is_stopped_ends_and_so_does_every_stream(
         streams = [stack.enter_context(Stream(server)) for _ in range(3)]
         for stream in streams:
             stream.until("sse_open")
-        # gunicorn's handler of SIGINT waits for itself where it interrupts the hand-over of a connection to the pool.
-        threading.Event().wait(0.3)
         server.stop(signal_number)
         endings = [[block.event for block in stream.to_end()] for stream in streams]
         assert endings == [["sse_bye"] if farewell else []] * 3

@@ -169,9 +169,11 @@ class Server:
 
     def stop(self, signal_number: int) -> int:
         """Ask it to end, and return its exit code. Fails if it takes longer than `TIMEOUT`."""
-        # An interrupt that meets the main thread while it hands a request to a thread cuts that request off. Once a
-        # further one is answered, it is done with those before.
+        # An interrupt that meets the main thread while it hands a request to a thread cuts that request off, or makes
+        # gunicorn wait for itself. Once a further one is answered, it is done with those before, and a moment later
+        # with that one.
         self.request("HEAD", "/events")
+        threading.Event().wait(0.3)
         self.process.send_signal(signal_number)
         return self.process.wait(TIMEOUT)
 

@@ -141,7 +141,7 @@ BAD = {
     "SSE_HISTORY_BYTES": [1.5],
     "SSE_HISTORY_AGE": [0, "60"],
     "SSE_BATCHING": ["yes", None, 1, {"batchWindow": 0.1}, {"enabled": 1}, {"batch_window": 1}],
-    "SSE_BACKEND": ["redis://localhost", None],
+    "SSE_BACKEND": ["http://localhost", None],
     "SSE_URL_PREFIX": ["events", "", None, 7],
     "SSE_CORS_ORIGINS": [
         "example.com",

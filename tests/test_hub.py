@@ -537,6 +537,8 @@ def test_stats_are_frozen_values_of_everything(make: Make) -> None:
         "gaps": 0,
         "history_frames": 1,
         "history_bytes": len(sent[1]),
+        "backend_silent": 0.0,
+        "ignored": 0,
         "signals_dropped": 0,
     }
     with pytest.raises(AttributeError):

@@ -305,8 +305,8 @@ def test_the_mapping_is_checked_also_where_it_turns_batching_off() -> None:
         batch_options({"enabled": False, "batchWindow": -1})
 
 
-@pytest.mark.parametrize("backend", ["", "memory", "redis://localhost", None, 7])
+@pytest.mark.parametrize("backend", ["", "memory", "http://localhost", None, 7])
 def test_an_unknown_backend_is_refused(backend: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"^backend must be 'memory://', not") as caught:
+    with pytest.raises(ConfigurationError, match=r"^backend must be .*, not") as caught:
         SSEManager(backend=backend)
     assert caught.value.option == "backend"

@@ -104,7 +104,8 @@ def test_what_is_scraped_is_what_the_manager_counts(
         assert told == ({**dict.fromkeys(row.always, 0), **expected} if row.label else {"": expected}), row.field
     assert values == {"sse_batcher_channels": {"": 2}, "sse_batcher_channel_clients": {"b": 1, "nobody": 0}}
     zero = {name for name, value in stats.as_dict().items() if not value}
-    assert zero <= {"failed", "publishing_for", "thread_restarts", "overflows", "signals_dropped"}
+    never = {"failed", "publishing_for", "thread_restarts", "overflows", "signals_dropped", "backend_silent", "ignored"}
+    assert zero <= never
 
 
 PROMISED = {
@@ -127,6 +128,8 @@ PROMISED = {
     "history_frames": "history_frames",
     "history_bytes": "history_bytes",
     "history_age_seconds": "history_age",
+    "backend_silent_seconds": "backend_silent",
+    "backend_ignored_total": "ignored",
     "signals_dropped_total": "signals_dropped",
 }
 """Dashboards and alerts go by these names: they stay."""

@@ -64,13 +64,13 @@ def test_a_batch_comes_out_as_it_went_in(batch: Batch, number: int) -> None:
 
 @pytest.mark.parametrize("kick", [Kick("ada", None), Kick(7, "x"), Kick(None, "x")])
 def test_a_kick_comes_out_as_it_went_in(kick: Kick) -> None:
-    entry = Entry("0123456789abcdef", 1, kick)
+    entry = Entry("0123456789abcdef", 0, kick)
     assert read_fields(_fields(entry)) == entry
 
 
 GOOD = _fields(Entry("0123456789abcdef", 3, Batch("a", "t", (Event("t", "a", "1"), Event("t", "a", "2")), "manual", 5)))
 MIXED = GOOD | {b"t": b"mixed", b"types": b"t\nu"}
-KICK = _fields(Entry("0123456789abcdef", 3, Kick("ada", None)))
+KICK = _fields(Entry("0123456789abcdef", 0, Kick("ada", None)))
 
 
 @pytest.mark.parametrize(
@@ -513,6 +513,20 @@ def test_a_number_that_is_missing_is_told_and_one_that_comes_again_is_not_delive
         assert flat(viewer.until_type("sse_gap")) == ["publish_failed"]
         add(6)
         assert viewer.numbers(6)[-1] == 6
+
+
+@external
+def test_a_kick_that_fails_makes_no_gap(server: RedisServer, make: Any) -> None:
+    manager = make(server.url)
+    with Viewer(manager) as viewer:
+        send(manager, 1)
+        viewer.numbers(1)
+        server.config("maxmemory", 1)
+        with pytest.raises(BackendError, match="did not take the kick"):
+            manager.kick(user="ada")
+        server.config("maxmemory", 0)
+        send(manager, 2)
+        assert viewer.numbers(2) == [2]
 
 
 @external

@@ -68,7 +68,10 @@ class Kick(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What one entry says. `number` counts the entries of a `publisher`, from 1."""
+    """What one entry says. `number` counts the batches of a `publisher`, from 1; 0 is that of a kick.
+
+    A kick that failed may be in the stream or not: with a number, it would look like a batch that is missing.
+    """
 
     publisher: str
     number: int
@@ -109,8 +112,7 @@ class RedisBackend:
         if not self._state.adding.acquire(timeout=OPEN_SECONDS):
             raise BackendError("Redis does not take anything, and so no kick: try again")
         try:
-            self._number += 1
-            self._xadd(_fields(Entry(self._publisher, self._number, Kick(user, channel))))
+            self._xadd(_fields(Entry(self._publisher, 0, Kick(user, channel))))
         except _errors() as error:
             self._mine = None
             raise BackendError(f"Redis did not take the kick: {error}") from error
@@ -390,25 +392,28 @@ class Reader:
                 if state.ignored == 1:
                     _log.warning("an entry of %s is none of ours and ignored: %s", self._keys.stream, id)
             elif not self._had(entry):
-                if self._lost:
-                    receiver.lose(BROADCAST, (state.generation, *_before(_numbers(id))), self._lost)
-                    self._lost = ""
-                if isinstance(entry.content, Kick):
-                    receiver.dismiss("kicked", *entry.content)
-                else:
-                    self._deliver_batch(receiver, entry.content, position)
+                self._deliver_one(receiver, entry.content, position)
             self._advance(position)
 
-    def _deliver_batch(self, receiver: Receiver, batch: Batch, position: Position) -> None:
-        epoch = self._state.epochs[position[0]]
-        try:
-            receiver.deliver(Frame(batch, position, f"{epoch}-{_id(position)}"))
-        except Exception:  # or it would be read again and again
-            _log.exception("a batch of %s cannot be delivered, and is lost", self._keys.stream)
-            receiver.lose(batch.channel, position)
+    def _deliver_one(self, receiver: Receiver, content: Batch | Kick, position: Position) -> None:
+        if self._lost:
+            # Up to here, and not to just before it: there may be no place between this entry and the last one.
+            receiver.lose(BROADCAST, position, self._lost)
+        if isinstance(content, Kick):
+            receiver.dismiss("kicked", *content)
+        elif not self._lost:
+            epoch = self._state.epochs[position[0]]
+            try:
+                receiver.deliver(Frame(content, position, f"{epoch}-{_id(position)}"))
+            except Exception:  # or it would be read again and again
+                _log.exception("a batch of %s cannot be delivered, and is lost", self._keys.stream)
+                receiver.lose(content.channel, position)
+        self._lost = ""
 
     def _had(self, entry: Entry) -> bool:
         """Whether it was read before: its publisher added it twice, since it had no answer. Notes what is missing."""
+        if isinstance(entry.content, Kick):
+            return False
         last = self._numbers.pop(entry.publisher, None)
         self._numbers[entry.publisher] = entry.number if last is None else max(last, entry.number)
         if len(self._numbers) > MAX_PUBLISHERS:

@@ -14,10 +14,11 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from itertools import count, product, takewhile
+from itertools import count, cycle, product, takewhile
+from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from sse_batcher import BatchOptions, Client, ClientOptions, HistoryOptions, SSEManager, stream
+from sse_batcher.backends import Backend
 from sse_batcher.backends.memory import MemoryBackend
+from sse_batcher.backends.redis import RedisBackend, open_redis
 from sse_batcher.cli import serving
 from sse_batcher.event import Batch, Event
 from sse_batcher.hub import Hub, Receiver
@@ -38,6 +41,8 @@ from sse_batcher.wire import HEARTBEAT, Frame
 
 from .checker import Browser, Connection, Facts, Got, Sent, Violation, judge, judge_publishing
 from .fault_proxy import FaultProxy, Faults
+from .redisserver import redis_server
+from .servers import wait_until
 from .sse_parser import ServerEvent
 
 PATIENCE = 10.0
@@ -172,6 +177,10 @@ class Record:
         gone = self._kept[-self._room - 1] if len(self._kept) > self._room else 0
         return len(self.sent), gone
 
+    @property
+    def stands(self) -> bool:
+        return self._receiver is not None
+
     def stand_before(self, receiver: Receiver) -> Record:
         self._receiver = receiver
         return self
@@ -185,9 +194,12 @@ class Record:
         assert self._receiver is not None
         self._receiver.deliver(frame)
 
-    def lose(self, channel: str, position: Any) -> None:
+    def lose(self, channel: str, position: Any, reason: str = "publish_failed") -> None:
         assert self._receiver is not None
-        self._receiver.lose(channel, position)
+        self._receiver.lose(channel, position, reason)
+
+    def dismiss(self, reason: str, user: Hashable = None, channel: str | None = None) -> None:
+        raise AssertionError("nobody is kicked here")
 
 
 class RecordedBackend(MemoryBackend):
@@ -575,14 +587,22 @@ SMALL = HistoryOptions(history_frames=12)
 
 
 class Service:
-    """A server on a thread, what was sent by it, and a proxy before it."""
+    """Servers on threads, what was sent by them, and a proxy before each.
 
-    def __init__(self, history: HistoryOptions, manager: SSEManager, record: Record, proxy: FaultProxy) -> None:
-        self.history = history
-        self.manager = manager
+    Several are as several processes. Then `record` is what the first one has read, and says nothing of the others.
+    """
+
+    def __init__(self, managers: Sequence[SSEManager], record: Record, proxies: Sequence[FaultProxy]) -> None:
+        self.managers = managers
         self.record = record
-        self.proxy = proxy
-        self.start = manager.cursor()
+        self.start = managers[0].cursor()
+        self.facts = record.facts if len(managers) == 1 else lambda: (10**9, 0)
+        self._proxies = cycle(proxies)
+
+    @property
+    def proxy(self) -> FaultProxy:
+        """Of the server whose turn it is."""
+        return next(self._proxies)
 
     def read(self, browser: Browser, faults: Faults, *, batches: bool = True, patience: float = PATIENCE) -> Reading:
         return Reading(self, browser, faults, batches, patience)
@@ -631,22 +651,46 @@ BYTES_AT_ONCE = 4096
 
 @contextmanager
 def serving_through_faults(
-    monkeypatch: pytest.MonkeyPatch, history: HistoryOptions, batching: BatchOptions
+    monkeypatch: pytest.MonkeyPatch, history: HistoryOptions, batching: BatchOptions, redis: str | None = None
 ) -> Iterator[Service]:
+    """One server; with the URL of a Redis, two."""
     record = Record(history)
-    monkeypatch.setattr("sse_batcher.manager.open_backend", lambda url: RecordedBackend(record))
     clients = ClientOptions(queue_frames=8, heartbeat=0.1, send_timeout=5.0, retry_ms=1)
-    with SSEManager(batching, clients, history=history) as manager:
 
-        def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-            environ["werkzeug.socket"].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            channels = parse_qs(environ["QUERY_STRING"])["channel"]
-            status, headers, body = stream(manager, environ, channels)
-            start_response(status, headers)
-            return body
+    def backend(url: str, frames: int) -> Backend:
+        return RecordedBackend(record) if redis is None else recorded_redis(redis, frames, record)
 
-        with serving(app) as address, FaultProxy(address) as proxy:
-            yield Service(history, manager, record, proxy)
+    monkeypatch.setattr("sse_batcher.manager.open_backend", backend)
+    with ExitStack() as stack:
+        managers, proxies = [], []
+        for _ in range(1 if redis is None else 2):
+            manager = stack.enter_context(SSEManager(batching, clients, history=history))
+            manager.cursor()  # the first one is recorded
+            managers.append(manager)
+            address = stack.enter_context(serving(app_of(manager)))
+            proxies.append(stack.enter_context(FaultProxy(address)))
+        yield Service(managers, record, proxies)
+
+
+def recorded_redis(url: str, frames: int, record: Record) -> RedisBackend:
+    """A backend of Redis; the first one that is connected writes down what it reads."""
+    backend = open_redis(url, frames)
+    connect = backend.connect
+    backend.connect = lambda receiver: connect(  # type: ignore[method-assign]
+        receiver if record.stands else record.stand_before(receiver)
+    )
+    return backend
+
+
+def app_of(manager: SSEManager) -> Callable[..., Iterable[bytes]]:
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        environ["werkzeug.socket"].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        channels = parse_qs(environ["QUERY_STRING"])["channel"]
+        status, headers, body = stream(manager, environ, channels)
+        start_response(status, headers)
+        return body
+
+    return app
 
 
 @pytest.mark.external
@@ -657,15 +701,16 @@ def test_a_stream_that_is_cut_at_any_byte_goes_on_where_it_was(
 ) -> None:
     batching = BatchOptions(batch_window=10, max_batch_size=3)
     with serving_through_faults(monkeypatch, LARGE, batching) as service:
-        first = Browser(("a",), service.record.facts)
+        manager = service.managers[0]
+        first = Browser(("a",), service.facts)
         with service.read(first, Faults()) as reading:
             next(reading.events())
         for number in range(5):
-            service.manager.enqueue("t", number, channel="a")
-        assert service.manager.flush_all(PATIENCE)
+            manager.enqueue("t", number, channel="a")
+        assert manager.flush_all(PATIENCE)
         frames = len(service.record.sent)
         for cut in count():
-            browser = Browser(("a",), service.record.facts)
+            browser = Browser(("a",), service.facts)
             browser.life, browser.last_id = list(first.life), first.last_id
             with service.read(browser, Faults(cut_after=cut, reset=reset), batches=batches) as reading:
                 for event in reading.events():
@@ -714,6 +759,17 @@ class Chaos:
             thread.join()
         assert not self.errors, f"seed {self.seed}: {self.errors}"
 
+    def judge(self) -> Counter[str]:
+        """Count the blocks of all browsers by type."""
+        sent, counts = self.service.record.sent, Counter[str]()
+        try:
+            judge_publishing(self.published, sent)
+            for browser in self.browsers:
+                counts += judge(self.service.start, sent, browser.life)
+        except Violation as violation:
+            raise AssertionError(f"seed {self.seed}") from violation
+        return counts
+
     def _guard(self, task: Callable[[], None]) -> None:
         try:
             task()
@@ -731,6 +787,7 @@ class Chaos:
     def _publish(self, number: int) -> None:
         """Bursts, each after the browsers have come back some more times."""
         random = Random(f"{self.seed} publisher {number}")
+        manager = self.service.managers[number % len(self.service.managers)]
         lanes: dict[tuple[str, str], list[Any]] = {}
         bursts = 40
         for burst in range(bursts):
@@ -741,22 +798,23 @@ class Chaos:
                 data = {"by": number, "n": len(lanes.setdefault(lane, [])), "pad": "x" * random.randrange(600)}
                 lanes[lane].append(data)
                 if lane[0] == "*":
-                    self.service.manager.broadcast(lane[1], data)
+                    manager.broadcast(lane[1], data)
                 else:
-                    self.service.manager.enqueue(lane[1], data, channel=lane[0])
-        assert self.service.manager.flush_all(PATIENCE)
+                    manager.enqueue(lane[1], data, channel=lane[0])
+        assert manager.flush_all(PATIENCE)
         with self._changed:
             self.published += [(*lane, values) for lane, values in lanes.items()]
             self._publishing -= 1
             if not self._publishing:
-                self.service.manager.broadcast("end", "of all")
-                assert self.service.manager.flush_all(PATIENCE)
+                manager.broadcast("end", "of all")
+                assert manager.flush_all(PATIENCE)
+                wait_until(lambda: self.service.record.sent[-1].events[0][0] == "end", "the first process has read all")
             self._changed.notify_all()
 
     def _browse(self, number: int) -> None:
         """Come back again and again, and once more at the end, to read all there is."""
         random = Random(f"{self.seed} browser {number}")
-        browser = Browser(random.choice([("a",), ("b",), ("a", "b")]), self.service.record.facts)
+        browser = Browser(random.choice([("a",), ("b",), ("a", "b")]), self.service.facts)
         self.browsers.append(browser)
         for _ in range(self.CONNECTIONS):
             faults = self._faults(random)
@@ -809,16 +867,35 @@ def test_publishers_browsers_and_a_bad_network(
     with serving_through_faults(monkeypatch, history, batching) as service:
         chaos = Chaos(service, seed)
         chaos.run()
-        stats = service.manager.get_stats()
-    counts: Counter[str] = Counter()
-    try:
-        judge_publishing(chaos.published, service.record.sent)
-        for browser in chaos.browsers:
-            counts += judge(service.start, service.record.sent, browser.life)
-    except Violation as violation:
-        raise AssertionError(f"seed {seed}") from violation
+        stats = service.managers[0].get_stats()
+    counts = chaos.judge()
     assert stats.overflows > 0, f"seed {seed}: no client was slow"
     assert (counts["sse_gap"] > 0) == (history is SMALL), f"seed {seed}"
+    assert counts["sse_open"] > chaos.BROWSERS
+
+
+@pytest.mark.external
+@pytest.mark.timeout(240)
+def test_two_processes_and_a_redis_whose_connections_are_cut(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sse_batcher.backends.redis.LONGEST_PAUSE", 0.1)
+    batching = BatchOptions(batch_window=0.01, max_batch_size=5, dedup_key=None)
+    with redis_server(tmp_path) as redis, serving_through_faults(monkeypatch, LARGE, batching, redis.url) as service:
+        over = threading.Event()
+
+        def cut() -> None:
+            while not over.wait(0.05):
+                redis.client.client_kill_filter(_type="normal", skipme=True)
+
+        saboteur = threading.Thread(target=cut)
+        saboteur.start()
+        chaos = Chaos(service, SEED)
+        try:
+            chaos.run()
+        finally:
+            over.set()
+            saboteur.join()
+    counts = chaos.judge()
+    assert counts["sse_gap"] == 0
     assert counts["sse_open"] > chaos.BROWSERS
 
 

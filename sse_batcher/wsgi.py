@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
-from .errors import InvalidEventError
+from .errors import BackendError, InvalidEventError
 from .event import DEFAULT_CHANNEL, check_channels
 from .host import find_host
 from .manager import SSEManager
@@ -54,8 +54,11 @@ def stream(
     if method == "HEAD":
         return "200 OK", list(HEADERS), iter(())  # no list: of one, werkzeug would tell the length
     cursor = last_event_id(environ)
-    resumes = snapshot is not None and manager.can_resume(names, cursor)
-    state = manager.snapshot(snapshot) if snapshot is not None and not resumes else None
+    try:
+        resumes = snapshot is not None and manager.can_resume(names, cursor)
+        state = manager.snapshot(snapshot) if snapshot is not None and not resumes else None
+    except BackendError:
+        return "200 OK", list(HEADERS), [manager.busy_block("backend", cursor)]
     request = Request(names, find_host(environ), cursor, _query(environ, "batch") != "0", state, resumes, user)
     return "200 OK", list(HEADERS), AttachedStream(manager, request)
 

@@ -17,7 +17,7 @@ from .services import program
 class RedisServer:
     """One that can be killed, paused and started again. `saves`: whether it has its data when it is started again."""
 
-    def __init__(self, folder: Path, *, saves: bool = True) -> None:
+    def __init__(self, folder: Path, *, saves: bool = True, tls: bool = False) -> None:
         import redis
 
         self.program = program("redis-server", package="redis-server")
@@ -25,8 +25,13 @@ class RedisServer:
         self._saves = saves
         with socket.create_server((HOST, 0)) as free:
             self.port = free.getsockname()[1]
-        self.url = f"redis://{HOST}:{self.port}/0"
-        self.client = redis.Redis(host=HOST, port=self.port, socket_timeout=TIMEOUT)
+        self._certificate = _certificate(folder) if tls else None
+        self.url = (
+            f"rediss://{HOST}:{self.port}/0?ssl_ca_certs={self._certificate}"
+            if tls
+            else f"redis://{HOST}:{self.port}/0"
+        )
+        self.client = redis.Redis.from_url(self.url, socket_timeout=TIMEOUT)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -38,6 +43,9 @@ class RedisServer:
             "--appendonly": "yes" if self._saves else "no",
             "--appendfsync": "always",
         }
+        if self._certificate:
+            options |= {"--port": "0", "--tls-port": str(self.port), "--tls-auth-clients": "no"}
+            options |= {"--tls-cert-file": str(self._certificate), "--tls-key-file": str(self._certificate)}
         command = [self.program, *(part for option in options.items() for part in option)]
         with (self._folder / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -65,9 +73,19 @@ class RedisServer:
         self.client.config_set(name, value)
 
 
+def _certificate(folder: Path) -> Path:
+    """One for this host, signed by itself, with its key in the same file."""
+    file = folder / "tls.pem"
+    command = [program("openssl", package="openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-keyout", str(file), "-out", str(folder / "cert.pem"), "-subj", "/CN=test"]
+    subprocess.run([*command, "-addext", f"subjectAltName=IP:{HOST}"], check=True, capture_output=True)
+    file.write_text(file.read_text() + (folder / "cert.pem").read_text())
+    return file
+
+
 @contextmanager
-def redis_server(folder: Path, *, saves: bool = True) -> Iterator[RedisServer]:
-    server = RedisServer(folder, saves=saves)
+def redis_server(folder: Path, *, saves: bool = True, tls: bool = False) -> Iterator[RedisServer]:
+    server = RedisServer(folder, saves=saves, tls=tls)
     server.start()
     try:
         yield server

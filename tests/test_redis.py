@@ -26,6 +26,7 @@ from sse_batcher import (
     ClientOptions,
     ConfigurationError,
     SSEManager,
+    stream,
 )
 from sse_batcher.backends import open_backend
 from sse_batcher.backends.redis import Entry, Kick, RedisBackend, _fields, read_fields
@@ -349,6 +350,16 @@ def test_a_ready_client_is_taken_and_its_settings_made_ours(server: RedisServer,
 
 
 @external
+def test_a_password_and_tls_are_in_the_url(make: Any, tmp_path: Path) -> None:
+    with redis_server(tmp_path, tls=True) as server:
+        server.config("requirepass", "secret")
+        manager = make(server.url.replace("//", "//:secret@"))
+        with Viewer(manager) as viewer:
+            send(manager, 1)
+            assert viewer.numbers(1) == [1]
+
+
+@external
 def test_a_sentinel_says_where_redis_is(server: RedisServer, make: Any, tmp_path: Path) -> None:
     with sentinel_of(server, tmp_path) as port:
         manager = make(f"redis+sentinel://127.0.0.1:{port}/shop/0")
@@ -551,6 +562,11 @@ def test_a_stream_that_cannot_know_where_it_begins_is_told_to_come_back(server: 
         manager.subscribe()
     with pytest.raises(BackendError):
         manager.kick(user="ada")
+    environ = {"REQUEST_METHOD": "GET", "QUERY_STRING": "last_event_id=00000000-1-0"}
+    for snapshot in (None, lambda: [("state", 1)]):
+        status, _, body = stream(manager, environ, snapshot=snapshot)
+        [busy] = parse(b"".join(body), strict=True)
+        assert (status, busy.type, busy.json, busy.id) == ("200 OK", "sse_busy", {"reason": "backend"}, "00000000-1-0")
     server.start()
     deadline = time.monotonic() + PATIENCE
     while True:

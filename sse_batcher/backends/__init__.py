@@ -70,6 +70,6 @@ def open_backend(backend: Any, frames: int) -> Backend:
         raise ConfigurationError(
             f"backend must be 'memory://', or begin with one of {', '.join(SCHEMES)}, not {backend!r}", option="backend"
         )
-    if not isinstance(backend, str) and not hasattr(backend, "xadd"):
+    if not isinstance(backend, str) and not hasattr(backend, "xadd"):  # looked at before the package is needed
         raise ConfigurationError(f"backend must be a URL or a redis.Redis, not {backend!r}", option="backend")
     return open_redis(backend, frames)

@@ -93,33 +93,13 @@ class RedisBackend:
         self._closing = threading.Event()
         self._state = State()
         self._reader: Reader | None = None
-        self._receiver: Receiver | None = None
         self._published: Position = START  # the newest of our own
 
     def connect(self, receiver: Receiver) -> None:
-        self._receiver = receiver
         self._reader = Reader(receiver, self._keys, self._frames, self._connect, self._state)
 
     def publish(self, batch: Batch) -> None:
         """Add an entry, however long it takes: what comes meanwhile waits in the batcher. Raises after `close` only."""
-        self._add(batch)
-
-    def kick(self, user: Hashable, channel: str | None) -> None:
-        """Have all processes end these streams. Raises `BackendError` where Redis does not take it."""
-        if not isinstance(user, (str, int, type(None))):
-            raise ValueError(f"between processes a user is a str or an int, not {user!r}")
-        # Who publishes holds it for as long as Redis is away.
-        if not self._state.adding.acquire(timeout=OPEN_SECONDS):
-            raise BackendError("Redis does not take anything, and so no kick: try again")
-        try:
-            self._xadd(_fields(Entry(self._publisher, 0, Kick(user, channel))))
-        except _errors() as error:
-            self._mine = None
-            raise BackendError(f"Redis did not take the kick: {error}") from error
-        finally:
-            self._state.adding.release()
-
-    def _add(self, batch: Batch) -> None:
         pause = 0.05
         with self._state.adding:
             self._number += 1
@@ -136,6 +116,21 @@ class RedisBackend:
                 # The number stays: an entry that was added though no answer came is known by it, and read once.
                 self._closing.wait(pause * random.uniform(0.5, 1))
                 pause = min(2 * pause, LONGEST_PAUSE)
+
+    def kick(self, user: Hashable, channel: str | None) -> None:
+        """Have all processes end these streams. Raises `BackendError` where Redis does not take it."""
+        if not isinstance(user, (str, int, type(None))):
+            raise ValueError(f"between processes a user is a str or an int, not {user!r}")
+        # Who publishes holds it for as long as Redis is away.
+        if not self._state.adding.acquire(timeout=OPEN_SECONDS):
+            raise BackendError("Redis does not take anything, and so no kick: try again")
+        try:
+            self._xadd(_fields(Entry(self._publisher, 0, Kick(user, channel))))
+        except _errors() as error:
+            self._mine = None
+            raise BackendError(f"Redis did not take the kick: {error}") from error
+        finally:
+            self._state.adding.release()
 
     def _xadd(self, fields: dict[bytes, bytes]) -> Position:
         self._state.tell_question()
@@ -580,6 +575,8 @@ def open_redis(backend: Any, frames: int) -> RedisBackend:
     redis = _redis()
     if isinstance(backend, redis.Redis):
         return RedisBackend(backend, PREFIX, frames)
+    if not isinstance(backend, str):
+        raise ConfigurationError(f"backend must be a URL or a redis.Redis, not {backend!r}", option="backend")
     url, _, asked = backend.partition("?")
     query = dict(parse_qsl(asked))
     prefix = query.pop("prefix", PREFIX)

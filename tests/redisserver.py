@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ class RedisServer:
     def __init__(self, folder: Path, *, saves: bool = True, tls: bool = False) -> None:
         import redis
 
-        self.program = program("redis-server", package="redis-server")
+        self.program = os.environ.get("SSE_TEST_REDIS_SERVER") or program("redis-server", package="redis-server")
         self._folder = folder
         self._saves = saves
         with socket.create_server((HOST, 0)) as free:

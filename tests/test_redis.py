@@ -29,7 +29,8 @@ from sse_batcher import (
     stream,
 )
 from sse_batcher.backends import open_backend
-from sse_batcher.backends.redis import Entry, Kick, RedisBackend, _fields, read_fields
+from sse_batcher.backends.entries import Entry, Kick, read_fields, to_fields
+from sse_batcher.backends.redis import RedisBackend
 from sse_batcher.event import Batch, Event
 
 from .redisserver import RedisServer, redis_server, sentinel_of
@@ -60,18 +61,20 @@ def batches(draw: st.DrawFn) -> Batch:
 @given(batches(), st.integers(1, 10**12))
 def test_a_batch_comes_out_as_it_went_in(batch: Batch, number: int) -> None:
     entry = Entry("0123456789abcdef", number, batch)
-    assert read_fields(_fields(entry)) == entry
+    assert read_fields(to_fields(entry)) == entry
 
 
 @pytest.mark.parametrize("kick", [Kick("ada", None), Kick(7, "x"), Kick(None, "x")])
 def test_a_kick_comes_out_as_it_went_in(kick: Kick) -> None:
     entry = Entry("0123456789abcdef", 0, kick)
-    assert read_fields(_fields(entry)) == entry
+    assert read_fields(to_fields(entry)) == entry
 
 
-GOOD = _fields(Entry("0123456789abcdef", 3, Batch("a", "t", (Event("t", "a", "1"), Event("t", "a", "2")), "manual", 5)))
+GOOD = to_fields(
+    Entry("0123456789abcdef", 3, Batch("a", "t", (Event("t", "a", "1"), Event("t", "a", "2")), "manual", 5))
+)
 MIXED = GOOD | {b"t": b"mixed", b"types": b"t\nu"}
-KICK = _fields(Entry("0123456789abcdef", 0, Kick("ada", None)))
+KICK = to_fields(Entry("0123456789abcdef", 0, Kick("ada", None)))
 
 
 @pytest.mark.parametrize(
@@ -173,9 +176,9 @@ def forgetful(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SSEManager]]:
-    monkeypatch.setattr("sse_batcher.backends.redis.TIMEOUT", 1.0)
-    monkeypatch.setattr("sse_batcher.backends.redis.BLOCK_MS", 100)
-    monkeypatch.setattr("sse_batcher.backends.redis.LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr("sse_batcher.backends.connections.TIMEOUT", 1.0)
+    monkeypatch.setattr("sse_batcher.backends.reader.BLOCK_MS", 100)
+    monkeypatch.setattr("sse_batcher.backends.connections.LONGEST_PAUSE", 0.1)
     managers = []
 
     def make_one(backend: Any, batching: Any = None, **more: Any) -> SSEManager:
@@ -495,7 +498,7 @@ def test_what_was_trimmed_before_it_was_read_is_told(server: RedisServer, make: 
     with Viewer(manager) as viewer:
         send(manager, 1)
         viewer.numbers(1)
-        foreign = _fields(
+        foreign = to_fields(
             Entry("fedcba9876543210", 1, Batch("default", "n", (Event("n", "default", "7"),), "manual", 0))
         )
         with server.client.pipeline(transaction=True) as at_once:
@@ -514,7 +517,7 @@ def test_a_number_that_is_missing_is_told_and_one_that_comes_again_is_not_delive
 ) -> None:
     def add(number: int) -> None:
         batch = Batch("default", "n", (Event("n", "default", str(number)),), "manual", 0)
-        server.client.xadd("sse_batcher:stream", _fields(Entry("fedcba9876543210", number, batch)))
+        server.client.xadd("sse_batcher:stream", to_fields(Entry("fedcba9876543210", number, batch)))
 
     with Viewer(make(server.url)) as viewer:
         for number in (1, 2, 2, 1, 3):

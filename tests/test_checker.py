@@ -169,7 +169,6 @@ class Record:
         self.fail = False
         self._room = history.history_frames
         self._kept: list[int] = []  # the numbers of the frames that were not lost
-        self._last: Frame | None = None
         self._receiver: Receiver | None = None
 
     def facts(self) -> Facts:

@@ -17,12 +17,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from weakref import ref
 
-from .history import Cursor
+from .history import Cursor, Slice
 from .options import ClientOptions
 from .waiting import take
 from .wire import HEARTBEAT, Frame
 
 Reference = Callable[[], Frame | None]
+
+
+def _held(frame: Frame) -> Reference:
+    return lambda: frame
 
 
 def _END() -> None:
@@ -142,6 +146,12 @@ class Client(Iterator[bytes]):
     def read_on(self, frames: Iterable[Frame]) -> None:
         """Called by the hub, under its lock: the next slice of the history."""
         self._slice.extend(map(ref, frames))
+
+    def read_older(self, older: Slice) -> None:
+        """Called by the hub: the next slice of what no history here has, so that the client itself has to hold it."""
+        self._slice.extend(_held(frame) for frame in older.frames)
+        if not older.frames:
+            self.cursor = Cursor(older.position)
 
     def go_live(self) -> None:
         """Called by the hub, under its lock: there is nothing after the cursor, so it is queued for from here on."""

@@ -31,6 +31,13 @@ class Cursor(NamedTuple):
     refused: str | None = None
 
 
+class Slice(NamedTuple):
+    """Frames in order, and up to which position there are no more for who asked."""
+
+    frames: list[Frame]
+    position: Any
+
+
 class History:
     """Frames by count and bytes, the oldest evicted first; the newest one is always kept.
 
@@ -81,9 +88,12 @@ class History:
 
     def expire(self, now_ms: float) -> None:
         """Evict what is older than the age limit, if there is one. `now_ms` is milliseconds since 1970."""
-        if self._max_age_ms is not None:
-            while self._frames and self._frames[0].batch.timestamp < now_ms - self._max_age_ms:
-                self._evict()
+        while self._frames and self.is_expired(self._frames[0], now_ms):
+            self._evict()
+
+    def is_expired(self, frame: Frame, now_ms: float) -> bool:
+        """Whether this frame, kept here or elsewhere, is older than the age limit, if there is one."""
+        return self._max_age_ms is not None and frame.batch.timestamp < now_ms - self._max_age_ms
 
     def covers(self, channels: Iterable[str], cursor: Cursor) -> bool:
         """Whether everything after the cursor is here, for who asks for these channels (and ``*``, as all do)."""

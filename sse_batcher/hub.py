@@ -11,15 +11,15 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from . import wire
 from .client import Client, ClientInfo
-from .errors import ClosedError, TooManyClientsError
+from .errors import BackendError, ClosedError, TooManyClientsError
 from .event import BROADCAST
-from .history import Cursor, History
+from .history import Cursor, History, Slice
 from .options import ClientOptions, HistoryOptions
 
 COUNTED = ("frames", "bytes", "saved_frames", "saved_bytes", "overflows", "gaps")
@@ -40,6 +40,12 @@ class Cursors(Protocol):
 
     def read(self, cursor: str) -> Cursor:
         """What a client's cursor says. It comes from outside, and may be anything."""
+
+    def replay(self, channels: Iterable[str], cursor: Cursor) -> Slice | None:
+        """The next frames after a cursor of this history, where the hub's own has let them go. None: they are gone.
+
+        May wait a little. Raises `BackendError` where that cannot be said.
+        """
 
     def normalize(self, cursor: str) -> str | None:
         """A well-formed cursor, of this history or another, made anew from its parts. None for anything else."""
@@ -130,10 +136,8 @@ class Hub:
             self._history.lose(channel, position)
             clients = self._listening(channel)
             for client in clients:
-                client.lost = (
-                    position,
-                    reason,
-                )  # here, or one that reads the history at this moment is told of another reason
+                # Here, or one that reads the history at this moment is told of another reason.
+                client.lost = (position, reason)
         for client in clients:
             client.fall_behind()
 
@@ -149,13 +153,14 @@ class Hub:
         """Add a client. It reads the history from its cursor on, and is live where there is nothing more to read.
 
         One that cannot go on where it was begins at the head, or with the snapshot. Raises `ClosedError` and
-        `TooManyClientsError`.
+        `TooManyClientsError`, and `BackendError` where it is not known whether it can go on.
         """
+        replayed = self._is_replayed(channels, last_event_id)
         with self._locked():
             if self._closed:
                 raise ClosedError("this manager was shut down and takes no more clients")
             self._check_limits(user)
-            cursor, refused = self._resume(channels, last_event_id)
+            cursor, refused = self._resume(channels, last_event_id, replayed)
             resumed = cursor is not None
             if cursor is None:
                 cursor = self._cursors.read(snapshot.cursor) if snapshot else Cursor(self._history.head)
@@ -173,9 +178,10 @@ class Hub:
         return client
 
     def can_resume(self, channels: tuple[str, ...], last_event_id: str | None) -> bool:
-        """Whether a client that came with this id now would miss nothing."""
+        """Whether a client that came with this id now would miss nothing. Raises `BackendError`."""
+        replayed = self._is_replayed(channels, last_event_id)
         with self._locked():
-            return self._resume(channels, last_event_id)[0] is not None
+            return self._resume(channels, last_event_id, replayed)[0] is not None
 
     def cursor(self) -> str:
         """The id of the newest frame: who comes with it gets everything that is published from now on."""
@@ -266,6 +272,14 @@ class Hub:
                 else:
                     client.go_live()
                 return None
+        try:
+            older = self._replay(client.channels, client.cursor)
+        except BackendError:
+            older = None
+        if older is not None:
+            client.read_older(older)
+            return None
+        with self._locked():
             reason = "overflow"
             if client.lost is not None and client.lost[0] > client.cursor.position:
                 reason = client.lost[1]
@@ -337,7 +351,24 @@ class Hub:
     def _listening(self, channel: str) -> list[Client]:
         return list(self._clients if channel == BROADCAST else self._channels.get(channel, ()))
 
-    def _resume(self, channels: tuple[str, ...], last_event_id: str | None) -> tuple[Cursor | None, str | None]:
+    def _replay(self, channels: tuple[str, ...], cursor: Cursor) -> Slice | None:
+        """What comes after a cursor that is too old for the history. Not under the lock. Raises `BackendError`."""
+        older = self._cursors.replay(channels, cursor)
+        now = time.time() * 1000
+        if older is not None and any(self._history.is_expired(frame, now) for frame in older.frames):
+            return None
+        return older
+
+    def _is_replayed(self, channels: tuple[str, ...], last_event_id: str | None) -> bool:
+        """Whether it takes the backend to go on at this id, and it can. Not under the lock. Raises `BackendError`."""
+        with self._locked():
+            if not last_event_id or self._resume(channels, last_event_id)[1] != "too_old":
+                return False
+        return self._replay(channels, self._cursors.read(last_event_id)) is not None
+
+    def _resume(
+        self, channels: tuple[str, ...], last_event_id: str | None, replayed: bool = False
+    ) -> tuple[Cursor | None, str | None]:
         """Where a client goes on, None if it begins anew; and why, if it wanted to go on and cannot. Under the lock."""
         if not last_event_id:
             return None, None
@@ -347,7 +378,7 @@ class Hub:
             return None, cursor.refused
         if cursor.position > self._history.head:
             return None, "malformed"  # no such frame was ever sent
-        return (cursor, None) if self._history.covers(channels, cursor) else (None, "too_old")
+        return (cursor, None) if replayed or self._history.covers(channels, cursor) else (None, "too_old")
 
     def _opening(self, client: Client, refused: str | None, *, named: bool = True) -> bytes:
         """The first block of a stream, or of what goes on after a gap."""

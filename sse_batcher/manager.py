@@ -229,6 +229,7 @@ class SSEManager:
             **counts,
             signals_dropped=life.helper.dropped,
             backend_silent=life.backend.silent_for,
+            backend_answered=life.backend.answered_ago,
             ignored=life.backend.ignored,
         )
 

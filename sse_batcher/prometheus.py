@@ -60,6 +60,7 @@ ROWS = (
     _Row("history_bytes", "history_bytes", "Bytes of the frames kept."),
     _Row("history_age", "history_age_seconds", "Age of the oldest frame kept."),
     _Row("backend_silent", "backend_silent_seconds", "For how long the backend owes an answer."),
+    _Row("backend_answered", "backend_answered_seconds", "How long ago the backend has answered."),
     _Row("ignored", "backend_ignored_total", "Entries of others that were met in the backend's stream and ignored."),
     _Row("signals_dropped", "signals_dropped_total", "Signals not sent and log lines not written: too many at once."),
 )

@@ -78,6 +78,8 @@ class ManagerStats(BatcherStats):
     """Seconds since the oldest of them."""
     backend_silent: float = 0.0
     """Seconds for which the backend owes an answer, where it is another process."""
+    backend_answered: float = 0.0
+    """Seconds since it has answered, or, where it never has, since it was first asked; 0 where it never was."""
     ignored: int = 0
     """Entries of others that were met in the backend's stream and ignored."""
     signals_dropped: int = 0

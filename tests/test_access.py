@@ -204,14 +204,14 @@ def test_health_says_ok_or_why_not(make_site: MakeSite, monkeypatch: pytest.Monk
         response = site.request("/events/health")
         return response.status_code, response.json, response.headers["Cache-Control"]
 
-    assert health() == (200, {"status": "ok"}, "no-store")
+    assert health() == (200, {"status": "ok", "backend_answered": 0.0}, "no-store")
     site.manager.enqueue("item", 1)
     engine = site.manager._life.get().batcher._engine.get()
     engine._publishing_since = engine._clock() - 5.1
-    assert health() == (503, {"status": "backend"}, "no-store")
+    assert health() == (503, {"status": "backend", "backend_answered": 0.0}, "no-store")
     engine._publishing_since = None
     assert site.manager.shutdown()
-    assert health() == (503, {"status": "draining"}, "no-store")
+    assert health() == (503, {"status": "draining", "backend_answered": 0.0}, "no-store")
 
 
 def test_the_counters_are_for_whom_the_app_allows_them(make_site: MakeSite) -> None:

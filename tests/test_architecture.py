@@ -23,7 +23,8 @@ LAYERS = """
     history
     process waiting worker host watcher engine batcher
     client hub
-    backends.memory backends.entries backends.connections backends.reader backends.redis backends
+    backends.memory backends.entries backends.connections backends.reader backends.archive
+    backends.redis backends
     signals helper rights manager prometheus
     transports transports.attached wsgi
     cors blueprint commands page extension

@@ -25,6 +25,7 @@ from sse_batcher import (
     BatchOptions,
     ClientOptions,
     ConfigurationError,
+    HistoryOptions,
     SSEManager,
     stream,
 )
@@ -181,9 +182,11 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SSEManager]]
     monkeypatch.setattr("sse_batcher.backends.connections.LONGEST_PAUSE", 0.1)
     managers = []
 
-    def make_one(backend: Any, batching: Any = None, **more: Any) -> SSEManager:
-        clients = ClientOptions(heartbeat=0.2, **more)
-        managers.append(SSEManager(batching or BatchOptions(batch_window=0.01, max_batch_size=3), clients, backend))
+    def make_one(
+        backend: Any, batching: Any = None, *, history: HistoryOptions | None = None, **more: Any
+    ) -> SSEManager:
+        batching = batching or BatchOptions(batch_window=0.01, max_batch_size=3)
+        managers.append(SSEManager(batching, ClientOptions(heartbeat=0.2, **more), backend, history=history))
         return managers[-1]
 
     yield make_one
@@ -194,8 +197,8 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SSEManager]]
 class Viewer:
     """A client of a manager, read by a thread."""
 
-    def __init__(self, manager: SSEManager, *channels: str, cursor: str | None = None) -> None:
-        self.client = manager.subscribe(channels or ("default",), cursor)
+    def __init__(self, manager: SSEManager, *channels: str, cursor: str | None = None, batches: bool = True) -> None:
+        self.client = manager.subscribe(channels or ("default",), cursor, batches=batches)
         self.events: list[ServerEvent] = []
         self._news: SimpleQueue[ServerEvent] = SimpleQueue()
         self._thread = threading.Thread(target=self._read)
@@ -384,9 +387,9 @@ def test_own_clients_get_what_is_pending_before_the_end(server: RedisServer, mak
 
 
 @contextmanager
-def publishing(manager: SSEManager, total: int) -> Iterator[None]:
-    """A thread sends so many events one after the other meanwhile, as far as each of its batches is taken."""
-    thread = threading.Thread(target=lambda: send(manager, *range(total)))
+def publishing(manager: SSEManager, *numbers: int) -> Iterator[None]:
+    """A thread sends these events, ``range(*numbers)``, one after the other meanwhile."""
+    thread = threading.Thread(target=lambda: send(manager, *range(*numbers)))
     thread.start()
     yield
     thread.join(PATIENCE)
@@ -515,17 +518,13 @@ def test_what_was_trimmed_before_it_was_read_is_told(server: RedisServer, make: 
 def test_a_number_that_is_missing_is_told_and_one_that_comes_again_is_not_delivered(
     server: RedisServer, make: Any
 ) -> None:
-    def add(number: int) -> None:
-        batch = Batch("default", "n", (Event("n", "default", str(number)),), "manual", 0)
-        server.client.xadd("sse_batcher:stream", to_fields(Entry("fedcba9876543210", number, batch)))
-
     with Viewer(make(server.url)) as viewer:
         for number in (1, 2, 2, 1, 3):
-            add(number)
+            add(server, number)
         assert viewer.numbers(3) == [1, 2, 3]
-        add(5)
+        add(server, 5)
         assert flat(viewer.until_type("sse_gap")) == ["publish_failed"]
-        add(6)
+        add(server, 6)
         assert viewer.numbers(6)[-1] == 6
 
 
@@ -604,6 +603,194 @@ def test_a_fresh_process_knows_of_a_quiet_channel_as_long_as_nothing_was_trimmed
     assert one.flush_all(PATIENCE)
     with Viewer(make(server.url), "quiet", cursor=start) as viewer:
         assert viewer.events[0].type == "sse_open"
+
+
+# -- older cursors than a process's own history ------------------------------------------------------------------------
+
+FORGETFUL = HistoryOptions(history_bytes=1)  # the newest frame alone
+
+
+def add(server: RedisServer, number: int, data: Any = None, *, channel: str = "default", timestamp: int = 0) -> str:
+    """Another publisher adds this batch of his: the id of its entry."""
+    text = json.dumps(number if data is None else data)
+    batch = Batch(channel, "n", (Event("n", channel, text),), "manual", timestamp)
+    id: bytes = server.client.xadd("sse_batcher:stream", to_fields(Entry("fedcba9876543210", number, batch)))
+    return id.decode()
+
+
+def wait_until_read(manager: SSEManager) -> None:
+    """Until what is in the stream now was delivered here."""
+    manager.enqueue("last", 0, channel="nobody")
+    assert manager.flush_all(PATIENCE)
+    assert manager._life.get().backend.wait_until_delivered(PATIENCE)
+
+
+@external
+@pytest.mark.parametrize("batches", [True, False], ids=["batches", "no batches"])
+def test_what_a_process_has_no_more_is_read_from_redis_in_order_and_once_while_more_comes(
+    server: RedisServer, make: Any, batches: bool
+) -> None:
+    manager, other = make(server.url, history=FORGETFUL), make(server.url)
+    start = manager.cursor()
+    send(other, *range(1_000))
+    assert other.flush_all(PATIENCE)
+    with publishing(other, 1_000, 3_000):
+        with Viewer(manager, cursor=start, batches=batches) as viewer:
+            assert viewer.events[0].type == "sse_open"
+            assert viewer.numbers(2_999) == [*range(3_000)]
+    assert manager.get_stats().gaps == 0
+    assert manager.get_stats().history_frames == 1
+
+
+@external
+def test_a_reader_that_is_slow_is_helped_from_redis(server: RedisServer, make: Any) -> None:
+    manager = make(server.url, history=FORGETFUL, queue_frames=2)
+    client = manager.subscribe()
+    next(client)
+    send(manager, *range(500))
+    assert manager.flush_all(PATIENCE)
+    wait_until_read(manager)
+    got: list[Any] = []
+    while 499 not in got:
+        got += flat(parse(next(client)))
+    assert got == [*range(500)]
+    assert manager.get_stats().overflows > 0
+
+
+@external
+def test_a_part_of_a_batch_that_only_redis_has_is_gone_on_with(server: RedisServer, make: Any) -> None:
+    manager = make(server.url, BatchOptions(batch_window=10, max_batch_size=5), history=FORGETFUL)
+    with Viewer(manager, batches=False) as viewer:
+        send(manager, *range(10))
+        viewer.numbers(9)
+        ids = [event.id for event in viewer.events[1:]]
+    wait_until_read(manager)
+    for batches in (True, False):
+        for index, cursor in enumerate(ids[:-1]):
+            with Viewer(manager, cursor=cursor, batches=batches) as viewer:
+                assert viewer.events[0].type == "sse_open"
+                assert viewer.numbers(9) == [*range(index + 1, 10)]
+
+
+@external
+def test_of_what_redis_has_each_client_gets_what_it_asked_for(server: RedisServer, make: Any) -> None:
+    manager = make(server.url, BatchOptions(max_batch_size=1), history=FORGETFUL)
+    start = manager.cursor()
+    for number in range(300):
+        send(manager, number, channel="rare" if number % 100 == 50 else "busy")
+    manager.broadcast("n", "all")
+    assert manager.flush_all(PATIENCE)
+    wait_until_read(manager)
+    with Viewer(manager, "rare", cursor=start) as rare, Viewer(manager, "quiet", cursor=start) as quiet:
+        send(manager, "end", channel="rare")
+        send(manager, "end", channel="quiet")
+        assert flat(rare.until(lambda event: event.json == "end")) == [50, 150, 250, "all", "end"]
+        assert flat(quiet.until(lambda event: event.json == "end")) == ["all", "end"]
+
+
+@external
+def test_what_redis_has_trimmed_meanwhile_is_told(server: RedisServer, make: Any) -> None:
+    manager = make(server.url, BatchOptions(max_batch_size=1), history=FORGETFUL)
+    start = manager.cursor()
+    send(manager, *range(200))
+    assert manager.flush_all(PATIENCE)
+    wait_until_read(manager)
+    began = manager.subscribe(last_event_id=start)
+    assert parse(next(began))[0].type == "sse_open"
+    assert flat(parse(next(began))) == [0]
+    server.client.xtrim("sse_batcher:stream", maxlen=20, approximate=False)
+    got: list[Any] = []
+    while "overflow" not in got:
+        got += flat(parse(next(began)))
+    assert got == [*range(1, len(got)), "overflow"]
+    assert len(got) < 180
+    with Viewer(manager, cursor=start) as viewer:
+        assert flat(viewer.events[:1]) == ["too_old"]
+
+
+@external
+def test_from_redis_too_nothing_comes_twice_and_no_hole_is_passed(server: RedisServer, make: Any) -> None:
+    manager = make(server.url, history=FORGETFUL)
+    start = manager.cursor()
+    for number in (1, 2, 2, 1, 3):
+        add(server, number)
+    wait_until_read(manager)
+    with Viewer(manager, cursor=start) as viewer:
+        assert viewer.events[0].type == "sse_open"
+        send(manager, "end")
+        assert flat(viewer.until(lambda event: event.json == "end")) == [1, 2, 3, "end"]
+    hole = add(server, 5)
+    add(server, 6)
+    wait_until_read(manager)
+    epoch = start.partition("-")[0]
+    with Viewer(manager, cursor=start) as viewer:
+        assert flat(viewer.events[:1]) == ["too_old"]
+    with Viewer(manager, cursor=f"{epoch}-{hole}") as viewer:
+        send(manager, "end")
+        assert flat(viewer.until(lambda event: event.json == "end")) == [6, "end"]
+
+
+@external
+def test_doubles_that_are_forgotten_are_not_passed(
+    server: RedisServer, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse_batcher.backends.reader.MAX_DOUBLES", 2)
+    manager = make(server.url, history=FORGETFUL)
+    start = manager.cursor()
+    ids = [add(server, number) for number in (1, 1, 1, 1, 2, 3)]
+    wait_until_read(manager)
+    with Viewer(manager, cursor=start) as viewer:
+        assert flat(viewer.events[:1]) == ["too_old"]
+    with Viewer(manager, cursor=f"{start.partition('-')[0]}-{ids[1]}") as viewer:
+        assert viewer.numbers(3) == [2, 3]
+
+
+@external
+def test_an_entry_that_is_gone_from_the_end_makes_it_another_line(server: RedisServer, make: Any) -> None:
+    """As where a replica that had got less becomes the master."""
+    manager = make(server.url, history=FORGETFUL)
+    start = manager.cursor()
+    for number in (1, 2, 3):
+        add(server, number)
+    wait_until_read(manager)
+    assert manager.can_resume(["default"], start)
+    [(last, _)] = server.client.xrevrange("sse_batcher:stream", count=1)
+    server.client.xdel("sse_batcher:stream", last)
+    assert not manager.can_resume(["default"], start)
+
+
+@external
+def test_what_is_older_than_it_may_be_is_not_replayed_from_redis(server: RedisServer, make: Any) -> None:
+    manager = make(server.url, history=HistoryOptions(history_bytes=1, history_age=60))
+    start = manager.cursor()
+    now = int(time.time() * 1000)
+    old = add(server, 1, timestamp=now - 61_000)
+    for number in (2, 3):
+        add(server, number, timestamp=now)
+    wait_until_read(manager)
+    assert not manager.can_resume(["default"], start)
+    with Viewer(manager, cursor=f"{start.partition('-')[0]}-{old}") as viewer:
+        assert viewer.numbers(3) == [2, 3]
+
+
+@external
+def test_where_redis_does_not_say_an_old_cursor_is_told_to_come_back_and_an_open_stream_of_a_gap(
+    server: RedisServer, make: Any
+) -> None:
+    manager = make(server.url, history=FORGETFUL)
+    start = manager.cursor()
+    send(manager, *range(200))
+    assert manager.flush_all(PATIENCE)
+    wait_until_read(manager)
+    began = manager.subscribe(last_event_id=start)
+    next(began)
+    server.kill()
+    with pytest.raises(BackendError):
+        manager.subscribe(last_event_id=start)
+    environ = {"REQUEST_METHOD": "GET", "QUERY_STRING": f"last_event_id={start}"}
+    [busy] = parse(b"".join(stream(manager, environ)[2]), strict=True)
+    assert (busy.type, busy.json, busy.id) == ("sse_busy", {"reason": "backend"}, start)
+    assert flat(parse(next(began))) == ["overflow"]
 
 
 # -- from the command line ---------------------------------------------------------------------------------------------

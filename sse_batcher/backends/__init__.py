@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any, Protocol
 
 from ..errors import ConfigurationError
 from ..event import Batch
-from ..history import Cursor
+from ..history import Cursor, Slice
 from ..hub import Receiver
 from .memory import MemoryBackend
 from .redis import open_redis
@@ -49,12 +49,18 @@ class Backend(Protocol):
         """Seconds for which it owes an answer."""
 
     @property
+    def answered_ago(self) -> float:
+        """Seconds since it has answered, or, where it never has, since it was first asked; 0 where it never was."""
+
+    @property
     def ignored(self) -> int:
         """Entries of others that were met and ignored."""
 
     def format(self, position: Any) -> str: ...
 
     def read(self, cursor: str) -> Cursor: ...
+
+    def replay(self, channels: Iterable[str], cursor: Cursor) -> Slice | None: ...
 
     def normalize(self, cursor: str) -> str | None: ...
 

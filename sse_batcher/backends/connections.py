@@ -60,9 +60,9 @@ def _copy(client: redis.Redis) -> redis.Redis:
     return redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **settings))  # type: ignore[no-any-return]
 
 
-def errors(name: str = "RedisError") -> tuple[type[Exception], ...]:
+def errors() -> tuple[type[Exception], ...]:
     """What redis-py raises, and `BackendError`, our own word for what is not as it should be."""
-    return getattr(_redis().exceptions, name), BackendError, OSError
+    return _redis().exceptions.RedisError, BackendError, OSError
 
 
 def pauses() -> Iterator[float]:

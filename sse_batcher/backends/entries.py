@@ -32,14 +32,14 @@ class Kick(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What one entry says. `number` counts the batches of a `publisher`, from 1; 0 is that of a kick.
+    """What one entry says; None: that an epoch begins. `number` counts the batches of a `publisher`, from 1; else 0.
 
     A kick that failed may be in the stream or not: with a number, it would look like a batch that is missing.
     """
 
     publisher: str
     number: int
-    content: Batch | Kick
+    content: Batch | Kick | None
 
 
 def to_fields(entry: Entry) -> dict[bytes, bytes]:
@@ -47,7 +47,9 @@ def to_fields(entry: Entry) -> dict[bytes, bytes]:
     fields = {"v": VERSION.decode(), "p": entry.publisher, "n": str(entry.number)}
     content = entry.content
     if isinstance(content, Kick):
-        fields |= {"kick": json.dumps({"user": content.user, "channel": content.channel})}
+        fields["kick"] = json.dumps({"user": content.user, "channel": content.channel})
+    elif content is None:
+        fields["begin"] = ""
     else:
         fields |= {
             "c": content.channel,
@@ -69,10 +71,20 @@ def read_fields(fields: dict[bytes, bytes]) -> Entry | None:
         text = {name.decode(): value.decode() for name, value in fields.items()}
         if not (_PUBLISHER.fullmatch(text["p"]) and _NUMBER.fullmatch(text["n"])):
             return None
-        content = _read_kick(text["kick"]) if "kick" in text else _read_batch(text)
-        return Entry(text["p"], int(text["n"]), content)
+        return Entry(text["p"], int(text["n"]), _read_content(text))
     except (KeyError, TypeError, ValueError, RecursionError, SSEBatcherError):
         return None
+
+
+def is_for(fields: dict[bytes, bytes], channels: set[bytes]) -> bool:
+    """Whether it is a batch of one of these channels, as far as can be said without reading it."""
+    return fields.get(b"c") in channels
+
+
+def _read_content(text: dict[str, str]) -> Batch | Kick | None:
+    if "begin" in text:
+        return None
+    return _read_kick(text["kick"]) if "kick" in text else _read_batch(text)
 
 
 def _read_kick(text: str) -> Kick:
@@ -116,10 +128,6 @@ def numbers(id: bytes | str) -> tuple[int, int]:
 
 def id_of(position: Position) -> str:
     return f"{position[1]}-{position[2]}"
-
-
-def after(position: Position) -> str:
-    return f"({id_of(position)}"
 
 
 def before(numbers: tuple[int, int]) -> tuple[int, int]:

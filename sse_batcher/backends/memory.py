@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 from ..event import Batch
-from ..history import Cursor
+from ..history import Cursor, Slice
 from ..hub import Receiver
 from ..wire import Frame
 
@@ -55,7 +55,7 @@ class MemoryBackend:
     def close(self, timeout: float | None) -> bool:
         return True
 
-    silent_for = 0.0
+    silent_for = answered_ago = 0.0
     ignored = 0
 
     def format(self, position: int) -> str:
@@ -68,6 +68,10 @@ class MemoryBackend:
         if match[1] != self._epoch:
             return Cursor(refused="epoch")
         return Cursor(int(match[2]), int(match[3] or 0))
+
+    def replay(self, channels: Iterable[str], cursor: Cursor) -> Slice | None:
+        """What the history has let go is nowhere."""
+        return None
 
     def normalize(self, cursor: str) -> str | None:
         match = _CURSOR.fullmatch(cursor)

@@ -21,7 +21,7 @@ from ..hub import Receiver
 from ..wire import Frame
 from ..worker import Worker
 from .connections import errors, pauses
-from .entries import START, Entry, Kick, Position, after, before, id_of, numbers, read_fields
+from .entries import START, Entry, Kick, Position, before, id_of, numbers, read_fields, to_fields
 
 _log = logging.getLogger("sse_batcher.backends.redis")
 
@@ -30,6 +30,8 @@ BLOCK_MS = 500
 AT_ONCE = 500
 """Entries in one call."""
 MAX_PUBLISHERS = 10_000
+MAX_DOUBLES = 1_000
+"""Entries that came twice, of which it is known."""
 
 _EPOCH = re.compile(rb"[0-9a-f]{8}")
 
@@ -54,23 +56,44 @@ class State:
         self.generation = 0
         self.epochs: dict[int, str] = {}
         self.ignored = 0
+        # For who reads older entries again, up to `read`: those not to be delivered, and before what place nothing can
+        # be had whole. Written by the reader, before it says in `read` that it was there.
+        self.floor: Position = START
+        self.doubles: OrderedDict[Position, None] = OrderedDict()
         self._asked_at: float | None = None
+        self._answered_at: float | None = None
         self._failing = False
+
+    def note_double(self, position: Position) -> None:
+        """This entry was there before, under another position."""
+        self.doubles[position] = None
+        if len(self.doubles) > MAX_DOUBLES:
+            self.floor = max(self.floor, next(iter(self.doubles)))  # first this: it is not known of any more
+            self.doubles.popitem(last=False)
 
     @property
     def silent_for(self) -> float:
         since = self._asked_at
         return 0.0 if since is None else time.monotonic() - since
 
+    @property
+    def answered_ago(self) -> float:
+        since = self._answered_at
+        return self.silent_for if since is None else time.monotonic() - since
+
     def tell_question(self) -> None:
         if self._asked_at is None:
             self._asked_at = time.monotonic()
 
     def tell_answer(self) -> None:
-        self._asked_at = None
+        self._answered_at = time.monotonic()
+        self.wait_no_more()
         if self._failing:
             self._failing = False
             _log.info("Redis answers again")
+
+    def wait_no_more(self) -> None:
+        self._asked_at = None
 
     def tell_failure(self, what: str, error: Exception) -> None:
         if not self._failing:
@@ -89,8 +112,9 @@ class Reader:
         self._connect = connect
         self._state = state
         self._client: Any = None
-        self._closed = False
+        self._closed = threading.Event()
         self._pauses = pauses()
+        self._anchor = b""  # the id of the entry that is still there if nothing after it was trimmed
         self._lost = ""  # why something before the next entry is missing
         self._numbers: OrderedDict[str, int] = OrderedDict()  # of each publisher, the newest that was read
         self._worker = Worker(self, "sse_batcher-redis")
@@ -100,31 +124,37 @@ class Reader:
         if not self.started:
             self.started = True
             self._worker.wake()
-        if not self._closed:
+        if not self._closed.is_set():
             self._worker.ensure()
 
     def close(self, timeout: float | None) -> bool:
-        self._closed = True
+        self._closed.set()
         self._worker.stop()
+        client = self._client
+        if client is not None:  # or it would wait for news until its call ends by itself
+            client.connection_pool.disconnect(inuse_connections=True)
         return self._worker.join(timeout)
 
     def work(self) -> float | None:
         """One turn of the thread, for `Worker`: wait for news, and deliver them."""
         receiver = self._receiver()
-        if receiver is None or self._closed:
+        if receiver is None or self._closed.is_set():
             self._client = None
-            self._state.tell_answer()  # none is waited for any more
+            self._state.wait_no_more()
             return None
         self._state.tell_question()
         try:
             if self._client is None:
                 self._client = self._connect()
-            if self._state.ready:
-                self._read_on(receiver)
-            else:
-                self._begin(receiver)
-        except errors() as error:
+            if not self._state.ready:
+                self._find_epoch(receiver)
+            self._read_on(receiver)
+        except Exception as error:
+            if self._closed.is_set():
+                return 0.0  # whatever redis-py makes of a connection that was cut under it
             self._client = None
+            if not isinstance(error, errors()):
+                raise
             self._state.tell_failure("cannot be read", error)
             return next(self._pauses)
         self._pauses = pauses()
@@ -133,83 +163,77 @@ class Reader:
 
     # -- the first look, and the first at another stream ---------------------------------------------------------------
 
-    def _begin(self, receiver: Receiver) -> None:
-        """Read what there is, up to the end."""
-        client, state = self._client, self._state
-        self._set_epoch(self._epoch(), receiver)
-        before_first = self._before_first()
-        if before_first > state.read:
-            receiver.lose(BROADCAST, before_first, "too_old")
-            self._advance(before_first)
-        while entries := client.xrange(self._keys.stream, min=after(state.read), count=AT_ONCE):
-            self._deliver(receiver, entries)
-        with state.changed:
-            state.ready, state.gave_up = True, False
-            state.changed.notify_all()
-
-    def _epoch(self) -> bytes:
-        client, key = self._client, self._keys.epoch
-        epoch = client.get(key)
-        if epoch is None or not _EPOCH.fullmatch(epoch):
-            client.set(key, secrets.token_hex(4), nx=epoch is None)
-            epoch = client.get(key) or b""
+    def _find_epoch(self, receiver: Receiver) -> None:
+        """See whether this is a stream that was not met before, and begin where it begins."""
+        state = self._state
+        epoch, first = self._look()
+        if not _EPOCH.fullmatch(epoch) or not first:
+            self._begin_epoch(replaces=bool(epoch) and not _EPOCH.fullmatch(epoch))
+            epoch, first = self._look()
         if not _EPOCH.fullmatch(epoch):
-            raise BackendError(f"the key {key} holds {epoch!r}, which is no epoch")
-        return bytes(epoch)
-
-    def _before_first(self) -> Position:
-        """The position of the newest entry that was there once and is no more, or a later one before all that are."""
-        try:
-            info = self._client.xinfo_stream(self._keys.stream)
-        except errors("ResponseError"):
-            return self._state.read  # there is no such stream yet
-        if info.get("entries-added") == info["length"]:
-            return self._state.read  # none has ever gone. Redis 6 does not say
-        first = info["first-entry"]
-        return (
-            self._state.generation,
-            *(before(numbers(first[0])) if first else numbers(info["last-generated-id"])),
-        )
-
-    def _set_epoch(self, epoch: bytes, receiver: Receiver) -> None:
-        state, name = self._state, epoch.decode()
+            raise BackendError(f"the key {self._keys.epoch} holds {epoch!r}, which is no epoch")
+        name = epoch.decode()
         if state.epochs.get(state.generation) == name:
             return
-        if state.epochs:
-            with state.changed:
-                state.generation += 1
-                state.epochs[state.generation] = name
-                state.ready = False
-                state.changed.notify_all()
-            # The numbers stay: where it is only the key that was lost, what is in the stream was had already.
-            self._lost = ""
-            receiver.lose(BROADCAST, (state.generation, 0, 0), "epoch")
-            self._advance((state.generation, 0, 0))
-        else:
-            state.epochs[0] = name
+        reason = "epoch" if state.epochs else "too_old"
+        with state.changed:
+            state.generation += bool(state.epochs)
+            state.epochs[state.generation] = name
+            state.changed.notify_all()
+        # The numbers stay: where it is only the key that was lost, what is in the stream was had already.
+        position: Position = (state.generation, *(before(numbers(first)) if first else (0, 0)))
+        self._lose(receiver, BROADCAST, position, reason)
+        self._lost = ""
+        self._advance(position)
+        self._anchor = first
+
+    def _look(self) -> tuple[bytes, bytes]:
+        """The epoch, and the id of the first entry."""
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.get(self._keys.epoch)
+        pipeline.xrange(self._keys.stream, count=1)
+        epoch, entries = pipeline.execute()
+        return epoch or b"", entries[0][0] if entries else b""
+
+    def _begin_epoch(self, *, replaces: bool) -> None:
+        """Give the epoch a name, if it has none, and an entry with it.
+
+        Every place that anybody is told of it is that of this entry, or after it: so where the stream begins says
+        whether all is there. Versions of Redis before 7 have no other way to tell.
+        """
+        pipeline = self._client.pipeline(transaction=True)
+        pipeline.set(self._keys.epoch, secrets.token_hex(4), nx=not replaces)
+        pipeline.xadd(self._keys.stream, to_fields(Entry(secrets.token_hex(8), 0, None)))
+        pipeline.execute()
 
     # -- the stream ----------------------------------------------------------------------------------------------------
 
     def _read_on(self, receiver: Receiver) -> None:
         state, keys = self._state, self._keys
-        last = id_of(state.read)
         # In one go: what is new, and afterwards whether this is still the same stream, and whether the last entry read
-        # is still there. If it is, nothing after it was trimmed.
+        # is still there, or the first one that is to be. If it is, nothing after it was trimmed.
         pipeline = self._client.pipeline(transaction=False)
-        pipeline.xread({keys.stream: last}, count=AT_ONCE, block=BLOCK_MS)
+        pipeline.xread({keys.stream: id_of(state.read)}, count=AT_ONCE, block=BLOCK_MS if state.ready else None)
         pipeline.get(keys.epoch)
-        pipeline.xrange(keys.stream, min=last, max=last)
+        pipeline.xrange(keys.stream, min=self._anchor or "-", max=self._anchor or "+", count=1)
         news, epoch, kept = pipeline.execute()
+        entries = _entries(news)
         if epoch is None or epoch.decode("ascii", "replace") != state.epochs[state.generation]:
-            self._begin_anew()
+            self._set_ready(False)
             return
-        if not kept and state.read[1:] != (0, 0):
+        if self._anchor and not kept:
             self._lost = self._lost or "overflow"
-        self._deliver(receiver, _entries(news))
+            state.floor = max(state.floor, state.read)
+        self._deliver(receiver, entries)
+        if not entries and not state.ready:
+            self._set_ready(True)
 
-    def _begin_anew(self) -> None:
-        with self._state.changed:
-            self._state.ready = False
+    def _set_ready(self, ready: bool) -> None:
+        state = self._state
+        with state.changed:
+            state.ready = ready
+            state.gave_up = state.gave_up and not ready
+            state.changed.notify_all()
 
     def _deliver(self, receiver: Receiver, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> None:
         state = self._state
@@ -220,14 +244,17 @@ class Reader:
                 state.ignored += 1
                 if state.ignored == 1:
                     _log.warning("an entry of %s is none of ours and ignored: %s", self._keys.stream, id)
-            elif not self._had(entry):
+            elif self._had(entry):
+                state.note_double(position)
+            elif entry.content is not None:
                 self._deliver_one(receiver, entry.content, position)
             self._advance(position)
+            self._anchor = id
 
     def _deliver_one(self, receiver: Receiver, content: Batch | Kick, position: Position) -> None:
         if self._lost:
             # Up to here, and not to just before it: there may be no place between this entry and the last one.
-            receiver.lose(BROADCAST, position, self._lost)
+            self._lose(receiver, BROADCAST, position, self._lost)
         if isinstance(content, Kick):
             receiver.dismiss("kicked", *content)
         elif not self._lost:
@@ -236,12 +263,16 @@ class Reader:
                 receiver.deliver(Frame(content, position, f"{epoch}-{id_of(position)}"))
             except Exception:  # or it would be read again and again
                 _log.exception("a batch of %s cannot be delivered, and is lost", self._keys.stream)
-                receiver.lose(content.channel, position)
+                self._lose(receiver, content.channel, position)
         self._lost = ""
+
+    def _lose(self, receiver: Receiver, channel: str, position: Position, reason: str = "publish_failed") -> None:
+        self._state.floor = max(self._state.floor, position)
+        receiver.lose(channel, position, reason)
 
     def _had(self, entry: Entry) -> bool:
         """Whether it was read before: its publisher added it twice, since it had no answer. Notes what is missing."""
-        if isinstance(entry.content, Kick):
+        if not isinstance(entry.content, Batch):
             return False
         last = self._numbers.pop(entry.publisher, None)
         self._numbers[entry.publisher] = entry.number if last is None else max(last, entry.number)

@@ -1,7 +1,8 @@
 """The backend of many processes on many hosts: one Redis stream, which each process reads back. Extra: ``redis``.
 
 `RedisBackend.publish` runs in the batcher's thread, and waits there while Redis is away. One reader thread a process,
-started by the first client, reads the stream and delivers (`reader`). An entry holds the batch and not its bytes on the
+started by the first client, reads the stream and delivers (`reader`); for older cursors than the process's history has,
+it is read again (`archive`). An entry holds the batch and not its bytes on the
 wire (`entries`). Beside the stream, one key names its epoch: where that is gone or another one, the stream is another,
 too. Follows https://redis.io/docs/latest/commands/xadd/ and xread.
 """
@@ -11,14 +12,15 @@ from __future__ import annotations
 import re
 import secrets
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from ..errors import BackendError
 from ..event import Batch
-from ..history import Cursor
+from ..history import Cursor, Slice
 from ..hub import Receiver
 from ..worker import Deadline
+from .archive import Archive
 from .connections import connector, errors, pauses
 from .entries import START, Entry, Kick, Position, numbers, to_fields
 from .reader import Keys, Reader, State
@@ -45,6 +47,7 @@ class RedisBackend:
         self._closing = threading.Event()
         self._state = State()
         self._reader: Reader | None = None
+        self._archive = Archive(self._keys, connect, self._state)
         self._published: Position = START  # the newest of our own
 
     def connect(self, receiver: Receiver) -> None:
@@ -117,12 +120,18 @@ class RedisBackend:
 
     def close(self, timeout: float | None) -> bool:
         self._closing.set()
+        self._archive.close()
         return self._reader is None or self._reader.close(timeout)
 
     @property
     def silent_for(self) -> float:
         """Seconds for which Redis owes an answer."""
         return self._state.silent_for
+
+    @property
+    def answered_ago(self) -> float:
+        """Seconds since Redis has answered, or, where it never has, since it was first asked."""
+        return self._state.answered_ago
 
     @property
     def ignored(self) -> int:
@@ -143,6 +152,10 @@ class RedisBackend:
         if match[1] != state.epochs.get(state.generation):
             return Cursor(refused="epoch")
         return Cursor((state.generation, int(match[2]), int(match[3])), int(match[4] or 0))
+
+    def replay(self, channels: Iterable[str], cursor: Cursor) -> Slice | None:
+        """What the stream still has after this cursor, where the process's own history does not."""
+        return self._archive.read(channels, cursor)
 
     def normalize(self, cursor: str) -> str | None:
         match = _CURSOR.fullmatch(cursor)

@@ -1,0 +1,97 @@
+"""The archive: older entries of the stream, read again for cursors that a process's own history has left behind.
+
+Called by the threads of streams. `Archive` holds one connection, and reads for one of them at a time: that bounds the
+connections, and what is held of the answers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..errors import BackendError
+from ..event import BROADCAST, Batch
+from ..history import Cursor, Slice
+from ..wire import Frame
+from .connections import errors
+from .entries import Position, before, id_of, is_for, numbers, read_fields
+from .reader import Keys, State
+
+WAIT_SECONDS = 2.0
+"""How long one stream waits for the others."""
+AT_ONCE = 64
+"""Entries in one call."""
+MAX_BYTES = 65_536
+"""Of the frames in one slice. A stream whose client has stopped reading holds them, and nobody else needs them."""
+
+
+class Archive:
+    """What the stream still has, up to where the reader has been."""
+
+    def __init__(self, keys: Keys, connect: Callable[[], Any], state: State) -> None:
+        self._keys = keys
+        self._connect = connect
+        self._state = state
+        self._client: Any = None
+        self._reading = threading.Lock()
+
+    def read(self, channels: Iterable[str], cursor: Cursor) -> Slice | None:
+        """The next frames of these channels after the cursor, and first the one that it has a part of.
+
+        None where it is not sure that they are all. Raises `BackendError` where Redis does not say.
+        """
+        state, position = self._state, cursor.position
+        end = state.read
+        if position >= end or position[0] != end[0]:
+            return None
+        entries, first, last = self._ask(position, end, inclusive=bool(cursor.part))
+        # The first entry: nothing after the cursor was trimmed. The last one that was read: this is still the line of
+        # entries that we know, and not that of a replica which had got less.
+        if not first or not last or before(numbers(first[0][0])) > position[1:]:
+            return None
+        if cursor.part and (not entries or numbers(entries[0][0]) != position[1:]):
+            return None
+        found = self._frames({channel.encode() for channel in (*channels, BROADCAST)}, entries, end)
+        # Looked at last: a double that is forgotten raises it first.
+        return found if (state.floor < position if cursor.part else state.floor <= position) else None
+
+    def close(self) -> None:
+        client = self._client
+        if client is not None:
+            client.connection_pool.disconnect()
+
+    def _frames(self, channels: set[bytes], entries: list[tuple[bytes, dict[bytes, bytes]]], end: Position) -> Slice:
+        state = self._state
+        reached = end if len(entries) < AT_ONCE else (end[0], *numbers(entries[-1][0]))
+        frames: list[Frame] = []
+        room = MAX_BYTES
+        for id, fields in entries:
+            position: Position = (end[0], *numbers(id))
+            entry = read_fields(fields) if is_for(fields, channels) and position not in state.doubles else None
+            if entry is not None and isinstance(entry.content, Batch):
+                frame = Frame(entry.content, position, f"{state.epochs[end[0]]}-{id_of(position)}")
+                room -= len(frame.plain)
+                if frames and room < 0:
+                    break
+                frames.append(frame)
+        return Slice(frames, frames[-1].position if frames else reached)
+
+    def _ask(self, begin: Position, end: Position, *, inclusive: bool) -> Any:
+        """In one go: the entries; and afterwards the first there is, and the last that was read."""
+        if not self._reading.acquire(timeout=WAIT_SECONDS):
+            raise BackendError("Redis does not answer those that ask for older entries")
+        try:
+            if self._client is None:
+                self._client = self._connect()
+            pipeline = self._client.pipeline(transaction=False)
+            key, last = self._keys.stream, id_of(end)
+            pipeline.xrange(key, min=("" if inclusive else "(") + id_of(begin), max=last, count=AT_ONCE)
+            pipeline.xrange(key, count=1)
+            pipeline.xrange(key, min=last, max=last)
+            return pipeline.execute()
+        except errors() as error:
+            self._client = None
+            raise BackendError(f"Redis cannot be read again: {error}") from error
+        finally:
+            self._reading.release()

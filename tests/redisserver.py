@@ -48,6 +48,7 @@ class RedisServer:
             "--save": "",
             "--appendonly": "yes" if self._saves else "no",
             "--appendfsync": "always",
+            "--repl-diskless-sync-delay": "0",
         }
         if self._certificate:
             options |= {"--port": "0", "--tls-port": str(self.port), "--tls-auth-clients": "no"}
@@ -74,6 +75,17 @@ class RedisServer:
         if process is not None:
             process.kill()
             process.wait(TIMEOUT)
+
+    def follow(self, master: RedisServer) -> None:
+        """Become a replica, up to where the master is."""
+        self.client.replicaof(HOST, master.port)
+
+        def has_all() -> bool:
+            # WAIT is about what its own connection has written.
+            written = master.client.pipeline(transaction=False).set("followed", self.port)
+            return bool(written.wait(1, 100).execute()[1] == 1 and self.client.get("followed"))
+
+        wait_until(has_all, "the replica has what the master has")
 
     def config(self, name: str, value: Any) -> None:
         self.client.config_set(name, value)
@@ -102,13 +114,16 @@ def redis_server(folder: Path, *, saves: bool = True, tls: bool = False) -> Iter
 
 @contextmanager
 def sentinel_of(server: RedisServer, folder: Path) -> Iterator[int]:
-    """A sentinel that knows this server as ``shop``. Its port."""
+    """A sentinel that knows this server and its replicas as ``shop``, and is soon sure that it is gone. Its port."""
     import redis
 
     with socket.create_server((HOST, 0)) as free:
         port = free.getsockname()[1]
     config = folder / "sentinel.conf"
-    config.write_text(f"port {port}\nbind {HOST}\ndir {folder}\nsentinel monitor shop {HOST} {server.port} 1\n")
+    config.write_text(
+        f"port {port}\nbind {HOST}\ndir {folder}\nsentinel monitor shop {HOST} {server.port} 1\n"
+        "sentinel down-after-milliseconds shop 300\nsentinel failover-timeout shop 1000\n"
+    )
     with (folder / "sentinel.log").open("ab") as log:
         process = subprocess.Popen([server.program, str(config), "--sentinel"], stdout=log, stderr=log)
     try:

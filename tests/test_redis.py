@@ -35,6 +35,7 @@ from sse_batcher.backends.redis import RedisBackend
 from sse_batcher.event import Batch, Event
 
 from .redisserver import RedisServer, redis_server, sentinel_of
+from .servers import HOST, wait_until
 from .sse_parser import ServerEvent, parse
 
 PATIENCE = 15.0
@@ -603,6 +604,117 @@ def test_a_fresh_process_knows_of_a_quiet_channel_as_long_as_nothing_was_trimmed
     assert one.flush_all(PATIENCE)
     with Viewer(make(server.url), "quiet", cursor=start) as viewer:
         assert viewer.events[0].type == "sse_open"
+
+
+@external
+def test_a_pause_of_redis_in_the_middle_of_a_burst_loses_nothing_and_doubles_nothing(
+    server: RedisServer, make: Any
+) -> None:
+    one, two = make(server.url), make(server.url)
+    with Viewer(one) as at_one, Viewer(two) as at_two:
+        with publishing(one, 2_000):
+            at_two.until(lambda event: True)
+            server.client.client_pause(1_500, all=True)  # longer than one call may take
+        for viewer, had in ((at_one, 0), (at_two, len(flat(at_two.events[1:2])))):
+            assert viewer.numbers(1_999) == [*range(had, 2_000)]
+    assert one.get_stats().gaps == two.get_stats().gaps == 0
+
+
+@external
+def test_a_reader_that_waits_for_news_ends_at_once_and_without_a_word(
+    server: RedisServer, make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sse_batcher.backends.connections.TIMEOUT", 30.0)
+    monkeypatch.setattr("sse_batcher.backends.reader.BLOCK_MS", 20_000)
+    managers = [make(server.url) for _ in range(20)]
+    for manager in managers:
+        manager.cursor()
+    wait_until(lambda: int(server.client.info()["blocked_clients"]) == 20, "all readers wait")
+    began = time.monotonic()
+    for manager in managers:
+        assert manager.shutdown(5.0)
+    assert time.monotonic() - began < 5
+    assert not [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]
+
+
+# -- another master ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def replica(tmp_path: Path, server: RedisServer) -> Iterator[RedisServer]:
+    folder = tmp_path / "replica"
+    folder.mkdir()
+    with redis_server(folder) as replica:
+        replica.follow(server)
+        yield replica
+
+
+@pytest.fixture
+def sentinel(tmp_path: Path, server: RedisServer, replica: RedisServer) -> Iterator[str]:
+    """Its URL. It knows the replica."""
+    import redis
+
+    with sentinel_of(server, tmp_path) as port:
+        client = redis.Redis(host=HOST, port=port, socket_timeout=PATIENCE)
+        wait_until(lambda: bool(client.sentinel_slaves("shop")), "the sentinel knows the replica")
+        client.close()
+        yield f"redis+sentinel://{HOST}:{port}/shop/0"
+
+
+@external
+def test_where_the_master_dies_all_goes_on_at_the_next_one(
+    server: RedisServer, replica: RedisServer, sentinel: str, make: Any
+) -> None:
+    one, two = make(sentinel), make(sentinel)
+    start = one.cursor()
+    with Viewer(one) as at_one, Viewer(two) as at_two:
+        send(one, *range(100))
+        for viewer in (at_one, at_two):
+            assert viewer.numbers(99) == [*range(100)]
+        replica.follow(server)
+        server.kill()
+        send(one, *range(100, 200))  # while there is no master
+        assert one.flush_all(2 * PATIENCE)
+        for viewer in (at_one, at_two):
+            assert viewer.numbers(199) == [*range(100, 200)]
+    assert replica.client.role()[0] == b"master"
+    assert one.get_stats().gaps == two.get_stats().gaps == 0
+    with Viewer(make(sentinel), cursor=start) as viewer:
+        assert viewer.numbers(199) == [*range(200)]
+
+
+@external
+def test_what_the_next_master_has_not_got_is_told(
+    server: RedisServer, replica: RedisServer, sentinel: str, make: Any
+) -> None:
+    one, two = make(sentinel, BatchOptions(max_batch_size=1)), make(sentinel, history=FORGETFUL)
+    start = one.cursor()
+    with Viewer(one) as at_one, Viewer(two) as at_two:
+        send(one, *range(10))
+        for viewer in (at_one, at_two):
+            assert viewer.numbers(9) == [*range(10)]
+        replicated = at_one.events[-1].id
+        replica.follow(server)
+        server.client.execute_command("ACL", "SETUSER", "default", "-psync", "-sync")
+        server.client.client_kill_filter(_type="replica")
+        send(one, *range(10, 20))
+        for viewer in (at_one, at_two):  # what has come has come
+            assert viewer.numbers(19) == [*range(10, 20)]
+        unknown = at_one.events[-1].id
+        server.kill()
+        send(one, *range(20, 30))
+        assert one.flush_all(2 * PATIENCE)
+        for viewer in (at_one, at_two):
+            assert flat(viewer.until_type("sse_gap")) == ["overflow"]
+        send(one, 30)
+        for viewer in (at_one, at_two):
+            numbers = viewer.numbers(30)
+            assert numbers == [*range(31 - len(numbers), 31)]
+    three = make(sentinel)
+    for manager in (one, two, three):
+        for cursor in (start, replicated, unknown):
+            with Viewer(manager, cursor=cursor) as viewer:
+                assert (manager, cursor, flat(viewer.events[:1])) == (manager, cursor, ["too_old"])
 
 
 # -- older cursors than a process's own history ------------------------------------------------------------------------

@@ -301,6 +301,7 @@ def test_a_cursor_that_is_newer_than_what_this_process_has_read_is_waited_for(se
         ("{epoch}-99999999999999-0", "malformed"),
         ("00000000-1-0", "epoch"),
         ("{epoch}-1", "malformed"),
+        ("{epoch}-1-99999999999999999999", "malformed"),
         ("x" * 10_000, "malformed"),
     ],
 )

@@ -146,7 +146,7 @@ class RedisBackend:
 
     def read(self, cursor: str) -> Cursor:
         match = _CURSOR.fullmatch(cursor)
-        if match is None:
+        if match is None or int(match[3]) >= 2**64:  # which Redis would refuse
             return Cursor(refused="malformed")
         state = self._state
         if match[1] != state.epochs.get(state.generation):

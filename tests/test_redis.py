@@ -870,6 +870,9 @@ def test_an_entry_that_is_gone_from_the_end_makes_it_another_line(server: RedisS
     [(last, _)] = server.client.xrevrange("sse_batcher:stream", count=1)
     server.client.xdel("sse_batcher:stream", last)
     assert not manager.can_resume(["default"], start)
+    server.client.xadd("sse_batcher:stream", {"hello": "world"})  # which is read, and tells nobody of a gap
+    wait_until(lambda: manager.get_stats().ignored == 1, "it is read")
+    assert not manager.can_resume(["default"], start)
 
 
 @external

@@ -697,7 +697,7 @@ def test_what_the_next_master_has_not_got_is_told(
         replicated = at_one.events[-1].id
         replica.follow(server)
         server.client.execute_command("ACL", "SETUSER", "default", "-psync", "-sync")
-        server.client.client_kill_filter(_type="replica")
+        server.client.execute_command("CLIENT", "KILL", "TYPE", "replica")
         send(one, *range(10, 20))
         for viewer in (at_one, at_two):  # what has come has come
             assert viewer.numbers(19) == [*range(10, 20)]

@@ -90,7 +90,10 @@ class EventBatcher:
                     f"the data has {len(text)} bytes of JSON, more than max_frame_bytes={self._max_frame_bytes}",
                     field="data",
                 )
-            key = None if rules.dedup_key is None else self._key(rules, data)
+            field = rules.dedup_key
+            # What most events are first: they have no key.
+            keyless = field is None or (field.__class__ is str and data.__class__ is dict and field not in data)
+            key = None if keyless else self._key(rules, data)
         except InvalidEventError as error:
             self.refuse(error)
         # Event(...) itself goes through a function written in Python; this is half of its time.

@@ -1,7 +1,8 @@
 """A client: one open stream, what still waits for it, and what it is told.
 
-The hub's delivering thread calls `offer`. One driver, usually a server's worker thread, iterates. Any thread may call
-`end` and `close`, a `__del__` included. There is no lock: each field says who writes it.
+`Member` is what every open stream is to the hub. `Client` is one with a queue, which whoever drives it iterates. The
+hub's delivering thread calls `offer`. One driver, usually a server's worker thread, iterates. Any thread may call `end`
+and `close`, a `__del__` included. There is no lock: each field says who writes it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 from weakref import ref
 
@@ -44,46 +45,121 @@ class ClientInfo:
 
 
 class Home(Protocol):
-    """What a client needs of its hub."""
+    """What members need of their hub."""
 
     clock: Callable[[], float]
     """Seconds, from any start, never backwards."""
+    closing: str | None
+    """Why all streams end after what there is; None while that is not so."""
 
-    def catch_up(self, client: Client) -> bytes | None:
+    def catch_up(self, client: Member) -> bytes | None:
         """Give a client that is behind its next slice of the history, or make it live where there is none.
 
         Returns the block that it has to be told first, if any.
         """
 
-    def farewell(self, client: Client, reason: str) -> bytes:
+    def farewell(self, client: Member, reason: str) -> bytes:
         """The last block of a stream."""
 
-    def remove(self, client: Client, reason: str) -> None:
+    def remove(self, client: Member, reason: str) -> None:
         """Forget the client. May be called more than once, and by the garbage collector."""
 
 
-class Client(Iterator[bytes]):
+@dataclass(slots=True, eq=False)
+class Counts:
+    """What was handed to streams. Written by one thread."""
+
+    frames: int = 0
+    bytes: int = 0
+    saved_frames: int = 0
+    """How many frames more it would be, had each event come alone."""
+    saved_bytes: int = 0
+    overflows: int = 0
+    gaps: int = 0
+    undone: int = 0
+    """How often a connection was given back to the server that had been about to be taken over."""
+
+    def add(self, other: Counts) -> None:
+        for item in fields(Counts):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+
+
+class Member:
+    """An open stream, as the hub knows it, whoever drives it.
+
+    `cursor`: all frames up to it were handed to the stream.
+    """
+
+    __slots__ = ("__weakref__", "cursor", "farewell", "info", "lease", "opened_at")
+
+    counts: Any
+    """Where what it is handed is counted."""
+    driver: int | None = None
+    """The thread that hands blocks to it; None where that is nobody yet."""
+
+    def __init__(self, info: ClientInfo, cursor: Cursor, opened_at: float, lease: float) -> None:
+        self.info = info
+        self.cursor = cursor
+        self.opened_at = opened_at
+        self.lease = lease
+        """When it has to end, by the hub's clock."""
+        self.farewell: str | None = None
+        """The reason that its last block gave. By the driver."""
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The channels asked for, beside ``*``, which every client has."""
+        return self.info.channels
+
+    @property
+    def behind(self) -> bool:
+        """Whether it reads the history, at this moment, and is not told of each frame."""
+        raise NotImplementedError
+
+    @property
+    def lost(self) -> tuple[Any, str] | None:
+        """The position of the newest frame that was lost before it came, and why; under the hub's lock."""
+        raise NotImplementedError
+
+    @property
+    def handed(self) -> tuple[int, int]:
+        """The frames and bytes that were handed to it."""
+        raise NotImplementedError
+
+    def dismiss(self, reason: str) -> None:
+        """Let the stream end with ``sse_bye`` now: nothing that waits for it is handed out any more. Any thread."""
+        raise NotImplementedError
+
+    def read_on(self, frames: Iterable[Frame]) -> None:
+        """Called by the hub, under its lock: the next slice of the history."""
+        raise NotImplementedError
+
+    def go_live(self) -> None:
+        """Called by the hub, under its lock: there is nothing after the cursor, so it is told of all from here on."""
+        raise NotImplementedError
+
+
+class Client(Member, Iterator[bytes]):
     """One open stream. Iterating it gives all its bytes: the first block, frames, and heartbeats while there are none.
 
     Made by `SSEManager.subscribe`. One thread iterates; `close` may be called from any, more than once, and ends the
     iteration. The iteration also ends, after an ``sse_bye``, when the manager is shut down.
     """
 
+    lost: tuple[Any, str] | None = None
+
     def __init__(self, home: Home, options: ClientOptions, info: ClientInfo, cursor: Cursor, batches: bool) -> None:
-        self.info = info
-        # Frames and bytes handed to the stream, and how many more they would be without batching; by the driver.
-        self.frames = self.bytes = self.saved_frames = self.saved_bytes = 0
-        self.overflows = 0  # a harmless race between that thread and the driver
-        self.gaps = 0  # written by the driver
-        self.driver: int | None = None  # the thread that iterates
-        # All frames up to it were handed to the stream; written by the driver, or before it.
-        self.cursor = cursor
+        now = home.clock()
+        age = options.max_stream_age
+        # The cursor is written by the driver, or before there is one.
+        super().__init__(info, cursor, now, math.inf if age is None else now + age * random.uniform(0.8, 1.0))
+        # By the driver; overflows by the delivering thread, too: a harmless race.
+        self.counts = Counts()
         self.first_block = b""
-        # The position of the newest frame that was lost before it came, and why; under the hub's lock.
-        self.lost: tuple[Any, str] | None = None
-        self._home = home
-        self._options = options
-        self._batches = batches
+        self.home = home
+        self.options = options
+        self.batches = batches
+        """Whether it knows batches."""
         # Made by its name in `queue`, as in all of this package: gevent may patch that after we are imported.
         # Weak references to frames: what waits here is kept by the history alone, and a thousand clients that have
         # stopped reading pin no more than it. And None to say "look at the flags". SimpleQueue, since its put may be
@@ -97,23 +173,20 @@ class Client(Iterator[bytes]):
         self._behind = True
         self._slice: deque[Reference] = deque()
         self._started = False
-        self.opened_at = home.clock()
-        age = options.max_stream_age
-        self._lease = math.inf if age is None else self.opened_at + age * random.uniform(0.8, 1.0)
         self._ending: str | None = None  # why it ends after what is queued
         self._dismissed: str | None = None  # why it ends before anything more is handed out
-        self.farewell: str | None = None  # the reason that its last block gave; by the driver
         self._closed = False
-
-    @property
-    def channels(self) -> tuple[str, ...]:
-        """The channels asked for, beside ``*``, which every client has."""
-        return self.info.channels
+        self._successor: Member | None = None
 
     @property
     def behind(self) -> bool:
         """Whether it reads the history, at this moment, and is not queued for."""
         return self._behind
+
+    @property
+    def handed(self) -> tuple[int, int]:
+        """The frames and bytes that were handed to the stream."""
+        return self.counts.frames, self.counts.bytes
 
     def offer(self, frame: Frame) -> None:
         """Queue a frame. Never waits: a client whose queue is full is behind from here on.
@@ -124,12 +197,12 @@ class Client(Iterator[bytes]):
             return
         size = len(self._bytes_of(frame))
         waiting = self._queue.qsize()
-        too_many = waiting >= self._options.queue_frames
-        if not too_many and not (waiting and self._bytes_in - self._bytes_out + size > self._options.queue_bytes):
+        too_many = waiting >= self.options.queue_frames
+        if not too_many and not (waiting and self._bytes_in - self._bytes_out + size > self.options.queue_bytes):
             self._bytes_in += size
             self._queue.put(ref(frame))
             return
-        self.overflows += 1
+        self.counts.overflows += 1
         self.fall_behind()
 
     def fall_behind(self) -> None:
@@ -167,12 +240,21 @@ class Client(Iterator[bytes]):
         """Let the stream end with ``sse_bye`` now: nothing that waits for it is handed out any more."""
         self._dismissed = self._dismissed or reason
         self._queue.put(None)
+        # After the flag: `give_way` sets its own first and then looks at ours, so that one of the two sees the other.
+        if self._successor is not None:
+            self._successor.dismiss(reason)
+
+    def give_way(self, successor: Member) -> None:
+        """Called by the hub, under its lock: another member goes on with this stream. Nobody drives this one."""
+        self._successor = successor
+        if self._dismissed is not None:
+            successor.dismiss(self._dismissed)
 
     def close(self) -> None:
         """End the stream at once, without a word. Idempotent, from any thread."""
         self._closed = True
         self._queue.put(None)
-        self._home.remove(self, self.farewell or "left")
+        self.home.remove(self, self.farewell or "left")
 
     def __next__(self) -> bytes:
         self.driver = threading.get_ident()
@@ -185,7 +267,7 @@ class Client(Iterator[bytes]):
             self._started = True
             return self._sent(self.first_block)
         while not self._closed:
-            if self._home.clock() >= self._lease:
+            if self.home.clock() >= self.lease:
                 self.dismiss("lease")
             if self._dismissed is not None:
                 block: bytes | None = self._say_goodbye(self._dismissed)
@@ -201,7 +283,7 @@ class Client(Iterator[bytes]):
     def _next_of_history(self) -> bytes | None:
         """What comes next for a client that is behind; None: look again, it may be live now."""
         if not self._slice:
-            return self._home.catch_up(self)
+            return self.home.catch_up(self)
         frame = self._slice.popleft()()
         if frame is None:  # evicted meanwhile: the hub will tell what that means
             self._slice.clear()
@@ -210,11 +292,11 @@ class Client(Iterator[bytes]):
 
     def _next_of_queue(self) -> bytes | None:
         """What comes next for a live client, which may take until the next heartbeat; None: look again."""
-        rest = self._lease - self._home.clock()
+        rest = self.lease - self.home.clock()
         try:
-            reference = take(self._queue, max(0.0, min(self._options.heartbeat, rest)))
+            reference = take(self._queue, max(0.0, min(self.options.heartbeat, rest)))
         except queue.Empty:
-            return HEARTBEAT if rest > self._options.heartbeat else None
+            return HEARTBEAT if rest > self.options.heartbeat else None
         # A frame taken while the queue was being emptied is in the history.
         if reference is None or self._closed or self._behind or self._dismissed is not None:
             return None
@@ -222,7 +304,7 @@ class Client(Iterator[bytes]):
             return self._say_goodbye(self._ending or "shutdown")
         frame = reference()
         if frame is None:  # evicted before its turn
-            self.overflows += 1
+            self.counts.overflows += 1
             self.fall_behind()
             return None
         self._bytes_out += len(self._bytes_of(frame))
@@ -231,24 +313,24 @@ class Client(Iterator[bytes]):
 
     def _say_goodbye(self, reason: str) -> bytes:
         self.farewell = reason
-        return self._home.farewell(self, reason)
+        return self.home.farewell(self, reason)
 
     def _handed(self, frame: Frame) -> bytes | None:
         position, part, _ = self.cursor
         self.cursor = Cursor(frame.position)
-        self.frames += 1
+        self.counts.frames += 1
         if part and frame.position == position:
             return frame.rest(part) or None  # nothing is left where the part is more than there is: no id of ours
-        if self._batches:
-            self.saved_frames += len(frame.batch.events) - 1
-            self.saved_bytes += frame.saved_bytes
+        if self.batches:
+            self.counts.saved_frames += len(frame.batch.events) - 1
+            self.counts.saved_bytes += frame.saved_bytes
         return self._bytes_of(frame)
 
     def _bytes_of(self, frame: Frame) -> bytes:
-        return frame.plain if self._batches else frame.unbatched
+        return frame.plain if self.batches else frame.unbatched
 
     def _sent(self, data: bytes) -> bytes:
-        self.bytes += len(data)
+        self.counts.bytes += len(data)
         return data
 
     def _empty_queue(self) -> None:

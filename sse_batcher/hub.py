@@ -1,7 +1,10 @@
 """The hub: which clients get which frames.
 
 `deliver` is called by one thread at a time, the backend's; everything else from any thread. `_lock` guards the
-clients, their channels and the history. Frames are queued outside it.
+members, the listeners and the history. Listeners are told of frames outside it.
+
+A *member* is an open stream. A *listener* is told of each frame of its channels: a client with a queue of its own,
+which is both, or a group of members that stand at the same place.
 """
 
 from __future__ import annotations
@@ -13,17 +16,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from dataclasses import asdict
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from . import wire
-from .client import Client, ClientInfo
+from .client import Client, ClientInfo, Counts, Member
 from .errors import BackendError, ClosedError, TooManyClientsError
 from .event import BROADCAST
 from .history import Cursor, History, Slice
 from .options import ClientOptions, HistoryOptions
-
-COUNTED = ("frames", "bytes", "saved_frames", "saved_bytes", "overflows", "gaps")
-"""What a client counts."""
 
 RETRY_AFTER_LEASE_MS = (100, 1_000)
 RETRY_AT_LIMIT_MS = (10_000, 30_000)
@@ -59,6 +60,36 @@ class Snapshot(NamedTuple):
 
     cursor: str
     blocks: bytes
+
+
+class Listener(Protocol):
+    """Who is told of each frame of these channels, and of ``*``. Compared by identity."""
+
+    lost: tuple[Any, str] | None
+    """The position of the newest frame that was lost before it came, and why; under the hub's lock."""
+
+    @property
+    def channels(self) -> tuple[str, ...]: ...
+
+    @property
+    def counts(self) -> Counts:
+        """What its streams were handed."""
+
+    def offer(self, frame: wire.Frame) -> None:
+        """A frame was delivered. Must not wait. By one thread at a time."""
+
+    def fall_behind(self) -> None:
+        """`lost` was set. By that same thread."""
+
+    def end(self, reason: str) -> None:
+        """Let its streams end with ``sse_bye`` after all that was delivered. Any thread."""
+
+
+class Group(Listener, Protocol):
+    """A listener that reads the history for all of its members at once."""
+
+    position: Any
+    """All frames of its channels up to it were read; by its one thread."""
 
 
 class Receiver(Protocol):
@@ -108,38 +139,41 @@ class Hub:
         # Notified after a client has left. It has a lock of its own, since waiting lets a lock go without a look at
         # `_leaving`. Taken before `_lock`, never inside it.
         self._left = threading.Condition()
-        self._clients: dict[Client, None] = {}
-        self._channels: dict[str, dict[Client, None]] = {}
-        self._users: dict[Hashable, dict[Client, None]] = {}
+        self._members: dict[Member, None] = {}
+        self._users: dict[Hashable, dict[Member, None]] = {}
+        self._listeners: dict[str, dict[Listener, None]] = {}  # by channel; all of them under "*"
         self._history = History(history, cursors.start)
-        self._closed = False
+        self.closing: str | None = None
+        """Why no more clients are taken, and all streams end; None while that is not so."""
         self._numbers = itertools.count(1)
         # Clients to be forgotten, and why. Leaving must not wait for the lock: the garbage collector may end a stream
         # on a thread that holds it. Whoever holds it forgets them before it is let go, or right after.
-        self._leaving: deque[tuple[Client, str]] = deque()
+        self._leaving: deque[tuple[Member, str]] = deque()
+        self.thread_restarts = 0
+        """How often a thread that drives its streams was started again. By that thread."""
         self._replays = 0
-        self._gone = Counter[str]()  # what clients that have left had counted
+        self._gone = Counts()  # of listeners that are no more
 
     def deliver(self, frame: wire.Frame) -> None:
-        """Keep a frame, and queue it for the clients of its channel."""
+        """Keep a frame, and tell the listeners of its channel."""
         _ = frame.plain  # encoded before the lock is taken, not while everybody waits for it
         # Under one lock: a client that comes meanwhile is either listed, or finds the frame in the history.
         with self._locked():
             self._history.append(frame)
-            clients = self._listening(frame.batch.channel)
-        for client in clients:
-            client.offer(frame)
+            listeners = self._listening(frame.batch.channel)
+        for listener in listeners:
+            listener.offer(frame)
 
     def lose(self, channel: str, position: Any, reason: str = "publish_failed") -> None:
         """Let all clients of this channel know that they have missed something, and those that return later, too."""
         with self._locked():
             self._history.lose(channel, position)
-            clients = self._listening(channel)
-            for client in clients:
+            listeners = self._listening(channel)
+            for listener in listeners:
                 # Here, or one that reads the history at this moment is told of another reason.
-                client.lost = (position, reason)
-        for client in clients:
-            client.fall_behind()
+                listener.lost = (position, reason)
+        for listener in listeners:
+            listener.fall_behind()
 
     def connect(
         self,
@@ -157,7 +191,7 @@ class Hub:
         """
         replayed = self._is_replayed(channels, last_event_id)
         with self._locked():
-            if self._closed:
+            if self.closing is not None:
                 raise ClosedError("this manager was shut down and takes no more clients")
             self._check_limits(user)
             cursor, refused = self._resume(channels, last_event_id, replayed)
@@ -168,9 +202,8 @@ class Hub:
             if cursor.position == self._history.head and not cursor.part:
                 client.go_live()
             self._replays += resumed
-            self._clients[client] = None
-            for index, key in self._places(client):
-                index.setdefault(key, {})[client] = None
+            self._enroll(client)
+            self._enlist(client)
         state = snapshot.blocks if snapshot and not resumed else b""
         # The id comes with the state: who is cut off before that has to get it again.
         client.first_block = self._opening(client, refused, named=not state) + state
@@ -197,13 +230,10 @@ class Hub:
     def dismiss(self, reason: str, user: Hashable = None, channel: str | None = None) -> None:
         """End the streams of this user, or of this channel, or of this user in this channel, now."""
         with self._locked():
-            clients = set(self._clients)
-            if user is not None:
-                clients &= self._users.get(user, {}).keys()
-            if channel is not None:
-                clients &= self._channels.get(channel, {}).keys()
-        for client in clients:
-            client.dismiss(reason)
+            members = list(self._members if user is None else self._users.get(user, ()))
+        for member in members:
+            if channel is None or channel in member.channels:
+                member.dismiss(reason)
 
     def has_user(self, user: Hashable) -> bool:
         """Whether this user has a stream."""
@@ -213,15 +243,10 @@ class Hub:
     def close(self, reason: str) -> None:
         """Take no more clients, and let all streams end after what is queued for them."""
         with self._locked():
-            self._closed = True
-            clients = list(self._clients)
-        for client in clients:
-            client.end(reason)
-
-    @property
-    def closed(self) -> bool:
-        """Whether it takes no more clients."""
-        return self._closed
+            self.closing = self.closing or reason
+            listeners = self._listening(BROADCAST)
+        for listener in listeners:
+            listener.end(reason)
 
     def wait_until_left(self, timeout: float | None) -> bool:
         """Wait until every client that another thread drives has left. One that nobody iterates is not waited for."""
@@ -230,7 +255,7 @@ class Hub:
         def have_left() -> bool:
             while True:
                 with self._lock:
-                    answer = all(client.driver in (None, me) for client in self._clients)
+                    answer = all(member.driver in (None, me) for member in self._members)
                 if not self._leaving:
                     return answer
                 self._forget_leaving()  # somebody came while we held the lock: look again
@@ -240,27 +265,33 @@ class Hub:
 
     def count(self) -> dict[str, Any]:
         """Counters over all clients, those that have left included."""
+        counts = Counts()
         with self._locked():
             now = self.clock()
-            counts = Counter(self._gone)
-            for client in self._clients:
-                counts.update({name: getattr(client, name) for name in COUNTED})
-            behind = sum(client.behind for client in self._clients)
-            oldest = self._history.oldest
-            return {name: counts[name] for name in COUNTED} | {
-                "clients": len(self._clients),
-                "clients_by_channel": {name: len(members) for name, members in self._channels.items()},
-                "clients_by_state": {"live": len(self._clients) - behind, "behind": behind},
-                "oldest_stream": max((now - client.opened_at for client in self._clients), default=0.0),
-                "replays": self._replays,
-                "history_frames": len(self._history),
-                "history_bytes": self._history.bytes,
+            members = list(self._members)
+            for each in (self._gone, *(listener.counts for listener in self._listeners.get(BROADCAST, ()))):
+                counts.add(each)
+            replays, oldest = self._replays, self._history.oldest
+            history = {"history_frames": len(self._history), "history_bytes": self._history.bytes}
+        behind = sum(member.behind for member in members)
+        detached = sum(not isinstance(member, Client) for member in members)
+        return (
+            asdict(counts)
+            | history
+            | {
+                "clients": len(members),
+                "clients_by_channel": dict(Counter(channel for member in members for channel in member.channels)),
+                "clients_by_state": {"live": len(members) - behind, "behind": behind},
+                "clients_by_transport": {"attached": len(members) - detached, "detached": detached},
+                "oldest_stream": max((now - member.opened_at for member in members), default=0.0),
+                "replays": replays,
                 "history_age": 0.0 if oldest is None else max(0.0, time.time() - oldest.batch.timestamp / 1000),
             }
+        )
 
     # -- for clients ---------------------------------------------------------------------------------------------------
 
-    def catch_up(self, client: Client) -> bytes | None:
+    def catch_up(self, client: Member) -> bytes | None:
         with self._locked():
             self._history.expire(time.time() * 1000)
             if self._history.covers(client.channels, client.cursor):
@@ -272,13 +303,14 @@ class Hub:
                 else:
                     client.go_live()
                 return None
-        try:
-            older = self._replay(client.channels, client.cursor)
-        except BackendError:
-            older = None
-        if older is not None:
-            client.read_older(older)
-            return None
+        if isinstance(client, Client):  # whose thread may wait
+            try:
+                older = self._replay(client.channels, client.cursor)
+            except BackendError:
+                older = None
+            if older is not None:
+                client.read_older(older)
+                return None
         with self._locked():
             reason = "overflow"
             if client.lost is not None and client.lost[0] > client.cursor.position:
@@ -287,13 +319,53 @@ class Hub:
             client.go_live()
         return self._opening(client, reason)
 
-    def farewell(self, client: Client, reason: str) -> bytes:
+    def farewell(self, client: Member, reason: str) -> bytes:
         retry = random.randint(*RETRY_AFTER_LEASE_MS) if reason == "lease" else None
         return self._control("sse_bye", self._id(client.cursor), retry, reason=reason)
 
-    def remove(self, client: Client, reason: str) -> None:
+    def remove(self, client: Member, reason: str) -> None:
         self._leaving.append((client, reason))
         self._forget_leaving()
+
+    # -- for groups ----------------------------------------------------------------------------------------------------
+
+    def covers(self, client: Client) -> bool:
+        """Whether all that the client has not got yet is in the history here: no thread has to wait for the rest."""
+        with self._locked():
+            return self._history.covers(client.channels, client.cursor)
+
+    def replace(self, client: Client, member: Member, group: Group) -> bool:
+        """Let a member of a group go on with the stream of a client that nobody drives any more.
+
+        It is behind, at the client's cursor. False if the client has left already.
+        """
+        with self._locked():
+            if client not in self._members:
+                return False
+            self._unlist(client)
+            self._strike(client)
+            self._enroll(member)
+            self._enlist(group)
+            client.give_way(member)
+        return True
+
+    def unlist(self, group: Group) -> None:
+        """A group has no members any more."""
+        with self._locked():
+            self._unlist(group)
+
+    def news(self, group: Group, first: Any) -> list[wire.Frame] | None:
+        """The next frames that a group has not read yet, none if it is up to date. None if some of them are gone.
+
+        `first` is the position of the frame with which it was told of news: it has everything before that.
+        """
+        with self._locked():
+            # Not from its own position on, which may be old: where channels are many, the floor of a quiet one may have
+            # risen above that, though nothing of it is missing.
+            cursor = Cursor(first, part=1) if first > group.position else Cursor(group.position)
+            if not self._history.covers(group.channels, cursor):
+                return None
+            return self._history.read(group.channels, cursor, self._options.queue_frames, self._options.queue_bytes)
 
     # -- internal ------------------------------------------------------------------------------------------------------
 
@@ -310,11 +382,12 @@ class Hub:
             gone = []
             try:
                 while self._leaving:
-                    client, reason = self._leaving.popleft()
-                    if client in self._clients:
-                        self._forget(client)
-                        duration = self.clock() - client.opened_at
-                        gone.append((client.info, Farewell(reason, duration, client.frames, client.bytes)))
+                    member, reason = self._leaving.popleft()
+                    if member in self._members:
+                        self._strike(member)
+                        if isinstance(member, Client):
+                            self._unlist(member)
+                        gone.append((member.info, Farewell(reason, self.clock() - member.opened_at, *member.handed)))
             finally:
                 self._lock.release()
             for info, farewell in gone:
@@ -322,25 +395,28 @@ class Hub:
             with self._left:
                 self._left.notify_all()
 
-    def _forget(self, client: Client) -> None:
-        del self._clients[client]
-        for index, key in self._places(client):
-            members = index[key]
-            del members[client]
-            if not members:
-                del index[key]
-        self._gone.update({name: getattr(client, name) for name in COUNTED})
+    def _enroll(self, member: Member) -> None:
+        self._members[member] = None
+        if member.info.user is not None:
+            self._users.setdefault(member.info.user, {})[member] = None
 
-    def _places(self, client: Client) -> Iterator[tuple[dict[Any, dict[Client, None]], Hashable]]:
-        """Where a client is listed, beside `_clients`."""
-        for channel in client.channels:
-            yield self._channels, channel
-        if client.info.user is not None:
-            yield self._users, client.info.user
+    def _strike(self, member: Member) -> None:
+        del self._members[member]
+        if member.info.user is not None:
+            _remove(self._users, member.info.user, member)
+
+    def _enlist(self, listener: Listener) -> None:
+        for channel in (*listener.channels, BROADCAST):
+            self._listeners.setdefault(channel, {})[listener] = None
+
+    def _unlist(self, listener: Listener) -> None:
+        for channel in (*listener.channels, BROADCAST):
+            _remove(self._listeners, channel, listener)
+        self._gone.add(listener.counts)
 
     def _check_limits(self, user: Hashable) -> None:
         most = self._options.max_clients
-        if most is not None and len(self._clients) >= most:
+        if most is not None and len(self._members) >= most:
             raise TooManyClientsError(f"{most} streams are open: close some, or raise max_clients")
         most = self._options.max_clients_per_user
         if most is not None and user is not None and len(self._users.get(user, ())) >= most:
@@ -348,8 +424,8 @@ class Hub:
                 f"{most} streams of the user {user!r} are open: close some, or raise max_clients_per_user"
             )
 
-    def _listening(self, channel: str) -> list[Client]:
-        return list(self._clients if channel == BROADCAST else self._channels.get(channel, ()))
+    def _listening(self, channel: str) -> list[Listener]:
+        return list(self._listeners.get(channel, ()))
 
     def _replay(self, channels: tuple[str, ...], cursor: Cursor) -> Slice | None:
         """What comes after a cursor that is too old for the history. Not under the lock. Raises `BackendError`."""
@@ -380,13 +456,13 @@ class Hub:
             return None, "malformed"  # no such frame was ever sent
         return (cursor, None) if replayed or self._history.covers(channels, cursor) else (None, "too_old")
 
-    def _opening(self, client: Client, refused: str | None, *, named: bool = True) -> bytes:
+    def _opening(self, client: Member, refused: str | None, *, named: bool = True) -> bytes:
         """The first block of a stream, or of what goes on after a gap."""
         data: dict[str, Any] = {"heartbeat": self._options.heartbeat}
         id = self._id(client.cursor) if named else None
         if refused is None:
             return self._control("sse_open", id, **data)
-        client.gaps += 1
+        client.counts.gaps += 1
         return self._control("sse_gap", id, **data, reason=refused)
 
     def _id(self, cursor: Cursor) -> str:
@@ -399,4 +475,15 @@ class Hub:
         if self._options.retry_ms is not None:
             return self._options.retry_ms
         # Browsers have no jitter of their own; and the more they are, the longer their return has to be spread.
-        return random.randint(1_000, 2_000 + len(self._clients))
+        return random.randint(1_000, 2_000 + len(self._members))
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _remove(index: dict[K, dict[V, None]], key: K, value: V) -> None:
+    values = index[key]
+    del values[value]
+    if not values:
+        del index[key]

@@ -95,6 +95,7 @@ class SSEManager:
         context: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         kept = history or HistoryOptions()
+        self._clients = clients or ClientOptions()
         open_backend(backend, kept.history_frames)  # refused here, not at the first event
         self.revalidate = revalidate
         """Who says whether a user may keep his streams. May be set later, for the streams that come then."""
@@ -103,7 +104,7 @@ class SSEManager:
                 _Life,
                 weakref.ref(self),
                 batch_options(batching),
-                clients or ClientOptions(),
+                self._clients,
                 kept,
                 backend,
                 encode or json_encoder(json_default),
@@ -111,7 +112,6 @@ class SSEManager:
             )
         )
         self._reaches_others = backend != "memory://"
-        self._send_timeout = (clients or ClientOptions()).send_timeout
         close_at_exit(self)
 
     def enqueue(self, event_type: str, data: Any, *, channel: str = DEFAULT_CHANNEL) -> None:
@@ -214,7 +214,12 @@ class SSEManager:
     @property
     def send_timeout(self) -> float:
         """`ClientOptions.send_timeout`, for transports."""
-        return self._send_timeout
+        return self._clients.send_timeout
+
+    @property
+    def transport(self) -> str:
+        """`ClientOptions.transport`: ``attached`` or ``auto``."""
+        return self._clients.transport
 
     def flush_all(self, timeout: float | None = None) -> bool:
         """Close all windows now, and wait until the backend has taken what was enqueued before. See `EventBatcher`."""
@@ -225,6 +230,7 @@ class SSEManager:
         life = self._life.get()
         batcher = life.batcher.get_stats()
         counts: dict[str, Any] = batcher.as_dict() | life.hub.count()
+        counts["thread_restarts"] += life.hub.thread_restarts
         return ManagerStats(
             **counts,
             signals_dropped=life.helper.dropped,
@@ -239,7 +245,7 @@ class SSEManager:
         ``draining``: it is being shut down. ``backend``: that has not answered, or not taken a batch, for five seconds.
         """
         life = self._life.get()
-        if life.hub.closed:
+        if life.hub.closing:
             return "draining"
         stuck = max(life.batcher.get_stats().publishing_for, life.backend.silent_for)
         return "backend" if stuck > STUCK_SECONDS else None

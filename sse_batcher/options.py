@@ -106,6 +106,9 @@ class BatchOptions:
         return replace(self, max_batch_size=1, mixed=False, leading=False, dedup_key=None, per_type={})
 
 
+TRANSPORTS = ("attached", "auto")
+
+
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
     """What one client may hold, and how it is kept alive. Immutable, and checked when made.
@@ -127,6 +130,9 @@ class ClientOptions:
         later; none that is open is ended for it. ``None``: no limit.
     `revalidate_every`
         seconds between two questions whether a user may still have his streams, where the app answers them.
+    `transport`
+        ``"attached"``: each open stream holds a thread of the server. ``"auto"``: it leaves that after its first block
+        where the server is one that lets it, and one thread of this process writes to all of them.
     `retry_ms`
         milliseconds that a browser waits before it connects again. ``None``: drawn for each connection from
         1,000 to 2,000 plus one for each open client, so that a restart does not bring all of them back at once.
@@ -140,6 +146,7 @@ class ClientOptions:
     max_clients: int | None = None
     max_clients_per_user: int | None = None
     revalidate_every: float = 30.0
+    transport: str = "attached"
     retry_ms: int | None = None
 
     def __post_init__(self) -> None:
@@ -148,6 +155,11 @@ class ClientOptions:
         _seconds("heartbeat", self.heartbeat, 3600)
         _seconds("send_timeout", self.send_timeout, 3600)
         _seconds("revalidate_every", self.revalidate_every, 86_400)
+        if self.transport not in TRANSPORTS:
+            raise ConfigurationError(
+                f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, not {self.transport!r}",
+                option="transport",
+            )
         if self.max_stream_age is not None:
             _seconds("max_stream_age", self.max_stream_age, 31_536_000)
         for name, unit in [

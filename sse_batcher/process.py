@@ -47,6 +47,13 @@ class PerProcess(Generic[T]):
             self._by_pid = {pid: mine}
         return mine
 
+    def left_behind(self) -> list[T]:
+        """Those of processes that this one was forked from; each once."""
+        mine = {pid: thing for pid, thing in self._by_pid.items() if pid == os.getpid()}
+        theirs = [thing for pid, thing in self._by_pid.items() if pid not in mine]
+        self._by_pid = mine
+        return theirs
+
 
 class Closable(Protocol):
     def close(self) -> Any: ...

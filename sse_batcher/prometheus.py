@@ -52,10 +52,12 @@ ROWS = (
     # No counter: a batch whose own JSON outweighs what it saves makes it less.
     _Row("saved_bytes", "saved_bytes", "How many bytes more it would be. May be negative, and may fall."),
     _Row("clients_by_state", "clients", "Streams that are open now, by whether they keep up.", "state"),
+    _Row("clients_by_transport", "transport_clients", "Streams that are open now, by who drives them.", "transport"),
     _Row("oldest_stream", "oldest_stream_seconds", "For how long the oldest open stream has been open."),
     _Row("overflows", "client_overflows_total", "How often a client fell so far behind that it reads the history."),
     _Row("replays", "client_replays_total", "Streams that went on where the client had been."),
     _Row("gaps", "client_gaps_total", "How often a client was told that it may have missed something."),
+    _Row("undone", "takeovers_undone_total", "Streams that had to stay attached though they were about to leave."),
     _Row("history_frames", "history_frames", "Frames kept for clients that return or are behind."),
     _Row("history_bytes", "history_bytes", "Bytes of the frames kept."),
     _Row("history_age", "history_age_seconds", "Age of the oldest frame kept."),

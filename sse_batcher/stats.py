@@ -62,6 +62,8 @@ class ManagerStats(BatcherStats):
     """These by channel; a stream of several is counted in each."""
     clients_by_state: Mapping[str, int] = field(default_factory=dict)
     """These by ``live`` and ``behind``."""
+    clients_by_transport: Mapping[str, int] = field(default_factory=dict)
+    """These by ``attached``, to a thread of the server, and ``detached``."""
     oldest_stream: float = 0.0
     """Seconds for which the oldest of them has been open."""
     overflows: int = 0
@@ -70,6 +72,8 @@ class ManagerStats(BatcherStats):
     """Streams that went on where the client had been."""
     gaps: int = 0
     """How often a client was told that it may have missed something."""
+    undone: int = 0
+    """How often a stream that was about to be detached from the server's thread had to stay attached."""
     history_frames: int = 0
     """Frames kept for clients that return or are behind."""
     history_bytes: int = 0

@@ -116,6 +116,14 @@ def _utf8(text: str) -> bytes:
 HEARTBEAT = comment()
 """What keeps a stream alive: one line, and no block."""
 
+LAST_CHUNK = b"0\r\n\r\n"
+"""What ends a body in chunks."""
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of HTTP/1.1 (RFC 9112, 7.1). Of nothing: nothing, since an empty chunk would be the last one."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
 
 class Frame:
     """A batch with its place in the history, and its bytes in each variant that clients need.
@@ -125,7 +133,7 @@ class Frame:
     """
 
     # Weakly referenced: what waits for a client must not keep alive what the history has let go.
-    __slots__ = ("__weakref__", "_plain", "_saved_bytes", "_unbatched", "batch", "id", "position")
+    __slots__ = ("__weakref__", "_chunks", "_plain", "_saved_bytes", "_unbatched", "batch", "id", "position")
 
     def __init__(self, batch: Batch, position: Any, id: str) -> None:
         self.batch = batch
@@ -133,6 +141,7 @@ class Frame:
         self.id = id
         self._plain: bytes | None = None
         self._unbatched: bytes | None = None
+        self._chunks: dict[bool, bytes] | None = None
         self._saved_bytes: int | None = None
 
     @property
@@ -157,6 +166,17 @@ class Frame:
         if self._unbatched is None:
             self._unbatched = self.plain if len(self.batch.events) == 1 else self.rest(0)
         return self._unbatched
+
+    def encoded(self, *, batches: bool, chunked: bool) -> bytes:
+        """The variant for who knows batches or not, and has a body in chunks that we have to make ourselves, or not."""
+        plain = self.plain if batches else self.unbatched
+        if not chunked:
+            return plain
+        if self._chunks is None:
+            self._chunks = {}
+        if batches not in self._chunks:
+            self._chunks[batches] = chunk(plain)
+        return self._chunks[batches]
 
     def rest(self, part: int) -> bytes:
         """The blocks of all events but the first `part`. Where a stream is cut between two of them, nothing is lost.

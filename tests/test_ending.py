@@ -105,7 +105,7 @@ def test_a_silent_stream_ends_when_its_lease_is_over_and_not_at_the_next_heartbe
 
 def test_leases_differ_so_that_those_who_came_together_do_not_leave_together(clock: Clock) -> None:
     delivery = aging(clock, max_stream_age=100)
-    ages = sorted(delivery.connect()._lease - clock.now for _ in range(200))
+    ages = sorted(delivery.connect().lease - clock.now for _ in range(200))
     assert 80 <= ages[0] < 85
     assert 95 < ages[-1] <= 100
 
@@ -413,13 +413,13 @@ def test_what_a_stream_saves_is_counted() -> None:
         for manager in (batched, plain):
             client = manager.subscribe()
             next(client)
-            before = client.bytes
+            before = client.counts.bytes
             for number in range(30):
                 manager.enqueue("itém", {"n": number, "text": "as long as an event of a hub, or about that"})
             assert manager.flush_all(PATIENCE)
             while client.cursor.position < manager._life.get().hub._history.head:
                 next(client)
-            sizes[manager] = client.bytes - before
+            sizes[manager] = client.counts.bytes - before
             client.close()
         stats = batched.get_stats()
         assert (stats.frames, stats.saved_frames, plain.get_stats().saved_frames) == (1, 29, 0)
@@ -443,5 +443,5 @@ def test_the_end_of_a_stream_is_logged_on_the_helper_thread(caplog: pytest.LogCa
         client.close()
     (record,) = caplog.records
     assert record.threadName == "sse_batcher-helper"
-    expected = rf"stream 1 \(a, b\) ended after 0\.\d s, 0 frames, {client.bytes} bytes: left"
+    expected = rf"stream 1 \(a, b\) ended after 0\.\d s, 0 frames, {client.counts.bytes} bytes: left"
     assert re.fullmatch(expected, record.getMessage())

@@ -6,6 +6,7 @@ import gc
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 from queue import SimpleQueue
 from typing import Any
 
@@ -20,9 +21,10 @@ from sse_batcher import (
     InvalidEventError,
     SSEManager,
 )
+from sse_batcher.client import Counts
 from sse_batcher.event import Batch, Event
 from sse_batcher.history import Cursor
-from sse_batcher.hub import COUNTED, Hub
+from sse_batcher.hub import Hub
 from sse_batcher.wire import HEARTBEAT, Frame
 
 from .sse_parser import parse
@@ -289,7 +291,7 @@ def test_one_slow_client_does_not_touch_another() -> None:
         delivery.deliver()
         got += numbers(quick, 1)
     assert got == list(range(1, 21))
-    assert (slow.overflows, quick.overflows) == (1, 0)
+    assert (slow.counts.overflows, quick.counts.overflows) == (1, 0)
 
 
 # -- ends --------------------------------------------------------------------------------------------------------------
@@ -356,7 +358,8 @@ def test_counts_outlive_the_client() -> None:
     client.close()
     after = delivery.hub.count()
     assert after["clients"] == 0
-    assert [after[name] for name in COUNTED] == [while_open[name] for name in COUNTED]
+    for item in fields(Counts):
+        assert after[item.name] == while_open[item.name]
     assert (while_open["frames"], while_open["bytes"]) == (1, len(first) + len(frame))
 
 
@@ -364,7 +367,7 @@ def test_channels_of_clients_that_left_leave_nothing_behind() -> None:
     delivery = Delivery()
     for n in range(100):
         delivery.connect(f"channel{n}").close()
-    assert (delivery.hub._channels, delivery.hub._clients) == ({}, {})
+    assert (delivery.hub._listeners, delivery.hub._members) == ({}, {})
 
 
 def test_waiting_for_streams_waits_for_driven_ones_alone() -> None:
@@ -384,19 +387,19 @@ def test_a_client_that_leaves_while_the_wait_for_it_looks_is_seen_to_have_left()
     delivery = Delivery()
     client = delivery.connect()
     client.driver = -1  # another thread
-    clients = delivery.hub._clients
+    clients = delivery.hub._members
 
     class Looked(dict):  # type: ignore[type-arg]
         """Lets the client leave just after the wait has seen it."""
 
         def __iter__(self) -> Iterator[Any]:
-            delivery.hub._clients = clients
+            delivery.hub._members = clients
             leaving = threading.Thread(target=client.close)
             leaving.start()
             leaving.join(PATIENCE)
             return super().__iter__()
 
-    delivery.hub._clients = Looked(clients)
+    delivery.hub._members = Looked(clients)
     assert delivery.hub.wait_until_left(PATIENCE)
     assert delivery.left == [(1, "left")]
 
@@ -535,9 +538,11 @@ def test_stats_are_frozen_values_of_everything(make: Make) -> None:
         "clients": 1,
         "clients_by_channel": {"default": 1},
         "clients_by_state": {"live": 1, "behind": 0},
+        "clients_by_transport": {"attached": 1, "detached": 0},
         "overflows": 0,
         "replays": 0,
         "gaps": 0,
+        "undone": 0,
         "history_frames": 1,
         "history_bytes": len(sent[1]),
         "backend_silent": 0.0,

@@ -36,6 +36,7 @@ GOOD = {
     "max_clients": [None, 1, 10**6],
     "max_clients_per_user": [None, 1, 10**6],
     "revalidate_every": [0.001, 30, 86_400],
+    "transport": ["attached", "auto"],
     "retry_ms": [None, 1, 60_000],
     "history_frames": [1, 10**6],
     "history_bytes": [1, 2**40],
@@ -89,6 +90,7 @@ BAD = {
     "max_clients_per_user": [
         (NO_WHOLE_NUMBERS_BUT_NONE, "max_clients_per_user must be a whole number of clients, at least 1, not")
     ],
+    "transport": [([None, True, "", "detached", b"auto"], "transport must be one of 'attached', 'auto', not")],
     "revalidate_every": [
         (NO_NUMBERS, "revalidate_every must be a number of seconds, not"),
         ([0, -1, 86_401], "revalidate_every is in seconds, more than 0 and at most 86400, not"),
@@ -166,6 +168,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         max_clients=None,
         max_clients_per_user=None,
         revalidate_every=30.0,
+        transport="attached",
         retry_ms=None,
     )
     assert HistoryOptions() == HistoryOptions(history_frames=10_000, history_bytes=33_554_432, history_age=None)

@@ -104,7 +104,7 @@ def test_what_is_scraped_is_what_the_manager_counts(
         assert told == ({**dict.fromkeys(row.always, 0), **expected} if row.label else {"": expected}), row.field
     assert values == {"sse_batcher_channels": {"": 2}, "sse_batcher_channel_clients": {"b": 1, "nobody": 0}}
     zero = {name for name, value in stats.as_dict().items() if not value}
-    never = {"failed", "publishing_for", "thread_restarts", "overflows", "signals_dropped", "ignored"}
+    never = {"failed", "publishing_for", "thread_restarts", "overflows", "undone", "signals_dropped", "ignored"}
     never |= {"backend_silent", "backend_answered"}
     assert zero <= never
 
@@ -126,6 +126,7 @@ PROMISED = {
     "client_overflows_total": "overflows",
     "client_replays_total": "replays",
     "client_gaps_total": "gaps",
+    "takeovers_undone_total": "undone",
     "history_frames": "history_frames",
     "history_bytes": "history_bytes",
     "history_age_seconds": "history_age",
@@ -144,6 +145,7 @@ def test_each_field_is_told_under_the_name_that_was_promised(
     labelled: dict[str, Any] = {
         "by_reason": {"manual": 1, "new": 2},
         "clients_by_state": {"live": 3, "behind": 4},
+        "clients_by_transport": {"attached": 7, "detached": 0},
         "clients_by_channel": {"a": 5, "b": 6},
     }
     monkeypatch.setattr(manager, "get_stats", lambda: ManagerStats(**numbered, **labelled))
@@ -152,6 +154,7 @@ def test_each_field_is_told_under_the_name_that_was_promised(
     batches = values.pop("sse_batcher_batches_total")
     assert {reason: count for reason, count in batches.items() if count} == {"manual": 1, "new": 2}
     assert values.pop("sse_batcher_clients") == {"live": 3, "behind": 4}
+    assert values.pop("sse_batcher_transport_clients") == {"attached": 7, "detached": 0}
     assert values.pop("sse_batcher_channels") == {"": 2}
     assert values.pop("sse_batcher_channel_clients") == {"b": 6}
     assert values == {PREFIX + name: {"": numbered[field]} for name, field in PROMISED.items()}
@@ -207,8 +210,8 @@ def test_names_and_help_texts_are_as_promtool_wants_them(manager: SSEManager, re
         assert not re.search(OTHER_UNITS, name)
         assert re.fullmatch(r"[A-Z].{10,}\.", metric.documentation), name
         labels = {label for sample in metric.samples for label in sample.labels}
-        assert labels <= {"reason", "state", "channel"}
-        assert not any(label in name.split("_") for label in labels - {"channel"}), name
+        assert labels <= {"reason", "state", "transport", "channel"}
+        assert not any(label in name.split("_") for label in labels - {"channel", "transport"}), name
 
 
 def test_what_has_a_unit_says_it_in_its_name() -> None:

@@ -87,7 +87,7 @@ def test_a_client_that_a_shutdown_ends_is_told_of_with_that_reason(manager: SSEM
         assert manager.shutdown()
         iterating.join(5)
         ended = receiver.call()[1]
-        assert (ended["client"], ended["reason"], ended["bytes"]) == (client.info, "shutdown", client.bytes)
+        assert (ended["client"], ended["reason"], ended["bytes"]) == (client.info, "shutdown", client.counts.bytes)
         assert receiver.calls.empty()
 
 

@@ -7,9 +7,11 @@ no public API: where it has another shape than we know, the answer is that we do
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -29,6 +31,28 @@ class Host(NamedTuple):
     is_stopping: Callable[[], bool]
     """Whether the server has been told to end this process, or itself. Cheap, never raises, and keeps neither the
     request nor its connection alive. One stream's answer holds for all of the process."""
+    lets_go: bool = False
+    """Whether the connection may be taken over from it: it serves a request in a thread, and the socket is plain."""
+    writes_later: bool = False
+    """Whether it writes the response in another thread than the one that asks the app for it."""
+    max_requests: int | None = None
+    """After how many requests it ends this process. None: it does not, or we do not know."""
+
+
+_fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+
+HIGH = 1024
+"""From here on are the numbers of duplicates. Lower ones are left to servers that `select`, which knows no higher."""
+
+
+def duplicate(fd: int) -> int:
+    """The same connection under a number of its own. Raises `OSError` where there is none left."""
+    if _fcntl is None:
+        raise OSError("not on this system")
+    try:
+        return int(_fcntl.fcntl(fd, _fcntl.F_DUPFD_CLOEXEC, HIGH))
+    except OSError:  # more than this process may have
+        return os.dup(fd)
 
 
 def find_host(environ: Mapping[str, Any]) -> Host:
@@ -58,7 +82,15 @@ def _gunicorn(environ: Mapping[str, Any]) -> Host | None:
         "eventlet": _get(worker, "cfg", "worker_connections"),
     }.get(kind)
     is_stopping = _stopping(lambda: worker is not None and worker.alive is False)
-    return Host(f"gunicorn {kind}".strip(), _fileno(connection), _count(threads), is_stopping)
+    lets_go = kind in {"sync", "gthread"} and _is_plain(connection)
+    return Host(
+        f"gunicorn {kind}".strip(),
+        _fileno(connection),
+        _count(threads),
+        is_stopping,
+        lets_go,
+        max_requests=_count(_get(worker, "cfg", "max_requests")),
+    )
 
 
 def _gunicorn_worker() -> Any:
@@ -92,7 +124,9 @@ def _werkzeug(environ: Mapping[str, Any]) -> Host | None:
     is_stopping = _stopping(
         lambda: _get(server, asked) is True, lambda: _ask(_get(server, "_BaseServer__is_shut_down", "is_set")) is True
     )
-    return Host("werkzeug", _fileno(connection), threads, is_stopping)
+    # A process for each request ends with it.
+    lets_go = not environ.get("wsgi.multiprocess") and _is_plain(connection)
+    return Host("werkzeug", _fileno(connection), threads, is_stopping, lets_go)
 
 
 def _waitress(environ: Mapping[str, Any]) -> Host | None:
@@ -102,7 +136,8 @@ def _waitress(environ: Mapping[str, Any]) -> Host | None:
     dispatcher = _get(channel, "server", "task_dispatcher")
     # `stop_count` of its threads have to end. Those that are idle do so at once, and are in neither number any more.
     is_stopping = _stopping(lambda: len(dispatcher.threads) <= dispatcher.stop_count)
-    return Host("waitress", _fileno(_get(channel, "socket")), _count(_get(channel, "adj", "threads")), is_stopping)
+    connection, threads = _get(channel, "socket"), _count(_get(channel, "adj", "threads"))
+    return Host("waitress", _fileno(connection), threads, is_stopping, _is_plain(connection), writes_later=True)
 
 
 def _cheroot(_: Mapping[str, Any]) -> Host | None:
@@ -112,7 +147,8 @@ def _cheroot(_: Mapping[str, Any]) -> Host | None:
     server = _get(thread, "server")
     is_stopping = _stopping(lambda: server.ready is False, lambda: isinstance(server.interrupt, BaseException))
     threads = _count(_get(server, "requests", "min"))  # it never starts more by itself
-    return Host("cheroot", _fileno(_get(thread, "conn", "socket")), threads, is_stopping)
+    connection = _get(thread, "conn", "socket")
+    return Host("cheroot", _fileno(connection), threads, is_stopping, _is_plain(connection))
 
 
 def _uwsgi(environ: Mapping[str, Any]) -> Host | None:
@@ -121,7 +157,11 @@ def _uwsgi(environ: Mapping[str, Any]) -> Host | None:
     api = sys.modules.get("uwsgi")  # there, but not on disk
     fd = _ask(_get(api, "connection_fd"))
     threads = _count(_get(api, "cores"))
-    return Host("uwsgi", fd if isinstance(fd, int) and fd >= 0 else None, threads, _uwsgi_stopping())
+    fd = fd if isinstance(fd, int) and fd >= 0 else None
+    # Its other ways to run leave a request waiting in the middle and go on with another one in the same thread.
+    options = _get(api, "opt") or {}
+    lets_go = not any(name in options for name in ("async", "gevent", "asyncio", "tornado", "greenlet"))
+    return Host("uwsgi", fd, threads, _uwsgi_stopping(), lets_go)
 
 
 def _uwsgi_stopping() -> Callable[[], bool]:
@@ -229,3 +269,8 @@ def _fileno(connection: Any) -> int | None:
 
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
+
+
+def _is_plain(connection: Any) -> bool:
+    """Whether what is written to its descriptor is what the client reads: TLS has it encrypted in between."""
+    return isinstance(connection, socket.socket) and not hasattr(connection, "getpeercert")

@@ -7,7 +7,6 @@ writes `Watch.busy_since`; the rest is the watcher's.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import select
@@ -19,11 +18,9 @@ import weakref
 from contextlib import suppress
 from typing import Any, Protocol
 
-from .host import Host
+from .host import Host, duplicate
 from .process import PerProcess
 from .worker import Worker
-
-_fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None  # elsewhere no connection is watched
 
 _log = logging.getLogger("sse_batcher.watcher")
 
@@ -32,9 +29,6 @@ TICK = 0.2
 
 FULL = 0.8
 """The part of a server's threads that streams may hold before it is said aloud."""
-
-HIGH = 1024
-"""From here on are the numbers of duplicates. Lower ones are left to servers that `select`, which knows no higher."""
 
 SAMPLE = 10
 """How many streams are asked at once whether their server is stopping."""
@@ -85,7 +79,7 @@ class Watch:
         with self._lock, suppress(OSError):
             if self._connection is None:
                 return
-            seen = _under_way(self._connection) if _is_tcp(self._connection) else self.busy_since
+            seen = sign_of_life(self._connection, self.busy_since)
             if seen is None or seen != self._seen:
                 self._seen, self._seen_at = seen, now
             elif now - self._seen_at >= self._send_timeout:
@@ -209,7 +203,8 @@ class Watcher:
         self._told = True
         _log.warning(
             "%d of the %d threads of this %s process are held by open streams, one each; when all are, nothing else is "
-            "served. Give the server more threads, and set max_clients (SSE_MAX_CLIENTS) below their number.",
+            'served. Set transport="auto" (SSE_TRANSPORT = "auto"), which lets streams do without them where that can '
+            "be; or give the server more threads, and set max_clients (SSE_MAX_CLIENTS) below their number.",
             held,
             host.threads,
             host.name,
@@ -218,20 +213,27 @@ class Watcher:
 
 def _duplicate(fd: int) -> socket.socket | None:
     """The same connection under a number of its own; None where there is none left, or it is no connection."""
-    if _fcntl is None:
-        return None
     try:
-        try:
-            number = _fcntl.fcntl(fd, _fcntl.F_DUPFD_CLOEXEC, HIGH)
-        except OSError:  # more than this process may have
-            number = os.dup(fd)
+        number = duplicate(fd)
     except OSError:
         return None
     try:
-        return socket.socket(fileno=number)
+        blocking = os.get_blocking(fd)
+        connection = socket.socket(fileno=number)
+        os.set_blocking(fd, blocking)  # `socket.setdefaulttimeout` has changed it, for the server's descriptor, too
     except OSError:
         os.close(number)
         return None
+    return connection
+
+
+def sign_of_life(connection: socket.socket, busy_since: float | None) -> float | None:
+    """What changes whenever the other side takes something of what it is sent; None where it has taken all.
+
+    `busy_since`: since when it has been sent something that it has not taken all of. It has to do where the system does
+    not tell more.
+    """
+    return _under_way(connection) if _is_tcp(connection) else busy_since
 
 
 def _is_tcp(connection: socket.socket) -> bool:

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -428,6 +429,128 @@ def test_werkzeug_stops_when_it_is_shut_down() -> None:
 
 def test_werkzeug_without_threads_serves_one_request_at_once() -> None:
     assert find_host({"werkzeug.socket": Connection(), "wsgi.multithread": False}).threads == 1
+
+
+# -- letting go --------------------------------------------------------------------------------------------------------
+
+CONTEXT = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+
+@pytest.fixture
+def plain() -> Iterator[socket.socket]:
+    with socket.socket() as connection:
+        yield connection
+
+
+def tls(connection: socket.socket) -> socket.socket:
+    """The same connection, encrypted by Python."""
+    return CONTEXT.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+
+
+Find = Callable[[Any], Host]
+
+
+@pytest.fixture(params=["gunicorn sync", "gunicorn gthread", "werkzeug", "waitress", "cheroot"])
+def find(request: pytest.FixtureRequest, handle: Callable[..., None], current: Callable[[Any], None]) -> Find:
+    """What is found of a server whose request has this connection."""
+
+    def find(connection: Any) -> Host:
+        if request.param.startswith("gunicorn"):
+            handle(worker(request.param.split()[1]))
+            environ = {"gunicorn.socket": connection}
+        elif request.param == "werkzeug":
+            environ = {"werkzeug.socket": connection}
+        elif request.param == "waitress":
+            channel = Channel()
+            channel.socket = connection
+            environ = {"waitress.client_disconnected": channel.check_client_disconnected}
+        else:
+            thread = thread_of_cheroot()
+            thread.conn.socket = connection
+            current(thread)
+            environ = {}
+        host = find_host(environ)
+        assert host.name == request.param
+        return host
+
+    return find
+
+
+def test_a_plain_connection_may_be_taken_over(find: Find, plain: socket.socket) -> None:
+    host = find(plain)
+    assert (host.lets_go, host.fd) == (True, plain.fileno())
+
+
+def test_one_that_python_encrypts_may_not(find: Find, plain: socket.socket) -> None:
+    with tls(plain) as encrypted:
+        assert not find(encrypted).lets_go
+
+
+def test_what_is_no_socket_of_python_may_not(find: Find) -> None:
+    assert not find(Connection()).lets_go  # such as that of pyOpenSSL
+
+
+def test_only_waitress_writes_in_another_thread(find: Find, plain: socket.socket) -> None:
+    host = find(plain)
+    assert host.writes_later is (host.name == "waitress")
+
+
+@pytest.mark.parametrize(
+    ("module", "lets_go"),
+    [("sync", True), ("gthread", True), ("ggevent", False), ("geventlet", False), ("gtornado", False), ("new", False)],
+)
+def test_only_the_workers_of_gunicorn_that_have_threads_let_go(
+    module: str, lets_go: bool, handle: Callable[..., None], plain: socket.socket
+) -> None:
+    handle(worker(module))
+    assert find_host({"gunicorn.socket": plain}).lets_go is lets_go
+
+
+def test_a_gunicorn_whose_worker_is_not_found_does_not_let_go(
+    monkeypatch: pytest.MonkeyPatch, plain: socket.socket
+) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)
+    assert not find_host({"gunicorn.socket": plain}).lets_go
+
+
+@pytest.mark.parametrize(("configured", "told"), [(0, None), (1000, 1000), ("1000", None)])
+def test_the_most_requests_of_gunicorn_are_told(
+    configured: Any, told: int | None, handle: Callable[..., None], plain: socket.socket
+) -> None:
+    handle(worker("gthread", cfg=SimpleNamespace(threads=5, max_requests=configured)))
+    assert find_host({"gunicorn.socket": plain}).max_requests == told
+
+
+def test_werkzeug_that_makes_a_process_for_each_request_does_not_let_go(plain: socket.socket) -> None:
+    environ = {"werkzeug.socket": plain, "wsgi.multithread": False, "wsgi.multiprocess": True}
+    assert not find_host(environ).lets_go
+    assert find_host(environ | {"wsgi.multiprocess": False}).lets_go
+
+
+@pytest.mark.parametrize(
+    ("options", "lets_go"),
+    [
+        ({}, True),
+        ({"threads": b"4", "http-socket": b":80"}, True),
+        ({"gevent": b"100"}, False),
+        ({"async": b"10", "ugreen": True}, False),
+        ({"asyncio": b"10", "greenlet": True}, False),
+        ({"tornado": b"10", "greenlet": True}, False),
+    ],
+    ids=str,
+)
+def test_uwsgi_lets_go_unless_it_runs_without_threads(
+    options: dict[str, Any], lets_go: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uwsgi = SimpleNamespace(connection_fd=lambda: 7, cores=3, opt=options)
+    monkeypatch.setitem(sys.modules, "uwsgi", uwsgi)
+    host = find_host({"uwsgi.version": b"2.0.30"})
+    assert (host.lets_go, host.writes_later, host.max_requests) == (lets_go, False, None)
+
+
+@pytest.mark.parametrize("environ", [{}, {"mod_wsgi.version": (5, 0)}], ids=["unknown", "mod_wsgi"])
+def test_what_does_not_show_its_connection_does_not_let_go(environ: dict[str, Any]) -> None:
+    assert not find_host(environ).lets_go
 
 
 # -- real ones ---------------------------------------------------------------------------------------------------------

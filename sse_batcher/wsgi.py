@@ -13,7 +13,8 @@ from .errors import BackendError, InvalidEventError
 from .event import DEFAULT_CHANNEL, check_channels
 from .host import find_host
 from .manager import SSEManager
-from .transports.attached import AttachedStream, Request
+from .transports import open_stream
+from .transports.attached import Request
 from .wire import HEADERS
 
 _METHODS = "GET, HEAD, OPTIONS"
@@ -60,7 +61,7 @@ def stream(
     except BackendError:
         return "200 OK", list(HEADERS), [manager.busy_block("backend", cursor)]
     request = Request(names, find_host(environ), cursor, _query(environ, "batch") != "0", state, resumes, user)
-    return "200 OK", list(HEADERS), AttachedStream(manager, request)
+    return "200 OK", list(HEADERS), open_stream(manager, request)
 
 
 def last_event_id(environ: Mapping[str, Any]) -> str | None:

@@ -26,7 +26,8 @@ LAYERS = """
     backends.memory backends.entries backends.connections backends.reader backends.archive
     backends.redis backends
     signals helper rights manager prometheus
-    transports transports.attached wsgi
+    transports.attached transports.sending transports.takeover transports.group transports.loop transports.detached
+    transports wsgi
     cors blueprint commands page extension
     sse_batcher
     scenarios demo report cli __main__

@@ -37,6 +37,7 @@ from sse_batcher.backends.redis import RedisBackend, open_redis
 from sse_batcher.cli import serving
 from sse_batcher.event import Batch, Event
 from sse_batcher.hub import Hub, Receiver
+from sse_batcher.options import TRANSPORTS
 from sse_batcher.wire import HEARTBEAT, Frame
 
 from .checker import Browser, Connection, Facts, Got, Sent, Violation, judge, judge_publishing
@@ -413,6 +414,8 @@ WAITING = [0, QUEUE, QUEUE + 1, 2 * QUEUE + 2]
 class Interleavings(RuleBasedStateMachine):
     """A hub and three viewers: what happens to them, one thing after the other, and at once."""
 
+    CHANNELS: tuple[tuple[str, ...], ...] = (("a",), ("b",), ("a", "b"))
+
     def __init__(self) -> None:
         super().__init__()
         self.turns = Turns()
@@ -434,7 +437,11 @@ class Interleavings(RuleBasedStateMachine):
         )
         self.hub._lock = SteppedLock(self.turns)  # type: ignore[assignment]
         self.backend.connect(self.hub)
-        self.viewers = [Viewer(self.hub, self.record, channels) for channels in (("a",), ("b",), ("a", "b"))]
+        self.viewers: Sequence[Viewer] = [self.viewer(channels) for channels in self.CHANNELS]
+        self.others: list[Callable[[], None]] = []  # what goes on at the same time, whatever happens
+
+    def viewer(self, channels: tuple[str, ...]) -> Viewer:
+        return Viewer(self.hub, self.record, channels)
 
     def publish(self, channel: str, event_type: str, size: int, *, lost: bool = False) -> None:
         with self.publisher:
@@ -492,7 +499,7 @@ class Interleavings(RuleBasedStateMachine):
         for _ in range(waiting):
             self.work(number, publish)()
         works = [self.work(number, thing) for thing in ([publish, *things] if first else [*things, publish])]
-        self.turns.run(works, turns)
+        self.turns.run([*works, *self.others], turns)
         viewer.take_all()
 
     @rule(
@@ -548,8 +555,14 @@ class Interleavings(RuleBasedStateMachine):
                 viewer.connect(None, True)
                 viewer.take_all()
                 judge(self.start, self.record.sent, viewer.life)
+            if not self.turns.failed:
+                self.leave_all()
         finally:
             self.patch.undo()
+
+    def leave_all(self) -> None:
+        for viewer in self.viewers:
+            viewer.cut(0, 0)
 
 
 def test_of_all_interleavings_with_one_switch_none_breaks_the_promise() -> None:
@@ -650,11 +663,15 @@ BYTES_AT_ONCE = 4096
 
 @contextmanager
 def serving_through_faults(
-    monkeypatch: pytest.MonkeyPatch, history: HistoryOptions, batching: BatchOptions, redis: str | None = None
+    monkeypatch: pytest.MonkeyPatch,
+    history: HistoryOptions,
+    batching: BatchOptions,
+    redis: str | None = None,
+    transport: str = "attached",
 ) -> Iterator[Service]:
     """One server; with the URL of a Redis, two."""
     record = Record(history)
-    clients = ClientOptions(queue_frames=8, heartbeat=0.1, send_timeout=5.0, retry_ms=1)
+    clients = ClientOptions(queue_frames=8, heartbeat=0.1, send_timeout=5.0, retry_ms=1, transport=transport)
 
     def backend(url: str, frames: int) -> Backend:
         return RecordedBackend(record) if redis is None else recorded_redis(redis, frames, record)
@@ -695,11 +712,12 @@ def app_of(manager: SSEManager) -> Callable[..., Iterable[bytes]]:
 @pytest.mark.external
 @pytest.mark.parametrize("batches", [True, False], ids=["batches", "no batches"])
 @pytest.mark.parametrize("reset", [False, True], ids=["end", "reset"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_stream_that_is_cut_at_any_byte_goes_on_where_it_was(
-    monkeypatch: pytest.MonkeyPatch, batches: bool, reset: bool
+    monkeypatch: pytest.MonkeyPatch, batches: bool, reset: bool, transport: str
 ) -> None:
     batching = BatchOptions(batch_window=10, max_batch_size=3)
-    with serving_through_faults(monkeypatch, LARGE, batching) as service:
+    with serving_through_faults(monkeypatch, LARGE, batching, transport=transport) as service:
         manager = service.managers[0]
         first = Browser(("a",), service.facts)
         with service.read(first, Faults()) as reading:
@@ -858,12 +876,13 @@ class Chaos:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("history", [LARGE, SMALL], ids=["large history", "small history"])
 @pytest.mark.parametrize("mixed", [False, True], ids=["by type", "mixed"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_publishers_browsers_and_a_bad_network(
-    monkeypatch: pytest.MonkeyPatch, history: HistoryOptions, mixed: bool
+    monkeypatch: pytest.MonkeyPatch, history: HistoryOptions, mixed: bool, transport: str
 ) -> None:
     batching = BatchOptions(batch_window=0.01, max_batch_size=5, mixed=mixed, dedup_key=None)
     seed = SEED + 2 * mixed + (history is SMALL)
-    with serving_through_faults(monkeypatch, history, batching) as service:
+    with serving_through_faults(monkeypatch, history, batching, transport=transport) as service:
         chaos = Chaos(service, seed)
         chaos.run()
         stats = service.managers[0].get_stats()

@@ -95,12 +95,16 @@ class AttachedStream(Iterator[bytes]):
         except BackendError:
             raise _BusyError("backend") from None
         self._client = client
-        if asked.resumes and client.gaps:
+        if asked.resumes and client.counts.gaps:
             # What it has not got was evicted since then. It comes back for the snapshot.
             raise _BusyError("backend")
-        self._watch = Watch(self, asked.host, self._manager.send_timeout)
-        watcher.get().add(self._watch)
+        self._hold()
         return client
+
+    def _hold(self) -> None:
+        """The server's thread drives the stream from here on: have it watched."""
+        self._watch = Watch(self, self._request.host, self._manager.send_timeout)
+        watcher.get().add(self._watch)
 
 
 class _BusyError(Exception):

@@ -1,0 +1,153 @@
+"""Detached: a stream that leaves the server's thread after its first block, where that can be.
+
+Run by the server's thread that serves the request. It is an attached stream until its connection is taken over, and
+stays one where that fails.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import select
+import weakref
+from typing import Any, cast
+
+from ..client import Client
+from ..host import Host
+from ..hub import Hub
+from ..manager import SSEManager
+from ..process import PerProcess
+from ..wire import chunk
+from .attached import AttachedStream, Request
+from .loop import Adoption, loop
+from .takeover import LONGEST_PRELUDE, TakeOver
+
+_log = logging.getLogger("sse_batcher.transports")
+
+MAX_UNDONE = 3
+"""Take-overs that may fail before no more are tried."""
+
+
+class DetachedStream(AttachedStream):
+    """A WSGI iterable: if all goes well the first block of a stream, and then its end, as far as the server can see."""
+
+    def __init__(self, manager: SSEManager, request: Request) -> None:
+        super().__init__(manager, request)
+        self._begun = False
+        self._replays = False  # what the history here does not have: the thread may have to wait for the backend
+        self._takeover: TakeOver | None = None
+        self._prelude = b""
+        self._kept = b""  # what of the first block the server was not given
+
+    def __next__(self) -> bytes:
+        takeover, self._takeover = self._takeover, None
+        if takeover is not None and self._detach(takeover):
+            raise StopIteration
+        if self._kept:
+            kept, self._kept = self._kept, b""
+            return kept
+        client = self._client
+        if self._replays and client is not None and _hub_of(client).covers(client):
+            client.dismiss("lease")  # it comes back at once, and is detached then
+        block = super().__next__()
+        if self._begun or self._client is None:
+            return block
+        self._begun = True
+        return self._divert(block)
+
+    def close(self) -> None:
+        takeover, self._takeover = self._takeover, None
+        if takeover is not None:
+            takeover.undo()
+        super().close()
+
+    def _hold(self) -> None:
+        if self._begun:
+            super()._hold()
+
+    def _divert(self, block: bytes) -> bytes:
+        """Begin to take the connection over. Returns what the server is to write."""
+        fd, client = self._request.host.fd, self._client
+        assert client is not None
+        detaches = choice.get().detaches(self._request.host) and fd is not None and loop.get().can_run()
+        self._replays = detaches and not _hub_of(client).covers(client)
+        if detaches and not self._replays:
+            assert fd is not None
+            try:
+                self._takeover = TakeOver(fd)
+            except OSError as error:
+                _log.warning("a stream stays attached: %s", error)
+            else:
+                # A middleware may drop a response without a close, and answer with something else.
+                weakref.finalize(self, self._takeover.drop).atexit = False
+                self._prelude, self._kept = block[:LONGEST_PRELUDE], block[LONGEST_PRELUDE:]
+                return self._prelude
+        self._hold()
+        return block
+
+    def _detach(self, takeover: TakeOver) -> bool:
+        host, client = self._request.host, self._client
+        assert client is not None, "nobody but the server closes a stream that is not watched"
+        taken = takeover.finish(self._prelude, at_once=not host.writes_later)
+        if taken is None:
+            client.counts.undone += 1
+            choice.get().count_undone()
+            self._hold()
+            return False
+        unsent = taken.unsent + (chunk(self._kept) if taken.chunked else self._kept)
+        self._client, self._ended = None, True
+        taken = taken._replace(unsent=unsent)
+        loop.get().adopt(Adoption(_hub_of(client), self._manager, client, taken, host))
+        return True
+
+
+def _hub_of(client: Client) -> Hub:
+    return cast(Hub, client.home)  # which has made it
+
+
+class Choice:
+    """Whether streams of this process are detached. Said once in the log, and once more where that changes."""
+
+    def __init__(self) -> None:
+        self._undone = 0
+        self._said = ""
+
+    def detaches(self, host: Host) -> bool:
+        refusal = self._refusal(host)
+        if refusal is None:
+            text = f"streams are detached from the threads of this {host.name}; {_descriptors()}"
+            if host.max_requests:
+                text += f". max_requests={host.max_requests} ends all of them each time: leave it out"
+            self.say(logging.WARNING if host.max_requests else logging.INFO, text)
+        else:
+            self.say(logging.WARNING, f"streams stay attached, and hold a thread of the server each: {refusal}")
+        return refusal is None
+
+    def count_undone(self) -> None:
+        self._undone += 1
+        _log.warning("a stream stays attached: its response did not reach the server as it was made (by a middleware?)")
+
+    def say(self, level: int, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            _log.log(level, "%s", text)
+
+    def _refusal(self, host: Host) -> str | None:
+        """Why a stream of this server cannot be detached."""
+        if not hasattr(select, "epoll"):
+            return "there is no epoll (another system than Linux, or gevent)"
+        if not host.lets_go or host.fd is None:
+            return f"{host.name or 'this server'} does not give plain connections away"
+        if self._undone >= MAX_UNDONE:
+            return f"that had to be undone {self._undone} times"
+        return None
+
+
+def _descriptors() -> str:
+    resource: Any = importlib.import_module("resource")  # there where there is epoll
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return f"this process may have {most} descriptors (ulimit -n), and each takes one"
+
+
+choice = PerProcess(Choice)
+"""This process's."""

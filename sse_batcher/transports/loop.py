@@ -1,0 +1,266 @@
+"""The loop: one thread a process, which writes to all detached streams.
+
+Any thread hands a connection over by `adopt`, and leaves notes by `post`; everything else runs on the loop's thread. It
+is there while there are streams. If it dies it is replaced, and its connections are closed: the clients come back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import NamedTuple
+
+from ..client import Client
+from ..host import Host
+from ..hub import Hub
+from ..process import PerProcess
+from ..worker import Worker
+from .group import AT_ONCE, LEFT, Connection, Group, Owner
+from .sending import hang_up
+from .takeover import Taken
+
+_log = logging.getLogger("sse_batcher.transports.loop")
+
+TICK = 0.2
+"""Seconds between two looks at whether the server is stopping, and at the time."""
+
+ROUND = 1.0
+"""Seconds in which each connection is looked at once."""
+
+PAUSE = 0.00005
+"""Seconds in which other threads get the interpreter's lock. They have to wake up first, so letting go of it and taking
+it again at once would give them nothing."""
+
+
+class Adoption(NamedTuple):
+    """A connection that comes to the loop."""
+
+    hub: Hub
+    owner: Owner
+    client: Client
+    taken: Taken
+    host: Host
+
+
+class Loop:
+    """The detached streams of one process. `clock` is in seconds, from any start."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.sends = 0
+        self._connections: dict[int, Connection] = {}
+        self._groups: dict[tuple[Hub, frozenset[str], bool, bool], Group] = {}
+        self._inbox: deque[Adoption | Connection | Group] = deque()  # its single steps are atomic
+        self._running: deque[tuple[Connection | Group, Iterator[None]]] = deque()
+        self._host: Host | None = None  # of the newest stream: one process, one server
+        self._epoll = select.epoll()
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._bell, select.EPOLLIN)
+        self._rung = False
+        self._next_tick = 0.0
+        self._round: Iterator[Connection] = iter(())
+        self._parked = True  # the thread is not there, or about to end
+        self._worker = Worker(self, "sse_batcher-loop")
+        self._worker.stop()  # its thread ends whenever no stream is left, and is started by the next one
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    @property
+    def restarts(self) -> int:
+        """How often the dead thread was started again."""
+        return self._worker.restarts
+
+    # -- any thread ----------------------------------------------------------------------------------------------------
+
+    def can_run(self) -> bool:
+        """Whether there is a thread, or can be: there is none any more when the process ends."""
+        self._awake()
+        return self._worker.ensure()
+
+    def adopt(self, adoption: Adoption) -> None:
+        """Go on with this stream, whose client nobody else drives from now on."""
+        self.post(adoption)
+
+    def post(self, item: Adoption | Connection | Group) -> None:
+        """Have it served soon. Never waits."""
+        self._inbox.append(item)
+        # The note first: who finds the bell rung has been in time, since the thread clears that before it looks.
+        if not self._rung:
+            self._rung = True
+            os.eventfd_write(self._bell, 1)
+        if self._parked:
+            self._awake()
+            self._worker.ensure()
+
+    def _awake(self) -> None:
+        if self._parked:
+            self._parked = False
+            self._worker.wake()
+
+    # -- for connections and groups ------------------------------------------------------------------------------------
+
+    def watch(self, connection: Connection, *, for_room: bool) -> None:
+        events = select.EPOLLRDHUP | (select.EPOLLOUT if for_room else 0)
+        self._epoll.modify(connection.fd, events)
+
+    def forget(self, connection: Connection) -> None:
+        del self._connections[connection.fd]
+        with suppress(OSError):
+            # Not left to the end of the descriptor: a child that was forked may have it, too.
+            self._epoll.unregister(connection.fd)
+        self._leave(connection.group)
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def work(self) -> float | None:
+        """One turn of the thread, for `Worker`."""
+        if self._is_idle():
+            self._parked = True
+            if self._is_idle():
+                return None
+            self._parked = False
+        try:
+            self.turn(TICK)
+        except BaseException:
+            self._give_up()
+            raise
+        return 0.0
+
+    def turn(self, patience: float) -> None:
+        """Wait up to `patience` seconds for something to do, and do some of it."""
+        for fd, events in self._epoll.poll(0 if self._running or self._inbox else patience):
+            if fd == self._bell:
+                os.eventfd_read(fd)
+                self._rung = False
+            else:
+                self._tell(self._connections[fd], events)
+        while self._inbox:
+            item = self._inbox.popleft()
+            found = self._take_in(item) if isinstance(item, Adoption) else item
+            if found is not None:
+                self._running.append((found, found.serve()))
+        now = self.clock()
+        if now >= self._next_tick:
+            self._next_tick = now + TICK
+            self.tick(now)
+        if self.sends >= AT_ONCE:
+            time.sleep(PAUSE)
+        self.sends = 0
+        while self._running and self.sends < AT_ONCE:
+            self._go_on(*self._running.popleft())
+
+    def tick(self, now: float) -> None:
+        """Look at the time that is left, and at whether the server is stopping."""
+        if self._host is not None and self._host.is_stopping():
+            for owner in {id(group.owner): group.owner for group in self._groups.values()}.values():
+                owner.drain()
+        for group in list(self._groups.values()):
+            group.look()
+        # Some at each tick, all in a round.
+        some = list(islice(self._round, 1 + int(len(self._connections) * TICK / ROUND)))
+        if not some:
+            self._round = iter(list(self._connections.values()))
+        for connection in some:
+            connection.look(now)
+
+    def _is_idle(self) -> bool:
+        return not (self._connections or self._inbox or self._running)
+
+    def _tell(self, connection: Connection, events: int) -> None:
+        if connection.dismissed == LEFT:
+            return  # told already, and only its group keeps it
+        if events & ~select.EPOLLOUT:
+            connection.dismissed = LEFT
+        else:
+            connection.has_room()
+        self._running.append((connection, connection.serve()))
+
+    def _go_on(self, item: Connection | Group, steps: Iterator[None]) -> None:
+        try:
+            for _ in steps:
+                self._running.append((item, steps))
+                return
+        except Exception:
+            _log.exception("a detached stream failed: it is closed, and its client comes back")
+            lost = [item] if isinstance(item, Connection) else self._connections_of(item)
+            for connection in lost:
+                connection.close(LEFT)
+
+    def _take_in(self, adoption: Adoption) -> Connection | None:
+        """None if the client has left meanwhile."""
+        hub, owner, client, taken, self._host = adoption
+        key = (hub, frozenset(client.channels), client.batches, taken.chunked)
+        group = self._groups.get(key) or Group(self, hub, owner, client, chunked=taken.chunked)
+        connection = Connection(client, group, taken)
+        if not hub.replace(client, connection, group):
+            hang_up(taken.fd)
+            return None
+        self._groups[key] = group
+        self._connections[taken.fd] = connection
+        group.connections += 1
+        try:
+            _prepare(taken.fd)
+            self._epoll.register(taken.fd, select.EPOLLRDHUP)
+        except OSError as error:
+            _log.warning("a detached stream cannot be watched, and is closed: %s", error)
+            connection.close(LEFT)
+        return connection
+
+    def _leave(self, group: Group) -> None:
+        group.connections -= 1
+        if not group.connections:
+            del self._groups[group.hub, frozenset(group.channels), group.batches, group.chunked]
+            group.hub.unlist(group)
+
+    def _connections_of(self, group: Group) -> list[Connection]:
+        return [connection for connection in self._connections.values() if connection.group is group]
+
+    def _give_up(self) -> None:
+        """The last act of a thread that dies: whose streams it has left in the middle is not known."""
+        for hub in {group.hub for group in self._groups.values()}:
+            hub.thread_restarts += 1
+        self._running.clear()
+        for connection in list(self._connections.values()):
+            connection.close(LEFT)
+
+    # -- a forked child ------------------------------------------------------------------------------------------------
+
+    def let_go(self) -> None:
+        """Close what a child has inherited: as long as it is open here, no client sees the end of its stream there."""
+        adoptions = [item.taken.fd for item in self._inbox if isinstance(item, Adoption)]
+        for fd in (*self._connections, *adoptions, self._bell):
+            with suppress(OSError):
+                os.close(fd)
+        self._epoll.close()
+
+
+def _prepare(fd: int) -> None:
+    """Set the modes of a connection that is ours."""
+    os.set_blocking(fd, False)
+    connection = socket.socket(fileno=fd)
+    try:
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    finally:
+        connection.detach()
+
+
+loop = PerProcess(Loop)
+"""This process's."""
+
+
+def _let_go_of_parents() -> None:
+    for parents in loop.left_behind():
+        parents.let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_of_parents)

@@ -1,0 +1,213 @@
+"""Taking a connection over from the server, in the middle of its response.
+
+The server's thread that serves the request calls all of this, one step after the other, and believes to talk to the
+client: until `finish` or `undo` its descriptor leads to us, so that we get the head that it writes, with all that
+middleware has put in, and see how it frames the body. Nothing of the server is patched.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import socket
+import threading
+import time
+from contextlib import suppress
+from typing import NamedTuple
+
+from ..host import duplicate
+from .sending import FLAGS, send, taken
+
+PATIENCE = 2.0
+"""Seconds for a server that writes from another thread."""
+
+LONGEST_PRELUDE = 16_384
+"""Bytes that may be given to the server as the first of the body. With the head, they have to fit into a socket's
+buffer: nobody reads from it while the server writes."""
+
+LONGEST_HEAD = 65_536
+
+_END_OF_HEAD = b"\r\n\r\n"
+_STATUS = re.compile(rb"HTTP/1\.[01] 200[ \r]")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
+
+
+class Taken(NamedTuple):
+    """A connection that is ours: its descriptor, what the client has to be sent first, and how the body is framed."""
+
+    fd: int
+    unsent: bytes
+    chunked: bool
+
+
+class TakeOver:
+    """One response that is being diverted.
+
+    `fd` is the server's descriptor of the connection, as `host.find_host` gives it. Raises `OSError` where there are no
+    descriptors left, or this is no connection; nothing has changed then.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._maker = _me()
+        self._read = b""
+        self._connection = duplicate(fd)
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:
+            os.close(self._connection)
+            raise
+        try:
+            # As the server has set its own: one that does not block stays so.
+            os.set_blocking(theirs.fileno(), os.get_blocking(fd))
+            # `socket.setdefaulttimeout` would have it wait for what is not there.
+            ours.setblocking(False)
+            self._diverted = os.fstat(theirs.fileno())
+            os.dup2(theirs.fileno(), fd, inheritable=False)
+        except OSError:
+            os.close(self._connection)
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._tap = ours
+        self._over = False
+
+    def finish(self, prelude: bytes, *, at_once: bool) -> Taken | None:
+        """Take the connection, if the server has written a head and this prelude, and nothing else. None if it has not.
+
+        Undone then; the stream goes on attached. `at_once`: the server writes in this thread, so what is not there by
+        now will not come: something between it and us has asked for more before it has passed on what it had.
+        """
+        deadline = time.monotonic() + (0.0 if at_once else PATIENCE)
+        try:
+            while not (found := self._look(prelude)):
+                rest = deadline - time.monotonic()
+                if rest <= 0 or not _readable(self._tap, rest):
+                    raise _OtherwiseError
+        except (_OtherwiseError, OSError):
+            self.undo()
+            return None
+        self._over = True
+        self._tap.close()
+        return Taken(self._connection, self._read, found == "chunked")
+
+    def undo(self) -> None:
+        """Give the connection back, and send what the server has written meanwhile.
+
+        Where its descriptor is no longer what we have put there, the server has closed it: so do we. Idempotent.
+        """
+        if self._over:
+            return
+        self._over = True
+        try:
+            with suppress(OSError):  # closed: so will be the connection
+                if os.path.samestat(os.fstat(self._fd), self._diverted):
+                    os.dup2(self._connection, self._fd, inheritable=False)
+                    self._drain()  # after that: now nobody can write to the tap any more
+                    self._pass_on()
+        finally:
+            os.close(self._connection)
+            self._tap.close()
+
+    def drop(self) -> None:
+        """Who would have finished or undone it is gone. For the garbage collector, in any thread.
+
+        Undone; but in a forked child, or in another thread, the server's own may be closing the descriptor at this
+        moment, so that is not touched: the server finds that the client has hung up.
+        """
+        if self._maker == _me():
+            self.undo()
+        elif not self._over:
+            self._over = True
+            os.close(self._connection)
+            self._tap.close()
+
+    def _look(self, prelude: bytes) -> str | None:
+        is_open = self._drain()
+        found = _framing(self._read, prelude)
+        if found is None and not is_open:
+            raise _OtherwiseError
+        return found
+
+    def _drain(self) -> bool:
+        """Read all that there is in the tap. False at its end: the server has closed the connection."""
+        with suppress(BlockingIOError):
+            while text := self._tap.recv(65_536):
+                self._read += text
+            return False
+        return True
+
+    def _pass_on(self) -> None:
+        """Send the client what was read. Without a change of the connection's modes, which the server has set."""
+        while self._read:
+            sent = taken(send(self._connection, self._read, len(self._read), FLAGS))
+            if sent is None:
+                return  # the client is gone, as the server will see itself
+            if sent == 0 and not _writable(self._connection, PATIENCE):
+                # It takes nothing. What the server sends next must not follow upon a gap.
+                with socket.socket(fileno=os.dup(self._connection)) as connection:
+                    connection.shutdown(socket.SHUT_RDWR)
+                return
+            self._read = self._read[sent:]
+
+
+class _OtherwiseError(Exception):
+    """What the server has written is not what was expected, or did not come."""
+
+
+def _framing(text: bytes, prelude: bytes) -> str | None:
+    """How the body is framed: ``chunked`` or ``plain``; None while not all of it is there. Raises `_OtherwiseError`."""
+    head, end, body = text.partition(_END_OF_HEAD)
+    if not end:
+        if len(text) > LONGEST_HEAD:
+            raise _OtherwiseError
+        return None
+    headers = {name.strip().lower(): value.strip().lower() for name, _, value in _fields(head)}
+    encoding = headers.get(b"transfer-encoding", b"")
+    if (
+        not _STATUS.match(head)
+        or not headers.get(b"content-type", b"").startswith(b"text/event-stream")
+        or not headers.keys().isdisjoint({b"content-length", b"content-encoding"})
+        or encoding not in {b"", b"chunked"}
+    ):
+        raise _OtherwiseError
+    expected = prelude
+    if encoding:
+        size = _CHUNK_SIZE.match(body)
+        if size is None:
+            if len(body) > len(b"12345678\r\n"):
+                raise _OtherwiseError
+            return None
+        if int(size[1], 16) != len(prelude):
+            raise _OtherwiseError
+        expected = size[0] + prelude + b"\r\n"
+    if body == expected:
+        return "chunked" if encoding else "plain"
+    if not expected.startswith(body):
+        raise _OtherwiseError
+    return None
+
+
+def _me() -> tuple[int, int]:
+    """This process, and this thread of it."""
+    return os.getpid(), threading.get_ident()
+
+
+def _fields(head: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    return [line.partition(b":") for line in head.split(b"\r\n")[1:]]
+
+
+def _readable(tap: socket.socket, patience: float) -> bool:
+    return _is_ready(tap.fileno(), select.POLLIN, patience)
+
+
+def _writable(fd: int, patience: float) -> bool:
+    return _is_ready(fd, select.POLLOUT, patience)
+
+
+def _is_ready(fd: int, event: int, patience: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, event)
+    return bool(poll.poll(1000 * patience))

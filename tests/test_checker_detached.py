@@ -1,0 +1,280 @@
+"""Nothing is lost silently on detached streams either: `tests.test_checker`, with the loop as one more thread.
+
+The network is ours: a connection has room for a few hundred bytes, so that frames are cut in the middle all the time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+from collections.abc import Callable
+from itertools import count, product
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
+
+from sse_batcher.hub import Hub
+from sse_batcher.transports.group import Group
+from sse_batcher.transports.loop import Adoption, Loop
+from sse_batcher.transports.takeover import Taken
+from sse_batcher.wire import chunk
+
+from .checker import Facts, Violation
+from .test_checker import AT_ONCE, WAITING, Interleavings, Record, Turns, Viewer
+
+ROOM = 300
+"""Bytes that a connection takes before it is full."""
+
+
+class Pipe:
+    """A connection, as both ends know it: what is on its way, and what was known when it was sent."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[bytes, Facts]] = []
+        self.left = False  # the client
+        self.closed = False  # by the server
+
+    @property
+    def on_its_way(self) -> bytes:
+        return b"".join(data for data, _ in self.parts)
+
+    @property
+    def room(self) -> int:
+        return max(0, ROOM - len(self.on_its_way))
+
+
+class Network:
+    """What the loop asks of the system: sockets, and an epoll of them."""
+
+    FULL, GONE = -1, -2
+
+    def __init__(self, turns: Turns, facts: Callable[[], Facts]) -> None:
+        self._turns = turns
+        self._facts = facts
+        self._pipes: dict[int, Pipe] = {}
+        self._numbers = count(10**6)  # no real descriptor's
+        self._watched: dict[int, int] = {}
+
+    def open(self) -> tuple[int, Pipe]:
+        fd, pipe = next(self._numbers), Pipe()
+        self._pipes[fd] = pipe
+        return fd, pipe
+
+    def send(self, fd: int, data: bytes, size: int, flags: int) -> int:
+        self._turns.place()
+        pipe = self._pipes[fd]
+        assert size == len(data)
+        assert not pipe.closed
+        if pipe.left:
+            return self.GONE
+        part = data[: pipe.room]
+        pipe.parts.append((part, self._facts()))
+        return len(part) if part or not data else self.FULL
+
+    def taken(self, sent: int) -> int | None:
+        return {self.FULL: 0, self.GONE: None}.get(sent, sent)
+
+    def hang_up(self, fd: int) -> None:
+        assert not self._pipes[fd].closed
+        self._pipes[fd].closed = True
+
+    def register(self, fd: int, events: int) -> None:
+        self._watched[fd] = events
+
+    modify = register
+
+    def unregister(self, fd: int) -> None:
+        del self._watched[fd]
+
+    def close(self) -> None:
+        pass
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        self._turns.place()
+        happened = []
+        for fd, events in self._watched.items():
+            pipe = self._pipes[fd]
+            left = select.EPOLLRDHUP if pipe.left else 0
+            happened.append((fd, left | (events & select.EPOLLOUT if pipe.room else 0)))
+        return [(fd, events) for fd, events in happened if events]
+
+
+class SteppedLoop(Loop):
+    """One that somebody else steps."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(lambda: 0.0)
+        self._epoll.close()
+        self._epoll = network  # type: ignore[assignment]
+        self._parked = False
+        self._worker = SimpleNamespace(ensure=lambda: True)  # type: ignore[assignment]
+        self._steps = False
+
+    def run(self) -> None:
+        """Until there is nothing left to do. By one thread at a time, as a loop is."""
+        if not self._steps:
+            self._steps = True
+            try:
+                while self._running or self._inbox or self._epoll.poll(0):
+                    self.turn(0)
+            finally:
+                self._steps = False
+
+
+class DetachedViewer(Viewer):
+    """As the other, at the end of a connection that has little room."""
+
+    def __init__(
+        self, hub: Hub, record: Record, channels: tuple[str, ...], loop: SteppedLoop, network: Network, *, chunked: bool
+    ) -> None:
+        super().__init__(hub, record, channels)
+        self._loop = loop
+        self._network = network
+        self._chunked = chunked
+        self._chunks = b""
+        self._pipe: Pipe | None = None
+
+    def connect(self, cursor: str | None, batches: bool) -> None:
+        with self._alone() as alone:
+            if not alone:
+                return
+            self._leave(0, 0)
+            asked = self._browser.connect(cursor, batches=batches)
+            self._told_to_end = False
+            client = self._client = self._hub.connect(self.channels, asked, batches=batches)
+            fd, self._pipe = self._network.open()
+            first = next(client)
+            taken = Taken(fd, chunk(first) if self._chunked else first, self._chunked)
+            self._loop.adopt(Adoption(self._hub, SimpleNamespace(drain=None), client, taken, HOST))
+
+    def take(self, most: int) -> None:
+        with self._alone() as alone:
+            while alone and most > 0 and self._pipe is not None:
+                most -= 1
+                self._loop.run()
+                ends = [match.end() for match in re.finditer(b"\n\n(\r\n)?", self._pipe.on_its_way)]
+                self._arrive(ends[0] if ends else ROOM)
+                self._loop.run()
+                if not self._pipe.on_its_way:
+                    if self._pipe.closed:
+                        if not self._told_to_end:
+                            raise Violation("end", f"nobody told it to: {self.life[-1]}")
+                        self._leave(0, 0)
+                    return
+
+    def take_all(self) -> None:
+        self.take(100 * len(self._record.sent) + 100)
+        if self._pipe is not None:
+            if self._told_to_end:
+                raise Violation("end", f"it was told to end, and goes on: {self.life[-1]}")
+            if self._pipe.on_its_way:
+                raise Violation("duplicate", f"there is no end of {self.life[-1]}")
+            self.life[-1].drained = len(self._record.sent)
+
+    def end(self) -> None:
+        self.kick()  # one that is detached ends with all others, or so
+
+    def _leave(self, blocks: int, more: int) -> None:
+        if self._pipe is not None:
+            ends = [0] + [match.end() for match in re.finditer(b"\n\n", self._pipe.on_its_way)]
+            self._arrive(ends[min(blocks, len(ends) - 1)] + more)
+            self._pipe.left = True
+        self._client = self._pipe = None
+        self._chunks = b""
+
+    def _arrive(self, size: int) -> None:
+        assert self._pipe is not None
+        while size > 0 and self._pipe.parts:
+            data, self._facts = self._pipe.parts.pop(0)
+            if len(data) > size:
+                self._pipe.parts.insert(0, (data[size:], self._facts))
+            text = self._dechunk(data[:size]) if self._chunked else data[:size]
+            self.ids += [event.id for event in self._browser.feed(text)]
+            size -= len(data)
+
+    def _dechunk(self, data: bytes) -> bytes:
+        self._chunks += data
+        text = b""
+        while match := re.match(rb"([0-9a-f]+)\r\n", self._chunks):
+            end = match.end() + int(match[1], 16)
+            if len(self._chunks) < end + 2:
+                break
+            assert self._chunks[end : end + 2] == b"\r\n"
+            text += self._chunks[match.end() : end]
+            self._chunks = self._chunks[end + 2 :]
+        return text
+
+
+def stepped(name: str, turns: Turns) -> property:
+    """An attribute; before it is written, another thread may come in."""
+
+    def write(owner: Any, value: Any) -> None:
+        turns.place()
+        owner.__dict__[name] = value
+
+    return property(lambda owner: owner.__dict__[name], write)
+
+
+HOST: Any = SimpleNamespace(is_stopping=lambda: False)
+
+
+class DetachedInterleavings(Interleavings):
+    """The same hub, viewers at the loop's connections, and the loop. Two of them are in one group."""
+
+    CHANNELS = (("a",), ("a",), ("a", "b"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others = [self.loop.run]
+
+    def viewer(self, channels: tuple[str, ...]) -> Viewer:
+        if not hasattr(self, "loop"):
+            self.network = Network(self.turns, self.record.facts)
+            self.loop = SteppedLoop(self.network)
+            for name in ("send", "taken", "hang_up"):
+                self.patch.setattr(f"sse_batcher.transports.group.{name}", getattr(self.network, name))
+            self.patch.setattr("sse_batcher.transports.loop.hang_up", self.network.hang_up)
+            self.patch.setattr("sse_batcher.transports.loop._prepare", lambda fd: None)
+            self.patch.setattr("sse_batcher.transports.group.AT_ONCE", 1)  # a turn for others after each send
+            for name in ("_told", "_first"):
+                self.patch.setattr(Group, name, stepped(name, self.turns), raising=False)
+        return DetachedViewer(self.hub, self.record, channels, self.loop, self.network, chunked="b" in channels)
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            os.close(self.loop._bell)
+
+    def leave_all(self) -> None:
+        super().leave_all()
+        self.loop.run()
+        assert (len(self.loop), self.loop._groups, self.hub._members, self.hub._listeners) == (0, {}, {}, {})
+
+
+def test_of_all_interleavings_with_one_switch_none_breaks_the_promise() -> None:
+    for waiting, thing, turns in product(
+        WAITING, AT_ONCE, [*([n] for n in range(16)), *([100, 0, n] for n in range(16)), *([100, n] for n in range(16))]
+    ):
+        machine = DetachedInterleavings()
+        try:
+            machine.at_once(0, waiting, [thing], True, turns)
+            machine.at_once(2, waiting, [thing], False, turns)
+        except Violation as violation:
+            raise AssertionError(f"at_once(0, {waiting}, {[thing]}, ..., {turns})") from violation
+        finally:
+            machine.teardown()
+
+
+@pytest.mark.timeout(180)  # to find a small example, where there is one
+class TestDetachedInterleavings(DetachedInterleavings.TestCase):  # type: ignore[misc, valid-type]
+    settings = settings(
+        max_examples=400,
+        stateful_step_count=12,
+        deadline=None,
+        report_multiple_bugs=False,
+        phases=[Phase.reuse, Phase.generate, Phase.shrink],
+    )

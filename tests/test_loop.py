@@ -1,0 +1,628 @@
+"""The loop: what one thread writes to many connections. Stepped by the test, on real sockets and a clock of ours."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sse_batcher import HistoryOptions, SSEManager
+from sse_batcher.event import Batch, Event
+from sse_batcher.history import MAX_FLOORS
+from sse_batcher.transports import group as groups
+from sse_batcher.transports.loop import TICK, Adoption, Loop
+from sse_batcher.transports.takeover import Taken
+from sse_batcher.wire import LAST_CHUNK, Frame, chunk
+
+from .sse_parser import ServerEvent, parse
+from .test_ending import Clock
+from .test_hub import Delivery
+
+PATIENCE = 10.0
+
+
+class Stopping:
+    """A server that is told to stop, and the manager that is told of it."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self.drained = 0
+
+    def is_stopping(self) -> bool:
+        return self.stopping
+
+    def drain(self) -> None:
+        self.drained += 1
+
+
+class SteppedLoop(Loop):
+    """One without a thread."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
+        self._parked = False
+        self._worker = SimpleNamespace(ensure=lambda: True)  # type: ignore[assignment]
+
+    def run(self) -> None:
+        """Until there is nothing left to do at this time."""
+        self.turn(0)
+        while self._running or self._inbox or self._epoll.poll(0):
+            self.turn(0)
+
+
+class Site:
+    """A hub, a loop, and clients at the other end of its connections."""
+
+    def __init__(self, **options: Any) -> None:
+        self.clock = Clock()
+        history = options.pop("history", None)
+        self.delivery = Delivery(history, **options)
+        self.hub = self.delivery.hub
+        self.hub.clock = self.clock
+        self.loop = SteppedLoop(self.clock)
+        self.host: Any = Stopping()
+        self._sockets: list[socket.socket] = []
+
+    def connect(
+        self,
+        *channels: str,
+        cursor: str | None = None,
+        batches: bool = True,
+        chunked: bool = False,
+        small: bool = False,
+    ) -> socket.socket:
+        """The client's end of a stream that is detached, after its first block. `small`: its buffers hold little."""
+        client = self.hub.connect(channels or ("default",), cursor, batches=batches)
+        first = next(client)
+        ours, theirs = socket.socketpair()
+        self._sockets.append(theirs)
+        theirs.setblocking(False)
+        if small:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        taken = Taken(ours.detach(), chunk(first) if chunked else first, chunked)
+        self.loop.adopt(Adoption(self.hub, self.host, client, taken, self.host))
+        self.loop.run()
+        assert theirs.recv(len(taken.unsent)) == taken.unsent
+        return theirs
+
+    def deliver(self, times: int = 1, data: Any = None, channel: str = "default") -> None:
+        self.delivery.deliver(times, data, channel)
+        self.loop.run()
+
+    def wait(self, seconds: float) -> None:
+        """As long as there are ticks for."""
+        for _ in range(round(seconds / TICK)):
+            self.clock.now += TICK
+            self.loop.run()
+
+    def close(self) -> None:
+        for connection in self._sockets:
+            connection.close()
+        self.loop.run()
+        os.close(self.loop._bell)
+        assert len(self.loop) == 0
+        assert self.loop._groups == {}
+        assert (self.hub._members, self.hub._listeners) == ({}, {})
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Site]]:
+    sites: list[Site] = []
+
+    def make_one(**options: Any) -> Site:
+        sites.append(Site(**options))
+        return sites[-1]
+
+    yield make_one
+    for site in sites:
+        site.close()
+
+
+@pytest.fixture
+def site(make: Callable[..., Site]) -> Site:
+    return make()
+
+
+def read(connection: socket.socket) -> bytes:
+    """All there is."""
+    data = b""
+    with suppress(BlockingIOError):
+        while part := connection.recv(1_000_000):
+            data += part
+    return data
+
+
+def has_ended(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+def events(connection: socket.socket) -> list[ServerEvent]:
+    return list(parse(read(connection)))
+
+
+def numbers(connection: socket.socket) -> list[Any]:
+    return [json.loads(event.data) for event in events(connection)]
+
+
+class Sends:
+    """What is sent, and to which descriptor."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.all: list[tuple[int, bytes]] = []
+        self._send = groups.send
+        monkeypatch.setattr(groups, "send", self)
+
+    def __call__(self, fd: int, data: bytes, size: int, flags: int) -> int:
+        self.all.append((fd, data))
+        return self._send(fd, data, size, flags)
+
+
+# -- what is sent ------------------------------------------------------------------------------------------------------
+
+
+def test_who_asks_for_the_channel_gets_its_frames_and_broadcasts(site: Site) -> None:
+    one, two = site.connect("a"), site.connect("a", "b")
+    site.deliver(1, "to a", "a")
+    site.deliver(1, "to b", "b")
+    site.deliver(1, "to all", "*")
+    assert (numbers(one), numbers(two)) == (["to a", "to all"], ["to a", "to b", "to all"])
+
+
+def test_all_with_the_same_channels_are_sent_the_same_bytes_object(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(5):
+        site.connect("a", chunked=True)
+    sends = Sends(monkeypatch)
+    site.deliver(1, channel="a")
+    assert len(sends.all) == 5
+    assert len({id(data) for _, data in sends.all}) == 1
+
+
+def test_frames_that_wait_together_go_out_in_one_piece(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = site.connect()
+    sends = Sends(monkeypatch)
+    site.delivery.deliver(10)
+    site.loop.run()
+    assert len(sends.all) == 1
+    assert numbers(client) == list(range(1, 11))
+
+
+def test_each_frame_is_a_chunk_where_the_head_says_chunked(site: Site) -> None:
+    client = site.connect(chunked=True)
+    site.deliver(2, "x")
+    blocks = [f'event: t\ndata: "x"\nid: x-{number}\n\n'.encode() for number in (1, 2)]
+    assert read(client) == b"".join(map(chunk, blocks))
+
+
+def test_who_knows_no_batches_gets_each_event_as_its_own_block(site: Site) -> None:
+    client = site.connect(batches=False)
+    batched = tuple(Event("t", "default", str(number)) for number in (1, 2, 3))
+    site.delivery.position += 1
+    site.hub.deliver(Frame(Batch("default", "t", batched, "manual", 0), 1, "x-1"))
+    site.loop.run()
+    assert [(event.data, event.id) for event in events(client)] == [("1", "x-1.1"), ("2", "x-1.2"), ("3", "x-1")]
+
+
+def test_a_client_that_returns_is_sent_what_it_has_missed_and_then_lives_on(site: Site) -> None:
+    site.deliver(600)
+    client = site.connect(cursor="x-3")
+    site.deliver()
+    assert read_again(site, client) == list(range(4, 602))
+
+
+def read_again(site: Site, client: socket.socket) -> list[Any]:
+    """All that comes while the loop goes on."""
+    data = b""
+    while part := read(client):
+        data += part
+        site.loop.run()
+    return [json.loads(event.data) for event in parse(data) if event.type == "t"]
+
+
+def test_what_was_delivered_between_the_first_block_and_the_take_over_is_sent(site: Site) -> None:
+    client = site.hub.connect(("default",))
+    first = next(client)
+    site.delivery.deliver(3)  # queued, as for an attached one
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    site.loop.adopt(Adoption(site.hub, site.host, client, Taken(ours.detach(), first, False), site.host))
+    site.delivery.deliver(2)
+    site.loop.run()
+    assert numbers(theirs)[1:] == [1, 2, 3, 4, 5]
+    theirs.close()
+
+
+def test_a_quiet_channel_has_no_gap_where_others_are_many(make: Callable[..., Site]) -> None:
+    site = make(history=HistoryOptions(history_frames=10))
+    client = site.connect("quiet")
+    site.deliver(1, "first", "quiet")
+    for number in range(MAX_FLOORS + 50):
+        site.delivery.deliver(1, channel=f"other{number}")
+    site.wait(15)  # a heartbeat must not look at the history either
+    site.deliver(1, "second", "quiet")
+    assert [event.type for event in events(client)] == ["t", "t"]
+
+
+def test_a_lost_frame_is_told_to_all_and_they_live_on(site: Site) -> None:
+    one, two = site.connect(), site.connect()
+    site.deliver()
+    site.delivery.position += 1
+    site.hub.lose("default", site.delivery.position)
+    site.loop.run()
+    site.wait(15)
+    site.deliver()
+    for client in (one, two):
+        got = events(client)
+        assert [event.type for event in got] == ["t", "sse_gap", "t"]
+        assert [json.loads(event.data).get("reason") for event in got[1:2]] == ["publish_failed"]
+        assert [event.id for event in got] == ["x-1", "x-2", "x-3"]
+
+
+def test_who_joins_where_the_group_has_not_been_and_takes_nothing_then_stands_where_he_joined(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = site.connect()
+    site.deliver()
+    site.delivery.position += 1
+    site.hub.lose("default", site.delivery.position)
+    site.loop.run()  # told of the gap, he is at 2, and the group still at 1
+    read(client)
+    monkeypatch.setattr(groups, "send", lambda *_: -1)
+    monkeypatch.setattr(groups, "taken", lambda sent: 0)
+    site.delivery.deliver()
+    site.loop.turn(0)
+    site.loop.turn(0)
+    monkeypatch.undo()
+    site.loop.run()
+    assert [(event.type, event.id) for event in events(client)] == [("t", "x-3")]
+
+
+# -- clients that are slow ---------------------------------------------------------------------------------------------
+
+
+def test_a_client_that_does_not_read_holds_up_nobody_and_gets_all_in_the_end(site: Site) -> None:
+    slow, quick = site.connect(small=True), site.connect()
+    for _ in range(20):
+        site.deliver(1, "x" * 2_000)
+    assert len(events(quick)) == 20
+    assert site.hub.count()["clients_by_state"] == {"live": 1, "behind": 1}
+    assert site.hub.count()["overflows"] == 1
+    assert read_again(site, slow) == ["x" * 2_000] * 20
+    site.deliver()
+    assert (numbers(slow), numbers(quick)) == ([21], [21])
+    assert site.hub.count()["clients_by_state"] == {"live": 2, "behind": 0}
+
+
+def test_a_client_that_reads_too_late_is_told_between_two_frames(make: Callable[..., Site]) -> None:
+    site = make(history=HistoryOptions(history_frames=5))
+    slow = site.connect(small=True)
+    for _ in range(40):
+        site.deliver(1, "x" * 1_500)
+    data = b""
+    while part := read(slow):
+        data += part
+        site.loop.run()
+    got = list(parse(data))
+    frames = [event for event in got if event.type == "t"]
+    (gap,) = [event for event in got if event.type == "sse_gap"]
+    assert all(event.data == json.dumps("x" * 1_500) for event in frames)  # also the one that was cut
+    assert got[-1] is gap
+    assert gap.id == "x-40"
+    site.deliver(1, "on")
+    assert numbers(slow) == ["on"]
+
+
+def test_a_client_that_does_not_read_keeps_no_frames_but_the_one_that_was_cut(make: Callable[..., Site]) -> None:
+    site = make(history=HistoryOptions(history_frames=5))
+    for _ in range(10):
+        site.connect(small=True)
+    kept = []
+    for _ in range(100):
+        frame = site.delivery.frame("x" * 20_000)
+        kept.append(weakref.ref(frame))
+        site.hub.deliver(frame)
+        del frame
+        site.loop.run()
+    gc.collect()
+    assert sum(reference() is not None for reference in kept) == 5
+    rests = [connection.rest for connection in site.loop._connections.values()]
+    assert all(isinstance(rest, memoryview) and len(rest) < 20_100 for rest in rests)
+    assert len({id(rest.obj) for rest in rests if isinstance(rest, memoryview)}) == 1  # of the same frame, shared
+
+
+def test_a_client_that_takes_nothing_is_given_up_and_one_that_takes_little_is_not(make: Callable[..., Site]) -> None:
+    site = make(send_timeout=30.0)
+    stalled, slow = site.connect(small=True), site.connect(small=True)
+    for _ in range(20):
+        site.deliver(1, "x" * 2_000)
+    for _ in range(7):
+        assert slow.recv(6_000)
+        site.wait(5)
+    site.wait(1)
+    assert read(stalled)
+    assert has_ended(stalled)
+    assert site.hub.count()["clients"] == 1
+    assert site.delivery.left == [(1, "left")]
+
+
+def test_the_lease_of_a_stalled_client_does_not_keep_it(make: Callable[..., Site]) -> None:
+    site = make(send_timeout=30.0, max_stream_age=10.0)
+    site.connect(small=True)
+    for _ in range(20):
+        site.deliver(1, "x" * 2_000)
+    for _ in range(40):
+        site.wait(1.5)
+    assert site.hub.count()["clients"] == 0
+
+
+# -- time --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("chunked", "beat"), [(False, b":\n"), (True, b"2\r\n:\n\r\n")])
+def test_a_heartbeat_is_sent_after_a_silence(site: Site, chunked: bool, beat: bytes) -> None:
+    client = site.connect(chunked=chunked)
+    site.wait(14)
+    assert read(client) == b""
+    site.wait(1)
+    assert read(client) == beat
+    site.wait(8)
+    site.deliver()
+    assert read(client)
+    site.wait(14)
+    assert read(client) == b""
+    site.wait(1)
+    assert read(client) == beat
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_stream_ends_with_a_goodbye_when_its_lease_is_over(site: Site, chunked: bool) -> None:
+    client = site.connect(chunked=chunked)
+    site.deliver()
+    read(client)
+    site.wait(1_430)
+    assert b"sse_bye" not in read(client)
+    site.wait(371)
+    site.wait(1)
+    data = read(client)
+    assert b'data: {"reason":"lease"}\nid: x-1\n\n' in data
+    assert data.endswith(LAST_CHUNK) == chunked
+    assert has_ended(client)
+    assert site.delivery.left == [(1, "lease")]
+
+
+# -- ends --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_that_leaves_is_forgotten_at_once(site: Site) -> None:
+    client = site.connect()
+    site.connect("other")
+    client.close()
+    site.loop.run()
+    assert site.hub.count()["clients_by_channel"] == {"other": 1}
+    assert len(site.loop._groups) == 1
+
+
+def test_a_kick_ends_these_streams_and_no_others(site: Site) -> None:
+    one, two = site.connect("a"), site.connect("b")
+    site.hub.dismiss("kicked", channel="a")
+    site.delivery.deliver(1, channel="a")
+    site.loop.run()
+    assert [event.type for event in events(one)] == ["sse_bye"]
+    assert has_ended(one)
+    assert not has_ended(two)
+
+
+def test_who_is_kicked_in_the_middle_of_a_frame_gets_the_rest_of_it_and_nothing_more(site: Site) -> None:
+    client = site.connect(small=True)
+    for _ in range(20):
+        site.deliver(1, "x" * 1_500)
+    site.hub.dismiss("kicked")
+    site.loop.run()
+    data = b""
+    while part := read(client):
+        data += part
+        site.loop.run()
+    got = list(parse(data))
+    assert len(got) < 20
+    assert [event.type for event in got[-2:]] == ["t", "sse_bye"]
+    assert got[-1].id == got[-2].id
+    assert has_ended(client)
+
+
+def test_a_kick_that_comes_before_the_loop_has_the_connection_is_not_lost(site: Site) -> None:
+    client = site.hub.connect(("default",))
+    first = next(client)
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    site.loop.adopt(Adoption(site.hub, site.host, client, Taken(ours.detach(), first, False), site.host))
+    site.hub.dismiss("kicked")
+    site.loop.run()
+    assert [event.type for event in events(theirs)] == ["sse_open", "sse_bye"]
+    theirs.close()
+
+
+def test_a_client_that_is_closed_before_the_loop_has_the_connection_ends(site: Site) -> None:
+    client = site.hub.connect(("default",))
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    site.loop.adopt(Adoption(site.hub, site.host, client, Taken(ours.detach(), b"", False), site.host))
+    client.close()
+    site.loop.run()
+    assert has_ended(theirs)
+    assert len(site.loop) == 0
+    theirs.close()
+
+
+def test_at_the_end_all_get_what_is_left_and_a_goodbye(site: Site) -> None:
+    live, behind = site.connect(), site.connect(small=True)
+    for _ in range(10):
+        site.deliver(1, "x" * 2_000)
+    read(live)
+    site.delivery.deliver(1, "last")
+    site.hub.close("shutdown")
+    site.loop.run()
+    assert [event.type for event in events(live)] == ["t", "sse_bye"]
+    data = b""
+    while part := read(behind):
+        data += part
+        site.loop.run()
+    got = list(parse(data))
+    assert [event.type for event in got] == ["t"] * 11 + ["sse_bye"]
+    assert has_ended(live)
+    assert has_ended(behind)
+    assert site.hub.wait_until_left(0)
+
+
+def test_a_server_that_stops_has_its_manager_drained(site: Site) -> None:
+    site.connect()
+    site.wait(1)
+    assert site.host.drained == 0
+    site.host.stopping = True
+    site.wait(TICK)
+    assert site.host.drained == 1
+
+
+def test_one_connection_that_fails_ends_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = site.connect(), site.connect()
+    third = next(iter(site.loop._connections.values()))
+    monkeypatch.setattr(type(third), "_catch_up", fail)
+    third.group.leave(third)
+    site.loop.post(third)
+    site.loop.run()
+    monkeypatch.undo()
+    site.deliver()
+    assert has_ended(one)
+    assert numbers(two) == [1]
+
+
+def fail(*_: Any) -> bool:
+    raise ZeroDivisionError
+
+
+# -- fairness ----------------------------------------------------------------------------------------------------------
+
+
+def test_another_group_has_its_turn_while_a_large_one_is_sent_to(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "AT_ONCE", 10)
+    monkeypatch.setattr("sse_batcher.transports.loop.AT_ONCE", 10)
+    large = [site.connect("large") for _ in range(100)]
+    small = site.connect("small")
+    site.delivery.deliver(1, channel="large")
+    site.loop.turn(0)
+    site.delivery.deliver(1, channel="small")
+    site.loop.turn(0)
+    site.loop.turn(0)
+    assert numbers(small) == [2]
+    assert sum(bool(read(client)) for client in large) < 50
+    site.loop.run()
+
+
+def test_who_leaves_or_comes_while_its_group_is_sent_to_stands_where_it_should(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "AT_ONCE", 1)
+    monkeypatch.setattr("sse_batcher.transports.loop.AT_ONCE", 1)
+    clients = [site.connect() for _ in range(5)]
+    site.delivery.deliver(1)
+    site.loop.turn(0)  # the first one has it
+    site.hub.dismiss("kicked")
+    site.delivery.deliver(1)
+    site.loop.run()
+    for client in clients:
+        assert [(event.type, event.id) for event in events(client)] == [("t", "x-1"), ("sse_bye", "x-1")]
+
+
+# -- the thread --------------------------------------------------------------------------------------------------------
+
+
+class Threaded:
+    """A manager, and a loop with its thread."""
+
+    def __init__(self) -> None:
+        self.manager = SSEManager(False)
+        self.loop = Loop()
+
+    def connect(self) -> socket.socket:
+        client = self.manager.subscribe()
+        first = next(client)
+        ours, theirs = socket.socketpair()
+        theirs.settimeout(PATIENCE)
+        host: Any = Stopping()
+        hub: Any = client.home
+        assert self.loop.can_run()
+        self.loop.adopt(Adoption(hub, self.manager, client, Taken(ours.detach(), first, False), host))
+        assert theirs.recv(1_000) == first
+        return theirs
+
+
+@pytest.fixture
+def threaded() -> Iterator[Threaded]:
+    threaded = Threaded()
+    yield threaded
+    assert threaded.manager.shutdown()
+
+
+def thread() -> threading.Thread | None:
+    return next((thread for thread in threading.enumerate() if thread.name == "sse_batcher-loop"), None)
+
+
+def test_the_thread_is_there_while_there_are_streams(threaded: Threaded) -> None:
+    assert thread() is None
+    for _ in range(3):
+        client = threaded.connect()
+        running = thread()
+        assert running is not None
+        threaded.manager.enqueue("t", 1)
+        assert b"data: 1\n" in client.recv(1_000)
+        client.close()
+        running.join(PATIENCE)
+        assert not running.is_alive()
+    assert threaded.loop.restarts == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_is_replaced_and_its_clients_come_back(
+    threaded: Threaded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = threaded.connect()
+    turn, died = threaded.loop.turn, threading.Event()
+
+    def die(patience: float) -> None:
+        monkeypatch.setattr(threaded.loop, "turn", turn)
+        died.set()
+        raise SystemExit
+
+    monkeypatch.setattr(threaded.loop, "turn", die)
+    threaded.manager.enqueue("t", 1)
+    assert died.wait(PATIENCE)
+    while client.recv(1_000):
+        pass
+    client.close()
+    again = threaded.connect()
+    threaded.manager.enqueue("t", 2)
+    assert b"data: 2\n" in again.recv(1_000)
+    assert threaded.manager.get_stats().thread_restarts == 1
+    assert "died and is replaced" in caplog.text
+    again.close()
+
+
+def test_a_shutdown_waits_until_all_were_told(threaded: Threaded) -> None:
+    client = threaded.connect()
+    threaded.manager.enqueue("t", 1)
+    assert threaded.manager.shutdown(PATIENCE)
+    data = b""
+    while part := client.recv(1_000):
+        data += part
+    assert [event.type for event in parse(data)] == ["t", "sse_bye"]
+    client.close()

@@ -1,0 +1,677 @@
+"""Taking a connection over: what a server writes meanwhile, and that nothing is lost, crossed or left open."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from sse_batcher.host import HIGH
+from sse_batcher.transports import takeover
+from sse_batcher.transports.takeover import LONGEST_HEAD, LONGEST_PRELUDE, Taken, TakeOver
+from sse_batcher.wire import LAST_CHUNK, chunk
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux's /proc shows what is open")
+
+PATIENCE = 10.0
+PRELUDE = b"event: sse_open\ndata: {}\nid: x.123456789\n\n"  # its length has a letter in hexadecimal
+SSE = b"Content-Type: text/event-stream; charset=utf-8"
+CHUNKED = b"Transfer-Encoding: chunked"
+
+
+def head(*fields: bytes, status: bytes = b"HTTP/1.1 200 OK") -> bytes:
+    return b"\r\n".join((status, b"Server: x", *fields, b"", b""))
+
+
+GOOD = {
+    "plain": head(SSE, b"Connection: close") + PRELUDE,
+    "chunked": head(SSE, CHUNKED) + chunk(PRELUDE),
+    "HTTP/1.0": head(SSE, status=b"HTTP/1.0 200 OK") + PRELUDE,
+    "no reason": head(SSE, status=b"HTTP/1.1 200") + PRELUDE,
+    "upper-case": head(SSE.upper().replace(b"TEXT/EVENT-STREAM", b"Text/Event-Stream"), CHUNKED.upper())
+    + b"%X\r\n%b\r\n" % (len(PRELUDE), PRELUDE),
+    "zeros": head(SSE, CHUNKED) + b"%06x\r\n%b\r\n" % (len(PRELUDE), PRELUDE),
+    "no space": head(SSE.replace(b" ", b""), CHUNKED.replace(b" ", b"")) + chunk(PRELUDE),
+    "middleware": head(b"Set-Cookie: a=1", b"Set-Cookie: b=text/html", b"X-Empty:", SSE, CHUNKED) + chunk(PRELUDE),
+}
+
+BAD = {
+    "404": head(SSE, CHUNKED, status=b"HTTP/1.1 404 Not Found") + chunk(PRELUDE),
+    "206": head(SSE, CHUNKED, status=b"HTTP/1.1 206 Partial Content") + chunk(PRELUDE),
+    "2000": head(SSE, CHUNKED, status=b"HTTP/1.1 2000 OK") + chunk(PRELUDE),
+    "HTTP/2": head(SSE, status=b"HTTP/2 200 OK") + PRELUDE,
+    "length": head(SSE, b"content-length: %d" % len(PRELUDE)) + PRELUDE,
+    "gzip": head(SSE, CHUNKED, b"Content-Encoding: gzip") + chunk(PRELUDE),
+    "another coding": head(SSE, b"Transfer-Encoding: gzip, chunked") + chunk(PRELUDE),
+    "html": head(b"Content-Type: text/html", CHUNKED) + chunk(PRELUDE),
+    "no type": head(CHUNKED) + chunk(PRELUDE),
+    "changed": head(SSE) + PRELUDE.replace(b"{}", b"[]"),
+    "changed, chunked": head(SSE, CHUNKED) + chunk(PRELUDE.replace(b"{}", b"[]")),
+    "more": head(SSE) + PRELUDE + b"\n",
+    "more in the chunk": head(SSE, CHUNKED) + chunk(PRELUDE + b"\n"),
+    "more after the chunk": head(SSE, CHUNKED) + chunk(PRELUDE) + b"0",
+    "two chunks": head(SSE, CHUNKED) + chunk(PRELUDE[:9]) + chunk(PRELUDE[9:]),
+    "wrong size": head(SSE, CHUNKED) + b"%x\r\n%b\r\n" % (len(PRELUDE) + 2, PRELUDE),
+    "an end": head(SSE, CHUNKED) + chunk(PRELUDE) + LAST_CHUNK,
+    "no chunk": head(SSE, CHUNKED) + PRELUDE,
+    "an extension": head(SSE, CHUNKED) + b"%x;a=b\r\n%b\r\n" % (len(PRELUDE), PRELUDE),
+    "endless head": b"HTTP/1.1 200 OK\r\nX: " + b"x" * LONGEST_HEAD,
+    "no HTTP": b"\r\n\r\n" + PRELUDE,
+}
+
+every_good = pytest.mark.parametrize("response", GOOD.values(), ids=GOOD)
+
+
+def descriptors() -> list[str]:
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of the listing itself
+            found.append(f"{name} -> {os.readlink(f'/proc/self/fd/{name}')}")
+    return sorted(found)
+
+
+@pytest.fixture(autouse=True)
+def _no_descriptor_is_left() -> Iterator[None]:
+    before = descriptors()
+    yield
+    assert descriptors() == before
+
+
+def refuse(*_: Any, **__: Any) -> NoReturn:
+    raise OSError(24, "Too many open files")
+
+
+class Exchange:
+    """A connection over TCP: the server's end, by its number, and the client's."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.client = socket.create_connection(listener.getsockname(), timeout=PATIENCE)
+            server, _ = listener.accept()
+        server.settimeout(None)
+        self.fd = server.detach()
+        self.inode = os.fstat(self.fd).st_ino
+
+    def close(self) -> None:
+        self.client.close()
+        with suppress(OSError):
+            os.close(self.fd)
+
+    def write(self, text: bytes) -> None:
+        """As the server does, which knows the number and nothing else."""
+        assert os.write(self.fd, text) == len(text)
+
+    def heard(self, size: int) -> bytes:
+        """The next so many bytes that the client gets, fewer where that is the end."""
+        heard = b""
+        while len(heard) < size and (more := self.client.recv(size - len(heard))):
+            heard += more
+        return heard
+
+    def hears_nothing(self) -> bool:
+        return not select.select([self.client], [], [], 0)[0]
+
+    def is_restored(self) -> bool:
+        return os.fstat(self.fd).st_ino == self.inode
+
+    def goes_on(self, written: bytes) -> bool:
+        """Whether the client has got exactly this, and the server can go on, in both directions."""
+        self.write(b"and more")
+        self.client.sendall(b"hello")
+        heard = self.heard(len(written) + 8)
+        return self.is_restored() and heard == written + b"and more" and os.read(self.fd, 5) == b"hello"
+
+
+@pytest.fixture
+def exchange() -> Iterator[Exchange]:
+    exchange = Exchange()
+    yield exchange
+    exchange.close()
+
+
+@pytest.fixture
+def never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(*_: Any) -> NoReturn:
+        raise AssertionError("it waits")
+
+    monkeypatch.setattr(takeover, "_is_ready", wait)
+
+
+@pytest.fixture
+def on_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], list[float]]:
+    """Have this done whenever the server has to be waited for. Returns a list of how long it might take."""
+
+    def on_wait(do: Callable[[], Any]) -> list[float]:
+        waits: list[float] = []
+        readable = takeover._readable
+
+        def wait(tap: socket.socket, patience: float) -> bool:
+            waits.append(patience)
+            do()
+            return readable(tap, patience)
+
+        monkeypatch.setattr(takeover, "_readable", wait)
+        return waits
+
+    return on_wait
+
+
+# -- taken -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("never_waits")
+@pytest.mark.parametrize("at_once", [True, False])
+@every_good
+def test_a_response_as_it_should_be_is_taken(exchange: Exchange, response: bytes, at_once: bool) -> None:
+    begun = TakeOver(exchange.fd)
+    exchange.write(response)
+    assert exchange.hears_nothing()
+    taken = begun.finish(PRELUDE, at_once=at_once)
+    begun.drop()
+    assert taken is not None
+    assert (taken.unsent, taken.chunked) == (response, b"chunked" in response.lower())
+    assert exchange.hears_nothing()
+    os.write(taken.fd, b"ours")
+    assert exchange.heard(4) == b"ours"
+    os.close(taken.fd)
+
+
+def test_the_server_finds_a_client_that_has_hung_up(exchange: Exchange) -> None:
+    taken = take(exchange, GOOD["chunked"])
+    assert os.read(exchange.fd, 1) == b""
+    with pytest.raises(BrokenPipeError):
+        os.write(exchange.fd, LAST_CHUNK)
+    os.close(exchange.fd)
+    os.write(taken.fd, b"ours")
+    assert exchange.heard(4) == b"ours"
+    os.close(taken.fd)
+    assert exchange.heard(1) == b""
+
+
+def take(exchange: Exchange, response: bytes) -> Taken:
+    begun = TakeOver(exchange.fd)
+    exchange.write(response)
+    taken = begun.finish(PRELUDE, at_once=True)
+    assert taken is not None
+    return taken
+
+
+def test_the_connection_gets_a_high_number_and_is_not_inherited(exchange: Exchange) -> None:
+    taken = take(exchange, GOOD["plain"])
+    assert taken.fd >= HIGH == 1024
+    assert not os.get_inheritable(taken.fd)
+    assert not os.get_inheritable(exchange.fd)
+    os.close(taken.fd)
+
+
+def test_where_high_numbers_are_forbidden_it_gets_a_low_one(exchange: Exchange) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (HIGH, limits[1]))
+    try:
+        taken = take(exchange, GOOD["plain"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert taken.fd < HIGH
+    assert not os.get_inheritable(taken.fd)
+    os.close(taken.fd)
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_the_longest_prelude_fits_into_what_nobody_reads_yet(exchange: Exchange, chunked: bool) -> None:
+    prelude = b"x" * LONGEST_PRELUDE
+    os.set_blocking(exchange.fd, False)  # else this would hang
+    begun = TakeOver(exchange.fd)
+    exchange.write(head(SSE, *[CHUNKED] * chunked, b"X-Long: " + b"x" * 32_768))
+    exchange.write(chunk(prelude) if chunked else prelude)
+    taken = begun.finish(prelude, at_once=True)
+    assert taken is not None
+    assert len(taken.unsent) > LONGEST_PRELUDE + 32_768
+    os.close(taken.fd)
+
+
+@pytest.mark.parametrize("timeout", [0.0, 5.0])
+def test_a_default_timeout_of_the_app_is_none_of_ours(
+    exchange: Exchange, timeout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    socket.setdefaulttimeout(timeout)
+    try:
+        begun = TakeOver(exchange.fd)
+        assert os.get_blocking(exchange.fd)
+        assert begun._tap.gettimeout() == 0
+        exchange.write(GOOD["plain"])
+        taken = begun.finish(PRELUDE, at_once=True)
+    finally:
+        socket.setdefaulttimeout(None)
+    assert taken is not None
+    assert os.get_blocking(taken.fd)
+    os.close(taken.fd)
+
+
+# -- undone ------------------------------------------------------------------------------------------------------------
+
+PARTS = {
+    "nothing": b"",
+    "a part of the head": GOOD["chunked"][:20],
+    "a part of the body": GOOD["chunked"][:-9],
+    "all": GOOD["chunked"],
+    "another response": BAD["404"],
+    "zeros": bytes(1000),
+}
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("written", PARTS.values(), ids=PARTS)
+def test_what_was_written_reaches_the_client_and_the_server_goes_on(
+    exchange: Exchange, written: bytes, blocking: bool
+) -> None:
+    os.set_blocking(exchange.fd, blocking)
+    begun = TakeOver(exchange.fd)
+    assert os.get_blocking(exchange.fd) is blocking
+    exchange.write(written)
+    assert exchange.hears_nothing()
+    begun.undo()
+    assert os.get_blocking(exchange.fd) is blocking
+    os.set_blocking(exchange.fd, True)
+    assert exchange.goes_on(written)
+    begun.undo()  # once more
+    assert exchange.goes_on(b"")
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_undone_all_of_it_arrives_though_it_does_not_fit_at_once(exchange: Exchange, blocking: bool) -> None:
+    os.set_blocking(exchange.fd, blocking)
+    small_buffers(exchange)
+    written = GOOD["plain"] + os.urandom(150_000)
+    begun = TakeOver(exchange.fd)
+    exchange.write(written)
+    heard: list[bytes] = []
+    reader = threading.Thread(target=lambda: heard.append(exchange.heard(len(written) + 4)))
+    reader.start()
+    begun.undo()
+    os.set_blocking(exchange.fd, True)
+    exchange.write(b"more")
+    reader.join()
+    assert heard == [written + b"more"]
+
+
+def small_buffers(exchange: Exchange) -> None:
+    for fd, option in [(exchange.fd, socket.SO_SNDBUF), (exchange.client.fileno(), socket.SO_RCVBUF)]:
+        with socket.socket(fileno=os.dup(fd)) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, option, 16_384)
+
+
+def test_a_client_that_takes_nothing_gets_nothing_after_the_gap(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takeover, "PATIENCE", 0.01)
+    small_buffers(exchange)
+    begun = TakeOver(exchange.fd)
+    written = os.urandom(150_000)
+    exchange.write(written)
+    begun.undo()
+    os.set_blocking(exchange.fd, False)
+    with pytest.raises(BrokenPipeError):
+        os.write(exchange.fd, b"more")
+    heard = exchange.heard(200_000)
+    assert 0 < len(heard) < len(written)
+    assert written.startswith(heard)
+
+
+@pytest.mark.usefixtures("never_waits")
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("response", BAD.values(), ids=BAD)
+def test_another_response_is_given_back_without_waiting(exchange: Exchange, response: bytes, at_once: bool) -> None:
+    begun = TakeOver(exchange.fd)
+    exchange.write(response)
+    assert begun.finish(PRELUDE, at_once=at_once) is None
+    assert exchange.goes_on(response)
+
+
+def test_where_the_system_refuses_to_show_what_was_written_it_is_undone(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = TakeOver(exchange.fd)
+    exchange.write(GOOD["plain"])
+    monkeypatch.setattr(TakeOver, "_look", refuse)
+    assert begun.finish(PRELUDE, at_once=False) is None
+    assert exchange.goes_on(GOOD["plain"])
+
+
+# -- slow servers ------------------------------------------------------------------------------------------------------
+
+
+@every_good
+def test_a_response_that_comes_in_two_pieces_is_taken_wherever_it_is_cut(
+    exchange: Exchange, response: bytes, on_wait: Callable[..., list[float]]
+) -> None:
+    rest = b""
+    waits = on_wait(lambda: exchange.write(rest))
+    for cut in range(len(response)):
+        begun = TakeOver(exchange.fd)
+        rest = response[cut:]
+        exchange.write(response[:cut])
+        taken = begun.finish(PRELUDE, at_once=False)
+        assert taken is not None, cut
+        assert taken.unsent == response
+        os.dup2(taken.fd, exchange.fd)  # for the next round
+        os.close(taken.fd)
+    assert len(waits) == len(response)
+    assert exchange.hears_nothing()
+
+
+@every_good
+def test_a_server_that_should_have_written_all_is_not_waited_for_wherever_it_stopped(
+    exchange: Exchange, response: bytes, never_waits: None
+) -> None:
+    for cut in range(len(response)):
+        begun = TakeOver(exchange.fd)
+        exchange.write(response[:cut])
+        assert begun.finish(PRELUDE, at_once=True) is None
+        exchange.write(response[cut:])
+        assert exchange.heard(len(response)) == response, cut
+
+
+def test_a_server_that_writes_byte_by_byte_from_another_thread_is_waited_for(exchange: Exchange) -> None:
+    response = GOOD["chunked"]
+
+    def write() -> None:
+        for at in range(len(response)):
+            exchange.write(response[at : at + 1])
+
+    begun = TakeOver(exchange.fd)
+    server = threading.Thread(target=write)
+    server.start()
+    taken = begun.finish(PRELUDE, at_once=False)
+    server.join()
+    assert taken is not None
+    assert taken.unsent == response
+    os.close(taken.fd)
+
+
+def test_all_of_the_waiting_together_takes_no_longer_than_the_patience(
+    exchange: Exchange, on_wait: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+
+    def wait() -> None:
+        nonlocal now
+        now += 0.5
+        exchange.write(b"x")
+
+    waits = on_wait(wait)
+    monkeypatch.setattr(takeover.time, "monotonic", lambda: now)
+    begun = TakeOver(exchange.fd)
+    assert begun.finish(PRELUDE, at_once=False) is None
+    assert waits == [2.0, 1.5, 1.0, 0.5]
+    monkeypatch.undo()
+    assert exchange.goes_on(b"xxxx")
+
+
+@pytest.mark.parametrize("written", [b"", GOOD["chunked"][:-1]], ids=["nothing", "not all"])
+def test_a_server_that_does_not_write_is_given_up(
+    exchange: Exchange, written: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takeover, "PATIENCE", 0.01)
+    begun = TakeOver(exchange.fd)
+    exchange.write(written)
+    assert begun.finish(PRELUDE, at_once=False) is None
+    assert exchange.goes_on(written)
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_server_that_closes_the_connection_is_not_waited_for(
+    exchange: Exchange, when: str, on_wait: Callable[..., list[float]]
+) -> None:
+    waits = on_wait(lambda: os.close(exchange.fd))
+    begun = TakeOver(exchange.fd)
+    exchange.write(GOOD["plain"][:30])
+    if when == "before":
+        os.close(exchange.fd)
+    assert begun.finish(PRELUDE, at_once=False) is None
+    assert len(waits) == (when == "meanwhile")
+    assert exchange.heard(1) == b""
+
+
+# -- clients that leave ------------------------------------------------------------------------------------------------
+
+
+def close(client: socket.socket) -> None:
+    client.close()
+
+
+def reset(client: socket.socket) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+def shutdown(client: socket.socket) -> None:
+    client.shutdown(socket.SHUT_WR)
+
+
+every_way = pytest.mark.parametrize("leave", [close, reset, shutdown])
+every_moment = pytest.mark.parametrize("moment", range(3), ids=["before", "between", "after"])
+
+
+def leaving(exchange: Exchange, leave: Callable[[socket.socket], None], moment: int) -> TakeOver:
+    """A take-over whose response is written, and whose client leaves at this moment."""
+    if moment == 0:
+        leave(exchange.client)
+    begun = TakeOver(exchange.fd)
+    if moment == 1:
+        leave(exchange.client)
+    exchange.write(GOOD["chunked"])
+    if moment == 2:
+        leave(exchange.client)
+    return begun
+
+
+@every_moment
+@every_way
+def test_the_connection_of_a_client_that_has_left_is_taken_all_the_same(
+    exchange: Exchange, leave: Callable[[socket.socket], None], moment: int
+) -> None:
+    taken = leaving(exchange, leave, moment).finish(PRELUDE, at_once=True)
+    assert taken is not None  # the loop sees that it has left
+    os.close(taken.fd)
+
+
+@every_moment
+@every_way
+def test_undone_the_server_sees_that_the_client_has_left(
+    exchange: Exchange, leave: Callable[[socket.socket], None], moment: int
+) -> None:
+    leaving(exchange, leave, moment).undo()
+    assert exchange.is_restored()
+    if leave is shutdown:
+        assert exchange.heard(len(GOOD["chunked"])) == GOOD["chunked"]
+        assert os.read(exchange.fd, 1) == b""
+    else:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            os.write(exchange.fd, b"more")  # the answer to this may be what tells of it
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            os.write(exchange.fd, b"more")
+
+
+@every_way
+def test_a_client_that_leaves_while_the_server_is_waited_for_is_no_error(
+    exchange: Exchange, leave: Callable[[socket.socket], None], on_wait: Callable[..., list[float]]
+) -> None:
+    def go() -> None:
+        leave(exchange.client)
+        exchange.write(GOOD["plain"])
+
+    on_wait(go)
+    taken = TakeOver(exchange.fd).finish(PRELUDE, at_once=False)
+    assert taken is not None
+    os.close(taken.fd)
+
+
+# -- servers that close ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+UNDO: dict[str, Callable[[TakeOver], Any]] = {
+    "undo": lambda begun: begun.undo(),
+    "finish": lambda begun: begun.finish(PRELUDE, at_once=True),
+    "drop": lambda begun: begun.drop(),
+}
+every_undo = pytest.mark.parametrize("undo", UNDO.values(), ids=UNDO)
+
+
+@every_undo
+def test_a_number_that_another_connection_has_by_now_is_not_touched(
+    exchange: Exchange, other: tuple[socket.socket, socket.socket], undo: Callable[[TakeOver], Any]
+) -> None:
+    begun = TakeOver(exchange.fd)
+    exchange.write(BAD["404"])
+    os.dup2(other[0].fileno(), exchange.fd)  # as if it was closed and given away at once
+    undo(begun)
+    assert os.path.sameopenfile(exchange.fd, other[0].fileno())
+    assert not select.select([other[1]], [], [], 0)[0]
+    assert exchange.heard(1) == b""
+
+
+@every_undo
+def test_a_number_that_is_closed_stays_closed_and_the_client_sees_the_end(
+    exchange: Exchange, undo: Callable[[TakeOver], Any]
+) -> None:
+    begun = TakeOver(exchange.fd)
+    os.close(exchange.fd)
+    undo(begun)
+    with pytest.raises(OSError):
+        os.fstat(exchange.fd)
+    assert exchange.heard(1) == b""
+
+
+def test_a_file_with_the_inode_of_what_was_there_is_another_thing(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun = TakeOver(exchange.fd)
+    with (tmp_path / "file").open("wb") as file:
+        os.dup2(file.fileno(), exchange.fd)
+        fields = list(os.fstat(exchange.fd))
+        fields[1] = begun._diverted.st_ino
+        same_inode = os.stat_result(fields)
+        assert (same_inode.st_ino, same_inode.st_dev) != (begun._diverted.st_ino, begun._diverted.st_dev)
+        with monkeypatch.context() as patched:
+            patched.setattr(takeover.os, "fstat", lambda _: same_inode)
+            begun.undo()
+        assert os.path.sameopenfile(exchange.fd, file.fileno())
+
+
+# -- no descriptors ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        (takeover, "duplicate"),
+        (takeover.socket, "socketpair"),
+        (takeover.os, "set_blocking"),
+        (takeover.os, "fstat"),
+        (takeover.os, "dup2"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_where_the_system_refuses_a_step_nothing_has_changed(
+    exchange: Exchange, module: Any, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = descriptors()
+    with monkeypatch.context() as patched:
+        patched.setattr(module, function, refuse)
+        with pytest.raises(OSError, match="Too many"):
+            TakeOver(exchange.fd)
+    assert descriptors() == before
+    assert exchange.goes_on(b"")
+
+
+@contextmanager
+def room_for(count: int) -> Iterator[None]:
+    """Let this process open so many more descriptors."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    filled = [os.dup(0) for _ in range(64)]  # no gaps below
+    highest = filled[-1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + count, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in filled:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("count", range(3))
+def test_without_descriptors_nothing_has_changed(exchange: Exchange, count: int) -> None:
+    with room_for(count), pytest.raises(OSError, match="Too many"):
+        TakeOver(exchange.fd)
+    assert exchange.goes_on(b"")
+
+
+def test_three_descriptors_are_enough_and_none_is_needed_to_undo(exchange: Exchange) -> None:
+    with room_for(3):
+        begun = TakeOver(exchange.fd)
+    with room_for(0):
+        exchange.write(PRELUDE)
+        begun.undo()
+    assert exchange.goes_on(PRELUDE)
+
+
+def test_what_is_not_open_cannot_be_taken() -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        TakeOver(999_999)
+
+
+# -- dropped -----------------------------------------------------------------------------------------------------------
+
+
+def test_one_that_is_dropped_is_undone(exchange: Exchange) -> None:
+    begun = TakeOver(exchange.fd)
+    exchange.write(PRELUDE)
+    begun.drop()
+    assert exchange.goes_on(PRELUDE)
+    begun.drop()
+    assert exchange.goes_on(b"")
+
+
+def test_one_that_another_thread_collects_hangs_up_and_leaves_the_number_to_the_server(exchange: Exchange) -> None:
+    begun = TakeOver(exchange.fd)
+    exchange.write(PRELUDE)
+    for _ in range(2):
+        collector = threading.Thread(target=begun.drop)
+        collector.start()
+        collector.join()
+    begun.undo()
+    assert not exchange.is_restored()
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        os.write(exchange.fd, b"more")
+    assert exchange.heard(1) == b""
+
+
+def test_one_that_is_dropped_in_a_forked_child_is_the_parents(exchange: Exchange) -> None:
+    begun = TakeOver(exchange.fd)
+    exchange.write(PRELUDE)
+    child = os.fork()
+    if not child:
+        try:
+            begun.drop()
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0) == (child, 0)
+    assert exchange.hears_nothing()
+    begun.undo()
+    assert exchange.goes_on(PRELUDE)

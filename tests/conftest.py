@@ -17,6 +17,10 @@ settings.register_profile("search", deadline=None, max_examples=2_000)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-versions", action="store_true", help="test_versions.py: not only the oldest and newest")
+
+
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
     """Every thread of ours ends with the test that started it."""

@@ -33,6 +33,7 @@ def authorize(channels: tuple[str, ...]) -> tuple[str, ...]:
 @app.after_request
 def say_who(response: Response) -> Response:
     response.headers["X-Pid"] = str(os.getpid())
+    response.headers["X-N"] = request.args.get("n", "")
     return response
 
 
@@ -42,6 +43,11 @@ def enqueue() -> str:
     for event_type, data in request.get_json():
         sse.enqueue(event_type, data)
     return str(os.getpid())
+
+
+@app.get("/echo")
+def echo() -> str:
+    return request.args["n"]
 
 
 @app.post("/kick")

@@ -5,8 +5,10 @@ Pure: arguments in, arguments out.
 
 from __future__ import annotations
 
-PASS = "proxy_pass http://{upstream};"
-UWSGI_PASS = """uwsgi_pass {upstream};
+PASS = "proxy_pass http://app;"
+KEEPING = PASS + ' proxy_http_version 1.1; proxy_set_header Connection "";'
+"""With HTTP/1.1, over connections that it uses again."""
+UWSGI_PASS = """uwsgi_pass app;
     uwsgi_param QUERY_STRING $query_string; uwsgi_param REQUEST_METHOD $request_method;
     uwsgi_param CONTENT_TYPE $content_type; uwsgi_param CONTENT_LENGTH $content_length;
     uwsgi_param REQUEST_URI $request_uri; uwsgi_param PATH_INFO $document_uri;
@@ -22,6 +24,7 @@ events {{}}
 http {{
     access_log off;
     client_body_temp_path temp; proxy_temp_path temp; uwsgi_temp_path temp; fastcgi_temp_path temp; scgi_temp_path temp;
+    upstream app {{ server {upstream}; keepalive 8; }}
     server {{
         listen {host}:{{port}};
         location / {{ {location} }}
@@ -41,7 +44,7 @@ os.execv(nginx, [nginx, "-e", "stderr", "-p", ".", "-c", "nginx.conf"])
 def nginx_arguments(program: str, location: str, *, host: str, upstream: str) -> tuple[str, ...]:
     """The arguments for Python by which nginx listens on ``{port}``.
 
-    `location` is what its one location is told, ``{upstream}`` being where the server behind it listens.
+    `location` is what its one location is told; `upstream` is where the server behind it, ``app``, listens.
     """
-    config = _CONFIG.format(host=host, location=location.replace("{upstream}", upstream))
+    config = _CONFIG.format(host=host, location=location, upstream=upstream)
     return ("-c", _WRITE_AND_RUN, program, config)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from .servers import HOST, TIMEOUT, wait_until
-from .services import program
+from .services import certificate, program
 
 
 class RedisServer:
@@ -31,7 +31,7 @@ class RedisServer:
         self._saves = saves
         with socket.create_server((HOST, 0)) as free:
             self.port = free.getsockname()[1]
-        self._certificate = _certificate(folder) if tls else None
+        self._certificate = certificate(folder, HOST) if tls else None
         self.url = (
             f"rediss://{HOST}:{self.port}/0?ssl_ca_certs={self._certificate}"
             if tls
@@ -89,16 +89,6 @@ class RedisServer:
 
     def config(self, name: str, value: Any) -> None:
         self.client.config_set(name, value)
-
-
-def _certificate(folder: Path) -> Path:
-    """One for this host, signed by itself, with its key in the same file."""
-    file = folder / "tls.pem"
-    command = [program("openssl", package="openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    command += ["-keyout", str(file), "-out", str(folder / "cert.pem"), "-subj", "/CN=test"]
-    subprocess.run([*command, "-addext", f"subjectAltName=IP:{HOST}"], check=True, capture_output=True)
-    file.write_text(file.read_text() + (folder / "cert.pem").read_text())
-    return file
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -9,8 +10,15 @@ from flask import Flask, request
 
 from sse_batcher import SSE
 
+logging.basicConfig(level=logging.INFO, format="[%(levelname)s] %(name)s: %(message)s")
+
 app = Flask(__name__)
-app.config.update(SSE_HEARTBEAT=float(os.environ.get("HEARTBEAT", "0.3")), SSE_BATCH_WINDOW=0.3, SSE_MAX_BATCH_SIZE=10)
+app.config.update(
+    SSE_TRANSPORT=os.environ.get("TRANSPORT", "attached"),
+    SSE_HEARTBEAT=float(os.environ.get("HEARTBEAT", "0.3")),
+    SSE_BATCH_WINDOW=0.3,
+    SSE_MAX_BATCH_SIZE=10,
+)
 sse = SSE(app)
 sse.enqueue("hub_state", "imported")  # starts a thread, which a worker that is forked after this does not have
 

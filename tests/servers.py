@@ -9,8 +9,10 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -23,7 +25,7 @@ from typing import Any, NamedTuple
 import sse_batcher
 
 from . import proxy
-from .services import missing, program
+from .services import certificate, missing, program
 
 HOST = "127.0.0.1"
 TESTS = Path(__file__).parent
@@ -38,10 +40,15 @@ class Kind(NamedTuple):
 
     command: tuple[str, ...]
     """The arguments for Python by which it serves `serverapp`."""
+    transport: str = "attached"
+    tls: bool = False
+    """Whether it speaks that, with the certificate and key in ``tls.pem``."""
     nginx: str = ""
     """What the location of an nginx before it is told, if there is one."""
+    upstream: str = ""
+    """Where that finds it, if not at its port."""
     requirement: str = ""
-    """What pip has to get, if it is not what is installed."""
+    """What pip has to get, with spaces between, if it is not what is installed."""
     external: bool = True
     """Whether its tests run on one Python only, in CI."""
     streams: int = THREADS - 1
@@ -78,6 +85,15 @@ def cheroot(*options: str) -> tuple[str, ...]:
     return ("-m", "cheroot", f"--bind={HOST}:{{port}}", f"--threads={THREADS}", *options, "serverapp:app")
 
 
+def with_threads(command: tuple[str, ...], threads: int) -> tuple[str, ...]:
+    return tuple(argument.replace(f"--threads={THREADS}", f"--threads={threads}") for argument in command)
+
+
+def detached(kind: Kind) -> Kind:
+    """The same with few threads, of which streams need none."""
+    return kind._replace(command=with_threads(kind.command, 4), transport="auto", external=True, streams=50)
+
+
 GTHREAD = gunicorn("-k", "gthread", f"--threads={THREADS}")
 UWSGI = uwsgi(f"--http-socket={HOST}:{{port}}")
 
@@ -97,13 +113,38 @@ SERVERS = {
     "uwsgi": Kind(UWSGI, chunked=(), after_head="cut"),
     "uwsgi-http": Kind(uwsgi(f"--http={HOST}:{{port}}", "--lazy-apps"), chunked=(), after_head="cut"),
     "nginx": Kind(GTHREAD, nginx=proxy.PASS),
-    "nginx-http11": Kind(GTHREAD, nginx=proxy.PASS + ' proxy_http_version 1.1; proxy_set_header Connection "";'),
+    "nginx-http11": Kind(GTHREAD, nginx=proxy.KEEPING),
     "nginx-uwsgi": Kind(uwsgi(f"--socket={HOST}:{{port}}"), nginx=proxy.UWSGI_PASS),
 }
 """The servers that people run."""
 
+ALSO_DETACHED = (
+    "werkzeug",
+    "gunicorn",
+    "waitress",
+    "cheroot",
+    "uwsgi",
+    "uwsgi-http",
+    "nginx",
+    "nginx-http11",
+    "nginx-uwsgi",
+)
+UNIX = gunicorn("-k", "gthread", f"--threads={THREADS}", "--bind=unix:app.sock")
+SERVERS |= {f"{name}-detached": detached(SERVERS[name]) for name in ALSO_DETACHED} | {
+    "gunicorn-sync-detached": detached(Kind(gunicorn(), after_head="closed")),
+    "nginx-unix-detached": detached(Kind(UNIX, nginx=proxy.KEEPING, upstream="unix:app.sock")),
+}
+
 COMMANDS = {name: kind.command for name, kind in SERVERS.items() if not kind.external}
 """The arguments for Python by which each of the three that every CI run tests serves `serverapp`."""
+
+
+CTRL_C = re.compile(r"Traceback \(most recent call last\):\n((  |\[INFO\]).*\n)+KeyboardInterrupt\n")
+"""How cheroot ends at SIGINT."""
+
+WRITE_ERRORS = {"OSError: write error", "IOError: write error"}
+"""What uWSGI says of a client that has left while something was written to it; it has no other way to say so. Its lines
+with SIGPIPE, "Broken pipe" and "Connection reset by peer" mean the same."""
 
 
 class Block(NamedTuple):
@@ -121,11 +162,20 @@ class Server:
         self.process = process
         self.port = port
         self.url = f"http://{HOST}:{port}"
+        self.tls = False
+        self.behind: Server | None = None
+        """The server that this one is a proxy of."""
         self._log = log
 
     def output(self) -> str:
         """What it has printed so far."""
         return self._log.read_text(errors="replace")
+
+    def faults(self) -> list[str]:
+        """The lines of its log, and of the server's behind it, that nobody should have to read."""
+        lines = [line for line in CTRL_C.sub("", self.output()).splitlines() if line not in WRITE_ERRORS]
+        faults = [line for line in lines if re.search("error|traceback|exception|critical", line, re.IGNORECASE)]
+        return faults if self.behind is None else faults + self.behind.faults()
 
     def show_output(self) -> None:
         """Print it, for pytest to show with a failure."""
@@ -148,9 +198,15 @@ class Server:
             timer.join()
             self.show_output()
 
+    def connect(self) -> http.client.HTTPConnection:
+        if not self.tls:
+            return http.client.HTTPConnection(HOST, self.port, timeout=TIMEOUT)
+        context = ssl._create_unverified_context()
+        return http.client.HTTPSConnection(HOST, self.port, timeout=TIMEOUT, context=context)
+
     def request(self, method: str, path: str, body: Any = None) -> str:
         """The body of the answer, which has to be a good one."""
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=TIMEOUT)
+        connection = self.connect()
         try:
             connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -182,7 +238,7 @@ class Stream:
     """An open stream, read with nothing but the standard library. No read takes longer than `TIMEOUT`."""
 
     def __init__(self, server: Server, headers: Mapping[str, str] | None = None) -> None:
-        self._connection = http.client.HTTPConnection(HOST, server.port, timeout=TIMEOUT)
+        self._connection = server.connect()
         self._connection.request("GET", "/events", headers=headers or {})
         self.response = self._connection.getresponse()
 
@@ -245,13 +301,20 @@ def serving(kind: Kind, folder: Path, **environment: str) -> Iterator[Server]:
         packages = folder / "packages"
         _install(kind.requirement, packages)
         environment["PYTHONPATH"] = str(packages)
+    environment["TRANSPORT"] = kind.transport
+    if kind.tls:
+        certificate(folder, HOST)
     with running(kind.command, folder, **environment) as server:
+        server.tls = kind.tls
         if not kind.nginx:
             yield server
             return
         nginx = program("nginx", package="Debian: nginx-light")
-        arguments = proxy.nginx_arguments(nginx, kind.nginx, host=HOST, upstream=f"{HOST}:{server.port}")
+        arguments = proxy.nginx_arguments(
+            nginx, kind.nginx, host=HOST, upstream=kind.upstream or f"{HOST}:{server.port}"
+        )
         with running(arguments, folder) as before:
+            before.behind = server
             yield before
 
 
@@ -310,9 +373,11 @@ def _environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
 
 
 def _install(requirement: str, folder: Path) -> None:
-    """Have pip put a package into a folder of its own. What it needs itself is there already."""
+    """Have pip put packages into a folder of their own. What they need themselves is there already."""
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps")
-    done = subprocess.run([*pip, f"--target={folder}", requirement], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*pip, f"--target={folder}", *requirement.split()], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         missing(f"pip cannot get {requirement}")
 

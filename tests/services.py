@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -23,3 +25,13 @@ def program(*names: str, package: str) -> str:
         if path:
             return path
     missing(f"needs {' or '.join(names)} ({package})")
+
+
+def certificate(folder: Path, host: str) -> Path:
+    """One for this host, signed by itself, with its key in the same file."""
+    file = folder / "tls.pem"
+    command = [program("openssl", package="openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-keyout", str(file), "-out", str(folder / "cert.pem"), "-subj", "/CN=test"]
+    subprocess.run([*command, "-addext", f"subjectAltName=IP:{host}"], check=True, capture_output=True)
+    file.write_text(file.read_text() + (folder / "cert.pem").read_text())
+    return file

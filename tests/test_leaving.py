@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -37,16 +36,18 @@ from .servers import (
     gunicorn,
     running,
     wait_until,
+    with_threads,
 )
 
 pytestmark = pytest.mark.external
 
 FIVE = ("werkzeug", "gunicorn", "waitress", "cheroot", "uwsgi")
+BOTH = [pytest.param((name, "attached"), id=name) for name in FIVE]
+BOTH += [pytest.param((name, "auto"), id=f"{name}-detached") for name in FIVE]
+transports = pytest.mark.parametrize(
+    "transport", [pytest.param("attached", id="attached"), pytest.param("auto", id="detached")]
+)
 REQUEST = b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n"
-
-WRITE_ERRORS = {"OSError: write error", "IOError: write error"}
-"""What uWSGI says of a client that has left while something was written to it; it has no other way to say so. Its lines
-with SIGPIPE, "Broken pipe" and "Connection reset by peer" mean the same."""
 
 
 @contextmanager
@@ -58,10 +59,6 @@ def serving_app(command: tuple[str, ...], folder: Path, **config: Any) -> Iterat
         yield server
 
 
-def with_threads(command: tuple[str, ...], threads: int) -> tuple[str, ...]:
-    return tuple(argument.replace(f"--threads={THREADS}", f"--threads={threads}") for argument in command)
-
-
 def process_of(server: Server) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(server.request("GET", "/process"))
     return found
@@ -69,6 +66,11 @@ def process_of(server: Server) -> dict[str, Any]:
 
 def wait_for_clients(server: Server, number: int, timeout: float = TIMEOUT) -> None:
     wait_until(lambda: server.stats()["clients"] == number, f"{number} clients are there", timeout)
+
+
+def one(transport: str) -> dict[str, int]:
+    """The clients by transport, when there is one, opened with this option."""
+    return {"attached": int(transport != "auto"), "detached": int(transport == "auto")}
 
 
 def reset(connection: socket.socket) -> None:
@@ -95,21 +97,21 @@ def fields_of(stream: Stream) -> dict[str, str]:
     return fields
 
 
-def faults_in(server: Server) -> list[str]:
-    """The lines of its log that nobody should have to read."""
-    lines = [line for line in server.output().splitlines() if line not in WRITE_ERRORS]
-    return [line for line in lines if re.search("error|traceback|exception|critical", line, re.IGNORECASE)]
-
-
 # -- clients that left -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=FIVE)
+@pytest.fixture(scope="module", params=BOTH)
 def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    command = tuple(argument.replace("serverapp", "leavingapp") for argument in SERVERS[request.param].command)
-    config = json.dumps({"SSE_BATCH_WINDOW": 0.02})
+    name, transport = request.param
+    command = tuple(argument.replace("serverapp", "leavingapp") for argument in SERVERS[name].command)
+    config = json.dumps({"SSE_BATCH_WINDOW": 0.02, "SSE_TRANSPORT": transport})
     with running(command, tmp_path_factory.mktemp("leaving"), CONFIG=config) as server:
+        with Stream(server) as stream:
+            stream.until("sse_open")
+            assert server.stats()["clients_by_transport"] == one(transport)
         yield server
+        assert server.faults() == []
+        assert server.stats()["undone"] == 0
 
 
 @pytest.fixture
@@ -163,6 +165,7 @@ def test_a_client_that_is_killed_while_it_reads_is_forgotten_within_a_second(ser
 
 
 AT_ONCE = THREADS - 2
+ENDING = {"sse_batcher-watcher", "sse_batcher-loop"}
 
 
 def _before_the_request(connection: socket.socket, server: Server, name: str) -> None:
@@ -219,9 +222,12 @@ def test_five_hundred_clients_that_reset_at_every_stage_leave_nothing_behind(ser
 
     def settled() -> dict[str, Any]:
         wait_for_clients(server, 0)
-        # It ends when nobody is left to be watched.
-        wait_until(lambda: "sse_batcher-watcher" not in process_of(server)["threads"], "the watcher has ended")
-        return process_of(server)
+        # They end when nobody is left to be watched, or written to.
+        wait_until(lambda: not ENDING & set(process_of(server)["threads"]), "our threads have ended")
+        found = process_of(server)
+        # gunicorn starts its threads one by one, when all it has are busy.
+        found["threads"] = [name for name in found["threads"] if not name.startswith("ThreadPoolExecutor")]
+        return found
 
     server.request("POST", "/flood")
     with ExitStack() as stack:  # each thread is used once, so that all is there that is made at first use
@@ -245,7 +251,7 @@ def test_five_hundred_clients_that_reset_at_every_stage_leave_nothing_behind(ser
     finally:
         sys.stdout.write(f"before: {before}\nafter: {after}\n")
     server.request("DELETE", "/flood")
-    assert faults_in(server) == []
+    assert server.faults() == []
 
 
 # -- clients that take nothing -----------------------------------------------------------------------------------------
@@ -261,12 +267,14 @@ def _connect_with_small_buffer(server: Server) -> socket.socket:
     return connection
 
 
-@pytest.mark.parametrize("name", FIVE)
-def test_who_takes_nothing_is_given_up_and_who_reads_slowly_is_not(name: str, tmp_path: Path) -> None:
-    """The thread of the former serves others. The latter reads for longer than the time limit."""
+@pytest.mark.parametrize("which", BOTH)
+def test_who_takes_nothing_is_given_up_and_who_reads_slowly_is_not(which: tuple[str, str], tmp_path: Path) -> None:
+    """The thread of the former, if it has one, serves others. The latter reads for longer than the time limit."""
+    name, transport = which
     command = with_threads(SERVERS[name].command, 3)
     with ExitStack() as stack:
-        server = stack.enter_context(serving_app(command, tmp_path, batching=False, send_timeout=1))
+        config = {"batching": False, "send_timeout": 1, "transport": transport}
+        server = stack.enter_context(serving_app(command, tmp_path, **config))
         slow = stack.enter_context(_connect_with_small_buffer(server))
         stalled = stack.enter_context(_connect_with_small_buffer(server))
         wait_for_clients(server, 2)
@@ -286,15 +294,37 @@ def test_who_takes_nothing_is_given_up_and_who_reads_slowly_is_not(name: str, tm
         stalled.close()
         with slow.makefile("rb") as rest:
             assert any(b'"last"' in line for line in rest)
-        assert faults_in(server) == []
+        assert server.faults() == []
+
+
+@transports
+def test_who_confirms_nothing_is_given_up_though_all_of_it_fits_into_buffers(transport: str, tmp_path: Path) -> None:
+    """As of one whose cable was pulled, no more is seen of it than that."""
+    config = {"batching": False, "send_timeout": 1, "transport": transport}
+    with serving_app(GTHREAD, tmp_path, **config) as server, _connect_with_small_buffer(server):
+        wait_for_clients(server, 1)
+        server.enqueue(("item", "x" * 50_000))
+        wait_for_clients(server, 0, timeout=5)
+        assert server.faults() == []
 
 
 # -- gunicorn ends, or begins anew -------------------------------------------------------------------------------------
 
 
-def test_fifty_streams_get_what_is_pending_and_a_farewell_when_gunicorn_is_terminated(tmp_path: Path) -> None:
-    command = gunicorn("-k", "gthread", "--threads=64")  # and its 30 seconds for requests that are under way
-    with serving_app(command, tmp_path, batch_window=5) as server, ExitStack() as stack:
+@pytest.mark.parametrize(
+    ("command", "transport"),
+    [
+        pytest.param(gunicorn("-k", "gthread", "--threads=64"), "attached", id="gthread"),
+        pytest.param(gunicorn("-k", "gthread", "--threads=4"), "auto", id="gthread-detached"),
+        pytest.param(gunicorn(), "auto", id="sync-detached"),
+        pytest.param(gunicorn("-k", "gthread", "--threads=4", "--reuse-port"), "auto", id="reuse-port-detached"),
+    ],
+)
+def test_fifty_streams_get_what_is_pending_and_a_farewell_when_gunicorn_is_terminated(
+    command: tuple[str, ...], transport: str, tmp_path: Path
+) -> None:
+    """Though it gives requests that are under way 30 seconds."""
+    with serving_app(command, tmp_path, batch_window=5, transport=transport) as server, ExitStack() as stack:
         streams = [stack.enter_context(Stream(server)) for _ in range(50)]
         for stream in streams:
             stream.until("sse_open")
@@ -304,14 +334,15 @@ def test_fifty_streams_get_what_is_pending_and_a_farewell_when_gunicorn_is_termi
         blocks = [stream.to_end() for stream in streams]
         assert server.process.wait(TIMEOUT) == 0
         assert time.monotonic() - start < 2  # for as long it would keep the connections, which are open still
-        assert faults_in(server) == []
+        assert server.faults() == []
     for batch, farewell in blocks:
         assert (batch.event, batch.data["events"]) == ("item_batch", [1, 2])
         assert (farewell.event, farewell.data["reason"]) == ("sse_bye", "shutdown")
 
 
-def test_clients_of_a_gunicorn_that_is_reloaded_go_on_with_its_new_worker(tmp_path: Path) -> None:
-    with serving_app(GTHREAD, tmp_path) as server:
+@transports
+def test_clients_of_a_gunicorn_that_is_reloaded_go_on_with_its_new_worker(transport: str, tmp_path: Path) -> None:
+    with serving_app(GTHREAD, tmp_path, transport=transport) as server:
         old = process_of(server)["pid"]
         cursors = []
         with ExitStack() as stack:
@@ -336,16 +367,27 @@ def test_clients_of_a_gunicorn_that_is_reloaded_go_on_with_its_new_worker(tmp_pa
             server.enqueue(("item", "new"))
             for stream in streams:
                 assert [block.data for block in stream.until("item")] == ["new"]
-        assert faults_in(server) == []
+        assert server.faults() == []
 
 
 # -- other ways to run gunicorn ----------------------------------------------------------------------------------------
 
 
-def test_streams_work_in_both_workers_though_the_app_has_sent_events_before_they_were_forked(tmp_path: Path) -> None:
-    # Each takes four connections at most, so that both must take some.
-    command = gunicorn("-k", "gthread", "--preload", "--workers=2", "--threads=4", "--worker-connections=4")
-    with serving_app(command, tmp_path) as server, ExitStack() as stack:
+@pytest.mark.parametrize(
+    ("options", "transport"),
+    [
+        # Each takes four connections at most, so that both must take some.
+        pytest.param(("--preload", "--worker-connections=4"), "attached", id="attached"),
+        pytest.param(("--preload", "--worker-connections=4"), "auto", id="detached"),
+        pytest.param(("--reuse-port",), "attached", id="reuse-port"),
+        pytest.param(("--reuse-port",), "auto", id="reuse-port-detached"),
+    ],
+)
+def test_streams_work_in_both_workers_though_the_app_has_sent_events_before_they_were_forked(
+    options: tuple[str, ...], transport: str, tmp_path: Path
+) -> None:
+    command = gunicorn("-k", "gthread", "--workers=2", "--threads=4", *options)
+    with serving_app(command, tmp_path, transport=transport) as server, ExitStack() as stack:
         by_worker: dict[str, Stream] = {}
         extra = []
         while len(by_worker) < 2:
@@ -365,6 +407,21 @@ def test_streams_work_in_both_workers_though_the_app_has_sent_events_before_they
             # The memory backend's clients are those of one process.
             (block,) = stream.until("hub_state")
             assert block.data == sent[worker]
+        assert server.stats()["clients_by_transport"] == one(transport)
+        assert server.faults() == []
+
+
+def test_a_number_of_requests_after_which_all_streams_end_is_warned_of(tmp_path: Path) -> None:
+    """In place of the line that says that streams are detached."""
+    with serving_app((*GTHREAD, "--max-requests=1000"), tmp_path, transport="auto") as server:
+        with Stream(server) as stream:
+            stream.until("sse_open")
+            assert server.stats()["clients_by_transport"] == one("auto")
+        (line,) = [line for line in server.output().splitlines() if "sse_batcher.transports" in line]
+        assert line.startswith(
+            "[WARNING] sse_batcher.transports: streams are detached from the threads of this gunicorn"
+        )
+        assert line.endswith("max_requests=1000 ends all of them each time: leave it out")
 
 
 HELD = "held by open streams"
@@ -377,7 +434,7 @@ def _end_of(server: Server, stream: Stream, signal_number: int = signal.SIGTERM)
     blocks = [block.event for block in stream.to_end()]
     server.process.wait(TIMEOUT)
     assert time.monotonic() - start < 3
-    assert faults_in(server) == []
+    assert server.faults() == []
     return blocks
 
 
@@ -424,16 +481,18 @@ def test_that_streams_hold_four_fifths_of_the_threads_is_said_once(tmp_path: Pat
 
 
 @contextmanager
-def _reloading(folder: Path) -> Iterator[tuple[Server, Path]]:
+def _reloading(folder: Path, transport: str) -> Iterator[tuple[Server, Path]]:
     app = folder / "reloaded.py"
     shutil.copy(TESTS / "leavingapp.py", app)
     command = ("-m", "flask", "--app=reloaded", "run", f"--host={HOST}", "--port={port}", "--reload")
-    with running(command, folder) as server, server.watched():
+    config = json.dumps({"SSE_TRANSPORT": transport})
+    with running(command, folder, CONFIG=config) as server, server.watched():
         yield server, app
 
 
-def test_werkzeug_that_reloads_ends_its_streams_and_serves_anew(tmp_path: Path) -> None:
-    with _reloading(tmp_path) as (server, app):
+@transports
+def test_werkzeug_that_reloads_ends_its_streams_and_serves_anew(transport: str, tmp_path: Path) -> None:
+    with _reloading(tmp_path, transport) as (server, app):
         with Stream(server) as stream:
             stream.until("sse_open")
             old = process_of(server)["pid"]
@@ -445,18 +504,19 @@ def test_werkzeug_that_reloads_ends_its_streams_and_serves_anew(tmp_path: Path) 
             (gap,) = stream.until("sse_gap")
             assert gap.data["reason"] == "epoch"
             assert int(stream.response.headers["X-Pid"]) != old
-        assert faults_in(server) == []
+        assert server.faults() == []
 
 
-def test_werkzeug_with_its_reloader_ends_its_streams_at_ctrl_c(tmp_path: Path) -> None:
-    with _reloading(tmp_path) as (server, _), Stream(server) as stream:
+@transports
+def test_werkzeug_with_its_reloader_ends_its_streams_at_ctrl_c(transport: str, tmp_path: Path) -> None:
+    with _reloading(tmp_path, transport) as (server, _), Stream(server) as stream:
         stream.until("sse_open")
         start = time.monotonic()
         os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does: to both of its processes
         assert [block.event for block in stream.to_end()] == ["sse_bye"]
         server.process.wait(TIMEOUT)
         assert time.monotonic() - start < 3
-        assert faults_in(server) == []
+        assert server.faults() == []
 
 
 # -- uWSGI -------------------------------------------------------------------------------------------------------------
@@ -477,11 +537,12 @@ def test_uwsgi_without_threads_is_refused_with_the_name_of_the_option(options: t
 # -- leases and limits -------------------------------------------------------------------------------------------------
 
 
-def test_a_stream_that_ends_with_its_lease_goes_on_without_loss(tmp_path: Path) -> None:
+@transports
+def test_a_stream_that_ends_with_its_lease_goes_on_without_loss(transport: str, tmp_path: Path) -> None:
     got: list[int] = []
     sent = 0
     headers: dict[str, str] = {}
-    with serving_app(GTHREAD, tmp_path, max_stream_age=0.5, batch_window=0.05) as server:
+    with serving_app(GTHREAD, tmp_path, transport=transport, max_stream_age=0.5, batch_window=0.05) as server:
         for _ in range(4):
             start = time.monotonic()
             with Stream(server, headers) as stream:
@@ -505,9 +566,10 @@ def test_a_stream_that_ends_with_its_lease_goes_on_without_loss(tmp_path: Path) 
     assert got == list(range(sent))
 
 
-def test_one_client_too_many_is_told_to_come_back_later_and_holds_nothing(tmp_path: Path) -> None:
+@transports
+def test_one_client_too_many_is_told_to_come_back_later_and_holds_nothing(transport: str, tmp_path: Path) -> None:
     command = gunicorn("-k", "gthread", "--threads=4")
-    with serving_app(command, tmp_path, max_clients=3) as server, ExitStack() as stack:
+    with serving_app(command, tmp_path, transport=transport, max_clients=3) as server, ExitStack() as stack:
         streams = [stack.enter_context(Stream(server)) for _ in range(3)]
         for stream in streams:
             stream.until("sse_open")

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -32,6 +33,7 @@ from sse_batcher import (
 from sse_batcher.backends import open_backend
 from sse_batcher.backends.entries import Entry, Kick, read_fields, to_fields
 from sse_batcher.backends.redis import RedisBackend
+from sse_batcher.cli import serving
 from sse_batcher.event import Batch, Event
 
 from .redisserver import RedisServer, redis_server, sentinel_of
@@ -753,6 +755,34 @@ def test_what_a_process_has_no_more_is_read_from_redis_in_order_and_once_while_m
             assert viewer.numbers(2_999) == [*range(3_000)]
     assert manager.get_stats().gaps == 0
     assert manager.get_stats().history_frames == 1
+
+
+@external
+def test_what_only_redis_has_comes_from_a_thread_that_may_wait_before_the_stream_is_detached(
+    server: RedisServer, make: Any
+) -> None:
+    manager, other = make(server.url, history=FORGETFUL, transport="auto"), make(server.url)
+    start = manager.cursor()
+    send(other, *range(300))
+    assert other.flush_all(PATIENCE)
+    wait_until_read(manager)
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        status, headers, body = stream(manager, environ)
+        start_response(status, headers)
+        return body
+
+    with serving(app) as address:
+        connection = HTTPConnection(*address, timeout=PATIENCE)
+        connection.request("GET", "/", headers={"Last-Event-ID": start})
+        events = list(parse(connection.getresponse().read()))
+        assert [event.type for event in (events[0], events[-1])] == ["sse_open", "sse_bye"]
+        assert flat(events[1:-1]) == [*range(300)]
+        connection.request("GET", "/", headers={"Last-Event-ID": events[-1].id})
+        response = connection.getresponse()
+        wait_until(lambda: manager.get_stats().clients_by_transport["detached"] == 1, "it is detached")
+        response.close()
+        connection.close()
 
 
 @external

@@ -31,6 +31,7 @@ from .servers import (
     Server,
     Stream,
     cheroot,
+    detached,
     gunicorn,
     running,
     serving,
@@ -63,6 +64,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 def shared_server(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(kind, tmp_path_factory.mktemp("server")) as server:
         yield server
+        assert server.faults() == []
 
 
 @pytest.fixture
@@ -124,7 +126,12 @@ def test_all_streams_get_the_same_and_leave_a_thread_for_other_requests(server: 
         streams = [stack.enter_context(Stream(server)) for _ in range(kind.streams)]
         for stream in streams:
             stream.until("sse_open")
-        assert server.stats()["clients"] == len(streams)
+        start = time.monotonic()
+        stats = server.stats()
+        assert time.monotonic() - start < 1
+        assert stats["clients"] == len(streams)
+        assert stats["clients_by_transport"] == {"attached": 0, "detached": 0} | {transport(kind): len(streams)}
+        assert stats["undone"] == 0
         server.enqueue(*[("item", n) for n in range(20)], ("hub_state", "end"))
         first, *others = [stream.until("hub_state") for stream in streams]
         assert [block.event for block in first] == ["item_batch", "item_batch", "hub_state"]
@@ -143,6 +150,10 @@ def test_a_client_that_leaves_is_forgotten_within_so_many_heartbeats(server: Ser
     _wait_for_no_clients(server)
     heartbeats = (server.stats()["bytes"] - before) / len(HEARTBEAT)
     assert heartbeats <= kind.forgotten
+
+
+def transport(kind: Kind) -> str:
+    return {"auto": "detached"}.get(kind.transport, kind.transport)
 
 
 def _wait_for_no_clients(server: Server) -> None:
@@ -200,6 +211,61 @@ def _request(connection: socket.socket, answer: BinaryIO, method: str, version: 
     return http.client.parse_headers(answer)
 
 
+# -- what stays attached -----------------------------------------------------------------------------------------------
+
+
+CHEROOT_TLS = """
+from cheroot.ssl.builtin import BuiltinSSLAdapter
+from cheroot.wsgi import Server
+from serverapp import app
+import os
+server = Server(("127.0.0.1", int(os.environ["PORT"])), app)
+server.ssl_adapter = BuiltinSSLAdapter("tls.pem", "tls.pem")
+server.start()
+"""
+GRANIAN = (
+    "-m",
+    "granian",
+    "--interface=wsgi",
+    f"--host={HOST}",
+    "--port={port}",
+    "--blocking-threads=4",
+    "serverapp:app",
+)
+STAYS = {
+    "gunicorn-gevent": (Kind(gunicorn("-k", "gevent")), "there is no epoll (another system than Linux, or gevent)"),
+    "gunicorn-tls": (
+        Kind((*GTHREAD, "--certfile=tls.pem", "--keyfile=tls.pem"), tls=True),
+        "gunicorn gthread does not",
+    ),
+    "werkzeug-tls": (
+        Kind((*SERVERS["werkzeug"].command, "--cert=tls.pem", "--key=tls.pem"), tls=True),
+        "werkzeug does not give plain connections away",
+    ),
+    "cheroot-tls": (Kind(("-c", CHEROOT_TLS), tls=True), "cheroot does not give plain connections away"),
+    "granian": (Kind(GRANIAN, requirement="granian click"), "this server does not give plain connections away"),
+}
+
+
+@external
+@pytest.mark.parametrize("name", STAYS)
+def test_streams_stay_attached_where_the_connection_cannot_be_had_and_the_log_says_why(
+    name: str, tmp_path: Path
+) -> None:
+    kind, reason = STAYS[name]
+    with serving(kind._replace(transport="auto"), tmp_path) as server, server.watched():
+        with Stream(server) as stream, Stream(server) as other:
+            stream.until("sse_open")
+            other.until("sse_open")
+            assert server.stats()["clients_by_transport"] == {"attached": 2, "detached": 0}
+            (line,) = {line for line in server.output().splitlines() if "WARNING] sse_batcher.transports:" in line}
+            assert reason in line
+            server.enqueue(("hub_state", 1))
+            assert stream.until("hub_state") == other.until("hub_state")
+        _wait_for_no_clients(server)
+        assert server.faults() == []
+
+
 # -- how they end ------------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +286,18 @@ def _request(connection: socket.socket, answer: BinaryIO, method: str, version: 
         pytest.param("uwsgi", signal.SIGINT, False, marks=external),
         pytest.param("uwsgi", signal.SIGTERM, False, marks=external),  # with --die-on-term; else it starts anew
         pytest.param("nginx", signal.SIGTERM, False, marks=external),  # which is killed, too
+        pytest.param("werkzeug-detached", signal.SIGINT, True, marks=external),
+        pytest.param("werkzeug-detached", signal.SIGTERM, False, marks=external),
+        pytest.param("gunicorn-detached", signal.SIGINT, True, marks=external),
+        pytest.param("gunicorn-detached", signal.SIGTERM, True, marks=external),
+        pytest.param("gunicorn-sync-detached", signal.SIGINT, True, marks=external),
+        pytest.param("gunicorn-sync-detached", signal.SIGTERM, True, marks=external),
+        pytest.param("waitress-detached", signal.SIGINT, True, marks=external),
+        pytest.param("waitress-detached", signal.SIGTERM, False, marks=external),
+        pytest.param("cheroot-detached", signal.SIGINT, True, marks=external),
+        pytest.param("cheroot-detached", signal.SIGTERM, False, marks=external),
+        pytest.param("uwsgi-detached", signal.SIGINT, True, marks=external),  # nothing keeps its threads from ending
+        pytest.param("uwsgi-detached", signal.SIGTERM, True, marks=external),
     ],
     ids=lambda value: getattr(value, "name", value),
 )
@@ -231,6 +309,7 @@ def test_a_server_that_is_stopped_ends_and_so_does_every_stream(
         for stream in streams:
             stream.until("sse_open")
         server.stop(signal_number)
+        assert server.faults() == []
         endings = [[block.event for block in stream.to_end()] for stream in streams]
         assert endings == [["sse_bye"] if farewell else []] * 3
 
@@ -249,6 +328,10 @@ def test_a_server_that_is_stopped_ends_and_so_does_every_stream(
         pytest.param(Kind((*UWSGI, "--socket-timeout=2")), id="uwsgi --socket-timeout"),
         pytest.param(Kind(uwsgi(f"--http={HOST}:{{port}}", "--http-timeout=2")), id="uwsgi --http-timeout"),
         pytest.param(Kind(GTHREAD, nginx=f"{proxy.PASS} proxy_read_timeout 2s;"), id="nginx proxy_read_timeout"),
+        # Of those that would end an attached one, too: a detached stream is no request under way.
+        pytest.param(detached(Kind(gunicorn("--timeout=1"))), id="gunicorn sync, detached"),
+        pytest.param(detached(Kind((*UWSGI, "--harakiri=1"))), id="uwsgi --harakiri, detached"),
+        pytest.param(detached(Kind(waitress("--channel-timeout=2", "--cleanup-interval=1"))), id="waitress, detached"),
     ],
 )
 def test_a_stream_outlives_timeouts_that_are_longer_than_its_heartbeat(kind: Kind, tmp_path: Path) -> None:
@@ -301,6 +384,24 @@ def test_with_one_thread_a_stream_keeps_everybody_else_waiting(arguments: tuple[
         other.setblocking(False)
         with pytest.raises(BlockingIOError):
             other.recv(1)
+
+
+@external
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(detached(Kind(gunicorn())), id="gunicorn sync"),
+        pytest.param(detached(Kind(uwsgi(f"--http-socket={HOST}:{{port}}", threads=1))), id="uwsgi"),
+    ],
+)
+def test_with_one_thread_detached_streams_keep_nobody_waiting(kind: Kind, tmp_path: Path) -> None:
+    with serving(kind, tmp_path) as server, server.watched(), ExitStack() as stack:
+        for _ in range(kind.streams):
+            stack.enter_context(Stream(server)).until("sse_open")
+        start = time.monotonic()
+        assert server.stats()["clients_by_transport"] == {"attached": 0, "detached": kind.streams}
+        assert time.monotonic() - start < 1
+        assert server.faults() == []
 
 
 @external

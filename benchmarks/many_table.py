@@ -1,0 +1,156 @@
+"""What was measured, as tables, and the limits that the detached streams have to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from many_subject import BURST, FLOODED, WINDOW, Result
+
+
+class Column(NamedTuple):
+    title: str
+    value: Callable[[Result], float | None]
+    decimals: int = 0
+
+
+def without_window(result: Result) -> float | None:
+    """Milliseconds to the last client of a burst, without those it was held back on purpose."""
+    last = result.median("burst_last")
+    return None if last is None else last - result.kind.window
+
+
+COLUMNS = (
+    Column("KB a client", lambda result: result.kb if result.threads else None, 2),
+    Column("threads", lambda result: result.threads or None),
+    Column("connects/s", lambda result: result.connects or None),
+    Column("CPU µs a delivery", lambda result: result.median("cpu_us"), 2),
+    Column("burst: p50 ms", lambda result: result.median("burst_p50"), 1),
+    Column("p99", lambda result: result.median("burst_p99"), 1),
+    Column("last", lambda result: result.median("burst_last"), 1),
+    Column("one event: last ms", lambda result: result.median("single_last"), 1),
+    Column(f"publish {BURST}, µs", lambda result: result.median("publish_us")),
+    Column("deliveries/s", lambda result: result.median("flood")),
+    Column("enqueue, µs", lambda result: result.median("enqueue_us"), 2),
+    Column("busy: last ms", lambda result: result.median("busy_last")),
+    Column("page: p99 ms", lambda result: result.ping and result.ping.p99_ms, 1),
+)
+RATIOS = (
+    Column("CPU / bare", lambda result: result.median("cpu_us"), 2),
+    Column("last / bare", without_window, 2),
+    Column("one / bare", lambda result: result.median("single_last"), 2),
+    Column("deliveries / bare", lambda result: result.median("flood"), 2),
+)
+
+
+def rows(results: list[Result]) -> Iterator[tuple[str, ...]]:
+    """A heading, and a row for each; the last columns are ratios to the bare loop with as many clients."""
+    yield ("", *(column.title for column in COLUMNS + RATIOS))
+    for clients in dict.fromkeys(result.clients for result in results):
+        same = [result for result in results if result.clients == clients]
+        bare = next((result for result in same if result.kind.title.startswith("bare")), None)
+        yield (f"{clients:,} clients", *[""] * len(COLUMNS + RATIOS))
+        for result in same:
+            values = [_number(column.value(result), column.decimals) for column in COLUMNS]
+            values += [_ratio(column, result, bare) for column in RATIOS]
+            yield (result.kind.title, *values)
+
+
+def text(results: list[Result]) -> str:
+    """For a terminal."""
+    table = list(rows(results))
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+    return "\n".join([*lines, *remarks(results)])
+
+
+def markdown(results: list[Result]) -> str:
+    """For a README."""
+    heading, *others = [f"| {' | '.join(row)} |" for row in rows(results)]
+    return "\n".join([heading, "|---" + "|--:" * len(COLUMNS + RATIOS) + "|", *others, "", *remarks(results)])
+
+
+def remarks(results: list[Result]) -> Iterator[str]:
+    """What went wrong, if anything did."""
+    for result in results:
+        name = f"{result.kind.title}, {result.clients:,} clients"
+        if result.fault:
+            yield f"{name}: {result.fault}"
+        if result.missing or result.disordered:
+            yield f"{name}: {result.missing:,} events missing, {result.disordered:,} out of order"
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "" if value is None else f"{value:,.{decimals}f}"
+
+
+def _ratio(column: Column, result: Result, bare: Result | None) -> str:
+    ours, limit = column.value(result), bare and column.value(bare)
+    return f"{ours / limit:.2f}" if ours is not None and limit else ""
+
+
+class Limit(NamedTuple):
+    """What must be. `value` is None where it was not measured."""
+
+    what: str
+    value: float | None
+    most: float
+    unit: str
+    least: bool = False
+    """Whether the limit is the least that is good."""
+
+    @property
+    def kept(self) -> bool:
+        return self.value is not None and (self.value >= self.most if self.least else self.value <= self.most)
+
+    def __str__(self) -> str:
+        value = "not measured" if self.value is None else f"{self.value:,.2f}"
+        word = "at least" if self.least else "at most"
+        return f"{'PASS' if self.kept else 'FAIL'}  {self.what:76}{value:>14}  {word} {self.most:,.2f} {self.unit}"
+
+
+def limits(results: list[Result], few: Result) -> list[Limit]:
+    """For the detached streams, from one run with the bare loop; `few` has 50 streams and 4 threads."""
+
+    def of(name: str, clients: int, value: Callable[[Result], float | None]) -> float | None:
+        found = [result for result in results if result.clients == clients and _key(result) == name]
+        return value(found[0]) if found else None
+
+    def ratio(clients: int, value: Callable[[Result], float | None]) -> float | None:
+        ours, bare = of("ours", clients, value), of("bare", clients, value)
+        return ours / bare if ours is not None and bare else None
+
+    def median(name: str) -> Callable[[Result], float | None]:
+        return lambda result: result.median(name)
+
+    window = WINDOW * 1e3
+    thousands = [
+        Limit(f"CPU a delivery of a burst to {clients:,} clients", ratio(clients, median("cpu_us")), 1.25, "x bare")
+        for clients in (1_000, 10_000)
+    ]
+    p99: Callable[[Result], float | None] = lambda result: result.ping and result.ping.p99_ms  # noqa: E731
+    kb: Callable[[Result], float | None] = lambda result: result.kb if result.threads else None  # noqa: E731
+    return [
+        Limit("memory a client, 10,000 clients", of("ours", 10_000, kb), 1, "KB"),
+        Limit("burst to the last of 1,000 clients", of("ours", 1_000, median("burst_last")), window + 15, "ms"),
+        Limit("burst to the last of 10,000 clients", of("ours", 10_000, median("burst_last")), window + 90, "ms"),
+        *thousands,
+        Limit(
+            f"deliveries a second of 50,000 events to {FLOODED} clients",
+            ratio(FLOODED, median("flood")),
+            1,
+            "x bare",
+            True,
+        ),
+        Limit("one event to the last of 10,000 clients", ratio(10_000, median("single_last")), 1.25, "x bare"),
+        Limit("enqueue back to back, 100 clients", of("ours", 100, median("enqueue_us")), 4, "µs"),
+        Limit("enqueue back to back, 10,000 clients", of("ours", 10_000, median("enqueue_us")), 4, "µs"),
+        Limit("a request computes: burst to 1,000", of("ours", 1_000, median("busy_last")), window + 100, "ms"),
+        Limit("a request computes: burst to 10,000", of("ours", 10_000, median("busy_last")), window + 400, "ms"),
+        Limit("constant bursts to 10,000: p99 of another page", of("ours", 10_000, p99), 10, "ms"),
+        Limit("constant bursts to 50, 4 threads: p99 of another page", p99(few), 100, "ms"),
+    ]
+
+
+def _key(result: Result) -> str:
+    return "ours" if result.kind.ours else "bare"

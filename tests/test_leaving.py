@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from . import proxy
 from .servers import (
     GTHREAD,
     HOST,
@@ -31,10 +32,12 @@ from .servers import (
     THREADS,
     TIMEOUT,
     UWSGI,
+    Kind,
     Server,
     Stream,
     gunicorn,
     running,
+    serving,
     wait_until,
     with_threads,
 )
@@ -305,6 +308,24 @@ def test_who_confirms_nothing_is_given_up_though_all_of_it_fits_into_buffers(tra
         wait_for_clients(server, 1)
         server.enqueue(("item", "x" * 50_000))
         wait_for_clients(server, 0, timeout=5)
+        assert server.faults() == []
+
+
+@transports
+def test_nginx_sends_no_further_request_over_a_connection_whose_stream_has_ended(
+    transport: str, tmp_path: Path
+) -> None:
+    command = tuple(argument.replace("serverapp", "leavingapp") for argument in GTHREAD)
+    kind = Kind(command, nginx=proxy.KEEPING)
+    config = json.dumps({"SSE_TRANSPORT": transport})
+    with serving(kind, tmp_path, CONFIG=config) as server, server.watched():
+        for _ in range(200):
+            with Stream(server) as stream:
+                stream.until("sse_open")
+                server.request("POST", "/kick", "default")
+                stream.until("sse_bye")
+                assert stream.to_end() == []
+            server.request("POST", "/enqueue", [])
         assert server.faults() == []
 
 

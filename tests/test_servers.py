@@ -167,6 +167,8 @@ def test_each_version_of_http_gets_the_stream_at_once(server: Server, kind: Kind
         assert "Content-Length" not in headers
         chunked = version in kind.chunked
         assert headers["Transfer-Encoding"] == ("chunked" if chunked else None)
+        if kind.transport == "auto" and not kind.nginx:
+            assert headers.get_all("Connection") == ["close"]
         if chunked:
             size = int(answer.readline(), 16)
             assert answer.read(size).startswith(b"event: sse_open\n")

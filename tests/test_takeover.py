@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import select
 import socket
@@ -35,6 +36,7 @@ def head(*fields: bytes, status: bytes = b"HTTP/1.1 200 OK") -> bytes:
 GOOD = {
     "plain": head(SSE, b"Connection: close") + PRELUDE,
     "chunked": head(SSE, CHUNKED) + chunk(PRELUDE),
+    "kept": head(b"connection:Keep-Alive", SSE, CHUNKED, b"Keep-Alive: timeout=5") + chunk(PRELUDE),
     "HTTP/1.0": head(SSE, status=b"HTTP/1.0 200 OK") + PRELUDE,
     "no reason": head(SSE, status=b"HTTP/1.1 200") + PRELUDE,
     "upper-case": head(SSE.upper().replace(b"TEXT/EVENT-STREAM", b"Text/Event-Stream"), CHUNKED.upper())
@@ -43,6 +45,14 @@ GOOD = {
     "no space": head(SSE.replace(b" ", b""), CHUNKED.replace(b" ", b"")) + chunk(PRELUDE),
     "middleware": head(b"Set-Cookie: a=1", b"Set-Cookie: b=text/html", b"X-Empty:", SSE, CHUNKED) + chunk(PRELUDE),
 }
+
+
+def closing(response: bytes) -> bytes:
+    """The same, but the connection ends with it: so it is said, whatever the server has said."""
+    text, end, body = response.partition(b"\r\n\r\n")
+    text = re.sub(rb"(?i)\r\n(connection|keep-alive):[^\r]*", b"", text)
+    return text + b"\r\nConnection: close" + end + body
+
 
 BAD = {
     "404": head(SSE, CHUNKED, status=b"HTTP/1.1 404 Not Found") + chunk(PRELUDE),
@@ -178,7 +188,7 @@ def test_a_response_as_it_should_be_is_taken(exchange: Exchange, response: bytes
     taken = begun.finish(PRELUDE, at_once=at_once)
     begun.drop()
     assert taken is not None
-    assert (taken.unsent, taken.chunked) == (response, b"chunked" in response.lower())
+    assert (taken.unsent, taken.chunked) == (closing(response), b"chunked" in response.lower())
     assert exchange.hears_nothing()
     os.write(taken.fd, b"ours")
     assert exchange.heard(4) == b"ours"
@@ -361,7 +371,7 @@ def test_a_response_that_comes_in_two_pieces_is_taken_wherever_it_is_cut(
         exchange.write(response[:cut])
         taken = begun.finish(PRELUDE, at_once=False)
         assert taken is not None, cut
-        assert taken.unsent == response
+        assert taken.unsent == closing(response)
         os.dup2(taken.fd, exchange.fd)  # for the next round
         os.close(taken.fd)
     assert len(waits) == len(response)
@@ -393,7 +403,7 @@ def test_a_server_that_writes_byte_by_byte_from_another_thread_is_waited_for(exc
     taken = begun.finish(PRELUDE, at_once=False)
     server.join()
     assert taken is not None
-    assert taken.unsent == response
+    assert taken.unsent == closing(response)
     os.close(taken.fd)
 
 

@@ -91,7 +91,7 @@ class TakeOver:
             return None
         self._over = True
         self._tap.close()
-        return Taken(self._connection, self._read, found == "chunked")
+        return Taken(self._connection, _closing(self._read), found == "chunked")
 
     def undo(self) -> None:
         """Give the connection back, and send what the server has written meanwhile.
@@ -193,6 +193,17 @@ def _framing(text: bytes, prelude: bytes) -> str | None:
 def _me() -> tuple[int, int]:
     """This process, and this thread of it."""
     return os.getpid(), threading.get_ident()
+
+
+def _closing(text: bytes) -> bytes:
+    """This with a head that says what is true from now on: no other answer comes over this connection.
+
+    Else a proxy that keeps connections may send the next request before it sees the end, and has no answer then.
+    """
+    head, end, body = text.partition(_END_OF_HEAD)
+    first, *lines = head.split(b"\r\n")
+    kept = [line for line in lines if line.partition(b":")[0].strip().lower() not in {b"connection", b"keep-alive"}]
+    return b"\r\n".join([first, *kept, b"Connection: close"]) + end + body
 
 
 def _fields(head: bytes) -> list[tuple[bytes, bytes, bytes]]:

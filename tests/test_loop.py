@@ -19,7 +19,7 @@ from sse_batcher import HistoryOptions, SSEManager
 from sse_batcher.event import Batch, Event
 from sse_batcher.history import MAX_FLOORS
 from sse_batcher.transports import group as groups
-from sse_batcher.transports.loop import TICK, Adoption, Loop
+from sse_batcher.transports.loop import COURTESY, SELDOM, TICK, Adoption, Loop, Manners
 from sse_batcher.transports.takeover import Taken
 from sse_batcher.wire import LAST_CHUNK, Frame, chunk
 
@@ -506,6 +506,17 @@ def test_one_connection_that_fails_ends_alone(site: Site, monkeypatch: pytest.Mo
     assert numbers(two) == [1]
 
 
+def test_one_connection_that_cannot_be_looked_at_ends_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = site.connect(), site.connect()
+    broken = next(iter(site.loop._connections.values()))
+    look = type(broken).look
+    monkeypatch.setattr(type(broken), "look", lambda self, now: fail() if self is broken else look(self, now))
+    site.wait(5)
+    site.deliver()
+    assert has_ended(one)
+    assert numbers(two) == [1]
+
+
 def fail(*_: Any) -> bool:
     raise ZeroDivisionError
 
@@ -626,3 +637,42 @@ def test_a_shutdown_waits_until_all_were_told(threaded: Threaded) -> None:
         data += part
     assert [event.type for event in parse(data)] == ["t", "sse_bye"]
     client.close()
+
+
+# -- manners -----------------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """How often this thread has had to wait, and how often it has paused."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.switches = self.pauses = 0
+        monkeypatch.setattr("sse_batcher.transports.loop._switches", lambda: self.switches)
+        monkeypatch.setattr("sse_batcher.transports.loop.time", SimpleNamespace(sleep=self._sleep))
+
+    def _sleep(self, seconds: float) -> None:
+        self.pauses += 1
+        self.switches += 1
+
+
+def test_who_alone_wants_the_lock_pauses_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, manners = Counted(monkeypatch), Manners()
+    counted.switches = 10  # it has waited for something to do
+    manners.begin()
+    for number in range(100):
+        manners.pause(100 + number)
+    assert counted.pauses == 100 / SELDOM
+
+
+def test_once_another_thread_had_to_take_the_lock_there_is_a_pause_after_each_slice_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted, manners = Counted(monkeypatch), Manners()
+    manners.begin()
+    counted.switches += 1
+    for number in range(50):
+        manners.pause(100 + number / 10)
+    assert counted.pauses == 50
+    for number in range(40):
+        manners.pause(100 + COURTESY + number / 10)
+    assert counted.pauses == 60

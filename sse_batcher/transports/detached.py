@@ -106,11 +106,11 @@ def _hub_of(client: Client) -> Hub:
 
 
 class Choice:
-    """Whether streams of this process are detached. Said once in the log, and once more where that changes."""
+    """Whether streams of this process are detached. Each answer, and why, is said once in the log."""
 
     def __init__(self) -> None:
         self._undone = 0
-        self._said = ""
+        self._said: set[str] = set()
 
     def detaches(self, host: Host) -> bool:
         refusal = self._refusal(host)
@@ -125,11 +125,11 @@ class Choice:
 
     def count_undone(self) -> None:
         self._undone += 1
-        _log.warning("a stream stays attached: its response did not reach the server as it was made (by a middleware?)")
+        _log.warning("a stream stays attached: its response is not what was expected (a middleware, or TLS?)")
 
     def say(self, level: int, text: str) -> None:
-        if text != self._said:
-            self._said = text
+        if text not in self._said:
+            self._said.add(text)
             _log.log(level, "%s", text)
 
     def _refusal(self, host: Host) -> str | None:

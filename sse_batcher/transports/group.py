@@ -29,7 +29,7 @@ SHARED = Cursor()
 LEFT = "left"
 """The reason for an end without a word."""
 
-LOOKS = 8
+LOOKS = 4
 """How often, within its `send_timeout`, it is asked whether a client takes what it is sent."""
 
 AT_ONCE = 250

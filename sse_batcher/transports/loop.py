@@ -6,6 +6,7 @@ is there while there are streams. If it dies it is replaced, and its connections
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import select
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..client import Client
 from ..host import Host
@@ -28,15 +29,55 @@ from .takeover import Taken
 
 _log = logging.getLogger("sse_batcher.transports.loop")
 
+_resource: Any = importlib.import_module("resource") if os.name == "posix" else None  # there where there is epoll
+
 TICK = 0.2
 """Seconds between two looks at whether the server is stopping, and at the time."""
 
-ROUND = 1.0
+ROUND = 2.0
 """Seconds in which each connection is looked at once."""
 
 PAUSE = 0.00005
 """Seconds in which other threads get the interpreter's lock. They have to wake up first, so letting go of it and taking
 it again at once would give them nothing."""
+
+COURTESY = 5.0
+"""Seconds for which it is remembered that others want the lock."""
+
+SELDOM = 4
+"""Where none do, there is a pause after so many times `AT_ONCE` sends: it takes as long as fifty sends."""
+
+
+class Manners:
+    """When to pause between sends, so that other threads of the process get on.
+
+    A thread that wants the lock takes it, by force, after 5 ms; then this one has to wait for it, which the system
+    counts as a context switch. From then on there is a pause after each slice, before it comes to that: a request takes
+    the lock several times, and would wait as often.
+    """
+
+    def __init__(self) -> None:
+        self._switches = 0
+        self._wanted_at = -COURTESY
+        self._slices = 0
+
+    def begin(self) -> None:
+        """After a wait for something to do."""
+        self._switches = _switches()
+
+    def pause(self, now: float) -> None:
+        """After a slice."""
+        self._slices += 1
+        if _switches() > self._switches:
+            self._wanted_at = now
+        if now - self._wanted_at < COURTESY or self._slices % SELDOM == 0:
+            time.sleep(PAUSE)
+        self._switches = _switches()
+
+
+def _switches() -> int:
+    """How often this thread has waited."""
+    return int(_resource.getrusage(_resource.RUSAGE_THREAD).ru_nvcsw)
 
 
 class Adoption(NamedTuple):
@@ -64,6 +105,7 @@ class Loop:
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._bell, select.EPOLLIN)
         self._rung = False
+        self._manners = Manners()
         self._next_tick = 0.0
         self._round: Iterator[Connection] = iter(())
         self._parked = True  # the thread is not there, or about to end
@@ -136,7 +178,11 @@ class Loop:
 
     def turn(self, patience: float) -> None:
         """Wait up to `patience` seconds for something to do, and do some of it."""
-        for fd, events in self._epoll.poll(0 if self._running or self._inbox else patience):
+        busy = self._running or self._inbox
+        happened = self._epoll.poll(0 if busy else patience)
+        if not busy:
+            self._manners.begin()
+        for fd, events in happened:
             if fd == self._bell:
                 os.eventfd_read(fd)
                 self._rung = False
@@ -151,11 +197,11 @@ class Loop:
         if now >= self._next_tick:
             self._next_tick = now + TICK
             self.tick(now)
-        if self.sends >= AT_ONCE:
-            time.sleep(PAUSE)
-        self.sends = 0
         while self._running and self.sends < AT_ONCE:
             self._go_on(*self._running.popleft())
+        if self.sends >= AT_ONCE:
+            self.sends = 0
+            self._manners.pause(now)
 
     def tick(self, now: float) -> None:
         """Look at the time that is left, and at whether the server is stopping."""
@@ -169,7 +215,10 @@ class Loop:
         if not some:
             self._round = iter(list(self._connections.values()))
         for connection in some:
-            connection.look(now)
+            try:
+                connection.look(now)
+            except Exception:
+                self._lose(connection)
 
     def _is_idle(self) -> bool:
         return not (self._connections or self._inbox or self._running)
@@ -189,10 +238,13 @@ class Loop:
                 self._running.append((item, steps))
                 return
         except Exception:
-            _log.exception("a detached stream failed: it is closed, and its client comes back")
-            lost = [item] if isinstance(item, Connection) else self._connections_of(item)
-            for connection in lost:
-                connection.close(LEFT)
+            self._lose(item)
+
+    def _lose(self, item: Connection | Group) -> None:
+        """In the handler of what it has raised."""
+        _log.exception("a detached stream failed: it is closed, and its client comes back")
+        for connection in [item] if isinstance(item, Connection) else self._connections_of(item):
+            connection.close(LEFT)
 
     def _take_in(self, adoption: Adoption) -> Connection | None:
         """None if the client has left meanwhile."""

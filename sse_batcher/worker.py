@@ -175,3 +175,5 @@ class Worker:
             self._start()
         finally:
             self._starting.release()
+        if not self._wakeups.empty():
+            self.ensure()  # one that was stopped may be over again; who has woken it since then has left the rest to us

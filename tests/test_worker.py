@@ -107,6 +107,36 @@ def test_who_wakes_a_thread_that_is_over_while_its_starter_has_not_let_go_is_hea
     assert owner.had_a_turn()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_who_wakes_the_successor_of_a_dead_thread_that_is_over_again_is_heard(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, start = owner.worker, owner.worker._start
+
+    def die() -> None:
+        monkeypatch.setattr(owner, "work", work)
+        monkeypatch.setattr(worker, "_start", start_and_meet)
+        raise SystemExit
+
+    def start_and_meet() -> bool:
+        """The successor has nothing to do, and is over; somebody wakes it before the dying thread has let go."""
+        monkeypatch.setattr(worker, "_start", start)
+        started = start()
+        assert owner.had_a_turn()
+        assert worker._thread is not None
+        worker._thread.join(PATIENCE)
+        meeting = threading.Thread(target=lambda: (worker.wake(), worker.ensure()))
+        meeting.start()
+        meeting.join(PATIENCE)
+        return started
+
+    work = owner.work
+    monkeypatch.setattr(owner, "work", die)
+    worker._stopping = True  # its threads end whenever there is nothing to do
+    assert worker.ensure()
+    assert owner.had_a_turn()
+
+
 def test_a_thread_that_is_stopped_in_the_middle_of_a_turn_ends_after_one_more(owner: Owner) -> None:
     turns: list[int] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gc
 import http.client
 import itertools
 import json
@@ -160,6 +161,7 @@ class Stream:
 def _no_descriptor_is_left() -> Iterator[None]:
     loop.get()
     watcher.get()
+    gc.collect()  # what tests before this one have left
     before = descriptors()
     yield
     wait_until(lambda: descriptors() == before, "all is closed")

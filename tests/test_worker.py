@@ -122,7 +122,6 @@ def test_who_wakes_the_successor_of_a_dead_thread_that_is_over_again_is_heard(
         """The successor has nothing to do, and is over; somebody wakes it before the dying thread has let go."""
         monkeypatch.setattr(worker, "_start", start)
         started = start()
-        assert owner.had_a_turn()
         assert worker._thread is not None
         worker._thread.join(PATIENCE)
         meeting = threading.Thread(target=lambda: (worker.wake(), worker.ensure()))
@@ -134,7 +133,8 @@ def test_who_wakes_the_successor_of_a_dead_thread_that_is_over_again_is_heard(
     monkeypatch.setattr(owner, "work", die)
     worker._stopping = True  # its threads end whenever there is nothing to do
     assert worker.ensure()
-    assert owner.had_a_turn()
+    assert owner.had_a_turn()  # the successor's
+    assert owner.had_a_turn()  # for who woke it
 
 
 def test_a_thread_that_is_stopped_in_the_middle_of_a_turn_ends_after_one_more(owner: Owner) -> None:

@@ -21,6 +21,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-versions", action="store_true", help="test_versions.py: not only the oldest and newest")
 
 
+def pytest_collection_finish() -> None:
+    """What is there by now stays, so no collection of garbage has to look through all of it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
     """Every thread of ours ends with the test that started it."""

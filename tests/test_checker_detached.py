@@ -74,6 +74,12 @@ class Network:
         pipe.parts.append((part, self._facts()))
         return len(part) if part or not data else self.FULL
 
+    def send_to(self, fd: int, data: bytes) -> int | None:
+        return self.taken(self.send(fd, data, len(data), 0))
+
+    def sized(self, size: int) -> int:
+        return size
+
     def taken(self, sent: int) -> int | None:
         return {self.FULL: 0, self.GONE: None}.get(sent, sent)
 
@@ -234,7 +240,7 @@ class DetachedInterleavings(Interleavings):
         if not hasattr(self, "loop"):
             self.network = Network(self.turns, self.record.facts)
             self.loop = SteppedLoop(self.network)
-            for name in ("send", "taken", "hang_up"):
+            for name in ("send", "send_to", "sized", "taken", "hang_up"):
                 self.patch.setattr(f"sse_batcher.transports.group.{name}", getattr(self.network, name))
             self.patch.setattr("sse_batcher.transports.loop.hang_up", self.network.hang_up)
             self.patch.setattr("sse_batcher.transports.loop._prepare", lambda fd: None)

@@ -163,8 +163,12 @@ class Sends:
         self.all: list[tuple[int, bytes]] = []
         self._send = groups.send
         monkeypatch.setattr(groups, "send", self)
+        monkeypatch.setattr(groups, "send_to", self._send_to)
 
-    def __call__(self, fd: int, data: bytes, size: int, flags: int) -> int:
+    def _send_to(self, fd: int, data: bytes) -> int | None:
+        return groups.taken(self(fd, data, groups.sized(len(data)), groups.FLAGS))
+
+    def __call__(self, fd: int, data: bytes, size: Any, flags: int) -> int:
         self.all.append((fd, data))
         return self._send(fd, data, size, flags)
 

@@ -89,7 +89,7 @@ def pair() -> Iterator[Pair]:
 
 
 def send(module: ModuleType, fd: int, data: bytes) -> int | None:
-    taken: int | None = module.taken(module.send(fd, data, len(data), module.FLAGS))
+    taken: int | None = module.send_to(fd, data)
     return taken
 
 
@@ -132,7 +132,7 @@ def test_a_full_socket_that_blocks_does_not_make_the_library_wait(pair: Pair) ->
 @pytest.mark.parametrize("size", [1, 5])
 def test_no_more_than_the_size_is_sent(size: int, pair: Pair) -> None:
     data = b"12345"
-    assert sending.taken(sending.send(pair[0].fileno(), data, size, sending.FLAGS)) == size
+    assert sending.send(pair[0].fileno(), data, sending.sized(size), sending.FLAGS) == size
     pair[0].close()
     assert pair[1].recv(10) == data[:size]
 
@@ -163,12 +163,12 @@ def test_the_signal_of_a_broken_pipe_kills_nobody() -> None:
     """Python ignores it; a host that embeds Python may not."""
     script = """
 import signal, socket
-from sse_batcher.transports.sending import FLAGS, send, taken
+from sse_batcher.transports.sending import send_to
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 ours, theirs = socket.socketpair()
 with ours:
     theirs.close()
-    print(taken(send(ours.fileno(), b"x", 1, FLAGS)))
+    print(send_to(ours.fileno(), b"x"))
 """
     command = [sys.executable, "-W", "error", "-c", script]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
@@ -184,14 +184,20 @@ def test_what_passes_by_is_a_full_socket(module: ModuleType, number: int, monkey
 # -- the lock ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_send_of_the_library_keeps_the_lock_and_has_its_types() -> None:
+def test_the_send_of_the_library_keeps_the_lock_and_looks_at_no_types() -> None:
     function: Any = sending.send
     assert isinstance(function, ctypes._CFuncPtr)
     flags = type(function)._flags_
     assert flags & ctypes._FUNCFLAG_PYTHONAPI  # which is what keeps the lock
     assert flags & ctypes._FUNCFLAG_USE_ERRNO
-    assert function.argtypes == (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
     assert function.restype is ctypes.c_ssize_t
+    assert function.argtypes is None  # they would cost as much again as the call
+
+
+def test_a_size_is_passed_in_all_its_bits() -> None:
+    same = ctypes.PyDLL(None).labs  # takes one number of the same length
+    same.restype = ctypes.c_long
+    assert same(sending.sized(2**40)) == 2**40
 
 
 @pytest.fixture
@@ -224,7 +230,7 @@ def test_no_other_thread_gets_a_turn_between_two_sends(
     begun.wait()
     fd = ours.fileno()
     for _ in range(10_000):
-        module.send(fd, b"x", 1, module.FLAGS)
+        module.send(fd, b"x", module.sized(1), module.FLAGS)
         if taken:
             break
     seen = len(taken)

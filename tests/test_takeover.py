@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import resource
@@ -91,6 +92,7 @@ def descriptors() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _no_descriptor_is_left() -> Iterator[None]:
+    gc.collect()  # what tests before this one have left
     before = descriptors()
     yield
     assert descriptors() == before

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 from ..client import Client, Counts, Member
 from ..history import Cursor
 from ..hub import Hub
-from ..watcher import sign_of_life
+from ..watcher import has_taken_all, sign_of_life
 from ..wire import HEARTBEAT, LAST_CHUNK, Frame, chunk
-from .sending import FLAGS, hang_up, send, taken
+from .sending import FLAGS, hang_up, send, send_to, sized, taken
 from .takeover import Taken
 
 SHARED = Cursor()
@@ -164,18 +164,22 @@ class Connection(Member):
 
     def _give_up_if_stalled(self, now: float) -> None:
         """As `watcher.Watch` does. Not by TCP_USER_TIMEOUT, which ends who reads slowly, too."""
-        connection = socket.socket(fileno=self.fd)
         try:
-            seen = sign_of_life(connection, self.full_since)
+            seen = None if has_taken_all(self.fd) else self._sign_of_life()
         except OSError:
             return  # its end, of which the loop is told
-        finally:
-            connection.detach()
         if seen is None or seen != self._seen:
             self._seen, self._seen_at = seen, now
         elif now - self._seen_at >= self.group.send_timeout:
             self.dismissed = LEFT  # whatever was said before: it takes nothing
             self.group.loop.post(self)
+
+    def _sign_of_life(self) -> float | None:
+        connection = socket.socket(fileno=self.fd)
+        try:
+            return sign_of_life(connection, self.full_since)
+        finally:
+            connection.detach()
 
     def close(self, reason: str) -> None:
         """Close the connection, and be forgotten. Idempotent."""
@@ -234,7 +238,7 @@ class Connection(Member):
         """Send these frames, of which the pieces are the bytes. Whether all of it was taken."""
         data = b"".join(pieces)
         self.group.loop.sends += 1
-        sent = taken(send(self.fd, data, len(data), FLAGS))
+        sent = send_to(self.fd, data)
         if sent is None:
             self.close(LEFT)
             return False
@@ -257,7 +261,7 @@ class Connection(Member):
     def _send_rest(self) -> bool:
         data = bytes(self.rest)
         self.group.loop.sends += 1
-        sent = taken(send(self.fd, data, len(data), FLAGS))
+        sent = send_to(self.fd, data)
         if sent is None:
             self.close(LEFT)
         elif sent == len(data):
@@ -410,6 +414,7 @@ class Group:
         self.busy = True
         data = b"".join(pieces)
         size = len(data)
+        ready = sized(size)
         before = self.position
         if frames:
             self.position = frames[-1].position
@@ -423,7 +428,7 @@ class Group:
                 yield
             some = members[start : start + AT_ONCE]
             for connection in some:
-                sent = send(connection.fd, data, size, FLAGS)
+                sent = send(connection.fd, data, ready, FLAGS)
                 if sent != size:
                     short += 1
                     self._fell_short(connection, taken(sent), pieces, frames, before)

@@ -1,8 +1,9 @@
 """Sending to sockets that must not make anybody wait.
 
-`send(fd, data, size, FLAGS)` is the C library's, called without letting go of the interpreter's lock: it does not wait,
-and each time the lock is given away a thread that computes keeps it for a whole switch interval, 5 ms, so that a
-thousand sends would take five seconds. Who sends to many lets go of it himself, now and then.
+`send(fd, data, sized(len(data)), FLAGS)` is the C library's, called without letting go of the interpreter's lock: it
+does not wait, and each time the lock is given away a thread that computes keeps it for a whole switch interval, 5 ms,
+so that a thousand sends would take five seconds. Who sends to many lets go of it himself, now and then; and the size is
+made ready once for all of them, since ctypes takes half a microsecond a call to look at types that it was told of.
 
 Where that cannot be had (no ctypes, no such symbol, or an interpreter without the lock) it is `os.write`, on a
 descriptor that does not block, which does let go. Any thread.
@@ -17,14 +18,29 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 FLAGS = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
 
 _FULL = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS, errno.ENOMEM}
 
-Send = Callable[[int, bytes, int, int], int]
-"""Returns how many bytes were taken, or something below zero, which the function beside it turns into an `errno`."""
+Send = Callable[[int, bytes, Any, int], int]
+"""Returns how many bytes were taken, or something below zero."""
+
+
+class Way(NamedTuple):
+    """A way to send."""
+
+    send: Send
+    sized: Callable[[int], Any]
+    """A number of bytes, as `send` wants to have it."""
+    error_of: Callable[[int], int]
+    """The `errno` of a send that has just returned something below zero."""
+
+
+def send_to(fd: int, data: bytes) -> int | None:
+    """Send as much of this as is taken at once. How many bytes that is; None where the connection is gone."""
+    return taken(send(fd, data, sized(len(data)), FLAGS))
 
 
 def taken(sent: int) -> int | None:
@@ -46,22 +62,22 @@ def hang_up(fd: int) -> None:
         connection.recv(65_536)
 
 
-def _from_libc() -> tuple[Send, Callable[[int], int]]:
+def _from_libc() -> Way:
     ctypes: Any = importlib.import_module("ctypes")
     function = ctypes.PyDLL(None, use_errno=True).send
-    function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
+    # No `argtypes`: bytes are passed as a pointer to them and numbers as an int, as they are, but for the size.
     function.restype = ctypes.c_ssize_t
-    return function, lambda _: ctypes.get_errno()
+    return Way(function, ctypes.c_size_t.from_param, lambda _: ctypes.get_errno())
 
 
-def _from_os() -> tuple[Send, Callable[[int], int]]:
+def _from_os() -> Way:
     def write(fd: int, data: bytes, size: int, flags: int) -> int:
         try:
             return os.write(fd, data)
         except OSError as error:
             return -(error.errno or errno.EIO)
 
-    return write, abs
+    return Way(write, int, abs)
 
 
 def _keeps_the_lock() -> bool:
@@ -69,7 +85,7 @@ def _keeps_the_lock() -> bool:
     return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
-def _find() -> tuple[Send, Callable[[int], int]]:
+def _find() -> Way:
     if FLAGS and _keeps_the_lock():
         try:
             return _from_libc()
@@ -78,4 +94,4 @@ def _find() -> tuple[Send, Callable[[int], int]]:
     return _from_os()
 
 
-send, _error_of = _find()
+send, sized, _error_of = _find()

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from ..host import duplicate
-from .sending import FLAGS, send, taken
+from .sending import send_to
 
 PATIENCE = 2.0
 """Seconds for a server that writes from another thread."""
@@ -142,7 +142,7 @@ class TakeOver:
     def _pass_on(self) -> None:
         """Send the client what was read. Without a change of the connection's modes, which the server has set."""
         while self._read:
-            sent = taken(send(self._connection, self._read, len(self._read), FLAGS))
+            sent = send_to(self._connection, self._read)
             if sent is None:
                 return  # the client is gone, as the server will see itself
             if sent == 0 and not _writable(self._connection, PATIENCE):

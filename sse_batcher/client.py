@@ -205,6 +205,10 @@ class Client(Member, Iterator[bytes]):
         self.counts.overflows += 1
         self.fall_behind()
 
+    def lose(self, channel: str, position: Any, reason: str) -> None:
+        """Called by the hub, under its lock: a frame was lost before it came."""
+        self.lost = position, reason
+
     def fall_behind(self) -> None:
         """Queue no more: what was queued, and all that follows, is read from the history. By the delivering thread."""
         # First the flag, then the queue, then the marker. The driver may take a frame out of the middle while the queue

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from .event import BROADCAST
@@ -58,6 +58,7 @@ class History:
         self._lanes: dict[str, _Lane] = {}
         self._floors: OrderedDict[str, Any] = OrderedDict()  # in the order of the last eviction
         self._common_floor = start
+        self._highest_floor = start
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -111,6 +112,29 @@ class History:
             frames.append(frame)
         return frames
 
+    def read_all(self, channels: Container[str], cursor: Cursor, max_frames: int, max_bytes: int) -> list[Frame]:
+        """As `read`, for who asks for so many channels (``*`` is one) that it is shorter to look at all frames."""
+        find = bisect_left if cursor.part else bisect_right
+        frames: list[Frame] = []
+        for index in range(find(self._frames, cursor.position, key=_position), len(self._frames)):
+            frame = self._frames[index]
+            if frame.batch.channel in channels:
+                max_bytes -= len(frame.plain)
+                if len(frames) == max_frames or (frames and max_bytes < 0):
+                    break
+                frames.append(frame)
+        return frames
+
+    def gone(self, channels: Iterable[str], cursor: Cursor) -> list[str]:
+        """Of which of these channels something after the cursor is not here any more. ``*`` is one of them."""
+
+        def is_gone(floor: Any) -> bool:
+            return bool(floor >= cursor.position if cursor.part else floor > cursor.position)
+
+        if not is_gone(self._highest_floor):  # nearly always, however many they are
+            return []
+        return [channel for channel in channels if is_gone(self._floors.get(channel, self._common_floor))]
+
     def _evict(self) -> None:
         frame = self._frames.popleft()
         self._bytes -= len(frame.plain)
@@ -120,6 +144,7 @@ class History:
         self._raise_floor(channel, frame.position)
 
     def _raise_floor(self, channel: str, position: Any) -> None:
+        self._highest_floor = max(self._highest_floor, position)
         # Never lower: a frame that was lost may be newer than one that is evicted after it.
         self._floors[channel] = max(position, self._floors.get(channel, self._common_floor))
         self._floors.move_to_end(channel)

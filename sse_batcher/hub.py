@@ -4,7 +4,7 @@
 members, the listeners and the history. Listeners are told of frames outside it.
 
 A *member* is an open stream. A *listener* is told of each frame of its channels: a client with a queue of its own,
-which is both, or a group of members that stand at the same place.
+which is both, or a feed, which reads the history for many members at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -63,13 +63,7 @@ class Snapshot(NamedTuple):
 
 
 class Listener(Protocol):
-    """Who is told of each frame of these channels, and of ``*``. Compared by identity."""
-
-    lost: tuple[Any, str] | None
-    """The position of the newest frame that was lost before it came, and why; under the hub's lock."""
-
-    @property
-    def channels(self) -> tuple[str, ...]: ...
+    """Who is told of each frame of the channels that it is listed for. Compared by identity."""
 
     @property
     def counts(self) -> Counts:
@@ -78,18 +72,25 @@ class Listener(Protocol):
     def offer(self, frame: wire.Frame) -> None:
         """A frame was delivered. Must not wait. By one thread at a time."""
 
+    def lose(self, channel: str, position: Any, reason: str) -> None:
+        """The frame at this position, of this channel, was lost before it came. Under the hub's lock."""
+
     def fall_behind(self) -> None:
-        """`lost` was set. By that same thread."""
+        """Called after `lose`, by that same thread, without the lock."""
 
     def end(self, reason: str) -> None:
         """Let its streams end with ``sse_bye`` after all that was delivered. Any thread."""
 
 
-class Group(Listener, Protocol):
+class Feed(Listener, Protocol):
     """A listener that reads the history for all of its members at once."""
 
     position: Any
-    """All frames of its channels up to it were read; by its one thread."""
+    """All frames up to it, of its channels, were read; by its one thread."""
+
+    @property
+    def channels(self) -> Collection[str]:
+        """What any of its members asks for, and ``*``."""
 
 
 class Receiver(Protocol):
@@ -171,7 +172,7 @@ class Hub:
             listeners = self._listening(channel)
             for listener in listeners:
                 # Here, or one that reads the history at this moment is told of another reason.
-                listener.lost = (position, reason)
+                listener.lose(channel, position, reason)
         for listener in listeners:
             listener.fall_behind()
 
@@ -203,7 +204,7 @@ class Hub:
                 client.go_live()
             self._replays += resumed
             self._enroll(client)
-            self._enlist(client)
+            self._enlist(client, channels)
         state = snapshot.blocks if snapshot and not resumed else b""
         # The id comes with the state: who is cut off before that has to get it again.
         client.first_block = self._opening(client, refused, named=not state) + state
@@ -327,45 +328,53 @@ class Hub:
         self._leaving.append((client, reason))
         self._forget_leaving()
 
-    # -- for groups ----------------------------------------------------------------------------------------------------
+    # -- for feeds -----------------------------------------------------------------------------------------------------
 
     def covers(self, client: Client) -> bool:
         """Whether all that the client has not got yet is in the history here: no thread has to wait for the rest."""
         with self._locked():
             return self._history.covers(client.channels, client.cursor)
 
-    def replace(self, client: Client, member: Member, group: Group) -> bool:
-        """Let a member of a group go on with the stream of a client that nobody drives any more.
+    def replace(self, client: Client, member: Member, feed: Feed) -> bool:
+        """Let a member of a feed go on with the stream of a client that nobody drives any more.
 
         It is behind, at the client's cursor. False if the client has left already.
         """
         with self._locked():
             if client not in self._members:
                 return False
-            self._unlist(client)
+            self._unlist(client, (*client.channels, BROADCAST))
             self._strike(client)
             self._enroll(member)
-            self._enlist(group)
+            self._enlist(feed, client.channels)
             client.give_way(member)
         return True
 
-    def unlist(self, group: Group) -> None:
-        """A group has no members any more."""
+    def unlist(self, feed: Feed, channels: Iterable[str]) -> None:
+        """None of its members asks for these channels any more; with ``*`` among them, it has none."""
         with self._locked():
-            self._unlist(group)
+            self._unlist(feed, channels)
 
-    def news(self, group: Group, first: Any) -> list[wire.Frame] | None:
-        """The next frames that a group has not read yet, none if it is up to date. None if some of them are gone.
+    def news(self, feed: Feed, first: Any) -> tuple[list[wire.Frame], list[str]]:
+        """The next frames that a feed has not read yet, none if it is up to date; and of which channels some are gone.
 
         `first` is the position of the frame with which it was told of news: it has everything before that.
         """
         with self._locked():
             # Not from its own position on, which may be old: where channels are many, the floor of a quiet one may have
             # risen above that, though nothing of it is missing.
-            cursor = Cursor(first, part=1) if first > group.position else Cursor(group.position)
-            if not self._history.covers(group.channels, cursor):
+            cursor = Cursor(first, part=1) if first > feed.position else Cursor(feed.position)
+            channels, history = feed.channels, self._history
+            most = self._options.queue_frames, self._options.queue_bytes
+            return history.read_all(channels, cursor, *most), history.gone(channels, cursor)
+
+    def next_frames(self, channels: tuple[str, ...], position: Any) -> list[wire.Frame] | None:
+        """What comes after this position, for members that are told of by their feed. None if some of it is gone."""
+        with self._locked():
+            cursor = Cursor(position)
+            if not self._history.covers(channels, cursor):
                 return None
-            return self._history.read(group.channels, cursor, self._options.queue_frames, self._options.queue_bytes)
+            return self._history.read(channels, cursor, self._options.queue_frames, self._options.queue_bytes)
 
     # -- internal ------------------------------------------------------------------------------------------------------
 
@@ -386,7 +395,7 @@ class Hub:
                     if member in self._members:
                         self._strike(member)
                         if isinstance(member, Client):
-                            self._unlist(member)
+                            self._unlist(member, (*member.channels, BROADCAST))
                         gone.append((member.info, Farewell(reason, self.clock() - member.opened_at, *member.handed)))
             finally:
                 self._lock.release()
@@ -405,14 +414,15 @@ class Hub:
         if member.info.user is not None:
             _remove(self._users, member.info.user, member)
 
-    def _enlist(self, listener: Listener) -> None:
-        for channel in (*listener.channels, BROADCAST):
+    def _enlist(self, listener: Listener, channels: Iterable[str]) -> None:
+        for channel in (*channels, BROADCAST):
             self._listeners.setdefault(channel, {})[listener] = None
 
-    def _unlist(self, listener: Listener) -> None:
-        for channel in (*listener.channels, BROADCAST):
+    def _unlist(self, listener: Listener, channels: Iterable[str]) -> None:
+        for channel in channels:
             _remove(self._listeners, channel, listener)
-        self._gone.add(listener.counts)
+            if channel == BROADCAST:
+                self._gone.add(listener.counts)
 
     def _check_limits(self, user: Hashable) -> None:
         most = self._options.max_clients

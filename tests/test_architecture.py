@@ -26,7 +26,8 @@ LAYERS = """
     backends.memory backends.entries backends.connections backends.reader backends.archive
     backends.redis backends
     signals helper rights manager prometheus
-    transports.attached transports.sending transports.takeover transports.group transports.loop transports.detached
+    transports.attached transports.sending transports.takeover
+    transports.connection transports.group transports.feed transports.loop transports.detached
     transports wsgi
     cors blueprint commands page extension
     sse_batcher

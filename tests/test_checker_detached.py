@@ -17,13 +17,16 @@ import pytest
 from hypothesis import Phase, settings
 
 from sse_batcher.hub import Hub
-from sse_batcher.transports.group import Group
+from sse_batcher.transports.feed import Feed
 from sse_batcher.transports.loop import Adoption, Loop
 from sse_batcher.transports.takeover import Taken
 from sse_batcher.wire import chunk
 
 from .checker import Facts, Violation
 from .test_checker import AT_ONCE, WAITING, Interleavings, Record, Turns, Viewer
+
+USED = {"group": ("send", "sized", "taken"), "connection": ("send_to", "hang_up"), "loop": ("hang_up",)}
+"""Of `sending`, by which module."""
 
 ROOM = 300
 """Bytes that a connection takes before it is full."""
@@ -240,13 +243,14 @@ class DetachedInterleavings(Interleavings):
         if not hasattr(self, "loop"):
             self.network = Network(self.turns, self.record.facts)
             self.loop = SteppedLoop(self.network)
-            for name in ("send", "send_to", "sized", "taken", "hang_up"):
-                self.patch.setattr(f"sse_batcher.transports.group.{name}", getattr(self.network, name))
-            self.patch.setattr("sse_batcher.transports.loop.hang_up", self.network.hang_up)
+            for module, names in USED.items():
+                for name in names:
+                    self.patch.setattr(f"sse_batcher.transports.{module}.{name}", getattr(self.network, name))
             self.patch.setattr("sse_batcher.transports.loop._prepare", lambda fd: None)
-            self.patch.setattr("sse_batcher.transports.group.AT_ONCE", 1)  # a turn for others after each send
+            for module in ("group", "loop"):  # a turn for others after each send
+                self.patch.setattr(f"sse_batcher.transports.{module}.AT_ONCE", 1)
             for name in ("_told", "_first"):
-                self.patch.setattr(Group, name, stepped(name, self.turns), raising=False)
+                self.patch.setattr(Feed, name, stepped(name, self.turns), raising=False)
         return DetachedViewer(self.hub, self.record, channels, self.loop, self.network, chunked="b" in channels)
 
     def teardown(self) -> None:
@@ -258,7 +262,7 @@ class DetachedInterleavings(Interleavings):
     def leave_all(self) -> None:
         super().leave_all()
         self.loop.run()
-        assert (len(self.loop), self.loop._groups, self.hub._members, self.hub._listeners) == (0, {}, {}, {})
+        assert (len(self.loop), self.loop._feeds, self.hub._members, self.hub._listeners) == (0, {}, {}, {})
 
 
 def test_of_all_interleavings_with_one_switch_none_breaks_the_promise() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -296,12 +296,12 @@ class Model:
     def evict(self) -> None:
         self.first = self.kept()[0].position
 
-    def missing(self, channels: Sequence[str], cursor: Cursor) -> bool:
-        """Whether anything that this client does not have is gone."""
+    def missing(self, channels: Collection[str], cursor: Cursor) -> bool:
+        """Whether anything of these channels that comes after the cursor is gone."""
         gone = [
             position
             for position, (channel, made) in enumerate(self.all, 1)
-            if channel in {*channels, "*"} and (made is None or position <= self.first)
+            if channel in channels and (made is None or position <= self.first)
         ]
         return any(position > cursor.position or (cursor.part and position == cursor.position) for position in gone)
 
@@ -335,8 +335,12 @@ def test_it_is_what_a_list_of_all_frames_and_the_rules_say(
         assert kept.bytes == sum(len(old.plain) for old in model.kept())
         position = min(at, len(model.all))
         cursor = Cursor(position, part if position else 0)  # of what was before the first frame, nobody has a part
-        assert kept.covers(channels, cursor) == (not model.missing(channels, cursor))
+        all_channels = {*channels, "*"}
+        assert kept.covers(channels, cursor) == (not model.missing(all_channels, cursor))
+        assert set(kept.gone(all_channels, cursor)) == {one for one in all_channels if model.missing({one}, cursor)}
         assert positions(kept, *channels, after=cursor) == model.after(channels, cursor)
+        for most in [(MANY, MANY), (2, MANY), (MANY, 500)]:
+            assert kept.read_all(all_channels, cursor, *most) == kept.read(channels, cursor, *most)
 
 
 # -- what it costs -----------------------------------------------------------------------------------------------------

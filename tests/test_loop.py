@@ -18,6 +18,7 @@ import pytest
 from sse_batcher import HistoryOptions, SSEManager
 from sse_batcher.event import Batch, Event
 from sse_batcher.history import MAX_FLOORS
+from sse_batcher.transports import connection as connections
 from sse_batcher.transports import group as groups
 from sse_batcher.transports.loop import COURTESY, SELDOM, TICK, Adoption, Loop, Manners
 from sse_batcher.transports.takeover import Taken
@@ -110,7 +111,7 @@ class Site:
         self.loop.run()
         os.close(self.loop._bell)
         assert len(self.loop) == 0
-        assert self.loop._groups == {}
+        assert self.loop._feeds == {}
         assert (self.hub._members, self.hub._listeners) == ({}, {})
 
 
@@ -163,7 +164,7 @@ class Sends:
         self.all: list[tuple[int, bytes]] = []
         self._send = groups.send
         monkeypatch.setattr(groups, "send", self)
-        monkeypatch.setattr(groups, "send_to", self._send_to)
+        monkeypatch.setattr(connections, "send_to", self._send_to)
 
     def _send_to(self, fd: int, data: bytes) -> int | None:
         return groups.taken(self(fd, data, groups.sized(len(data)), groups.FLAGS))
@@ -373,6 +374,18 @@ def test_the_lease_of_a_stalled_client_does_not_keep_it(make: Callable[..., Site
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
+def test_who_has_come_where_the_group_has_not_been_gets_its_heartbeats_too(site: Site) -> None:
+    first = site.connect("quiet")
+    site.connect("busy")
+    site.deliver(1, channel="busy")
+    second = site.connect("quiet")
+    for _ in range(2):
+        site.wait(15)
+        assert (read(first), read(second)) == (b":\n", b":\n")
+    site.deliver(1, channel="quiet")
+    assert (numbers(first), numbers(second)) == ([2], [2])
+
+
 @pytest.mark.parametrize(("chunked", "beat"), [(False, b":\n"), (True, b"2\r\n:\n\r\n")])
 def test_a_heartbeat_is_sent_after_a_silence(site: Site, chunked: bool, beat: bytes) -> None:
     client = site.connect(chunked=chunked)
@@ -414,7 +427,8 @@ def test_a_client_that_leaves_is_forgotten_at_once(site: Site) -> None:
     client.close()
     site.loop.run()
     assert site.hub.count()["clients_by_channel"] == {"other": 1}
-    assert len(site.loop._groups) == 1
+    (feed,) = site.loop._feeds.values()
+    assert set(feed.channels) == {"other", "*"}
 
 
 def test_a_kick_ends_these_streams_and_no_others(site: Site) -> None:
@@ -525,6 +539,68 @@ def fail(*_: Any) -> bool:
     raise ZeroDivisionError
 
 
+# -- many groups -------------------------------------------------------------------------------------------------------
+
+
+def test_the_history_is_read_once_for_all_groups(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = [site.connect("all", f"user-{number}") for number in range(20)]
+    asked: list[Any] = []
+    news = site.hub.news
+    monkeypatch.setattr(site.hub, "news", lambda *args: (asked.append(args), news(*args))[1])
+    monkeypatch.setattr(site.hub, "next_frames", fail)
+    site.delivery.deliver(1, "to all", "all")
+    for number in range(20):
+        site.delivery.deliver(1, number, f"user-{number}")
+    site.delivery.deliver(1, "to everybody", "*")
+    site.loop.run()
+    assert [numbers(client) for client in clients] == [["to all", number, "to everybody"] for number in range(20)]
+    assert len(asked) == 2  # and once more, to see that there is nothing left
+
+
+def test_a_frame_that_is_lost_is_no_gap_for_who_does_not_ask_for_its_channel(site: Site) -> None:
+    one, two, both = site.connect("a"), site.connect("b"), site.connect("a", "b")
+    site.delivery.deliver(1, channel="b")
+    site.delivery.position += 1
+    site.hub.lose("a", site.delivery.position)
+    site.delivery.deliver(1, channel="b")
+    site.loop.run()
+    assert [event.type for event in events(one)] == ["sse_gap"]
+    assert numbers(two) == [1, 3]
+    assert [event.type for event in events(both)] == ["sse_gap"]
+    site.deliver(1, channel="a")
+    site.deliver(1, channel="b")
+    assert [numbers(client) for client in (one, two, both)] == [[4], [5], [4, 5]]
+
+
+def test_why_something_is_missing_is_told_as_it_is_for_its_own_channel(make: Callable[..., Site]) -> None:
+    site = make(history=HistoryOptions(history_frames=5))
+    slow = site.connect("a", small=True)
+    site.connect("b")
+    for _ in range(40):
+        site.deliver(1, "x" * 1_500, "a")
+    site.delivery.position += 1
+    site.hub.lose("b", site.delivery.position)
+    data = b""
+    while part := read(slow):
+        data += part
+        site.loop.run()
+    (gap,) = [event for event in parse(data) if event.type == "sse_gap"]
+    assert json.loads(gap.data)["reason"] == "overflow"
+
+
+def test_what_a_client_was_handed_is_what_it_has_read(site: Site) -> None:
+    first = site.connect("a")
+    site.connect("b")
+    site.deliver(1, channel="b")
+    second = site.connect("a")  # where its group has not been
+    old, new = (connection for connection in site.loop._connections.values() if connection.channels == ("a",))
+    before = old.handed, new.handed
+    site.wait(15)
+    site.deliver(2, channel="a")
+    for client, connection, (frames, size) in zip((first, second), (old, new), before, strict=True):
+        assert connection.handed == (frames + 2, size + len(read(client)))
+
+
 # -- fairness ----------------------------------------------------------------------------------------------------------
 
 
@@ -543,11 +619,82 @@ def test_another_group_has_its_turn_while_a_large_one_is_sent_to(site: Site, mon
     site.loop.run()
 
 
-def test_who_leaves_or_comes_while_its_group_is_sent_to_stands_where_it_should(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have their turn after each send."""
     monkeypatch.setattr(groups, "AT_ONCE", 1)
     monkeypatch.setattr("sse_batcher.transports.loop.AT_ONCE", 1)
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+@pytest.mark.parametrize("beat", [False, True], ids=["frame", "heartbeat"])
+def test_what_comes_while_a_group_is_sent_to_follows_in_order(site: Site, beat: bool) -> None:
+    clients = [site.connect() for _ in range(5)]
+    if beat:
+        site.clock.now += 15
+    else:
+        site.delivery.deliver(1)
+    site.loop.turn(0)
+    site.loop.turn(0)  # some have it
+    for _ in range(3):
+        site.delivery.deliver(1)
+        site.loop.turn(0)
+    site.loop.run()
+    assert [numbers(client) for client in clients] == [[1, 2, 3] if beat else [1, 2, 3, 4]] * 5
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+def test_what_is_lost_while_a_group_is_sent_to_is_told_after_what_was_not(site: Site) -> None:
+    clients = [site.connect() for _ in range(5)]
+    site.delivery.deliver(1)
+    site.loop.turn(0)
+    site.delivery.position += 1
+    site.hub.lose("default", site.delivery.position)
+    site.delivery.deliver(1)
+    site.loop.run()
+    for client in clients:
+        assert [(event.type, event.id) for event in events(client)] == [("t", "x-1"), ("sse_gap", "x-3")]
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+def test_who_is_sent_to_when_all_streams_end_gets_what_is_left_before(site: Site) -> None:
+    clients = [site.connect() for _ in range(5)]
+    site.delivery.deliver(1)
+    site.loop.turn(0)
+    site.delivery.deliver(1)
+    site.hub.close("shutdown")
+    site.loop.run()
+    for client in clients:
+        assert [event.type for event in events(client)] == ["t", "t", "sse_bye"]
+        assert has_ended(client)
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+def test_a_group_that_has_read_on_gets_nothing_twice(site: Site) -> None:
+    """Its feed has sorted frames for it, and waits for its turn, while it reads them itself."""
+    clients = [site.connect("a") for _ in range(3)]
+    site.connect("b")
+    site.delivery.deliver(1, channel="a")
+    site.loop.turn(0)  # the first has it: the group is busy
+    site.delivery.deliver(1, channel="a")  # told: the group is late
+    site.loop.turn(0)
+    site.delivery.deliver(1, channel="b")
+    site.delivery.deliver(1, channel="a")
+    site.loop.run()
+    assert [numbers(client) for client in clients] == [[1, 2, 4]] * 3
+
+
+def test_a_group_that_fails_ends_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = site.connect("a"), site.connect("b")
+    broken = next(iter(site.loop._connections.values())).group
+    monkeypatch.setattr(groups.Group, "_admit", lambda self, *_: fail() if self is broken else None)
+    site.deliver(1, channel="*")
+    assert has_ended(one)
+    assert numbers(two) == [1]
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+def test_who_leaves_or_comes_while_its_group_is_sent_to_stands_where_it_should(site: Site) -> None:
     clients = [site.connect() for _ in range(5)]
     site.delivery.deliver(1)
     site.loop.turn(0)  # the first one has it

@@ -27,7 +27,9 @@ HEAD = (
 
 send = ctypes.PyDLL(None).send
 send.restype = ctypes.c_ssize_t
-sized = ctypes.c_size_t.from_param  # once for all sends of the same bytes; `argtypes` would cost half a microsecond each
+sized = (
+    ctypes.c_size_t.from_param
+)  # once for all sends of the same bytes; `argtypes` would cost half a microsecond each
 FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 

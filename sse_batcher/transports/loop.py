@@ -23,7 +23,9 @@ from ..host import Host
 from ..hub import Hub
 from ..process import PerProcess
 from ..worker import Worker
-from .group import AT_ONCE, LEFT, Connection, Group, Owner
+from .connection import LEFT, Connection, Task
+from .feed import Feed, Owner
+from .group import AT_ONCE
 from .sending import hang_up
 from .takeover import Taken
 
@@ -97,9 +99,9 @@ class Loop:
         self.clock = clock
         self.sends = 0
         self._connections: dict[int, Connection] = {}
-        self._groups: dict[tuple[Hub, frozenset[str], bool, bool], Group] = {}
-        self._inbox: deque[Adoption | Connection | Group] = deque()  # its single steps are atomic
-        self._running: deque[tuple[Connection | Group, Iterator[None]]] = deque()
+        self._feeds: dict[Hub, Feed] = {}
+        self._inbox: deque[Adoption | Task] = deque()  # its single steps are atomic
+        self._running: deque[tuple[Task, Iterator[None]]] = deque()
         self._host: Host | None = None  # of the newest stream: one process, one server
         self._epoll = select.epoll()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -120,6 +122,10 @@ class Loop:
         """How often the dead thread was started again."""
         return self._worker.restarts
 
+    @property
+    def turn_is_over(self) -> bool:
+        return self.sends >= AT_ONCE
+
     # -- any thread ----------------------------------------------------------------------------------------------------
 
     def can_run(self) -> bool:
@@ -131,7 +137,7 @@ class Loop:
         """Go on with this stream, whose client nobody else drives from now on."""
         self.post(adoption)
 
-    def post(self, item: Adoption | Connection | Group) -> None:
+    def post(self, item: Adoption | Task) -> None:
         """Have it served soon. Never waits."""
         self._inbox.append(item)
         # The note first: who finds the bell rung has been in time, since the thread clears that before it looks.
@@ -147,7 +153,7 @@ class Loop:
             self._parked = False
             self._worker.wake()
 
-    # -- for connections and groups ------------------------------------------------------------------------------------
+    # -- for connections, groups and feeds -----------------------------------------------------------------------------
 
     def watch(self, connection: Connection, *, for_room: bool) -> None:
         events = select.EPOLLRDHUP | (select.EPOLLOUT if for_room else 0)
@@ -158,7 +164,23 @@ class Loop:
         with suppress(OSError):
             # Not left to the end of the descriptor: a child that was forked may have it, too.
             self._epoll.unregister(connection.fd)
-        self._leave(connection.group)
+        connection.group.shrink()
+        hub = connection.group.hub
+        if not self._feeds[hub].channels:
+            del self._feeds[hub]
+
+    def start(self, item: Task, steps: Iterator[None]) -> None:
+        try:
+            for _ in steps:
+                self._running.append((item, steps))
+                return
+        except Exception:
+            self.lose(item)
+
+    def lose(self, item: Task) -> None:
+        _log.exception("a detached stream failed: it is closed, and its client comes back")
+        for connection in [item] if isinstance(item, Connection) else self._connections_of(item):
+            connection.close(LEFT)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -197,19 +219,19 @@ class Loop:
         if now >= self._next_tick:
             self._next_tick = now + TICK
             self.tick(now)
-        while self._running and self.sends < AT_ONCE:
-            self._go_on(*self._running.popleft())
-        if self.sends >= AT_ONCE:
+        while self._running and not self.turn_is_over:
+            self.start(*self._running.popleft())
+        if self.turn_is_over:
             self.sends = 0
             self._manners.pause(now)
 
     def tick(self, now: float) -> None:
         """Look at the time that is left, and at whether the server is stopping."""
         if self._host is not None and self._host.is_stopping():
-            for owner in {id(group.owner): group.owner for group in self._groups.values()}.values():
-                owner.drain()
-        for group in list(self._groups.values()):
-            group.look()
+            for feed in list(self._feeds.values()):
+                feed.owner.drain()
+        for feed in list(self._feeds.values()):
+            feed.look(now)
         # Some at each tick, all in a round.
         some = list(islice(self._round, 1 + int(len(self._connections) * TICK / ROUND)))
         if not some:
@@ -218,7 +240,7 @@ class Loop:
             try:
                 connection.look(now)
             except Exception:
-                self._lose(connection)
+                self.lose(connection)
 
     def _is_idle(self) -> bool:
         return not (self._connections or self._inbox or self._running)
@@ -232,32 +254,18 @@ class Loop:
             connection.has_room()
         self._running.append((connection, connection.serve()))
 
-    def _go_on(self, item: Connection | Group, steps: Iterator[None]) -> None:
-        try:
-            for _ in steps:
-                self._running.append((item, steps))
-                return
-        except Exception:
-            self._lose(item)
-
-    def _lose(self, item: Connection | Group) -> None:
-        """In the handler of what it has raised."""
-        _log.exception("a detached stream failed: it is closed, and its client comes back")
-        for connection in [item] if isinstance(item, Connection) else self._connections_of(item):
-            connection.close(LEFT)
-
     def _take_in(self, adoption: Adoption) -> Connection | None:
         """None if the client has left meanwhile."""
         hub, owner, client, taken, self._host = adoption
-        key = (hub, frozenset(client.channels), client.batches, taken.chunked)
-        group = self._groups.get(key) or Group(self, hub, owner, client, chunked=taken.chunked)
+        feed = self._feeds.get(hub) or Feed(self, hub, owner, client)
+        group = feed.group_of(client, chunked=taken.chunked)
         connection = Connection(client, group, taken)
-        if not hub.replace(client, connection, group):
+        if not hub.replace(client, connection, feed):
             hang_up(taken.fd)
             return None
-        self._groups[key] = group
+        self._feeds[hub] = feed
+        group.grow()
         self._connections[taken.fd] = connection
-        group.connections += 1
         try:
             _prepare(taken.fd)
             self._epoll.register(taken.fd, select.EPOLLRDHUP)
@@ -266,18 +274,15 @@ class Loop:
             connection.close(LEFT)
         return connection
 
-    def _leave(self, group: Group) -> None:
-        group.connections -= 1
-        if not group.connections:
-            del self._groups[group.hub, frozenset(group.channels), group.batches, group.chunked]
-            group.hub.unlist(group)
-
-    def _connections_of(self, group: Group) -> list[Connection]:
-        return [connection for connection in self._connections.values() if connection.group is group]
+    def _connections_of(self, item: Task) -> list[Connection]:
+        """Of a group, or of a feed."""
+        return [
+            connection for connection in self._connections.values() if item in (connection.group, connection.group.feed)
+        ]
 
     def _give_up(self) -> None:
         """The last act of a thread that dies: whose streams it has left in the middle is not known."""
-        for hub in {group.hub for group in self._groups.values()}:
+        for hub in self._feeds:
             hub.thread_restarts += 1
         self._running.clear()
         for connection in list(self._connections.values()):

@@ -1,0 +1,322 @@
+"""A detached client: a connection that is ours.
+
+Run by the loop's thread alone. From elsewhere comes only `Connection.dismiss`, which leaves a note and wakes it.
+
+A connection is *live* while its socket takes all that it is given: it stands where its group stands, and has no place
+of its own. If its socket is full it leaves the group in the middle of what was just sent, keeps the rest of the one
+frame that was cut, and is *behind*: when its socket takes more, it reads the history from there. Nothing else is kept
+for it.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from ..client import Client, Counts, Member
+from ..history import Cursor
+from ..hub import Hub
+from ..watcher import has_taken_all, sign_of_life
+from ..wire import LAST_CHUNK, Frame, chunk
+from .sending import hang_up, send_to
+from .takeover import Taken
+
+LEFT = "left"
+"""The reason for an end without a word."""
+
+LOOKS = 4
+"""How often, within its `send_timeout`, it is asked whether a client takes what it is sent."""
+
+
+class Task(Protocol):
+    """What the loop runs in slices."""
+
+    def serve(self) -> Iterator[None]:
+        """Do what there is to do, with a pause after each slice."""
+
+
+class Loop(Protocol):
+    """What connections, groups and feeds need of the thread that runs them."""
+
+    clock: Callable[[], float]
+    sends: int
+    """How many since the others had their turn."""
+
+    @property
+    def turn_is_over(self) -> bool:
+        """Whether it is the turn of others."""
+
+    def post(self, item: Task) -> None:
+        """Have it served soon. Any thread."""
+
+    def start(self, item: Task, steps: Iterator[None]) -> None:
+        """Run these steps of it, up to a pause now and the rest in its turns."""
+
+    def lose(self, item: Task) -> None:
+        """In the handler of what it has raised: end what it was at, and no more."""
+
+    def watch(self, connection: Connection, *, for_room: bool) -> None:
+        """Tell it when its client has left, and, if asked to, when its socket takes more."""
+
+    def forget(self, connection: Connection) -> None:
+        """It is about to be closed."""
+
+
+class Group(Protocol):
+    """What connections need of those that get the same bytes."""
+
+    loop: Loop
+    hub: Hub
+    counts: Counts
+    chunked: bool
+    send_timeout: float
+    busy: bool
+    """It is sending to its members, with pauses."""
+    postponed: list[Connection]
+    """Who is to be served when it is not."""
+
+    @property
+    def feed(self) -> Task:
+        """Who reads for it."""
+
+    @property
+    def handed(self) -> tuple[int, int]:
+        """The frames and bytes that were handed to each that was live all the time."""
+
+    @property
+    def lost(self) -> tuple[Any, str] | None:
+        """The position of the newest frame of its channels that was lost before it came, and why."""
+
+    def shrink(self) -> None:
+        """It has one connection less."""
+
+    def join(self, connection: Connection) -> None:
+        """This one has everything up to its cursor, and there is nothing after that."""
+
+    def leave(self, connection: Connection) -> None:
+        """It has a place of its own from here on. Idempotent."""
+
+    def encoded(self, frame: Frame) -> bytes:
+        """A frame as its members get it."""
+
+    def framed(self, block: bytes) -> bytes:
+        """Any other block as they get it."""
+
+    def tally(self, frames: Sequence[Frame], clients: int) -> None:
+        """So many clients were handed these frames."""
+
+
+class Connection(Member):
+    """One detached client."""
+
+    __slots__ = (
+        *("dismissed", "fd", "full_since", "group", "live", "rest"),
+        *("_bytes", "_frames", "_next_look", "_seen", "_seen_at", "_slice"),
+    )
+
+    driver = 0  # none that waits for us to leave is the loop's
+
+    def __init__(self, client: Client, group: Group, taken: Taken) -> None:
+        super().__init__(client.info, client.cursor, client.opened_at, client.lease)
+        self.fd = taken.fd
+        self.group = group
+        self.rest: bytes | memoryview = taken.unsent
+        """What has to be sent before anything else: it was begun, or comes first."""
+        self.live = False
+        self.dismissed: str | None = None
+        """Why it ends before anything more is handed out. Any thread."""
+        self.full_since: float | None = None
+        """Since when its socket is full; None if it is not."""
+        self._seen: float | None = None
+        self._seen_at = self._next_look = 0.0
+        self._slice: Sequence[Frame] = ()
+        self._frames, self._bytes = client.handed  # while it is live, less what its group had been handed before
+
+    # -- for the hub ---------------------------------------------------------------------------------------------------
+
+    @property
+    def behind(self) -> bool:
+        return not self.live
+
+    @property
+    def counts(self) -> Counts:
+        return self.group.counts
+
+    @property
+    def lost(self) -> tuple[Any, str] | None:
+        return self.group.lost
+
+    @property
+    def handed(self) -> tuple[int, int]:
+        if not self.live:
+            return self._frames, self._bytes
+        frames, size = self.group.handed
+        return self._frames + frames, self._bytes + size
+
+    def dismiss(self, reason: str) -> None:
+        self.dismissed = self.dismissed or reason
+        self.group.loop.post(self)
+
+    def read_on(self, frames: Iterable[Frame]) -> None:
+        self._slice = list(frames)
+
+    def go_live(self) -> None:
+        """It joins its group right after, on this thread: that is the one that reads for the group, too."""
+
+    # -- for its group -------------------------------------------------------------------------------------------------
+
+    def count(self, frames: int, size: int) -> None:
+        """So much was handed to it."""
+        self._frames += frames
+        self._bytes += size
+
+    def cut(self, sent: int, pieces: Sequence[bytes]) -> int:
+        """Only so many bytes of these were taken. Keep the rest of the one that was cut. Returns how many begun."""
+        begun = 0
+        while sent >= len(pieces[begun]):
+            sent -= len(pieces[begun])
+            begun += 1
+        if sent:
+            self.rest = memoryview(pieces[begun])[sent:]
+            begun += 1
+        self.wait_for_room()
+        return begun
+
+    def wait_for_room(self) -> None:
+        if self.full_since is None:
+            self.full_since = self.group.loop.clock()
+            self.group.loop.watch(self, for_room=True)
+
+    # -- by the loop ---------------------------------------------------------------------------------------------------
+
+    def serve(self) -> Iterator[None]:
+        """Do what there is to do, with a pause after each slice."""
+        while self._step():
+            yield
+
+    def has_room(self) -> None:
+        """Its socket takes more."""
+        self.full_since = None
+        self.group.loop.watch(self, for_room=False)
+
+    def look(self, now: float) -> None:
+        """Look at the time. `now` is the loop's, which may have another clock than the hub."""
+        if self.fd < 0:
+            return  # closed since this round began
+        if self.group.hub.clock() >= self.lease:
+            self.dismiss("lease")
+        if now >= self._next_look:
+            self._next_look = now + self.group.send_timeout / LOOKS
+            self._give_up_if_stalled(now)
+
+    def _give_up_if_stalled(self, now: float) -> None:
+        """As `watcher.Watch` does. Not by TCP_USER_TIMEOUT, which ends who reads slowly, too."""
+        try:
+            seen = None if has_taken_all(self.fd) else self._sign_of_life()
+        except OSError:
+            return  # its end, of which the loop is told
+        if seen is None or seen != self._seen:
+            self._seen, self._seen_at = seen, now
+        elif now - self._seen_at >= self.group.send_timeout:
+            self.dismissed = LEFT  # whatever was said before: it takes nothing
+            self.group.loop.post(self)
+
+    def _sign_of_life(self) -> float | None:
+        connection = socket.socket(fileno=self.fd)
+        try:
+            return sign_of_life(connection, self.full_since)
+        finally:
+            connection.detach()
+
+    def close(self, reason: str) -> None:
+        """Close the connection, and be forgotten. Idempotent."""
+        if self.fd < 0:
+            return
+        self.group.leave(self)
+        self.group.loop.forget(self)
+        fd, self.fd = self.fd, -1
+        hang_up(fd)
+        self.rest = b""
+        self.group.hub.remove(self, self.farewell or reason)
+
+    def _step(self) -> bool:
+        """Whether there is more to do at once."""
+        if self.fd < 0 or (self.live and self.dismissed is None):
+            return False
+        if self.live and self.group.busy:
+            self.group.postponed.append(self)  # where it stands is not known before the group has sent to all
+            return False
+        self.group.leave(self)
+        if self.dismissed == LEFT:
+            self.close(LEFT)
+            return False
+        if self.rest and not self._send_rest():
+            return False
+        if self.farewell is not None:
+            self.close(self.farewell)
+            return False
+        return self._end(self.dismissed) if self.dismissed is not None else self._catch_up()
+
+    def _catch_up(self) -> bool:
+        group = self.group
+        block = group.hub.catch_up(self)
+        if self._slice:
+            frames, self._slice = self._slice, ()
+            pieces = [group.encoded(frame) for frame in frames]
+            if self.cursor.part and frames[0].position == self.cursor.position:
+                rest = frames[0].rest(self.cursor.part)
+                pieces[0] = chunk(rest) if group.chunked else rest
+            return self._send(pieces, frames)
+        if block is not None and not self._say(group.framed(block)):
+            return False
+        if group.hub.closing is not None:
+            return self._end(group.hub.closing)
+        group.join(self)
+        return False
+
+    def _end(self, reason: str) -> bool:
+        """Say goodbye, and close as soon as that is sent."""
+        self.farewell = reason
+        group = self.group
+        block = group.framed(group.hub.farewell(self, reason))
+        return self._say(block + LAST_CHUNK if group.chunked else block)
+
+    def _send(self, pieces: Sequence[bytes], frames: Sequence[Frame]) -> bool:
+        """Send these frames, of which the pieces are the bytes. Whether all of it was taken."""
+        data = b"".join(pieces)
+        self.group.loop.sends += 1
+        sent = send_to(self.fd, data)
+        if sent is None:
+            self.close(LEFT)
+            return False
+        begun = len(pieces) if sent == len(data) else self.cut(sent, pieces)
+        if begun:
+            self.cursor = Cursor(frames[begun - 1].position)
+        handed = sum(map(len, pieces[:begun]))
+        self.count(len(frames[:begun]), handed)
+        self.group.counts.bytes += handed
+        self.group.tally(frames[:begun], 1)
+        return sent == len(data)
+
+    def _say(self, block: bytes) -> bool:
+        """Send a block that is in no history, and kept until it was taken. Whether all of it was taken now."""
+        self.rest = block
+        self.count(0, len(block))
+        self.group.counts.bytes += len(block)
+        return self._send_rest()
+
+    def _send_rest(self) -> bool:
+        data = bytes(self.rest)
+        self.group.loop.sends += 1
+        sent = send_to(self.fd, data)
+        if sent is None:
+            self.close(LEFT)
+        elif sent == len(data):
+            self.rest = b""
+            return True
+        else:
+            self.rest = self.rest[sent:]
+            self.full_since = None if sent else self.full_since
+            self.wait_for_room()
+        return False

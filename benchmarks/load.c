@@ -1,6 +1,7 @@
 /* Many clients of an event stream in one thread, and what they saw. Linux only; many.py compiles and drives it.
  *
- *   load streams PORT PATH          lines on stdin are commands, lines on stdout are answers, as JSON
+ *   load streams PORT PATH          lines on stdin are commands, lines on stdout are answers, as JSON; where PATH ends
+ *                                   with =, each client adds its number
  *       connect COUNT IN_FLIGHT TIMEOUT_MS    open as many more, each until it has the head and a block; give up
  *                                             when none has come to that for so long
  *       round FIRST COUNT TIMEOUT_MS          "ready"; then, once all have FIRST to FIRST + COUNT - 1, what was seen
@@ -102,9 +103,11 @@ static int new_socket(unsigned n, int flags) {
 static void open_client(unsigned port, const char *path) {
     struct client *c = &clients[count];
     struct sockaddr_in to = loopback(1, port);
-    char request[512];
+    char request[512], number[16] = "";
+    if (path[strlen(path) - 1] == '=') snprintf(number, sizeof number, "%u", count);
     int size = snprintf(request, sizeof request,
-                        "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%u\r\nAccept: text/event-stream\r\n\r\n", path, port);
+                        "GET %s%s HTTP/1.1\r\nHost: 127.0.0.1:%u\r\nAccept: text/event-stream\r\n\r\n", path, number,
+                        port);
     memset(c, 0, sizeof *c);
     c->fd = new_socket(count, 0);
     /* On the loopback interface connect() returns at once, and a request fits into any socket. */

@@ -30,6 +30,15 @@ def kinds() -> dict[str, Kind]:
             window=100,
             ours=True,
         ),
+        "users": Kind(
+            "sse_batcher, detached, a channel each",
+            OURS,
+            flask,
+            environment={"MANY_TRANSPORT": "auto"},
+            path="/events?channel=default&channel=",
+            window=100,
+            ours=True,
+        ),
         "attached": Kind(
             "sse_batcher, gthread, attached", OURS, flask, threads=None, window=100, most=1_000, ours=True
         ),

@@ -33,6 +33,8 @@ class Kind:
     words: dict[str, str | None]
     """Programs and modules that it needs. None is one that is not installed."""
     environment: dict[str, str] = field(default_factory=dict)
+    path: str = "/events"
+    """Of the stream. Where it ends with =, each client adds its number."""
     threads: int | None = 8
     """What it is started with; None: eight more than it has clients."""
     window: float = 0

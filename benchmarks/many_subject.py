@@ -13,7 +13,6 @@ from pathlib import Path
 from many_load import Load, LoadError, Ping, Round, ping
 from many_server import Kind, Server
 
-PATH = "/events"
 BURST = 30  # events
 FLOODED = 100  # clients
 PATIENCE = 40.0  # seconds in which all clients must have all of a burst
@@ -144,12 +143,12 @@ def opened(kind: Kind, clients: int, program: Path, folder: Path) -> Iterator[Su
     """Start a server, and open that many streams; what that costs is in the result."""
     result = Result(kind, clients)
     with Server(kind, clients, folder) as server:
-        with Load(program, server.port, PATH) as first:  # what the first request imports is no client's
+        with Load(program, server.port, kind.path) as first:  # what the first request imports is no client's
             first.connect(1)
             Subject(server, first, program, Result(kind, 1)).burst()
         time.sleep(0.3)
         before = server.rss()
-        with Load(program, server.port, PATH) as load:
+        with Load(program, server.port, kind.path) as load:
             result.connects = clients / load.connect(clients)
             time.sleep(0.5)
             result.kb = (server.rss() - before) / 1024 / clients

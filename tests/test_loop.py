@@ -293,6 +293,24 @@ def test_who_joins_where_the_group_has_not_been_and_takes_nothing_then_stands_wh
     assert [(event.type, event.id) for event in events(client)] == [("t", "x-3")]
 
 
+def test_who_takes_no_heartbeat_where_the_group_has_not_been_stays_where_he_was(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = site.connect()
+    site.delivery.position += 1
+    site.hub.lose("default", site.delivery.position)
+    site.loop.run()  # told of the gap, he is at 1, and the group still at 0
+    read(client)
+    monkeypatch.setattr(groups, "send", lambda *_: -1)
+    monkeypatch.setattr(groups, "taken", lambda sent: 0)
+    site.clock.now += 15
+    site.loop.turn(0)
+    site.loop.turn(0)
+    monkeypatch.undo()
+    site.deliver()
+    assert numbers(client) == [2]
+
+
 # -- clients that are slow ---------------------------------------------------------------------------------------------
 
 
@@ -570,6 +588,11 @@ def test_a_frame_that_is_lost_is_no_gap_for_who_does_not_ask_for_its_channel(sit
     site.deliver(1, channel="a")
     site.deliver(1, channel="b")
     assert [numbers(client) for client in (one, two, both)] == [[4], [5], [4, 5]]
+    (feed,) = site.loop._feeds.values()
+    for client in (one, both):
+        client.close()
+    site.loop.run()
+    assert feed._lost == {}  # nobody asks for that channel any more
 
 
 def test_why_something_is_missing_is_told_as_it_is_for_its_own_channel(make: Callable[..., Site]) -> None:
@@ -597,8 +620,13 @@ def test_what_a_client_was_handed_is_what_it_has_read(site: Site) -> None:
     before = old.handed, new.handed
     site.wait(15)
     site.deliver(2, channel="a")
+    new.group.leave(new)
+    site.delivery.deliver(1, channel="a")
+    for _ in new.serve():  # it reads that itself before its group does, and is where that will be
+        pass
+    site.loop.run()
     for client, connection, (frames, size) in zip((first, second), (old, new), before, strict=True):
-        assert connection.handed == (frames + 2, size + len(read(client)))
+        assert connection.handed == (frames + 3, size + len(read(client)))
 
 
 # -- fairness ----------------------------------------------------------------------------------------------------------
@@ -641,6 +669,19 @@ def test_what_comes_while_a_group_is_sent_to_follows_in_order(site: Site, beat: 
         site.loop.turn(0)
     site.loop.run()
     assert [numbers(client) for client in clients] == [[1, 2, 3] if beat else [1, 2, 3, 4]] * 5
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+def test_others_have_their_turn_between_small_groups_too(site: Site) -> None:
+    clients = [site.connect("all", f"user-{number}") for number in range(10)]
+    site.delivery.deliver(1, channel="all")
+    for count in range(1, 4):
+        site.loop.turn(0)
+        assert sum(bool(client.recv(1, socket.MSG_PEEK)) for client in clients[:count]) == count
+        with pytest.raises(BlockingIOError):
+            clients[count].recv(1)
+    site.loop.run()
+    assert [numbers(client) for client in clients] == [[1]] * 10
 
 
 @pytest.mark.usefixtures("one_at_a_time")

@@ -20,6 +20,9 @@ LOOKS = 20
 """How often, at most, within a heartbeat, it is looked who has to get one."""
 
 
+Key = tuple[tuple[str, ...], bool, bool]
+
+
 class Owner(Protocol):
     """Whose streams they are. Kept alive by them."""
 
@@ -38,7 +41,7 @@ class Feed:
         self.counts = Counts()
         self.channels: dict[str, dict[Group, None]] = {}
         """The groups of each channel that anybody asks for; of ``*``, all."""
-        self._groups: dict[tuple[frozenset[str], bool, bool], Group] = {}
+        self._groups: dict[Key, Group] = {}
         self._lost: dict[str, tuple[Any, str]] = {}
         self._lost_at = self.position
         self._heartbeat = client.options.heartbeat
@@ -74,16 +77,15 @@ class Feed:
 
     def group_of(self, client: Client, *, chunked: bool) -> Group:
         """The group in which this client's connection will be; one that is not listed yet if there is none."""
-        key = frozenset(client.channels), client.batches, chunked
-        return self._groups.get(key) or Group(self, client, chunked=chunked)
+        return self._groups.get(_key(client.channels, client.batches, chunked)) or Group(self, client, chunked=chunked)
 
     def enlist(self, group: Group) -> None:
-        self._groups[_key(group)] = group
+        self._groups[_key(group.channels, group.batches, group.chunked)] = group
         for channel in (*group.channels, BROADCAST):
             self.channels.setdefault(channel, {})[group] = None
 
     def unlist(self, group: Group) -> None:
-        del self._groups[_key(group)]
+        del self._groups[_key(group.channels, group.batches, group.chunked)]
         unasked = []
         for channel in (*group.channels, BROADCAST):
             groups = self.channels[channel]
@@ -152,5 +154,6 @@ class Feed:
         return parts
 
 
-def _key(group: Group) -> tuple[frozenset[str], bool, bool]:
-    return frozenset(group.channels), group.batches, group.chunked
+def _key(channels: tuple[str, ...], batches: bool, chunked: bool) -> Key:
+    """Of those who get the same bytes."""
+    return tuple(sorted(channels)), batches, chunked

@@ -158,8 +158,9 @@ class Group:
         counts = self.counts
         counts.frames += clients * len(frames)
         if self.batches:
-            counts.saved_frames += clients * sum(len(frame.batch.events) - 1 for frame in frames)
-            counts.saved_bytes += clients * sum(frame.saved_bytes for frame in frames)
+            for frame in frames:
+                counts.saved_frames += clients * (len(frame.batch.events) - 1)
+                counts.saved_bytes += clients * frame.saved_bytes
 
     def _hand_out(self, frames: Sequence[Frame]) -> Iterator[None]:
         while frames:

@@ -14,10 +14,10 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from . import wire
 from .client import Client, ClientInfo, Counts, Member
@@ -25,31 +25,10 @@ from .errors import BackendError, ClosedError, TooManyClientsError
 from .event import BROADCAST
 from .history import Cursor, History, Slice
 from .options import ClientOptions, HistoryOptions
+from .roles import Cursors, Feed, Listener
 
 RETRY_AFTER_LEASE_MS = (100, 1_000)
 RETRY_AT_LIMIT_MS = (10_000, 30_000)
-
-
-class Cursors(Protocol):
-    """What a backend says about positions. They rise in the order of delivery, and only the backend looks inside."""
-
-    start: Any
-    """The position before the first frame."""
-
-    def format(self, position: Any) -> str:
-        """The id that stands for a position."""
-
-    def read(self, cursor: str) -> Cursor:
-        """What a client's cursor says. It comes from outside, and may be anything."""
-
-    def replay(self, channels: Iterable[str], cursor: Cursor) -> Slice | None:
-        """The next frames after a cursor of this history, where the hub's own has let them go. None: they are gone.
-
-        May wait a little. Raises `BackendError` where that cannot be said.
-        """
-
-    def normalize(self, cursor: str) -> str | None:
-        """A well-formed cursor, of this history or another, made anew from its parts. None for anything else."""
 
 
 class Snapshot(NamedTuple):
@@ -60,50 +39,6 @@ class Snapshot(NamedTuple):
 
     cursor: str
     blocks: bytes
-
-
-class Listener(Protocol):
-    """Who is told of each frame of the channels that it is listed for. Compared by identity."""
-
-    @property
-    def counts(self) -> Counts:
-        """What its streams were handed."""
-
-    def offer(self, frame: wire.Frame) -> None:
-        """A frame was delivered. Must not wait. By one thread at a time."""
-
-    def lose(self, channel: str, position: Any, reason: str) -> None:
-        """The frame at this position, of this channel, was lost before it came. Under the hub's lock."""
-
-    def fall_behind(self) -> None:
-        """Called after `lose`, by that same thread, without the lock."""
-
-    def end(self, reason: str) -> None:
-        """Let its streams end with ``sse_bye`` after all that was delivered. Any thread."""
-
-
-class Feed(Listener, Protocol):
-    """A listener that reads the history for all of its members at once."""
-
-    position: Any
-    """All frames up to it, of its channels, were read; by its one thread."""
-
-    @property
-    def channels(self) -> Collection[str]:
-        """What any of its members asks for, and ``*``."""
-
-
-class Receiver(Protocol):
-    """Who gets what a backend has ordered. Called by one thread at a time, in the order of the positions."""
-
-    def deliver(self, frame: wire.Frame) -> None:
-        """Take a frame."""
-
-    def lose(self, channel: str, position: Any, reason: str = "publish_failed") -> None:
-        """Take notice that the frame at this position, of this channel, will never come. `reason`: of the gap."""
-
-    def dismiss(self, reason: str, user: Hashable = None, channel: str | None = None) -> None:
-        """End the streams of this user, or of this channel, or of this user in this channel, now."""
 
 
 class Farewell(NamedTuple):

@@ -22,7 +22,7 @@ LAYERS = """
     errors event options wire window stats
     history
     process waiting worker host watcher engine batcher
-    client hub
+    client roles hub
     backends.memory backends.entries backends.connections backends.reader backends.archive
     backends.redis backends
     signals helper rights manager prometheus

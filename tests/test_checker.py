@@ -36,8 +36,9 @@ from sse_batcher.backends.memory import MemoryBackend
 from sse_batcher.backends.redis import RedisBackend, open_redis
 from sse_batcher.cli import serving
 from sse_batcher.event import Batch, Event
-from sse_batcher.hub import Hub, Receiver
+from sse_batcher.hub import Hub
 from sse_batcher.options import TRANSPORTS
+from sse_batcher.roles import Receiver
 from sse_batcher.wire import HEARTBEAT, Frame
 
 from .checker import Browser, Connection, Facts, Got, Sent, Violation, judge, judge_publishing

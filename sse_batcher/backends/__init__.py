@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ..errors import ConfigurationError
 from ..event import Batch
 from ..history import Cursor, Slice
-from ..hub import Receiver
+from ..roles import Receiver
 from .memory import MemoryBackend
 from .redis import open_redis
 

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable
 
 from ..event import Batch
 from ..history import Cursor, Slice
-from ..hub import Receiver
+from ..roles import Receiver
 from ..wire import Frame
 
 # A cursor comes from outside: it is matched whole, bounded, and rebuilt from its parts.

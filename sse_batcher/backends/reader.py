@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import BackendError
 from ..event import BROADCAST, Batch
-from ..hub import Receiver
+from ..roles import Receiver
 from ..wire import Frame
 from ..worker import Worker
 from .connections import errors, pauses

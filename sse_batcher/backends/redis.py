@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import BackendError
 from ..event import Batch
 from ..history import Cursor, Slice
-from ..hub import Receiver
+from ..roles import Receiver
 from ..worker import Deadline
 from .archive import Archive
 from .connections import connector, errors, pauses

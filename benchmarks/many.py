@@ -125,7 +125,9 @@ def groups(names: Iterable[str]) -> list[list[str]]:
 def measure(subjects: list[Subject], clients: int) -> None:
     take_turns(subjects, Subject.burst)
     take_turns(subjects, Subject.single)
-    take_turns(subjects, lambda subject: subject.run(SECONDS / 2), rounds=3)
+    # The same pauses for all: what a burst costs depends on how long the machine has done something else.
+    every = max((subject.interval or 0 for subject in subjects), default=0)
+    take_turns(subjects, lambda subject: subject.run(SECONDS / 2, every), rounds=3)
     if clients == FLOODED:
         take_turns(subjects, Subject.flood, rounds=3)
     ours = [subject for subject in subjects if subject.result.kind.ours]

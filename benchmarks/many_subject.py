@@ -77,12 +77,16 @@ class Subject:
         publish = lambda first, count: self._server.publish(first, count, at_once=self._server.kind.ours)  # noqa: E731
         self.result.single_last.append(self._round(1, publish)[0].last_ms)
 
-    def run(self, seconds: float) -> None:
-        """CPU of a run of bursts, told by one request, with time for each."""
+    @property
+    def interval(self) -> float | None:
+        """Seconds from burst to burst in which each is over well before the next. None: it is too slow for that."""
         last = self.result.median("burst_last")
-        if last is None or last > 1_000:
+        return None if last is None or last > 1_000 else 1.5 * last / 1e3 + 0.02
+
+    def run(self, seconds: float, every: float) -> None:
+        """CPU of a run of bursts, told by one request, one in so many seconds."""
+        if self.interval is None:
             return
-        every = 1.5 * last / 1e3 + 0.02
         bursts = max(2, min(20, int(seconds / every)))
         before = self._server.cpu()
         publish = lambda first, _: self._server.publish(first, BURST, bursts=bursts, every=every)  # noqa: E731

@@ -7,13 +7,11 @@ writes `Watch.busy_since`; the rest is the watcher's.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import select
 import socket
 import struct
-import sys
 import threading
 import time
 import weakref
@@ -34,13 +32,6 @@ FULL = 0.8
 
 SAMPLE = 10
 """How many streams are asked at once whether their server is stopping."""
-
-_fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
-
-_SIOCOUTQ = 0x5411
-"""Asks Linux how many of the bytes that were sent the other side has not confirmed (where it is not TCP: not read)."""
-
-_NOTHING = bytes(4)
 
 _TCP_INFO = struct.Struct("=24xI92xQ16xI")  # of Linux's `tcp_info`: segments unacknowledged, bytes so, bytes not sent
 
@@ -88,8 +79,7 @@ class Watch:
         with self._lock, suppress(OSError):
             if self._connection is None:
                 return
-            connection = self._connection
-            seen = None if has_taken_all(connection.fileno()) else sign_of_life(connection, self.busy_since)
+            seen = sign_of_life(self._connection, self.busy_since)
             if seen is None or seen != self._seen:
                 self._seen, self._seen_at = seen, now
             elif now - self._seen_at >= self._send_timeout:
@@ -235,15 +225,6 @@ def _duplicate(fd: int) -> socket.socket | None:
         os.close(number)
         return None
     return connection
-
-
-def has_taken_all(fd: int) -> bool:
-    """Whether the other side has confirmed all that it was sent; False where the system does not say.
-
-    Nearly all have, nearly always, and to ask `sign_of_life` takes ten times as long. Raises `OSError` where this is no
-    connection any more.
-    """
-    return sys.platform == "linux" and bool(_fcntl.ioctl(fd, _SIOCOUTQ, _NOTHING) == _NOTHING)
 
 
 def sign_of_life(connection: socket.socket, busy_since: float | None) -> float | None:

@@ -839,16 +839,20 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.switches = self.pauses = 0
+        self.clock = Clock()
+        self.taken = 0.0  # seconds that a pause takes
         monkeypatch.setattr("sse_batcher.transports.loop._switches", lambda: self.switches)
         monkeypatch.setattr("sse_batcher.transports.loop.time", SimpleNamespace(sleep=self._sleep))
 
     def _sleep(self, seconds: float) -> None:
         self.pauses += 1
         self.switches += 1
+        self.clock.now += self.taken
 
 
 def test_who_alone_wants_the_lock_pauses_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted, manners = Counted(monkeypatch), Manners()
+    counted = Counted(monkeypatch)
+    manners = Manners(counted.clock)
     counted.switches = 10  # it has waited for something to do
     manners.begin()
     for number in range(100):
@@ -856,10 +860,23 @@ def test_who_alone_wants_the_lock_pauses_seldom(monkeypatch: pytest.MonkeyPatch)
     assert counted.pauses == 100 / SELDOM
 
 
+def test_who_computes_without_pause_has_the_lock_for_half_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(monkeypatch)
+    manners = Manners(counted.clock)
+    manners.begin()
+    counted.switches += 1
+    counted.taken = 0.005
+    for _ in range(100):
+        counted.clock.now += 0.0011  # a slice
+        manners.pause(counted.clock.now)
+    assert counted.pauses == 25  # after each fourth, which is when LONGEST is over
+
+
 def test_once_another_thread_had_to_take_the_lock_there_is_a_pause_after_each_slice_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    counted, manners = Counted(monkeypatch), Manners()
+    counted = Counted(monkeypatch)
+    manners = Manners(counted.clock)
     manners.begin()
     counted.switches += 1
     for number in range(50):

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -135,6 +136,26 @@ def test_no_more_than_the_size_is_sent(size: int, pair: Pair) -> None:
     assert sending.send(pair[0].fileno(), data, sending.sized(size), sending.FLAGS) == size
     pair[0].close()
     assert pair[1].recv(10) == data[:size]
+
+
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+def test_whether_the_other_side_has_all_is_known_where_it_is_cheap(module: ModuleType, pair: Pair, family: str) -> None:
+    ours, theirs = pair if family == "tcp" else socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        knows = module.send.__module__ != "sending_anew"
+        while send(module, ours.fileno(), bytes(100_000)):
+            pass
+        assert not module.has_taken_all(ours.fileno())
+        theirs.settimeout(PATIENCE)
+        ours.shutdown(socket.SHUT_WR)
+        while theirs.recv(1_000_000):
+            pass
+        deadline = time.monotonic() + PATIENCE
+        while module.has_taken_all(ours.fileno()) != knows and time.monotonic() < deadline:
+            pass
+        assert module.has_taken_all(ours.fileno()) == knows
+    assert not module.has_taken_all(999_999)
 
 
 # -- connections that are gone -----------------------------------------------------------------------------------------

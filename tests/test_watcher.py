@@ -20,7 +20,7 @@ from sse_batcher import Client, ClientOptions, SSEManager, signals
 from sse_batcher.host import Host
 from sse_batcher.process import PerProcess
 from sse_batcher.transports.attached import AttachedStream, Request
-from sse_batcher.watcher import SAMPLE, Watch, Watcher, _under_way, has_taken_all
+from sse_batcher.watcher import SAMPLE, Watch, Watcher, _under_way
 
 PATIENCE = 10.0
 HOST = "127.0.0.1"
@@ -229,26 +229,6 @@ def test_who_has_taken_all_may_be_silent_for_as_long_as_he_likes(pair: Pair) -> 
         watch.give_up_if_stalled(now)
     assert not is_shut(ours)
     watch.close()
-
-
-@pytest.mark.parametrize("family", ["tcp", "unix"])
-def test_who_has_taken_all_is_asked_no_more(pair: Pair, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = pair if family == "tcp" else socket.socketpair()
-    with ours, theirs:
-        ours.sendall(b"a heartbeat")
-        assert family == "tcp" or not has_taken_all(ours.fileno())
-        assert theirs.recv(100)
-        while not has_taken_all(ours.fileno()):  # until its kernel has said so
-            pass
-        asked: list[Any] = []
-        monkeypatch.setattr("sse_batcher.watcher.sign_of_life", lambda *args: asked.append(args))
-        watch = Watch(Watched(), host(ours.fileno()), send_timeout=30)
-        watch.give_up_if_stalled(0.0)
-        assert asked == []
-        fill(ours)
-        watch.give_up_if_stalled(0.0)
-        assert len(asked) == 1
-        watch.close()
 
 
 def test_a_unix_socket_that_takes_nothing_is_shut_down_too() -> None:

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from ..client import Client, Counts, Member
 from ..history import Cursor
 from ..hub import Hub
-from ..watcher import has_taken_all, sign_of_life
+from ..watcher import sign_of_life
 from ..wire import LAST_CHUNK, Frame, chunk
-from .sending import hang_up, send_to
+from .sending import hang_up, has_taken_all, send_to
 from .takeover import Taken
 
 LEFT = "left"

@@ -50,15 +50,25 @@ SELDOM = 4
 """Where none do, there is a pause after so many times `AT_ONCE` sends: it takes as long as fifty sends."""
 
 
+LONGEST = 0.004
+"""Seconds without a pause where others want the lock. After 5 ms they take it by force."""
+
+
 class Manners:
     """When to pause between sends, so that other threads of the process get on.
 
     A thread that wants the lock takes it, by force, after 5 ms; then this one has to wait for it, which the system
     counts as a context switch. From then on there is a pause after each slice, before it comes to that: a request takes
     the lock several times, and would wait as often.
+
+    Who computes without pause keeps the lock for all of a switch interval each time; then the next slices take as long
+    before it has another one, so that each has half.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._took = 0.0  # the last pause
+        self._resumed_at = 0.0
         self._switches = 0
         self._wanted_at = -COURTESY
         self._slices = 0
@@ -73,7 +83,11 @@ class Manners:
         if _switches() > self._switches:
             self._wanted_at = now
         if now - self._wanted_at < COURTESY or self._slices % SELDOM == 0:
-            time.sleep(PAUSE)
+            began = self._clock()
+            if began - self._resumed_at >= min(self._took, LONGEST):
+                time.sleep(PAUSE)
+                self._resumed_at = self._clock()
+                self._took = self._resumed_at - began
         self._switches = _switches()
 
 
@@ -107,7 +121,7 @@ class Loop:
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._bell, select.EPOLLIN)
         self._rung = False
-        self._manners = Manners()
+        self._manners = Manners(clock)
         self._next_tick = 0.0
         self._round: Iterator[Connection] = iter(())
         self._parked = True  # the thread is not there, or about to end

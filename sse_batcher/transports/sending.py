@@ -22,6 +22,9 @@ from typing import Any, NamedTuple
 
 FLAGS = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
 
+_SIOCOUTQ = 0x5411
+"""Asks Linux how many bytes the other side has not confirmed yet, or, where it is not TCP, not read."""
+
 _FULL = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS, errno.ENOMEM}
 
 Send = Callable[[int, bytes, Any, int], int]
@@ -36,6 +39,8 @@ class Way(NamedTuple):
     """A number of bytes, as `send` wants to have it."""
     error_of: Callable[[int], int]
     """The `errno` of a send that has just returned something below zero."""
+    has_taken_all: Callable[[int], bool]
+    """Whether the other side has confirmed all that it was sent; False where that is not known."""
 
 
 def send_to(fd: int, data: bytes) -> int | None:
@@ -64,10 +69,17 @@ def hang_up(fd: int) -> None:
 
 def _from_libc() -> Way:
     ctypes: Any = importlib.import_module("ctypes")
-    function = ctypes.PyDLL(None, use_errno=True).send
+    library = ctypes.PyDLL(None, use_errno=True)
+    function, ioctl = library.send, library.ioctl
     # No `argtypes`: bytes are passed as a pointer to them and numbers as an int, as they are, but for the size.
     function.restype = ctypes.c_ssize_t
-    return Way(function, ctypes.c_size_t.from_param, lambda _: ctypes.get_errno())
+    unconfirmed = ctypes.c_int()
+    place = ctypes.byref(unconfirmed)
+
+    def has_taken_all(fd: int) -> bool:
+        return bool(ioctl(fd, _SIOCOUTQ, place) == 0 and unconfirmed.value == 0)
+
+    return Way(function, ctypes.c_size_t.from_param, lambda _: ctypes.get_errno(), has_taken_all)
 
 
 def _from_os() -> Way:
@@ -77,7 +89,7 @@ def _from_os() -> Way:
         except OSError as error:
             return -(error.errno or errno.EIO)
 
-    return Way(write, int, abs)
+    return Way(write, int, abs, lambda _: False)
 
 
 def _keeps_the_lock() -> bool:
@@ -86,7 +98,7 @@ def _keeps_the_lock() -> bool:
 
 
 def _find() -> Way:
-    if FLAGS and _keeps_the_lock():
+    if FLAGS and sys.platform == "linux" and _keeps_the_lock():
         try:
             return _from_libc()
         except (ImportError, AttributeError, OSError):
@@ -94,4 +106,5 @@ def _find() -> Way:
     return _from_os()
 
 
-send, sized, _error_of = _find()
+send, sized, _error_of, has_taken_all = _find()
+"""`has_taken_all` is for one thread. It keeps the lock, too: `fcntl.ioctl` would let go of it for each of thousands."""

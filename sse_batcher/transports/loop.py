@@ -49,7 +49,6 @@ COURTESY = 5.0
 SELDOM = 4
 """Where none do, there is a pause after so many times `AT_ONCE` sends: it takes as long as fifty sends."""
 
-
 LONGEST = 0.004
 """Seconds without a pause where others want the lock. After 5 ms they take it by force."""
 

@@ -139,12 +139,20 @@ COMMANDS = {name: kind.command for name, kind in SERVERS.items() if not kind.ext
 """The arguments for Python by which each of the three that every CI run tests serves `serverapp`."""
 
 
-CTRL_C = re.compile(r"Traceback \(most recent call last\):\n((  |\[INFO\]).*\n)+KeyboardInterrupt\n")
-"""How cheroot ends at SIGINT."""
+OURS = re.compile(r"\[INFO\] sse_batcher\..*\n")
+CTRL_C = re.compile(r"Traceback \(most recent call last\):\n(  .*\n)+KeyboardInterrupt\n")
+"""How cheroot ends at SIGINT. Python writes it piece by piece, so that lines of ours may stand anywhere within."""
 
 WRITE_ERRORS = {"OSError: write error", "IOError: write error"}
 """What uWSGI says of a client that has left while something was written to it; it has no other way to say so. Its lines
 with SIGPIPE, "Broken pipe" and "Connection reset by peer" mean the same."""
+
+
+def faults_in(output: str) -> list[str]:
+    """The lines that nobody should have to read."""
+    lines = OURS.findall(output) + CTRL_C.sub("", OURS.sub("", output)).splitlines()
+    faults = [line for line in lines if re.search("error|traceback|exception|critical", line, re.IGNORECASE)]
+    return [line for line in faults if line not in WRITE_ERRORS]
 
 
 class Block(NamedTuple):
@@ -173,8 +181,7 @@ class Server:
 
     def faults(self) -> list[str]:
         """The lines of its log, and of the server's behind it, that nobody should have to read."""
-        lines = [line for line in CTRL_C.sub("", self.output()).splitlines() if line not in WRITE_ERRORS]
-        faults = [line for line in lines if re.search("error|traceback|exception|critical", line, re.IGNORECASE)]
+        faults = faults_in(self.output())
         return faults if self.behind is None else faults + self.behind.faults()
 
     def show_output(self) -> None:

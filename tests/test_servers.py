@@ -32,6 +32,7 @@ from .servers import (
     Stream,
     cheroot,
     detached,
+    faults_in,
     gunicorn,
     running,
     serving,
@@ -314,6 +315,14 @@ def test_a_server_that_is_stopped_ends_and_so_does_every_stream(
         assert server.faults() == []
         endings = [[block.event for block in stream.to_end()] for stream in streams]
         assert endings == [["sse_bye"] if farewell else []] * 3
+
+
+def test_a_line_of_ours_within_a_traceback_of_ctrl_c_hides_nothing_and_accuses_nobody() -> None:
+    ours = "[INFO] sse_batcher.manager: stream 1 (default) ended after 0.4 s: shutdown\n"
+    ctrl_c = f'Traceback (most recent call last):\n  File "server.py", line 1, in start\n    {ours}self.serve()\n{ours}'
+    assert faults_in(ctrl_c + "KeyboardInterrupt\n") == []
+    assert len(faults_in(ctrl_c + "ValueError: no\n")) == 2
+    assert len(faults_in(ctrl_c + ours.replace("shutdown", "error") + "KeyboardInterrupt\n")) == 1
 
 
 # -- what each has to be told ------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ class Engine:
         inbox.append(entry)
         if self._closed:  # looked at after the append, or an event that meets the end could be accepted and never sent
             self._withdraw(entry)
-        if self._lock.acquire(blocking=False):
+        if self._lock.acquire(False):  # named, the argument would take as long as the lock
             try:
                 taken = self._busy or self._take_in(TAKEN_AT_ONCE)
             finally:
@@ -254,9 +254,8 @@ class Engine:
         self._busy = True
         try:
             now = self._clock()
-            for _ in range(limit):
-                if not inbox or self._sealed:
-                    break
+            while inbox and limit and not self._sealed:
+                limit -= 1
                 entry = inbox.popleft()
                 if isinstance(entry, str):
                     windows.close_all(entry, now)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import atexit
 import logging
+import mmap
 import os
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import ConfigurationError
@@ -28,6 +30,34 @@ def require_threads() -> None:
         raise ConfigurationError("uWSGI runs without threads: start it with --threads N, or with --enable-threads")
 
 
+_WIPE_ON_FORK = 18  # Linux's MADV_WIPEONFORK, for which Python has no name
+
+
+class _Pid:
+    """This process's number, for which the system is asked once: that takes as long as a lock, and more in a sandbox.
+
+    The kernel wipes `known` in a child that was forked, however it was. Where it does not, it is asked each time.
+    """
+
+    def __init__(self) -> None:
+        self.known: mmap.mmap | bytes = bytes(1)
+        self.value = 0
+        if sys.platform == "linux":
+            page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with suppress(OSError):  # before Linux 4.14
+                page.madvise(_WIPE_ON_FORK)
+                self.known = page
+
+    def ask(self) -> int:
+        self.value = os.getpid()
+        if isinstance(self.known, mmap.mmap):
+            self.known[0] = 1  # last: who finds it takes the value
+        return self.value
+
+
+_pid = _Pid()
+
+
 class PerProcess(Generic[T]):
     """One `T` for each process that asks for it; a forked child leaves its parent's behind.
 
@@ -40,7 +70,7 @@ class PerProcess(Generic[T]):
 
     def get(self) -> T:
         """This process's. Of several threads that come first at once, all get the same."""
-        pid = os.getpid()
+        pid = _pid.value if _pid.known[0] else _pid.ask()
         mine = self._by_pid.get(pid)
         if mine is None:
             mine = self._by_pid.setdefault(pid, self._make())  # atomic: one of them wins

@@ -5,10 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 from hypothesis import settings
+
+from sse_batcher import process
 
 # The same examples in every CI run; more, and other ones, on a developer's machine with --hypothesis-profile=search.
 settings.register_profile("ci", derandomize=True, deadline=None)
@@ -37,3 +40,20 @@ def _no_thread_is_left() -> Iterator[None]:
     for thread in ours:
         thread.join(5)
         assert not thread.is_alive(), f"{thread.name} outlives the test"
+
+
+AsProcess = Callable[[int], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def as_process(monkeypatch: pytest.MonkeyPatch) -> AsProcess:
+    """Within ``as_process(pid)`` this process passes for another one, as a forked child would be."""
+
+    @contextmanager
+    def passing(pid: int) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: pid)
+            patch.setattr(process, "_pid", process._Pid())
+            yield
+
+    return passing

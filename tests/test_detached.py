@@ -36,6 +36,8 @@ from tests.servers import TIMEOUT, wait_until
 from tests.sse_parser import EventStreamParser, ServerEvent
 from tests.test_takeover import Exchange, descriptors
 
+from .conftest import AsProcess
+
 pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="streams are detached where there is epoll")
 
 ROOT = Path(sse_batcher.__file__).parents[1]
@@ -736,13 +738,12 @@ def test_after_some_that_were_undone_no_more_are_tried_and_that_is_said_once(
     ]
 
 
-def test_a_forked_child_makes_its_own_mind_up(manager: SSEManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_child_makes_its_own_mind_up(manager: SSEManager, as_process: AsProcess) -> None:
     for _ in range(MAX_UNDONE):
         undone(manager)
     host = Host("fake", 0, None, lambda: False, lets_go=True)
     assert not detached.choice.get().detaches(host)
-    with monkeypatch.context() as child:
-        child.setattr(os, "getpid", lambda: -1)
+    with as_process(-1):
         assert detached.choice.get().detaches(host)
 
 
@@ -837,13 +838,12 @@ def events(answer: http.client.HTTPResponse, count: int) -> list[str]:
     return [event.json if event.type == "log" else event.type for event in found]
 
 
-def test_what_a_child_has_let_go_of_its_own_child_leaves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_child_has_let_go_of_its_own_child_leaves_alone(as_process: AsProcess) -> None:
     loops = PerProcess(object)
     parents = loops.get()
-    child = os.getpid() + 1
-    monkeypatch.setattr("os.getpid", lambda: child)
-    assert loops.left_behind() == [parents]
-    childs = loops.get()
-    monkeypatch.setattr("os.getpid", lambda: child + 1)
-    assert loops.left_behind() == [childs]
-    assert loops.left_behind() == []
+    with as_process(-1):
+        assert loops.left_behind() == [parents]
+        childs = loops.get()
+    with as_process(-2):
+        assert loops.left_behind() == [childs]
+        assert loops.left_behind() == []

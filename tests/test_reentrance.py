@@ -5,13 +5,14 @@ Each of these has hung or lost events in a released library. What can take the p
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+
+from .conftest import AsProcess
 
 ROOT = Path(__file__).parents[1]
 
@@ -322,11 +323,11 @@ def test_dropping_a_batcher_ends_its_thread_after_what_is_pending() -> None:
     )
 
 
-def test_the_process_id_is_looked_at_before_any_lock_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_id_is_looked_at_before_any_lock_is_taken(as_process: AsProcess) -> None:
     from sse_batcher import EventBatcher
 
     batcher = EventBatcher(lambda batch: None)
     engine = batcher._engine.get()
-    monkeypatch.setattr(os, "getpid", lambda: engine.pid + 1)
-    assert batcher._engine.get() is not engine
-    assert engine.close() is True  # at the child's exit: nothing to do with the parent's
+    with as_process(engine.pid + 1):
+        assert batcher._engine.get() is not engine
+        assert engine.close() is True  # at the child's exit: nothing to do with the parent's

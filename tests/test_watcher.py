@@ -22,6 +22,8 @@ from sse_batcher.process import PerProcess
 from sse_batcher.transports.attached import AttachedStream, Request
 from sse_batcher.watcher import SAMPLE, Watch, Watcher, _under_way
 
+from .conftest import AsProcess
+
 PATIENCE = 10.0
 HOST = "127.0.0.1"
 
@@ -389,12 +391,12 @@ def test_without_epoll_the_end_of_the_server_is_still_seen(monkeypatch: pytest.M
     watcher.remove(watch)
 
 
-def test_a_forked_child_has_a_watcher_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_child_has_a_watcher_of_its_own(as_process: AsProcess) -> None:
     watchers = PerProcess(Watcher)
     ours = watchers.get()
     assert watchers.get() is ours
-    monkeypatch.setattr(os, "getpid", lambda: -1)
-    assert watchers.get() is not ours
+    with as_process(-1):
+        assert watchers.get() is not ours
 
 
 # -- the stream itself -------------------------------------------------------------------------------------------------

@@ -249,6 +249,7 @@ class DetachedInterleavings(Interleavings):
             self.patch.setattr("sse_batcher.transports.loop._prepare", lambda fd: None)
             for module in ("group", "loop"):  # a turn for others after each send
                 self.patch.setattr(f"sse_batcher.transports.{module}.AT_ONCE", 1)
+            self.patch.setattr("sse_batcher.transports.loop.TURN", 0)
             for name in ("_told", "_first"):
                 self.patch.setattr(Feed, name, stepped(name, self.turns), raising=False)
         return DetachedViewer(self.hub, self.record, channels, self.loop, self.network, chunked="b" in channels)

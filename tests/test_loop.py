@@ -20,7 +20,7 @@ from sse_batcher.event import Batch, Event
 from sse_batcher.history import MAX_FLOORS
 from sse_batcher.transports import connection as connections
 from sse_batcher.transports import group as groups
-from sse_batcher.transports.loop import COURTESY, SELDOM, TICK, Adoption, Loop, Manners
+from sse_batcher.transports.loop import COURTESY, OFTEN, SELDOM, TICK, Adoption, Loop, Manners
 from sse_batcher.transports.takeover import Taken
 from sse_batcher.wire import LAST_CHUNK, Frame, chunk
 
@@ -632,9 +632,14 @@ def test_what_a_client_was_handed_is_what_it_has_read(site: Site) -> None:
 # -- fairness ----------------------------------------------------------------------------------------------------------
 
 
+def take_turns_after(sends: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("group", "loop"):
+        monkeypatch.setattr(f"sse_batcher.transports.{module}.AT_ONCE", sends)
+    monkeypatch.setattr("sse_batcher.transports.loop.TURN", 0)
+
+
 def test_another_group_has_its_turn_while_a_large_one_is_sent_to(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(groups, "AT_ONCE", 10)
-    monkeypatch.setattr("sse_batcher.transports.loop.AT_ONCE", 10)
+    take_turns_after(10, monkeypatch)
     large = [site.connect("large") for _ in range(100)]
     small = site.connect("small")
     site.delivery.deliver(1, channel="large")
@@ -650,8 +655,7 @@ def test_another_group_has_its_turn_while_a_large_one_is_sent_to(site: Site, mon
 @pytest.fixture
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others have their turn after each send."""
-    monkeypatch.setattr(groups, "AT_ONCE", 1)
-    monkeypatch.setattr("sse_batcher.transports.loop.AT_ONCE", 1)
+    take_turns_after(1, monkeypatch)
 
 
 @pytest.mark.usefixtures("one_at_a_time")
@@ -838,50 +842,61 @@ class Counted:
     """How often this thread has had to wait, and how often it has paused."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.switches = self.pauses = 0
+        self.waits = self.pauses = 0
         self.clock = Clock()
-        self.taken = 0.0  # seconds that a pause takes
-        monkeypatch.setattr("sse_batcher.transports.loop._switches", lambda: self.switches)
+        self.taken: float | None = None  # seconds for which another thread has the lock after each pause
+        self.manners = Manners(self.clock)
+        monkeypatch.setattr("sse_batcher.transports.loop._switches", lambda: self.waits)
         monkeypatch.setattr("sse_batcher.transports.loop.time", SimpleNamespace(sleep=self._sleep))
 
     def _sleep(self, seconds: float) -> None:
         self.pauses += 1
-        self.switches += 1
-        self.clock.now += self.taken
+        self.waits += 1
+        self.clock.now += seconds
+        if self.taken is not None:
+            self.waits += 1
+            self.clock.now += self.taken
+
+    def send(self, seconds: float, slice: float = 0.0001) -> int:
+        """Send for so long, without what the pauses take. How many there were."""
+        before = self.pauses
+        for _ in range(round(seconds / slice)):
+            self.clock.now += slice
+            self.manners.pause()
+        return self.pauses - before
 
 
-def test_who_alone_wants_the_lock_pauses_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = Counted(monkeypatch)
-    manners = Manners(counted.clock)
-    counted.switches = 10  # it has waited for something to do
-    manners.begin()
-    for number in range(100):
-        manners.pause(100 + number)
-    assert counted.pauses == 100 / SELDOM
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    return Counted(monkeypatch)
 
 
-def test_who_computes_without_pause_has_the_lock_for_half_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = Counted(monkeypatch)
-    manners = Manners(counted.clock)
-    manners.begin()
-    counted.switches += 1
+def test_while_nobody_wants_the_lock_a_pause_is_seldom(counted: Counted) -> None:
+    counted.clock.now += 1
+    counted.waits += 10  # for something to do
+    counted.manners.begin()
+    assert counted.send(SELDOM / 2) == 0
+    assert counted.send(1) == pytest.approx(1 / SELDOM, rel=0.03)
+
+
+def test_who_makes_use_of_a_pause_soon_has_another_one_and_for_a_while(counted: Counted) -> None:
+    counted.taken = OFTEN / 5
+    assert counted.send(SELDOM) >= 1
+    assert counted.send(1) == pytest.approx(1 / OFTEN, rel=0.2)
+    counted.taken = None
+    counted.manners.begin()
+    assert counted.send(COURTESY / 2) == pytest.approx(COURTESY / 2 / OFTEN, rel=0.2)
+    counted.send(COURTESY / 2)
+    assert counted.send(1) == pytest.approx(1 / SELDOM, rel=0.03)
+
+
+def test_who_computes_without_pause_has_the_lock_for_half_of_the_time(counted: Counted) -> None:
     counted.taken = 0.005
-    for _ in range(100):
-        counted.clock.now += 0.0011  # a slice
-        manners.pause(counted.clock.now)
-    assert counted.pauses == 25  # after each fourth, which is when LONGEST is over
+    assert counted.send(1) == pytest.approx(1 / 0.005, rel=0.05)
 
 
-def test_once_another_thread_had_to_take_the_lock_there_is_a_pause_after_each_slice_for_a_while(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    counted = Counted(monkeypatch)
-    manners = Manners(counted.clock)
-    manners.begin()
-    counted.switches += 1
-    for number in range(50):
-        manners.pause(100 + number / 10)
-    assert counted.pauses == 50
-    for number in range(40):
-        manners.pause(100 + COURTESY + number / 10)
-    assert counted.pauses == 60
+def test_after_a_long_stop_the_next_pause_is_no_further_than_seldom(counted: Counted) -> None:
+    counted.taken = 60
+    counted.send(SELDOM)
+    counted.taken = None
+    assert counted.send(SELDOM) > 0

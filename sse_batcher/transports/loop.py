@@ -39,55 +39,57 @@ TICK = 0.2
 ROUND = 2.0
 """Seconds in which each connection is looked at once."""
 
+TURN = 0.002
+"""Seconds of sending after which it is looked what has happened meanwhile. That lets go of the interpreter's lock for
+an instant. Who waits for it cannot wake up in so short a time, but counts anew the 5 ms after which he takes it by
+force: he gets it in the pauses, and not beside them."""
+
 PAUSE = 0.00005
-"""Seconds in which other threads get the interpreter's lock. They have to wake up first, so letting go of it and taking
-it again at once would give them nothing."""
+"""Seconds in which other threads get the lock. They have to wake up first."""
 
-COURTESY = 5.0
-"""Seconds for which it is remembered that others want the lock."""
+OFTEN, SELDOM = 0.0005, 0.008
+"""Seconds from one pause to the next, while others want the lock and while they do not. A pause takes as long as ten
+sends."""
 
-SELDOM = 4
-"""Where none do, there is a pause after so many times `AT_ONCE` sends: it takes as long as fifty sends."""
-
-LONGEST = 0.004
-"""Seconds without a pause where others want the lock. After 5 ms they take it by force."""
+COURTESY = 0.1
+"""Seconds for which it is remembered that others want it."""
 
 
 class Manners:
     """When to pause between sends, so that other threads of the process get on.
 
-    A thread that wants the lock takes it, by force, after 5 ms; then this one has to wait for it, which the system
-    counts as a context switch. From then on there is a pause after each slice, before it comes to that: a request takes
-    the lock several times, and would wait as often.
+    A request takes the interpreter's lock several times, and waits for the next pause each time. So there are many
+    while somebody uses them: who has the lock when a pause is over keeps this thread waiting once more, and the system
+    counts how often a thread waits.
 
-    Who computes without pause keeps the lock for all of a switch interval each time; then the next slices take as long
-    before it has another one, so that each has half.
+    Who computes without pause has the lock for all of a switch interval, 5 ms; then the sends may take as long.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._took = 0.0  # the last pause
-        self._resumed_at = 0.0
-        self._switches = 0
-        self._wanted_at = -COURTESY
-        self._slices = 0
+        self._next = 0.0
+        self._used_at = -COURTESY
 
     def begin(self) -> None:
-        """After a wait for something to do."""
-        self._switches = _switches()
+        """After a wait for something to do, in which others could have the lock."""
+        now = self._clock()
+        self._next = now + self._interval(now)
 
-    def pause(self, now: float) -> None:
-        """After a slice."""
-        self._slices += 1
-        if _switches() > self._switches:
-            self._wanted_at = now
-        if now - self._wanted_at < COURTESY or self._slices % SELDOM == 0:
-            began = self._clock()
-            if began - self._resumed_at >= min(self._took, LONGEST):
-                time.sleep(PAUSE)
-                self._resumed_at = self._clock()
-                self._took = self._resumed_at - began
-        self._switches = _switches()
+    def pause(self) -> bool:
+        """After a slice: pause if it is time to. Whether it was."""
+        began = self._clock()
+        if began < self._next:
+            return False
+        switches = _switches()
+        time.sleep(PAUSE)
+        ended = self._clock()
+        if _switches() > switches + 1:
+            self._used_at = ended
+        self._next = ended + max(self._interval(ended), min(ended - began, SELDOM))
+        return True
+
+    def _interval(self, now: float) -> float:
+        return OFTEN if now - self._used_at < COURTESY else SELDOM
 
 
 def _switches() -> int:
@@ -232,11 +234,12 @@ class Loop:
         if now >= self._next_tick:
             self._next_tick = now + TICK
             self.tick(now)
-        while self._running and not self.turn_is_over:
+        while self._running:
             self.start(*self._running.popleft())
-        if self.turn_is_over:
-            self.sends = 0
-            self._manners.pause(now)
+            if self.turn_is_over:
+                self.sends = 0
+                if self._manners.pause() or self.clock() >= now + TURN:
+                    return
 
     def tick(self, now: float) -> None:
         """Look at the time that is left, and at whether the server is stopping."""

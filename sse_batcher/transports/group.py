@@ -18,7 +18,7 @@ from .sending import FLAGS, send, sized, taken
 SHARED = Cursor()
 """Of who stands where the group stands."""
 
-AT_ONCE = 50
+AT_ONCE = 100
 """Sends, at most, before other threads get a turn, and other groups."""
 
 _CHUNKED_BEAT = chunk(HEARTBEAT)

@@ -51,7 +51,7 @@ OFTEN, SELDOM = 0.0005, 0.008
 """Seconds from one pause to the next, while others want the lock and while they do not. A pause takes as long as ten
 sends."""
 
-COURTESY = 0.1
+COURTESY = 0.05
 """Seconds for which it is remembered that others want it."""
 
 

@@ -34,7 +34,7 @@ _WIPE_ON_FORK = 18  # Linux's MADV_WIPEONFORK, for which Python has no name
 
 
 class _Pid:
-    """This process's number, for which the system is asked once: that takes as long as a lock, and more in a sandbox.
+    """This process's number, for which the system is asked once: asked twice an event, it took a tenth of `enqueue`.
 
     The kernel wipes `known` in a child that was forked, however it was. Where it does not, it is asked each time.
     """

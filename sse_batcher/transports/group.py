@@ -19,7 +19,7 @@ SHARED = Cursor()
 """Of who stands where the group stands."""
 
 AT_ONCE = 100
-"""Sends, at most, before other threads get a turn, and other groups."""
+"""Sends, at most, before others have their turn: other groups, and, when it is time, other threads."""
 
 _CHUNKED_BEAT = chunk(HEARTBEAT)
 

@@ -640,6 +640,17 @@ def test_a_reader_that_waits_for_news_ends_at_once_and_without_a_word(
     assert not [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]
 
 
+@external
+def test_a_manager_that_was_shut_down_has_left_redis(server: RedisServer, make: Any) -> None:
+    manager = make(server.url)
+    with Viewer(manager) as viewer:
+        send(manager, 1)
+        assert viewer.numbers(1) == [1]
+    assert len(server.client.client_list()) > 1
+    assert manager.shutdown(PATIENCE)
+    wait_until(lambda: len(server.client.client_list()) == 1, "only the test's own connection is there")
+
+
 # -- another master ----------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from ..errors import BackendError
 from ..event import BROADCAST, Batch
 from ..history import Cursor, Slice
 from ..wire import Frame
-from .connections import errors
+from .connections import disconnect, errors
 from .entries import Position, before, id_of, is_for, numbers, read_fields
 from .reader import Keys, State
 
@@ -57,9 +57,7 @@ class Archive:
         return found if (state.floor < position if cursor.part else state.floor <= position) else None
 
     def close(self) -> None:
-        client = self._client
-        if client is not None:
-            client.connection_pool.disconnect()
+        disconnect(self._client)
 
     def _frames(self, channels: set[bytes], entries: list[tuple[bytes, dict[bytes, bytes]]], end: Position) -> Slice:
         state = self._state
@@ -91,7 +89,8 @@ class Archive:
             pipeline.xrange(key, min=last, max=last)
             return pipeline.execute()
         except errors() as error:
-            self._client = None
+            client, self._client = self._client, None
+            disconnect(client)
             raise BackendError(f"Redis cannot be read again: {error}") from error
         finally:
             self._reading.release()

@@ -60,6 +60,12 @@ def _copy(client: redis.Redis) -> redis.Redis:
     return redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **settings))  # type: ignore[no-any-return]
 
 
+def disconnect(client: redis.Redis | None) -> None:
+    """Close the connections of a client. Dropped, they would stay open until the garbage collector meets them."""
+    if client is not None:
+        client.connection_pool.disconnect()
+
+
 def errors() -> tuple[type[Exception], ...]:
     """What redis-py raises, and `BackendError`, our own word for what is not as it should be."""
     return _redis().exceptions.RedisError, BackendError, OSError

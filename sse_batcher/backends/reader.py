@@ -20,7 +20,7 @@ from ..event import BROADCAST, Batch
 from ..roles import Receiver
 from ..wire import Frame
 from ..worker import Worker
-from .connections import errors, pauses
+from .connections import disconnect, errors, pauses
 from .entries import START, Entry, Kick, Position, before, id_of, numbers, read_fields, to_fields
 
 _log = logging.getLogger("sse_batcher.backends.redis")
@@ -130,16 +130,14 @@ class Reader:
     def close(self, timeout: float | None) -> bool:
         self._closed.set()
         self._worker.stop()
-        client = self._client
-        if client is not None:  # or it would wait for news until its call ends by itself
-            client.connection_pool.disconnect(inuse_connections=True)
+        disconnect(self._client)  # or it would wait for news until its call ends by itself
         return self._worker.join(timeout)
 
     def work(self) -> float | None:
         """One turn of the thread, for `Worker`: wait for news, and deliver them."""
         receiver = self._receiver()
         if receiver is None or self._closed.is_set():
-            self._client = None
+            self._drop_client()
             self._state.wait_no_more()
             return None
         self._state.tell_question()
@@ -152,7 +150,7 @@ class Reader:
         except Exception as error:
             if self._closed.is_set():
                 return 0.0  # whatever redis-py makes of a connection that was cut under it
-            self._client = None
+            self._drop_client()
             if not isinstance(error, errors()):
                 raise
             self._state.tell_failure("cannot be read", error)
@@ -160,6 +158,10 @@ class Reader:
         self._pauses = pauses()
         self._state.tell_answer()
         return 0.0
+
+    def _drop_client(self) -> None:
+        client, self._client = self._client, None
+        disconnect(client)
 
     # -- the first look, and the first at another stream ---------------------------------------------------------------
 

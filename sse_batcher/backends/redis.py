@@ -21,7 +21,7 @@ from ..history import Cursor, Slice
 from ..roles import Receiver
 from ..worker import Deadline
 from .archive import Archive
-from .connections import connector, errors, pauses
+from .connections import connector, disconnect, errors, pauses
 from .entries import START, Entry, Kick, Position, numbers, to_fields
 from .reader import Keys, Reader, State
 
@@ -63,7 +63,7 @@ class RedisBackend:
                     self._published = max(self._published, self._xadd(fields))
                     return
                 except errors() as error:
-                    self._mine = None
+                    self._drop_mine()
                     if self._closing.is_set():
                         raise
                     self._state.tell_failure("takes no batches", error)
@@ -80,7 +80,7 @@ class RedisBackend:
         try:
             self._xadd(to_fields(Entry(self._publisher, 0, Kick(user, channel))))
         except errors() as error:
-            self._mine = None
+            self._drop_mine()
             raise BackendError(f"Redis did not take the kick: {error}") from error
         finally:
             self._state.adding.release()
@@ -92,6 +92,10 @@ class RedisBackend:
         id = self._mine.xadd(self._keys.stream, fields, maxlen=self._frames, approximate=True)
         self._state.tell_answer()
         return (self._state.generation, *numbers(id))
+
+    def _drop_mine(self) -> None:
+        mine, self._mine = self._mine, None
+        disconnect(mine)
 
     # -- clients -------------------------------------------------------------------------------------------------------
 
@@ -121,6 +125,9 @@ class RedisBackend:
     def close(self, timeout: float | None) -> bool:
         self._closing.set()
         self._archive.close()
+        if self._state.adding.acquire(blocking=False):  # who holds it may have to wait for Redis
+            self._drop_mine()
+            self._state.adding.release()
         return self._reader is None or self._reader.close(timeout)
 
     @property

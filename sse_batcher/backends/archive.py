@@ -14,7 +14,7 @@ from ..errors import BackendError
 from ..event import BROADCAST, Batch
 from ..history import Cursor, Slice
 from ..wire import Frame
-from .connections import disconnect, errors
+from .connections import Link, errors
 from .entries import Position, before, id_of, is_for, numbers, read_fields
 from .reader import Keys, State
 
@@ -31,9 +31,8 @@ class Archive:
 
     def __init__(self, keys: Keys, connect: Callable[[], Any], state: State) -> None:
         self._keys = keys
-        self._connect = connect
         self._state = state
-        self._client: Any = None
+        self._link = Link(connect)
         self._reading = threading.Lock()
 
     def read(self, channels: Iterable[str], cursor: Cursor) -> Slice | None:
@@ -57,7 +56,7 @@ class Archive:
         return found if (state.floor < position if cursor.part else state.floor <= position) else None
 
     def close(self) -> None:
-        disconnect(self._client)
+        self._link.disconnect()
 
     def _frames(self, channels: set[bytes], entries: list[tuple[bytes, dict[bytes, bytes]]], end: Position) -> Slice:
         state = self._state
@@ -80,17 +79,14 @@ class Archive:
         if not self._reading.acquire(timeout=WAIT_SECONDS):
             raise BackendError("Redis does not answer those that ask for older entries")
         try:
-            if self._client is None:
-                self._client = self._connect()
-            pipeline = self._client.pipeline(transaction=False)
+            pipeline = self._link.client.pipeline(transaction=False)
             key, last = self._keys.stream, id_of(end)
             pipeline.xrange(key, min=("" if inclusive else "(") + id_of(begin), max=last, count=AT_ONCE)
             pipeline.xrange(key, count=1)
             pipeline.xrange(key, min=last, max=last)
             return pipeline.execute()
         except errors() as error:
-            client, self._client = self._client, None
-            disconnect(client)
+            self._link.drop()
             raise BackendError(f"Redis cannot be read again: {error}") from error
         finally:
             self._reading.release()

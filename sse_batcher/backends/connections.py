@@ -60,10 +60,29 @@ def _copy(client: redis.Redis) -> redis.Redis:
     return redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **settings))  # type: ignore[no-any-return]
 
 
-def disconnect(client: redis.Redis | None) -> None:
-    """Close the connections of a client. Dropped, they would stay open until the garbage collector meets them."""
-    if client is not None:
-        client.connection_pool.disconnect()
+class Link:
+    """One client of Redis, made by the first call. Each is for one thread at a time, but for `disconnect`."""
+
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        self._connect = connect
+        self._client: Any = None
+
+    @property
+    def client(self) -> Any:
+        if self._client is None:
+            self._client = self._connect()
+        return self._client
+
+    def disconnect(self) -> None:
+        """Close its connections: a call that is under way fails. Any thread."""
+        client = self._client
+        if client is not None:
+            client.connection_pool.disconnect()
+
+    def drop(self) -> None:
+        """Give the client up: the next call makes another. Left to the garbage collector it would stay connected."""
+        self.disconnect()
+        self._client = None
 
 
 def errors() -> tuple[type[Exception], ...]:

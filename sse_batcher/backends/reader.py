@@ -20,7 +20,7 @@ from ..event import BROADCAST, Batch
 from ..roles import Receiver
 from ..wire import Frame
 from ..worker import Worker
-from .connections import disconnect, errors, pauses
+from .connections import Link, errors, pauses
 from .entries import START, Entry, Kick, Position, before, id_of, numbers, read_fields, to_fields
 
 _log = logging.getLogger("sse_batcher.backends.redis")
@@ -109,9 +109,8 @@ class Reader:
         self._receiver = weakref.ref(receiver)
         self._keys = keys
         self._frames = frames
-        self._connect = connect
         self._state = state
-        self._client: Any = None
+        self._link = Link(connect)
         self._closed = threading.Event()
         self._pauses = pauses()
         self._anchor = b""  # the id of the entry that is still there if nothing after it was trimmed
@@ -130,27 +129,25 @@ class Reader:
     def close(self, timeout: float | None) -> bool:
         self._closed.set()
         self._worker.stop()
-        disconnect(self._client)  # or it would wait for news until its call ends by itself
+        self._link.disconnect()  # or it would wait for news until its call ends by itself
         return self._worker.join(timeout)
 
     def work(self) -> float | None:
         """One turn of the thread, for `Worker`: wait for news, and deliver them."""
         receiver = self._receiver()
         if receiver is None or self._closed.is_set():
-            self._drop_client()
+            self._link.drop()
             self._state.wait_no_more()
             return None
         self._state.tell_question()
         try:
-            if self._client is None:
-                self._client = self._connect()
             if not self._state.ready:
                 self._find_epoch(receiver)
             self._read_on(receiver)
         except Exception as error:
             if self._closed.is_set():
                 return 0.0  # whatever redis-py makes of a connection that was cut under it
-            self._drop_client()
+            self._link.drop()
             if not isinstance(error, errors()):
                 raise
             self._state.tell_failure("cannot be read", error)
@@ -158,10 +155,6 @@ class Reader:
         self._pauses = pauses()
         self._state.tell_answer()
         return 0.0
-
-    def _drop_client(self) -> None:
-        client, self._client = self._client, None
-        disconnect(client)
 
     # -- the first look, and the first at another stream ---------------------------------------------------------------
 
@@ -191,7 +184,7 @@ class Reader:
 
     def _look(self) -> tuple[bytes, bytes]:
         """The epoch, and the id of the first entry."""
-        pipeline = self._client.pipeline(transaction=False)
+        pipeline = self._link.client.pipeline(transaction=False)
         pipeline.get(self._keys.epoch)
         pipeline.xrange(self._keys.stream, count=1)
         epoch, entries = pipeline.execute()
@@ -203,7 +196,7 @@ class Reader:
         Every place that anybody is told of it is that of this entry, or after it: so where the stream begins says
         whether all is there. Versions of Redis before 7 have no other way to tell.
         """
-        pipeline = self._client.pipeline(transaction=True)
+        pipeline = self._link.client.pipeline(transaction=True)
         pipeline.set(self._keys.epoch, secrets.token_hex(4), nx=not replaces)
         pipeline.xadd(self._keys.stream, to_fields(Entry(secrets.token_hex(8), 0, None)))
         pipeline.execute()
@@ -214,7 +207,7 @@ class Reader:
         state, keys = self._state, self._keys
         # In one go: what is new, and afterwards whether this is still the same stream, and whether the last entry read
         # is still there, or the first one that is to be. If it is, nothing after it was trimmed.
-        pipeline = self._client.pipeline(transaction=False)
+        pipeline = self._link.client.pipeline(transaction=False)
         pipeline.xread({keys.stream: id_of(state.read)}, count=AT_ONCE, block=BLOCK_MS if state.ready else None)
         pipeline.get(keys.epoch)
         pipeline.xrange(keys.stream, min=self._anchor or "-", max=self._anchor or "+", count=1)

@@ -21,7 +21,7 @@ from ..history import Cursor, Slice
 from ..roles import Receiver
 from ..worker import Deadline
 from .archive import Archive
-from .connections import connector, disconnect, errors, pauses
+from .connections import Link, connector, errors, pauses
 from .entries import START, Entry, Kick, Position, numbers, to_fields
 from .reader import Keys, Reader, State
 
@@ -43,7 +43,7 @@ class RedisBackend:
         self._connect = connect
         self._publisher = secrets.token_hex(8)
         self._number = 0
-        self._mine: Any = None  # the client that publishes; made by the first call
+        self._link = Link(connect)  # of who publishes
         self._closing = threading.Event()
         self._state = State()
         self._reader: Reader | None = None
@@ -63,7 +63,7 @@ class RedisBackend:
                     self._published = max(self._published, self._xadd(fields))
                     return
                 except errors() as error:
-                    self._drop_mine()
+                    self._link.drop()
                     if self._closing.is_set():
                         raise
                     self._state.tell_failure("takes no batches", error)
@@ -80,22 +80,16 @@ class RedisBackend:
         try:
             self._xadd(to_fields(Entry(self._publisher, 0, Kick(user, channel))))
         except errors() as error:
-            self._drop_mine()
+            self._link.drop()
             raise BackendError(f"Redis did not take the kick: {error}") from error
         finally:
             self._state.adding.release()
 
     def _xadd(self, fields: dict[bytes, bytes]) -> Position:
         self._state.tell_question()
-        if self._mine is None:
-            self._mine = self._connect()
-        id = self._mine.xadd(self._keys.stream, fields, maxlen=self._frames, approximate=True)
+        id = self._link.client.xadd(self._keys.stream, fields, maxlen=self._frames, approximate=True)
         self._state.tell_answer()
         return (self._state.generation, *numbers(id))
-
-    def _drop_mine(self) -> None:
-        mine, self._mine = self._mine, None
-        disconnect(mine)
 
     # -- clients -------------------------------------------------------------------------------------------------------
 
@@ -126,7 +120,7 @@ class RedisBackend:
         self._closing.set()
         self._archive.close()
         if self._state.adding.acquire(blocking=False):  # who holds it may have to wait for Redis
-            self._drop_mine()
+            self._link.drop()
             self._state.adding.release()
         return self._reader is None or self._reader.close(timeout)
 

@@ -1,25 +1,28 @@
-"""The engine of a batcher: the lock, the windows, and the one thread that delivers.
+"""The engine of a batcher: the windows, and the one thread that works on them and delivers.
 
-Callers of `add` and `flush` put events into windows under `Engine._lock`; the worker's thread calls `work`, which
-closes what is due and hands it to the sink, outside the lock. What closes when is decided by `window`.
+Callers append to the inbox, and wake the thread if it would look too late. The thread alone takes in what is there,
+closes what is due and hands it to the sink; what closes when is decided by `window`. So a signal handler that raises in
+the middle of a call, an exhausted stack or a suspended thread can harm that call, and nothing else: appending to a
+deque is one step, and everything of several steps is done on a thread that no signal handler interrupts.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
+import queue
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from .errors import BacklogFullError, ClosedError
 from .event import Batch, Event
+from .locks import is_mine, new_lock, run_if_free
 from .options import BatchOptions, TypeRules
 from .process import close_at_exit
 from .stats import BatcherStats
+from .waiting import take
 from .window import NEVER, NOW, Windows
-from .worker import Deadline, Worker, is_mine
+from .worker import Deadline, Worker
 
 _log = logging.getLogger("sse_batcher.engine")
 
@@ -28,15 +31,37 @@ SHUTDOWN = "shutdown"
 EVENT_OVERHEAD = 200
 """Bytes that a pending event is counted with beside its JSON: about what its Python objects take."""
 
-TAKEN_AT_ONCE = 100
-"""How many events a call that wants to get on takes in, its own and those that others left."""
+SLICE = 100
+"""Events that the thread takes in at once. Then it delivers what has become ready, and counters can be read."""
 
-Entry = tuple[Event, TypeRules, str | None]
-"""An event on its way into a window, with the rules of its type and the JSON of its dedup key."""
+MAX_REPLACED_TYPES = 10_000
+"""Types of which it is remembered that the first replacement was logged."""
+
+
+_Entry = tuple[Event, TypeRules, str | None, float]
+"""An event on its way into a window: with the rules of its type, the JSON of its dedup key, and when it came."""
+
+
+class _Flush:
+    """A request to close all windows, in its place among the events; and later its answer."""
+
+    __slots__ = ("answers", "ok", "reason", "since", "target", "time")
+
+    def __init__(self, reason: str, time: float, since: int) -> None:
+        self.reason = reason
+        self.time = time
+        self.since = since
+        """How many batches were done before."""
+        self.target = 0
+        """The number of the last batch that it waits for. By the thread."""
+        self.ok = True
+        """Whether none of the batches that it waits for has failed so far. By the thread."""
+        # Not an `Event`: a thread that is interrupted inside `wait` could leave its lock held, and `put` never blocks.
+        self.answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
 
 class Engine:
-    """One process's part of a batcher. Its lock guards everything below it."""
+    """One process's part of a batcher."""
 
     def __init__(
         self,
@@ -50,46 +75,41 @@ class Engine:
         self._clock = clock
         self._wall = wall
         self._max_pending_bytes = options.max_pending_bytes
-        # The largest event so far. Written without the lock: a harmless race, which may leave it a little too low.
-        self._largest = 0
 
-        # Callers put events (and reasons to close all windows) into the inbox, and whoever gets the lock takes in what
-        # is there: nobody who enqueues waits for the lock, unless so much lies here that it must be counted first. If
-        # all of them waited, a thread that the interpreter suspends inside it would make the others queue up behind it,
-        # and eight producers take three times as long.
-        self._inbox: deque[Entry | str] = deque()
-        # Guards all that follows. Re-entrant: a signal handler, or a __del__ run by the garbage collector, may enqueue
-        # on the thread that holds it. `_busy` says that things are half changed: leave it to the frame below.
-        self._lock = threading.RLock()
-        self._busy = False
-        self._stirred = False  # once the lock is let go, somebody has to see that there is a thread
-        # First no event is let in any more; then, after those before SHUTDOWN in the inbox, none is taken out.
+        # What callers put in, and the thread takes out. Its single steps are atomic.
+        self._inbox: deque[_Entry | _Flush] = deque()
+        # The bytes of the events in it. Added to by callers, before they append; set by the thread. A harmless race:
+        # after each burst it is exact again, and it only has to bound the memory.
+        self._inbox_bytes = 0
+        # When the thread will look by itself. NOW: it is about to. Set by the thread, which looks into the inbox once
+        # more after that; callers append first and then look at this. So one of the two sees the other.
+        self._next_turn = NEVER
+        # First no event is let in any more (by `close`); then, after those before SHUTDOWN in the inbox, none is taken
+        # out (by the thread).
         self._closed = False
         self._sealed = False
+
+        # Held by the thread while it works; or by a caller, where no thread can be started. Whoever holds it has all
+        # that follows for itself, but for readers of the counters, and `Windows.due`.
+        self._turn = new_lock()
         self._windows = Windows(options)
-        self._ready: deque[Batch] = deque()  # closed, and not yet in anybody's hand
-        # When the thread will look again by itself. NOW: it is about to.
-        self._next_turn = NEVER
+        self._ready: deque[Batch] = deque()  # closed, and not delivered yet
+        self._numbered = 0  # batches that were ready so far
+        self._newest_failed = 0  # the number of the last batch that has failed
+        self._flushes: deque[_Flush] = deque()  # that wait for batches to be done
+        self._publishing_since: float | None = None
+        self._failing = False
+        self._news: deque[str] = deque()  # types whose first replacement is to be logged
+        self._replaced_types: set[str] = set()
+
+        # Guards the counters, and that each event is in one place: in the inbox, or counted as pending.
+        self._counters = new_lock()
         self._pending_events = 0
         self._pending_bytes = 0
         self._enqueued = self._replaced = self._refused = self._failed = self._batches = 0
+        self._done = 0  # batches that the sink took, or that failed
         self._reasons: Counter[str] = Counter()
-        self._replaced_types: set[str] = set()
-        self._news: deque[str] = deque()  # types whose first replacement is to be logged, outside the lock
 
-        # Batches are numbered as they become ready; those up to `_done` were taken or have failed.
-        self._numbered = 0
-        self._done = 0
-        # Notified after `_done` has risen; only flushes wait on it. It has a lock of its own, since waiting lets a lock
-        # go without `_let_go`.
-        self._delivered = threading.Condition()
-        self._flushes: list[_Flush] = []
-
-        # Held by whoever delivers: the thread, or a caller where no thread can be started. Never waited for.
-        self._delivery = threading.Lock()
-        self._deliverer: int | None = None
-        self._publishing_since: float | None = None
-        self._failing = False
         self._worker = Worker(self, "sse_batcher")
         close_at_exit(self)
 
@@ -99,44 +119,33 @@ class Engine:
         """Take an event. Raises `ClosedError` or `BacklogFullError`."""
         inbox = self._inbox
         size = len(event.json) + EVENT_OVERHEAD
-        if size > self._largest:  # noqa: PLR1730 (calling `max` takes longer than all of this)
-            self._largest = size
-        pending = self._pending_bytes + size
-        if inbox:  # it is not counted yet; if it could be too much, it is taken in and counted first
-            pending += len(inbox) * self._largest
-        if pending > self._max_pending_bytes:
+        if self._pending_bytes + self._inbox_bytes + size > self._max_pending_bytes:
             self._check_backlog(size)
-        entry = (event, rules, key)
+        now = self._clock()
+        entry = (event, rules, key, now)
+        self._inbox_bytes += size
         inbox.append(entry)
         if self._closed:  # looked at after the append, or an event that meets the end could be accepted and never sent
             self._withdraw(entry)
-        if self._lock.acquire(False):  # named, the argument would take as long as the lock
-            try:
-                taken = self._busy or self._take_in(TAKEN_AT_ONCE)
-            finally:
-                self._lock.release()
-            if inbox or self._stirred:
-                self._let_go(taken)
+        next_turn = self._next_turn
+        if (
+            next_turn != NOW
+            and not self._worker.is_woken()
+            and self._windows.due(event, rules, len(inbox), self._inbox_bytes, now) < next_turn
+        ):
+            self._wake()
 
     def flush(self, reason: str, timeout: float | None) -> bool:
         """Close all windows, and wait until what was added before is delivered. True if all of it was."""
-        with self._lock:
-            if not self._sealed:
-                self._inbox.append(reason)
-            if self._busy:
-                return False
-            self._take_in(len(self._inbox))
-            flush = _Flush(self._numbered)
-            self._flushes.append(flush)
+        if reason != SHUTDOWN and self._is_settled():
+            return True
+        flush = _Flush(reason, self._clock(), self._done)
+        self._inbox.append(flush)
+        self._wake()
         try:
-            self._let_go()
-            if self._done < flush.target and self._is_needed_by_delivery():
-                return False
-            with self._delivered:
-                return self._delivered.wait_for(lambda: self._done >= flush.target, timeout) and flush.ok
-        finally:
-            with self._held():
-                self._flushes.remove(flush)
+            return take(flush.answers, 0 if self._is_needed_by_delivery() else timeout)
+        except queue.Empty:
+            return False
 
     def close(self, timeout: float | None = 5.0) -> bool:
         """Refuse events, deliver what is pending, end the thread. True if all was delivered and it has ended."""
@@ -144,150 +153,170 @@ class Engine:
             return True  # the parent's, met by the exit of a forked child
         deadline = Deadline(timeout)
         self._closed = True
-        delivered = self.flush(SHUTDOWN, timeout)
+        delivered = (self._is_settled() and not self._worker.runs) or self.flush(SHUTDOWN, timeout)
         self._worker.stop()
-        if self._is_needed_by_delivery():
-            return False
-        return self._worker.join(deadline.left()) and delivered
+        return self._worker.join(0 if self._is_needed_by_delivery() else deadline.left()) and delivered
 
     def count_refusal(self) -> None:
         """Count a call that raised."""
-        with self._held():
+        with self._counters:
             self._refused += 1
 
     def stats(self) -> BatcherStats:
         """Counters, as of one moment."""
-        with self._held():
+        with self._counters:
+            waiting = [] if self._sealed else [item[0] for item in self._look() if isinstance(item, tuple)]
             return BatcherStats(
-                enqueued=self._enqueued,
+                enqueued=self._enqueued + len(waiting),
                 replaced=self._replaced,
                 refused=self._refused,
                 failed=self._failed,
                 batches=self._batches,
                 by_reason=dict(self._reasons),
-                pending_events=self._pending_events,
-                pending_bytes=self._pending_bytes,
+                pending_events=self._pending_events + len(waiting),
+                pending_bytes=self._pending_bytes + sum(map(_size, waiting)),
                 publishing_for=self._publishing_for(),
                 thread_restarts=self._worker.restarts,
             )
 
     def _check_backlog(self, size: int) -> None:
         """Refuse an event of this size if it is too much. Threads that ask at once may exceed the limit by one each."""
-        with self._held():
-            if not self._busy:
-                self._take_in(len(self._inbox))
-            pending = self._pending_bytes
+        with self._counters:
+            count = self._pending_events + len(self._inbox)
+            pending = self._pending_bytes + self._inbox_bytes
         # One event is taken in any case, so that no limit can refuse an event for ever.
-        if not pending or pending + size <= self._max_pending_bytes:
+        if not count or pending + size <= self._max_pending_bytes:
             return
         self.count_refusal()
-        raise BacklogFullError(self._pending_events, self._pending_bytes, self._publishing_for())
+        raise BacklogFullError(count, pending, self._publishing_for())
 
     def _publishing_for(self) -> float:
         since = self._publishing_since
         return 0.0 if since is None else self._clock() - since
 
-    def _withdraw(self, entry: Entry) -> None:
+    def _withdraw(self, entry: _Entry) -> None:
         """Take an event back, since the batcher is closed, unless it was taken in before that."""
-        try:
-            self._inbox.remove(entry)
-        except ValueError:
-            return
+        while True:
+            try:
+                self._inbox.remove(entry)
+                break
+            except ValueError:
+                return
+            except IndexError:
+                continue  # another thread has changed the inbox meanwhile
         self.count_refusal()
         raise ClosedError("this batcher was closed: enqueue before destroy(), close() or shutdown()")
 
+    def _is_settled(self) -> bool:
+        """Whether all that was accepted has been delivered, or has failed."""
+        with self._counters:
+            return not self._inbox and not self._pending_events
+
     def _is_needed_by_delivery(self) -> bool:
         """Whether nothing more is delivered until the calling thread returns."""
-        return self._deliverer == threading.get_ident() or self._worker.is_caller() or is_mine(self._lock)
+        return self._worker.is_caller() or is_mine(self._turn)
 
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """The lock, to look at what it guards."""
-        with self._lock:
-            yield
-        self._let_go()
+    def _wake(self) -> None:
+        """Let the thread look now. Where none can be started any more, do its work here."""
+        # First the thread, then the wake-up: that one waits means to other callers that there is a thread.
+        if self._worker.ensure():
+            self._worker.wake()
+            self._worker.ensure()  # one that was stopped may have ended in between
+        else:
+            # Looks again after the turn was released: an event may have come between the last look and that.
+            while (self._is_waiting() or self._pending_events) and run_if_free(self._turn, self._finish):
+                pass
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """The lock, with the right to change what it guards."""
-        with self._lock:
-            self._busy = True
+    def _finish(self) -> None:
+        """Deliver all that there is. No thread will wait for a window, so all of them are closed."""
+        self.step(self._clock())
+        self._windows.close_all(SHUTDOWN, self._clock())
+        self._number_closed()
+        self._deliver_ready()
+
+    def _look(self) -> list[_Entry | _Flush]:
+        """What is in the inbox now."""
+        while True:
             try:
-                yield
-            finally:
-                self._busy = False
-        self._let_go()
+                return list(self._inbox)
+            except RuntimeError:
+                continue  # another thread has changed it meanwhile
 
-    def _let_go(self, taken: bool = True) -> None:
-        """What everybody owes who has held the lock: take in what others left in the inbox, and see to the thread.
+    # -- the thread ----------------------------------------------------------------------------------------------------
 
-        A frame below on this thread may still hold the lock, where this is a signal handler or a __del__; then all this
-        is left to it. No thread must be started under the lock: the newborn may run a __del__ that needs it. `taken` is
-        what `_take_in` has answered already.
-        """
-        if is_mine(self._lock):
-            return
-        while taken and self._inbox and not self._sealed and self._lock.acquire(blocking=False):
-            try:
-                taken = self._take_in(TAKEN_AT_ONCE)
-            finally:
-                self._lock.release()
-        if self._stirred:
-            self._stirred = False
-            self._ensure_thread()
+    def work(self) -> float | None:
+        """One turn of the thread, for `Worker`."""
+        with self._turn:
+            deadline = self.step(self._clock())
+        return None if deadline is None else max(0.0, deadline - self._clock())
 
-    def _ensure_thread(self) -> None:
-        if not self._worker.ensure():
-            # No thread can be started any more. Nobody will wait for a window, so all are closed.
-            with self._exclusive():
-                self._windows.close_all(SHUTDOWN, self._clock())
-                self._number_closed()
+    def step(self, now: float) -> float | None:
+        """Deliver everything that is due. Returns the time of the next deadline, None if there is none."""
+        while True:
+            self._next_turn = NOW
+            self._take_in()
+            if not self._is_waiting():
+                self._windows.close_due(now)
+            self._number_closed()
             self._deliver_ready()
-
-    def _take_in(self, limit: int) -> bool:
-        """Put what is in the inbox into the windows, and wake the thread if that is earlier than it would look itself.
-
-        The lock is held, and not `_busy`. With more than `limit` in the inbox the rest is left to the thread, and the
-        answer is False: or one caller would work for all others for as long as they go on.
-        """
-        windows, inbox = self._windows, self._inbox
-        self._busy = True
-        try:
-            now = self._clock()
-            while inbox and limit and not self._sealed:
-                limit -= 1
-                entry = inbox.popleft()
-                if isinstance(entry, str):
-                    windows.close_all(entry, now)
-                    self._sealed = entry == SHUTDOWN
-                    continue
-                event, rules, key = entry
-                self._enqueued += 1
-                replaced = windows.add(event, rules, key, now)
-                if replaced is None:
-                    self._pending_events += 1
-                    self._pending_bytes += len(event.json) + EVENT_OVERHEAD
-                else:
-                    self._replaced += 1
-                    self._pending_bytes += len(event.json) - len(replaced.json)
-                    if rules.type not in self._replaced_types:
-                        self._replaced_types.add(rules.type)
-                        self._news.append(rules.type)
-            if windows.changed or inbox:
-                windows.changed = False
-                self._stirred = True
-                self._number_closed()
-                if (NOW if self._ready or self._is_waiting() else windows.next_deadline()) < self._next_turn:
-                    # In this order: if something is raised in between, one wake-up too many is harmless.
-                    self._worker.wake()
-                    self._next_turn = NOW
-            return not inbox
-        finally:
-            self._busy = False
+            self._tell_news()
+            deadline = NOW if self._is_waiting() else self._windows.next_deadline()
+            if deadline > now:
+                # In this order: an event that comes after the look finds the time at which there will be another one.
+                self._next_turn = deadline
+                if not self._is_waiting():
+                    return None if deadline == NEVER else deadline
 
     def _is_waiting(self) -> bool:
         """Whether there is something to be taken in."""
         return bool(self._inbox) and not self._sealed
+
+    def _take_in(self) -> None:
+        """Put the next events of the inbox into the windows."""
+        inbox, add = self._inbox, self._windows.add
+        with self._counters:
+            events = size = 0  # how much was taken out
+            while inbox and events < SLICE and not self._sealed:
+                item = inbox.popleft()
+                if isinstance(item, _Flush):
+                    self._begin(item)
+                    continue
+                event, rules, key, now = item
+                events += 1
+                size += len(event.json) + EVENT_OVERHEAD
+                replaced = add(event, rules, key, now)
+                if replaced is not None:
+                    self._count_replaced(replaced, rules)
+            self._enqueued += events
+            self._pending_events += events
+            self._pending_bytes += size
+            self._inbox_bytes = self._inbox_bytes - size if inbox else 0
+            if self._sealed:
+                self._take_flushes()
+
+    def _count_replaced(self, event: Event, rules: TypeRules) -> None:
+        self._replaced += 1
+        self._pending_events -= 1
+        self._pending_bytes -= _size(event)
+        if rules.type not in self._replaced_types and len(self._replaced_types) < MAX_REPLACED_TYPES:
+            self._replaced_types.add(rules.type)
+            self._news.append(rules.type)
+
+    def _take_flushes(self) -> None:
+        """After the end: events are withdrawn by their callers, but flushes are answered."""
+        for item in self._look():
+            if isinstance(item, _Flush):
+                self._inbox.remove(item)
+                self._begin(item)
+
+    def _begin(self, flush: _Flush) -> None:
+        """Close all windows for a flush, which from then on waits for the batches."""
+        self._windows.close_all(flush.reason, flush.time)
+        self._number_closed()
+        flush.target = self._numbered
+        flush.ok = self._newest_failed <= flush.since
+        self._flushes.append(flush)
+        self._sealed = self._sealed or flush.reason == SHUTDOWN
 
     def _number_closed(self) -> None:
         """What has closed is ready, in this order, from now on."""
@@ -297,49 +326,13 @@ class Engine:
             self._ready.extend(Batch(*closed, timestamp) for closed in self._windows.closed)
             self._windows.closed.clear()
 
-    # -- the thread ----------------------------------------------------------------------------------------------------
-
-    def work(self) -> float | None:
-        """One turn of the thread, for `Worker`."""
-        now = self._clock()
-        deadline = self.step(now)
-        return None if deadline is None else max(0.0, deadline - self._clock())
-
-    def step(self, now: float) -> float | None:
-        """Deliver everything that is due. Returns the time of the next deadline, None if there is none."""
-        while True:
-            with self._exclusive():
-                self._next_turn = NOW
-                self._windows.close_due(now)
-                self._number_closed()
-            self._deliver_ready()
-            self._tell_news()
-            with self._exclusive():
-                # What another thread is delivering, it will go on with.
-                undelivered = self._ready and not self._delivery.locked()
-                deadline = NOW if undelivered or self._is_waiting() else self._windows.next_deadline()
-                if deadline > now:
-                    self._next_turn = deadline
-                    return None if deadline == NEVER else deadline
-
     def _deliver_ready(self) -> None:
-        """Deliver what is ready, in order, unless somebody is at it: then he does it.
-
-        Looks again after letting go of the right to deliver: a batch may have come between the last look and that.
-        """
-        while self._ready and self._delivery.acquire(blocking=False):
-            self._deliverer = threading.get_ident()
-            try:
-                while True:
-                    with self._exclusive():
-                        if not self._ready:
-                            break
-                        batch = self._ready.popleft()
-                        self._publishing_since = self._clock()
-                    self._deliver(batch)
-            finally:
-                self._deliverer = None
-                self._delivery.release()
+        """Deliver what is ready, in order."""
+        self._answer_flushes()
+        while self._ready:
+            batch = self._ready.popleft()
+            self._publishing_since = self._clock()
+            self._deliver(batch)
 
     def _deliver(self, batch: Batch) -> None:
         taken = False
@@ -350,27 +343,33 @@ class Engine:
             self._tell_failure(error, len(batch.events))
         finally:
             # Also for what is no Exception and ends this thread: its batch counts as failed.
-            with self._exclusive():
-                self._account(batch, taken)
-            with self._delivered:
-                self._delivered.notify_all()
+            self._account(batch, taken)
+            self._answer_flushes()
         if taken and self._failing:
             self._failing = False
             _log.info("the sink takes batches again; %d events were lost since the start", self._failed)
 
     def _account(self, batch: Batch, taken: bool) -> None:
-        self._done += 1
-        self._publishing_since = None
         count = len(batch.events)
-        self._pending_events -= count
-        self._pending_bytes -= sum([len(event.json) for event in batch.events]) + count * EVENT_OVERHEAD
-        if taken:
-            self._batches += 1
-            self._reasons[batch.reason] += 1
-        else:
+        self._publishing_since = None
+        with self._counters:
+            self._done += 1
+            self._pending_events -= count
+            self._pending_bytes -= sum(map(_size, batch.events))
+            if taken:
+                self._batches += 1
+                self._reasons[batch.reason] += 1
+                return
             self._failed += count
-            for flush in self._flushes:
-                flush.ok = flush.ok and flush.target < self._done
+        self._newest_failed = self._done
+        for flush in self._flushes:
+            flush.ok = flush.ok and flush.target < self._done
+
+    def _answer_flushes(self) -> None:
+        flushes = self._flushes  # their targets rise
+        while flushes and flushes[0].target <= self._done:
+            flush = flushes.popleft()
+            flush.answers.put(flush.ok)
 
     def _tell_failure(self, error: Exception, count: int) -> None:
         # Once until it works again: a logging handler that enqueues would otherwise keep a broken sink busy for ever.
@@ -392,11 +391,6 @@ class Engine:
             )
 
 
-class _Flush:
-    """One waiting flush: the number of the last batch it waits for, and whether none has failed so far."""
-
-    __slots__ = ("ok", "target")
-
-    def __init__(self, target: int) -> None:
-        self.target = target
-        self.ok = True
+def _size(event: Event) -> int:
+    """The bytes that an event is counted with while it is pending."""
+    return len(event.json) + EVENT_OVERHEAD

@@ -14,8 +14,8 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +24,7 @@ from .client import Client, ClientInfo, Counts, Member
 from .errors import BackendError, ClosedError, TooManyClientsError
 from .event import BROADCAST
 from .history import Cursor, History, Slice
+from .locks import new_lock, run_if_free
 from .options import ClientOptions, HistoryOptions
 from .roles import Cursors, Feed, Listener
 
@@ -71,10 +72,11 @@ class Hub:
         self._cursors = cursors
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
-        self._lock = threading.Lock()
-        # Notified after a client has left. It has a lock of its own, since waiting lets a lock go without a look at
+        self._lock = new_lock()
+        # Notified after a client has left. It has a lock of its own, since waiting releases a lock without a look at
         # `_leaving`. Taken before `_lock`, never inside it.
-        self._left = threading.Condition()
+        self._left_lock = new_lock()
+        self._left = threading.Condition(self._left_lock)
         self._members: dict[Member, None] = {}
         self._users: dict[Hashable, dict[Member, None]] = {}
         self._listeners: dict[str, dict[Listener, None]] = {}  # by channel; all of them under "*"
@@ -83,8 +85,9 @@ class Hub:
         """Why no more clients are taken, and all streams end; None while that is not so."""
         self._numbers = itertools.count(1)
         # Clients to be forgotten, and why. Leaving must not wait for the lock: the garbage collector may end a stream
-        # on a thread that holds it. Whoever holds it forgets them before it is let go, or right after.
+        # on a thread that holds it. Whoever holds it forgets them right after it is released.
         self._leaving: deque[tuple[Member, str]] = deque()
+        self._farewells: deque[tuple[ClientInfo, Farewell]] = deque()  # forgotten, and not told of yet
         self.thread_restarts = 0
         """How often a thread that drives its streams was started again. By that thread."""
         self._replays = 0
@@ -94,7 +97,7 @@ class Hub:
         """Keep a frame, and tell the listeners of its channel."""
         _ = frame.plain  # encoded before the lock is taken, not while everybody waits for it
         # Under one lock: a client that comes meanwhile is either listed, or finds the frame in the history.
-        with self._locked():
+        with _Tidy(self), self._lock:
             self._history.append(frame)
             listeners = self._listening(frame.batch.channel)
         for listener in listeners:
@@ -102,7 +105,7 @@ class Hub:
 
     def lose(self, channel: str, position: Any, reason: str = "publish_failed") -> None:
         """Let all clients of this channel know that they have missed something, and those that return later, too."""
-        with self._locked():
+        with _Tidy(self), self._lock:
             self._history.lose(channel, position)
             listeners = self._listening(channel)
             for listener in listeners:
@@ -126,7 +129,7 @@ class Hub:
         `TooManyClientsError`, and `BackendError` where it is not known whether it can go on.
         """
         replayed = self._is_replayed(channels, last_event_id)
-        with self._locked():
+        with _Tidy(self), self._lock:
             if self.closing is not None:
                 raise ClosedError("this manager was shut down and takes no more clients")
             self._check_limits(user)
@@ -149,12 +152,12 @@ class Hub:
     def can_resume(self, channels: tuple[str, ...], last_event_id: str | None) -> bool:
         """Whether a client that came with this id now would miss nothing. Raises `BackendError`."""
         replayed = self._is_replayed(channels, last_event_id)
-        with self._locked():
+        with _Tidy(self), self._lock:
             return self._resume(channels, last_event_id, replayed)[0] is not None
 
     def cursor(self) -> str:
         """The id of the newest frame: who comes with it gets everything that is published from now on."""
-        with self._locked():
+        with _Tidy(self), self._lock:
             return self._cursors.format(self._history.head)
 
     def busy_block(self, reason: str, cursor: str | None) -> bytes:
@@ -165,7 +168,7 @@ class Hub:
 
     def dismiss(self, reason: str, user: Hashable = None, channel: str | None = None) -> None:
         """End the streams of this user, or of this channel, or of this user in this channel, now."""
-        with self._locked():
+        with _Tidy(self), self._lock:
             members = list(self._members if user is None else self._users.get(user, ()))
         for member in members:
             if channel is None or channel in member.channels:
@@ -173,12 +176,12 @@ class Hub:
 
     def has_user(self, user: Hashable) -> bool:
         """Whether this user has a stream."""
-        with self._locked():
+        with _Tidy(self), self._lock:
             return user in self._users
 
     def close(self, reason: str) -> None:
         """Take no more clients, and let all streams end after what is queued for them."""
-        with self._locked():
+        with _Tidy(self), self._lock:
             self.closing = self.closing or reason
             listeners = self._listening(BROADCAST)
         for listener in listeners:
@@ -194,15 +197,15 @@ class Hub:
                     answer = all(member.driver in (None, me) for member in self._members)
                 if not self._leaving:
                     return answer
-                self._forget_leaving()  # somebody came while we held the lock: look again
+                self._forget_leaving()  # a client left while we held the lock: look again
 
-        with self._left:
+        with self._left_lock:
             return self._left.wait_for(have_left, timeout)
 
     def count(self) -> dict[str, Any]:
         """Counters over all clients, those that have left included."""
         counts = Counts()
-        with self._locked():
+        with _Tidy(self), self._lock:
             now = self.clock()
             members = list(self._members)
             for each in (self._gone, *(listener.counts for listener in self._listeners.get(BROADCAST, ()))):
@@ -228,7 +231,7 @@ class Hub:
     # -- for clients ---------------------------------------------------------------------------------------------------
 
     def catch_up(self, client: Member) -> bytes | None:
-        with self._locked():
+        with _Tidy(self), self._lock:
             self._history.expire(time.time() * 1000)
             if self._history.covers(client.channels, client.cursor):
                 frames = self._history.read(
@@ -247,7 +250,7 @@ class Hub:
             if older is not None:
                 client.read_older(older)
                 return None
-        with self._locked():
+        with _Tidy(self), self._lock:
             reason = "overflow"
             if client.lost is not None and client.lost[0] > client.cursor.position:
                 reason = client.lost[1]
@@ -267,7 +270,7 @@ class Hub:
 
     def covers(self, client: Client) -> bool:
         """Whether all that the client has not got yet is in the history here: no thread has to wait for the rest."""
-        with self._locked():
+        with _Tidy(self), self._lock:
             return self._history.covers(client.channels, client.cursor)
 
     def replace(self, client: Client, member: Member, feed: Feed) -> bool:
@@ -275,7 +278,7 @@ class Hub:
 
         It is behind, at the client's cursor. False if the client has left already.
         """
-        with self._locked():
+        with _Tidy(self), self._lock:
             if client not in self._members:
                 return False
             self._unlist(client, (*client.channels, BROADCAST))
@@ -287,7 +290,7 @@ class Hub:
 
     def unlist(self, feed: Feed, channels: Iterable[str]) -> None:
         """None of its members asks for these channels any more; with ``*`` among them, it has none."""
-        with self._locked():
+        with _Tidy(self), self._lock:
             self._unlist(feed, channels)
 
     def news(self, feed: Feed, first: Any) -> tuple[list[wire.Frame], list[str]]:
@@ -295,7 +298,7 @@ class Hub:
 
         `first` is the position of the frame with which it was told of news: it has everything before that.
         """
-        with self._locked():
+        with _Tidy(self), self._lock:
             # Not from its own position on, which may be old: where channels are many, the floor of a quiet one may have
             # risen above that, though nothing of it is missing.
             cursor = Cursor(first, part=1) if first > feed.position else Cursor(feed.position)
@@ -305,7 +308,7 @@ class Hub:
 
     def next_frames(self, channels: tuple[str, ...], position: Any) -> list[wire.Frame] | None:
         """What comes after this position, for members that are told of by their feed. None if some of it is gone."""
-        with self._locked():
+        with _Tidy(self), self._lock:
             cursor = Cursor(position)
             if not self._history.covers(channels, cursor):
                 return None
@@ -313,31 +316,26 @@ class Hub:
 
     # -- internal ------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with self._lock:
-            yield
-        if self._leaving:
-            self._forget_leaving()
-
     def _forget_leaving(self) -> None:
-        # Looks again after the lock was let go: somebody may have failed to get it in between.
-        while self._leaving and self._lock.acquire(blocking=False):
-            gone = []
-            try:
-                while self._leaving:
-                    member, reason = self._leaving.popleft()
-                    if member in self._members:
-                        self._strike(member)
-                        if isinstance(member, Client):
-                            self._unlist(member, (*member.channels, BROADCAST))
-                        gone.append((member.info, Farewell(reason, self.clock() - member.opened_at, *member.handed)))
-            finally:
-                self._lock.release()
-            for info, farewell in gone:
-                self._on_disconnect(info, farewell)
-            with self._left:
+        # Looks again after the lock was released: another thread may have failed to get it in between.
+        while self._leaving and run_if_free(self._lock, self._strike_leaving):
+            while self._farewells:
+                with suppress(IndexError):  # another thread was faster
+                    self._on_disconnect(*self._farewells.popleft())
+            with self._left_lock:
                 self._left.notify_all()
+
+    def _strike_leaving(self) -> None:
+        """Take the members off the lists that are leaving. If something is raised, the next call goes on from there."""
+        while self._leaving:
+            member, reason = self._leaving[0]
+            if member in self._members:
+                farewell = Farewell(reason, self.clock() - member.opened_at, *member.handed)
+                if isinstance(member, Client):
+                    self._unlist(member, (*member.channels, BROADCAST))
+                self._strike(member)
+                self._farewells.append((member.info, farewell))
+            self._leaving.popleft()
 
     def _enroll(self, member: Member) -> None:
         self._members[member] = None
@@ -345,9 +343,9 @@ class Hub:
             self._users.setdefault(member.info.user, {})[member] = None
 
     def _strike(self, member: Member) -> None:
-        del self._members[member]
         if member.info.user is not None:
             _remove(self._users, member.info.user, member)
+        del self._members[member]  # last: a member that is still here is struck once more
 
     def _enlist(self, listener: Listener, channels: Iterable[str]) -> None:
         for channel in (*channels, BROADCAST):
@@ -355,9 +353,19 @@ class Hub:
 
     def _unlist(self, listener: Listener, channels: Iterable[str]) -> None:
         for channel in channels:
-            _remove(self._listeners, channel, listener)
             if channel == BROADCAST:
-                self._gone.add(listener.counts)
+                self._count_gone(listener)
+            _remove(self._listeners, channel, listener)
+
+    def _count_gone(self, listener: Listener) -> None:
+        listed = self._listeners.get(BROADCAST, {})
+        if listener in listed:
+            gone = Counts()
+            gone.add(self._gone)
+            gone.add(listener.counts)
+            # No call lies between the two, so no signal handler does: it is counted once, also if it is interrupted.
+            del listed[listener]
+            self._gone = gone
 
     def _check_limits(self, user: Hashable) -> None:
         most = self._options.max_clients
@@ -382,7 +390,7 @@ class Hub:
 
     def _is_replayed(self, channels: tuple[str, ...], last_event_id: str | None) -> bool:
         """Whether it takes the backend to go on at this id, and it can. Not under the lock. Raises `BackendError`."""
-        with self._locked():
+        with _Tidy(self), self._lock:
             if not last_event_id or self._resume(channels, last_event_id)[1] != "too_old":
                 return False
         return self._replay(channels, self._cursors.read(last_event_id)) is not None
@@ -428,7 +436,27 @@ V = TypeVar("V")
 
 
 def _remove(index: dict[K, dict[V, None]], key: K, value: V) -> None:
-    values = index[key]
-    del values[value]
+    """Take a value out of those of a key, if it is there: what was interrupted is done once more."""
+    values = index.get(key, {})
+    values.pop(value, None)
     if not values:
-        del index[key]
+        index.pop(key, None)
+
+
+class _Tidy:
+    """Forgets the clients that have left while the hub's lock was held: ``with _Tidy(hub), hub._lock``.
+
+    Outside of the lock, so that the lock is released by its own exit (see `locks`), and whatever was raised.
+    """
+
+    __slots__ = ("_hub",)
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._hub._leaving:
+            self._hub._forget_leaving()

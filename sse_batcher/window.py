@@ -49,7 +49,6 @@ class Windows:
 
     def __init__(self, options: BatchOptions) -> None:
         self.closed: deque[Closed] = deque()
-        self.changed = False  # a window opened or closed; reset by whoever reads it
         self._max_frame_bytes = options.max_frame_bytes
         # With `mixed`, one window a channel under these rules; else one a channel and type under the type's own.
         self._mixed = options.rules(MIXED) if options.mixed else None
@@ -102,6 +101,24 @@ class Windows:
             self._close(window, "size_limit", now)
         return old
 
+    def due(self, event: Event, type_rules: TypeRules, ahead: int, ahead_bytes: int, now: float) -> float:
+        """When the windows have to be looked at because of an event that is still to be added: a time, or `NOW`.
+
+        `ahead` events, this one included, are to be added before; if all of them joined its window, it might be full.
+        May be called while another thread changes the windows: it only looks things up, and at worst the answer is that
+        of a moment ago.
+        """
+        rules = self._mixed or type_rules
+        if type_rules.critical or not rules.batched or ahead >= rules.max_batch_size:
+            return NOW
+        types = self._open.get(event.channel)
+        window = types.get(rules.type) if types else None
+        if window is None or window.deadline <= now:
+            return NOW if rules.leading else now + rules.batch_window
+        if len(window.events) + ahead >= rules.max_batch_size or window.bytes + ahead_bytes > self._max_frame_bytes:
+            return NOW
+        return window.deadline
+
     def next_deadline(self) -> float:
         """When `close_due` must be called next: a time, `NOW` or `NEVER`."""
         if self.closed:
@@ -136,7 +153,6 @@ class Windows:
         window = _Window(rules, channel, now + rules.batch_window, self._numbers)
         self._open.setdefault(channel, {})[rules.type] = window
         heapq.heappush(self._deadlines, (window.deadline, window.number, window))
-        self.changed = True
         return window
 
     def _close(self, window: _Window, reason: str, now: float) -> _Window | None:
@@ -159,7 +175,6 @@ class Windows:
 
     def _hand_out(self, channel: str, event_type: str, events: tuple[Event, ...], reason: str) -> None:
         self.closed.append(Closed(channel, event_type, events, reason))
-        self.changed = True
 
     def _bytes(self, event: Event) -> int:
         """What an event adds to the frame: its JSON and a comma, and in a mixed batch its type."""

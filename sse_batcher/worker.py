@@ -4,6 +4,9 @@
 in the middle of any of our own lines, the parked thread's included. That is why the thread does not park in a
 `threading.Condition`: a `notify` that comes while the same thread is inside `wait`, but is not yet listed as waiting,
 is lost. `queue.SimpleQueue.put` is documented to be safe there, and remembers.
+
+`Worker.ensure` takes no lock, which an exception of a signal handler could leave held. Callers that meet may start more
+than one thread; the threads themselves settle which one works, and the others end at once.
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 import weakref
 from contextlib import suppress
+from types import FrameType
 from typing import Protocol
 
 from .waiting import take
@@ -30,11 +35,6 @@ class Owner(Protocol):
         """
 
 
-def is_mine(lock: threading.RLock) -> bool:
-    """Whether the calling thread holds this lock. Not public, but what `threading.Condition` asks of every lock."""
-    return bool(lock._is_owned())  # type: ignore[attr-defined]
-
-
 class Deadline:
     """One time limit carried through several waits, in real seconds; None: no limit."""
 
@@ -45,11 +45,43 @@ class Deadline:
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
 
+class _Term:
+    """The time for which one thread works. Threads claim a term, and name the one after it, by `dict.setdefault`.
+
+    That is atomic: of several threads that claim the same term, one gets it, and all agree on the next one.
+    """
+
+    __slots__ = ("_claims", "over")
+
+    def __init__(self) -> None:
+        self._claims: dict[str, threading.Thread | _Term] = {}
+        self.over = False
+        """The thread is about to end, and takes no more wake-ups. By the thread."""
+
+    @property
+    def thread(self) -> threading.Thread | None:
+        """The thread that has it."""
+        return self._claims.get("thread")  # type: ignore[return-value]
+
+    def claim(self) -> bool:
+        """Let the calling thread have it. False if another one does."""
+        me = threading.current_thread()
+        return self._claims.setdefault("thread", me) is me
+
+    def next(self) -> _Term:
+        return self._claims.get("next") or self._claims.setdefault("next", _Term())  # type: ignore[return-value]
+
+    def runs(self) -> bool:
+        # Not `Thread.is_alive`: up to CPython 3.12, one that a signal handler interrupts takes the thread for stopped.
+        return self.thread is not None and not self.over
+
+
 class Worker:
-    """The one thread of `owner`. Nothing here takes a lock that the owner takes."""
+    """The one thread of `owner`. Takes no lock."""
 
     def __init__(self, owner: Owner, name: str) -> None:
         self.restarts = 0
+        """How often a thread that died was replaced. Written by the threads, one after the other."""
         self._name = name
         # A wake-up is the owner itself, so that one that is dropped by everybody else still gets its turn. None: it is
         # gone, and the thread has to end.
@@ -65,16 +97,19 @@ class Worker:
 
         self._owner = weakref.ref(owner, end)
         self._stopping = False
-        self._over = False  # the thread is about to end, and takes no more wake-ups
-        # Held by who starts the thread. Taken without waiting, except by the thread's own last act. Re-entrant only
-        # because such a lock can say whether it is the caller who holds it.
-        self._starting = threading.RLock()
-        self._ident: int | None = None
-        self._thread: threading.Thread | None = None
+        # The newest term that is known. Written by threads that work or are about to: one that is overtaken may name an
+        # older term again, whose successors are found from there.
+        self._term = _Term()
 
     def wake(self) -> None:
         """Let the thread take a turn, now or right after the present one. Never blocks; does not start it."""
-        self._wakeups.put(self._owner())
+        # A wake-up that waits stands for all that follow: the thread takes it before it looks at what there is to do.
+        if self._wakeups.empty():
+            self._wakeups.put(self._owner())
+
+    def is_woken(self) -> bool:
+        """Whether there is a wake-up that the thread has not taken yet."""
+        return not self._wakeups.empty()
 
     def ensure(self) -> bool:
         """Start the thread unless it runs. False if no thread can be started in this process any more.
@@ -82,98 +117,113 @@ class Worker:
         Must be called without any lock held: `Thread.start` waits for the newborn thread, in which the garbage
         collector may run code that needs that lock.
         """
-        if self._runs():
-            return True
-        while True:
-            if is_mine(self._starting) or not self._starting.acquire(blocking=False):
-                return True  # this very thread is at it, below a signal handler, or another one
-            try:
-                started = self._start()
-            finally:
-                self._starting.release()
-            if not started:
-                return False
-            # A thread that was stopped may be over by now; who has woken it since then has left the rest to us.
-            if self._runs() or self._wakeups.empty():
-                return True
+        return self.runs or self._start() or self.runs
 
     def stop(self) -> None:
-        """End the thread once it has nothing left to do. It may be started again by `ensure`, for one turn."""
+        """End the thread as soon as it has nothing left to do. It may be started again by `ensure`, for one turn."""
         self._stopping = True
-        self.wake()
+        if self.runs:  # one that starts now sees by itself that it has to end
+            self.wake()
 
     def join(self, timeout: float | None) -> bool:
         """Wait for the thread's end, at most `timeout` seconds. False if it did not end, or is the caller."""
-        thread = self._thread
-        if thread is None:
-            return True
-        if self.is_caller():
-            return False
-        thread.join(timeout)
-        return not thread.is_alive()
+        deadline = Deadline(timeout)
+        while True:
+            thread = self.thread
+            if thread is None:
+                return True
+            if self.is_caller():
+                return False
+            thread.join(deadline.left())
+            if thread.is_alive():
+                return False
+            if self.thread is thread:
+                return True
 
     def is_caller(self) -> bool:
         """Whether the thread cannot get on until the caller returns: it is the caller, or is being started by it."""
-        return is_mine(self._starting) or threading.get_ident() == self._ident
+        term = self._newest()
+        works_here = term.runs() and term.thread is not None and term.thread.ident == threading.get_ident()
+        return works_here or self._is_being_started()
 
-    def _runs(self) -> bool:
-        thread = self._thread
-        return thread is not None and thread.is_alive() and not self._over
+    @property
+    def thread(self) -> threading.Thread | None:
+        """The thread that works, or was the last one to. None before the first."""
+        return self._newest().thread
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is a thread that takes wake-ups."""
+        return self._term.runs() or self._newest().runs()
+
+    def _is_being_started(self) -> bool:
+        """Whether `_start` is below on this thread, which a signal handler or a `__del__` has interrupted."""
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if frame.f_code is Worker._start.__code__ and frame.f_locals["self"] is self:
+                return True
+            frame = frame.f_back
+        return False
+
+    def _newest(self) -> _Term:
+        """The newest term that a thread has had."""
+        term = self._term
+        while (following := term.next()).thread is not None:
+            term = following
+        return term
 
     def _start(self) -> bool:
-        """With `_starting` held."""
-        if self._runs():
-            return True
-        self._over = False
-        if self._thread is not None and not self._stopping:
-            self.restarts += 1
+        """Start a thread, which works if no other one does."""
         try:
-            thread = threading.Thread(target=self._main, name=self._name, daemon=True)
-            thread.start()
-            self._thread = thread
+            threading.Thread(target=self._main, name=self._name, daemon=True).start()
         except RuntimeError:  # "can't start new thread", or "... at interpreter shutdown" (3.12 and later)
-            self._thread = None
             return False
         return True
 
     def _main(self) -> None:
-        self._ident = threading.get_ident()
+        term = self._take_office()
+        if term is None:
+            return
         died = True
         try:
-            self._take_turns()
+            self._take_turns(term)
             died = False
         finally:
-            self._ident = None  # the system gives it to other threads now
             if died:
-                self._replace()
+                self._replace(term)
 
-    def _take_turns(self) -> None:
+    def _take_office(self) -> _Term | None:
+        """The term in which the calling thread is to work; None if another thread works."""
+        term = self._term
+        while not term.claim():
+            if term.runs():
+                return None
+            term = term.next()
+        self._term = term
+        return term
+
+    def _take_turns(self, term: _Term) -> None:
         owner = self._owner()
         while owner is not None:
             pause = owner.work()
             if pause is None:
                 if self._stopping and self._wakeups.empty():
-                    # In this order: who wakes the thread after the look starts another one.
-                    self._over = True
+                    # In this order: a caller that wakes the thread after the look starts another one.
+                    term.over = True
                     if not self._wakeups.empty():
                         self.ensure()
                     return
                 owner = None
             with suppress(queue.Empty):
                 owner = take(self._wakeups, pause)
+        term.over = True
 
-    def _replace(self) -> None:
+    def _replace(self, term: _Term) -> None:
         """The last act of a thread that something has killed."""
         restarts = self.restarts + 1
         if restarts & (restarts - 1) == 0:
             # 1, 2, 4, 8 ... : a logging handler that enqueues must not keep a deadly sink busy for ever.
             _log.error("the thread %s died and is replaced; restarts so far: %d", self._name, restarts, exc_info=True)
-        self._starting.acquire()
-        try:
-            self._thread = None  # it is still alive, but no longer counts
-            self.restarts = restarts
-            self._start()
-        finally:
-            self._starting.release()
-        if not self._wakeups.empty():
-            self.ensure()  # one that was stopped may be over again; who has woken it since then has left the rest to us
+        self.restarts = restarts
+        term.over = True  # it is still alive, but no longer counts
+        self._start()

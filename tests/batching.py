@@ -26,12 +26,19 @@ class Parked:
     def __init__(self) -> None:
         self.restarts = 0
         self.wakes = 0
+        self.awake = False
+        self.runs = True
 
     def ensure(self) -> bool:
         return True
 
+    def is_woken(self) -> bool:
+        return self.awake
+
     def wake(self) -> None:
-        self.wakes += 1
+        """As the worker's: a wake-up that waits stands for all that follow."""
+        self.wakes += not self.awake
+        self.awake = True
 
     def stop(self) -> None:
         pass
@@ -56,6 +63,7 @@ class SteppedBatcher(EventBatcher):
         self.worker = self.engine._worker = Parked()  # type: ignore[assignment]
 
     def step(self) -> float | None:
+        self.worker.awake = False
         return self.engine.step(self.clock.now)
 
     def advance(self, seconds: float) -> None:

@@ -21,7 +21,7 @@ ROOT = Path(sse_batcher.__file__).parent
 LAYERS = """
     errors event options wire window stats
     history
-    process waiting worker host watcher engine batcher
+    process waiting locks worker host watcher engine batcher
     client roles hub
     backends.memory backends.entries backends.connections backends.reader backends.archive
     backends.redis backends

@@ -16,7 +16,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sse_batcher import BacklogFullError, Batch, BatchOptions, ClosedError, Event, EventBatcher, InvalidEventError
+from sse_batcher import BacklogFullError, Batch, BatchOptions, ClosedError, EventBatcher, InvalidEventError
+from sse_batcher.engine import _Flush
+from sse_batcher.window import NOW
 
 from .batching import SteppedBatcher
 
@@ -290,83 +292,127 @@ def in_thread_now(function: Callable[..., Any], *args: Any) -> Callable[[], Any]
     return call
 
 
-def test_nobody_who_enqueues_waits_for_the_lock(sink: Sink, open_batcher: OpenBatcher) -> None:
+def test_enqueue_waits_for_no_lock(sink: Sink, open_batcher: OpenBatcher) -> None:
     batcher = open_batcher(AT_ONCE)
-    with batcher._engine.get()._held():
+    engine = batcher._engine.get()
+    with engine._turn, engine._counters:
         in_thread(batcher.enqueue, "log", 1)()
     assert sink.arrived.acquire(timeout=PATIENCE)
 
 
-def test_a_call_takes_in_a_hundred_events_of_others_at_most_and_leaves_the_rest_to_the_thread() -> None:
-    batcher = SteppedBatcher(max_batch_size=1_000, max_pending_bytes=2**40)
-    batcher.enqueue("log", -1)
-    batcher.step()
-    inbox, wakes = batcher.engine._inbox, batcher.worker.wakes
-
-    def enqueue(numbers: range) -> None:
-        for n in numbers:
-            batcher.enqueue("log", n)
-
-    with batcher.engine._held():
-        in_thread(enqueue, range(900))()
-        assert len(inbox) == 900
-    assert len(inbox) == 800
-    assert batcher.worker.wakes == wakes + 1
-    batcher.enqueue("log", 900)
-    assert len(inbox) == 701
-    batcher.step()
-    assert not inbox
-    batcher.advance(1)
-    assert batcher.sent() == [[-1, *range(901)]]
-
-
-def test_a_flush_that_meets_the_end_does_not_shut_out_what_was_accepted_after_it() -> None:
+def test_the_thread_delivers_what_is_ready_before_it_takes_in_the_rest() -> None:
     batcher = SteppedBatcher()
-    batcher.engine._inbox.extend(["manual", (Event("log", "default", "1"), batcher._rules_of("log"), None)])
-    batcher.engine._closed = True
-    with batcher.engine._held():
-        pass  # somebody takes in the flush before the batcher is closed for good
+    waiting: list[int] = []
+    batcher.engine._sink = lambda batch: waiting.append(len(batcher.engine._inbox))
+    for n in range(250):
+        batcher.enqueue("log", n)
+    batcher.step()
+    assert waiting == [150, 150, 50, 50, 0]
+
+
+def test_events_keep_the_time_at_which_they_came(sink: Sink) -> None:
+    batcher = SteppedBatcher()
+    for _ in range(4):  # the thread does not run meanwhile
+        batcher.enqueue("log", batcher.clock.now)
+        batcher.clock.now += 0.06
+    batcher.step()
+    assert [len(events) for events in batcher.sent()] == [2, 2]
+
+
+def test_an_event_between_a_flush_and_the_end_is_delivered() -> None:
+    batcher = SteppedBatcher()
+    batcher.enqueue("log", 1)
+    batcher.flush_all(0)
+    batcher.enqueue("log", 2)
     batcher.close(0)
     batcher.step()
-    assert batcher.sent() == [[1]]
+    assert batcher.sent() == [[1], [2]]
+
+
+def test_a_flush_that_meets_the_end_is_answered() -> None:
+    batcher = SteppedBatcher()
+    batcher.enqueue("log", 1)
+    batcher.close(0)
+    flushes = [_Flush("manual", 0.0, 0), _Flush("manual", 0.0, 0)]
+    batcher.engine._inbox.append(flushes[0])
+    batcher.step()
+    batcher.engine._inbox.append(flushes[1])  # by a caller that had not seen the end
+    batcher.step()
+    assert [flush.answers.get_nowait() for flush in flushes] == [True, True]
 
 
 def test_a_flush_takes_in_everything_before_it() -> None:
     batcher = SteppedBatcher(max_batch_size=1_000)
-    batcher.engine._inbox.extend((Event("log", "default", str(n)), batcher._rules_of("log"), None) for n in range(350))
+    for n in range(350):
+        batcher.enqueue("log", n)
     assert not batcher.flush_all(0)
+    batcher.enqueue("log", "after it")
     batcher.step()
     assert batcher.sent() == [list(range(350))]
+    batcher.advance(1)
     assert batcher.flush_all(0)
 
 
-def test_an_event_that_comes_between_the_last_look_into_the_inbox_and_the_release_of_the_lock_is_taken_in() -> None:
+def test_an_event_after_the_threads_last_look_wakes_it() -> None:
     batcher = SteppedBatcher()
-    batcher.enqueue("log", "opens the window")
-    engine = batcher.engine
+    batcher.step()
 
-    class Lock:
-        """The engine's lock, with an event that comes just before it is let go."""
+    class Late(deque):  # type: ignore[type-arg]
+        """The inbox, with an event that comes right after the thread has found it empty for the last time."""
 
-        def __init__(self, lock: Any) -> None:
-            self.lock = lock
-            self.passed = False
+        passed = False
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.lock, name)
-
-        def release(self) -> None:
-            if not self.passed:
+        def __bool__(self) -> bool:
+            answer = len(self) > 0
+            if not answer and not self.passed and batcher.engine._next_turn != NOW:
                 self.passed = True
-                in_thread(batcher.enqueue, "log", "late")()
-            self.lock.release()
+                batcher.enqueue("log", "late")
+            return answer
 
-    engine._lock = Lock(engine._lock)  # type: ignore[assignment]
-    batcher.enqueue("log", "joins it")
-    assert not engine._inbox
-    engine._lock = engine._lock.lock  # type: ignore[attr-defined]
+    batcher.engine._inbox = Late()
+    wakes = batcher.worker.wakes
+    batcher.step()
+    assert batcher.worker.wakes == wakes + 1
     batcher.advance(1)
-    assert batcher.sent() == [["opens the window", "joins it", "late"]]
+    assert batcher.sent() == [["late"]]
+
+
+def test_a_full_window_wakes_the_thread_whatever_else_waits() -> None:
+    batcher = SteppedBatcher(max_batch_size=5)
+    for n in range(3):
+        batcher.enqueue("log", n)
+    batcher.step()
+    wakes = batcher.worker.wakes
+    batcher.enqueue("log", 3)
+    assert batcher.worker.wakes == wakes
+    batcher.enqueue("log", 4)
+    assert batcher.worker.wakes == wakes + 1
+    batcher.step()
+    assert batcher.sent() == [[0, 1, 2, 3, 4]]
+
+
+def test_a_window_with_too_many_bytes_wakes_the_thread() -> None:
+    batcher = SteppedBatcher(max_frame_bytes=2_000)
+    batcher.enqueue("log", "x" * 900)
+    batcher.step()
+    wakes = batcher.worker.wakes
+    batcher.enqueue("log", "x" * 900)
+    assert batcher.worker.wakes == wakes + 1
+    batcher.enqueue("log", "x" * 900)
+    batcher.step()
+    assert [len(events) for events in batcher.sent()] == [2]
+
+
+def test_a_leading_event_wakes_the_thread_and_those_after_it_do_not() -> None:
+    batcher = SteppedBatcher(leading=True)
+    batcher.enqueue("log", 1)
+    batcher.step()
+    assert batcher.sent() == [[1]]
+    wakes = batcher.worker.wakes
+    batcher.enqueue("log", 2)
+    assert batcher.worker.wakes == wakes
+    batcher.advance(1)
+    assert batcher.sent() == [[1], [2]]
 
 
 def test_what_the_sink_keeps_does_not_change(sink: Sink, open_batcher: OpenBatcher) -> None:
@@ -440,16 +486,9 @@ def test_flush_is_false_if_one_of_its_batches_failed_and_true_again_after(
     assert batcher.flush_all(PATIENCE)
 
 
-def test_a_failure_after_the_batches_of_a_flush_is_not_its_own(sink: Sink) -> None:
-    # One turn of the thread delivers a good and then a bad batch, before the flush that waits for the good one looks.
-    batcher = SteppedBatcher(sink)
-    batcher.enqueue("log", 1)
-    engine = batcher.engine
-    engine._inbox.append("manual")
-    engine._take_in(1)
-    flush = type("Flush", (), {"ok": True, "target": engine._numbered})()
-    engine._flushes.append(flush)
-    batcher.enqueue("hub_state", 2)
+def test_a_failure_after_the_batches_of_a_flush_is_not_its_own() -> None:
+    # One turn of the thread delivers a good and then a bad batch, before the caller of flush looks at the answer.
+    batcher = SteppedBatcher()
     failing = iter([None, OSError("no")])
 
     def deliver(batch: Batch) -> None:
@@ -457,10 +496,34 @@ def test_a_failure_after_the_batches_of_a_flush_is_not_its_own(sink: Sink) -> No
         if error:
             raise error
 
-    engine._sink = deliver
+    batcher.engine._sink = deliver
+    batcher.enqueue("log", 1)
+    flush = _Flush("manual", batcher.clock.now, 0)
+    batcher.engine._inbox.append(flush)
+    batcher.enqueue("hub_state", 2)
     batcher.step()
     assert batcher.get_stats().failed == 1
-    assert flush.ok
+    assert flush.answers.get_nowait() is True
+
+
+def test_a_flush_during_a_delivery_that_fails_is_false(sink: Sink, open_batcher: OpenBatcher) -> None:
+    batcher = open_batcher()
+    sink.stick()
+    sink.error = OSError("no")
+    batcher.enqueue("error", 1)
+    assert sink.entered.wait(PATIENCE)
+    answers: SimpleQueue[bool] = SimpleQueue()
+
+    class Asked(deque):  # type: ignore[type-arg]
+        """The inbox; the sink is freed when the flush is in it."""
+
+        def append(self, item: Any) -> None:
+            super().append(item)
+            sink.free.set()
+
+    batcher._engine.get()._inbox = Asked()
+    in_thread(lambda: answers.put(batcher.flush_all(PATIENCE)))()
+    assert answers.get(timeout=PATIENCE) is False
 
 
 # -- close -------------------------------------------------------------------------------------------------------------
@@ -613,7 +676,7 @@ def test_a_thread_that_is_killed_while_it_sleeps_is_replaced(sink: Sink, open_ba
     batcher.enqueue("log", 1)
     assert batcher.flush_all(PATIENCE)
     worker = batcher._engine.get()._worker
-    thread = worker._thread
+    thread = worker.thread
     assert thread is not None
 
     class Deadly(SimpleQueue):  # type: ignore[type-arg]
@@ -627,20 +690,6 @@ def test_a_thread_that_is_killed_while_it_sleeps_is_replaced(sink: Sink, open_ba
     batcher.enqueue("log", 2)
     assert batcher.flush_all(PATIENCE)
     assert sink.data() == [1, 2]
-    assert batcher.get_stats().thread_restarts == 1
-
-
-def test_a_thread_that_vanished_without_a_last_act_is_replaced_by_the_next_event(
-    sink: Sink, open_batcher: OpenBatcher
-) -> None:
-    batcher = open_batcher(BatchOptions(batch_window=0.01))
-    worker = batcher._engine.get()._worker
-    gone = threading.Thread(target=lambda: None)
-    gone.start()
-    gone.join()
-    worker._thread = gone
-    batcher.enqueue("log", 1)
-    assert sink.arrived.acquire(timeout=PATIENCE)
     assert batcher.get_stats().thread_restarts == 1
 
 
@@ -678,25 +727,19 @@ def _enqueue(batcher: EventBatcher, times: int) -> None:
         batcher.enqueue("log", "x" * 50)
 
 
-def test_a_batch_that_comes_when_a_caller_has_just_delivered_the_last_one_is_delivered(sink: Sink) -> None:
+def test_an_event_that_comes_when_a_caller_has_just_delivered_the_last_one_is_delivered(sink: Sink) -> None:
     batcher = EventBatcher(sink, AT_ONCE)
     engine = batcher._engine.get()
     engine._worker.ensure = lambda: False  # type: ignore[method-assign]
-    delivery = engine._delivery
+    finish = engine._finish
     late = iter([in_thread_now(batcher.enqueue, "log", "late")])
 
-    class Delivery:
-        """The right to deliver; while it is given back, another caller comes and does not get it."""
+    def finish_and_meet() -> None:
+        """While the turn is still held, another caller comes, and does not get it."""
+        finish()
+        next(late, lambda: None)()
 
-        acquire = delivery.acquire
-        locked = delivery.locked
-
-        @staticmethod
-        def release() -> None:
-            next(late, lambda: None)()
-            delivery.release()
-
-    engine._delivery = Delivery  # type: ignore[assignment]
+    engine._finish = finish_and_meet  # type: ignore[method-assign]
     batcher.enqueue("log", "first")
     assert sink.data() == ["first", "late"]
     assert batcher.close()
@@ -721,14 +764,18 @@ def test_a_backlog_is_bounded_and_says_how_much_waits_and_for_how_long(sink: Sin
     assert len(sink.data()) == accepted + 1
 
 
-def test_events_that_nobody_has_taken_in_yet_count_in_the_backlog_too() -> None:
-    batcher = SteppedBatcher(max_pending_bytes=100_000)
-    event = Event("log", "default", '"' + "x" * 1_000 + '"')
-    batcher.engine._largest = 1_202
-    batcher.engine._inbox.extend((event, batcher._rules_of("log"), None) for _ in range(90))
+def test_events_that_were_not_taken_in_yet_count_in_the_backlog_too() -> None:
+    batcher = SteppedBatcher(max_pending_bytes=100_000, max_batch_size=1_000)
+    for _ in range(83):
+        batcher.enqueue("log", "x" * 998)
     with pytest.raises(BacklogFullError) as caught:
-        batcher.enqueue("log", "x")
-    assert caught.value.pending_events == 90
+        batcher.enqueue("log", "x" * 998)
+    assert (caught.value.pending_events, caught.value.pending_bytes) == (83, 83 * 1_200)
+    batcher.step()
+    with pytest.raises(BacklogFullError):
+        batcher.enqueue("log", "x" * 998)
+    batcher.advance(1)
+    batcher.enqueue("log", "x" * 998)
 
 
 def test_the_backlog_error_says_how_long_publish_has_not_returned() -> None:

@@ -253,20 +253,29 @@ MANY = 10_000
 
 
 class SteppedLock:
+    """A lock of greenlets. What it is asked for, it answers as `threading.RLock` does."""
+
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
-        self._held = False
+        self._owner: Any = None
 
     def acquire(self, blocking: bool = True) -> bool:
         self._turns.place()
-        while blocking and self._held:
+        while blocking and self._owner is not None:
             self._turns.place()
-        taken, self._held = not self._held, True
-        return taken
+        if self._owner is not None:
+            return False
+        self._owner = greenlet.getcurrent()
+        return True
 
     def release(self) -> None:
-        self._held = False
+        if not self._is_owned():
+            raise RuntimeError("cannot release un-acquired lock")
+        self._owner = None
         self._turns.place()
+
+    def _is_owned(self) -> bool:
+        return self._owner is greenlet.getcurrent()
 
     def __enter__(self) -> None:
         self.acquire()

@@ -24,7 +24,7 @@ from sse_batcher import (
 from sse_batcher.client import Counts
 from sse_batcher.event import Batch, Event
 from sse_batcher.history import Cursor
-from sse_batcher.hub import Hub
+from sse_batcher.hub import Hub, _Tidy
 from sse_batcher.wire import HEARTBEAT, Frame
 
 from .sse_parser import parse
@@ -342,7 +342,7 @@ def test_a_client_that_leaves_while_the_hub_is_locked_does_not_wait_and_is_forgo
     # As when the garbage collector ends a stream on the very thread that holds the lock.
     delivery = Delivery()
     client = delivery.connect()
-    with delivery.hub._locked():
+    with _Tidy(delivery.hub), delivery.hub._lock:
         client.close()
         assert delivery.left == []
     assert delivery.left == [(1, "left")]

@@ -13,6 +13,7 @@ import pytest
 
 from sse_batcher import BatchOptions, Client, HistoryOptions, SSEManager, stream
 from sse_batcher.event import Batch, Event
+from sse_batcher.locks import is_mine
 from sse_batcher.wire import HEARTBEAT, Frame
 from tests.sse_parser import EventStreamParser, parse
 
@@ -111,9 +112,9 @@ def test_a_client_that_registers_while_a_frame_is_kept_is_listed_or_stands_after
 
     class Watched:
         def __enter__(self) -> None:
-            if threading.get_ident() != me and lock.locked():
+            if not lock.acquire(blocking=threading.get_ident() == me):
                 arrived.set()
-            lock.acquire()
+                lock.acquire()
 
         def __exit__(self, *exc_info: object) -> None:
             lock.release()
@@ -182,7 +183,7 @@ def test_a_client_that_goes_live_between_the_listing_and_the_queueing_gets_the_f
     class Meeting(list):  # type: ignore[type-arg]
         def __iter__(self) -> Iterator[Any]:
             delivery.hub._listening = listening  # type: ignore[method-assign]
-            assert not delivery.hub._lock.locked()
+            assert not is_mine(delivery.hub._lock)
             in_thread(lambda: got.extend(numbers(client, 1)))
             assert next(client) == HEARTBEAT  # it is live
             return super().__iter__()

@@ -352,7 +352,7 @@ def test_a_duplicate_leaves_the_low_numbers_to_servers_that_select(pair: Pair) -
 def test_the_thread_ends_when_nothing_is_left_to_watch_and_comes_back(watcher: Watcher, pair: Pair) -> None:
     for _ in range(3):
         stream, watch = watch_over(watcher, pair[0])
-        thread = watcher._worker._thread
+        thread = watcher._worker.thread
         assert thread is not None
         watcher.remove(watch)
         thread.join(PATIENCE)

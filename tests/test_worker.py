@@ -45,7 +45,7 @@ class LookedInto(SimpleQueue):  # type: ignore[type-arg]
 
     def empty(self) -> bool:
         before = after = None
-        if self.worker._over:
+        if self.worker._newest().over:
             (before, after), self.before, self.after = (self.before, self.after), None, None
         if before:
             before()
@@ -92,49 +92,87 @@ def test_who_wakes_a_thread_just_after_its_last_look_starts_another(owner: Owner
     assert owner.had_a_turn()
 
 
-def test_who_wakes_a_thread_that_is_over_while_its_starter_has_not_let_go_is_heard(owner: Owner) -> None:
-    def wake() -> None:
-        owner.worker.wake()
-        assert owner.worker.ensure()  # cannot: the test's own thread is still inside `ensure`
-
-    wakeups = LookedInto()
-    wakeups.worker = owner.worker
-    wakeups.after = wake
-    owner.worker._wakeups = wakeups
-    owner.worker._stopping = True
-    assert owner.worker.ensure()
-    assert owner.had_a_turn()
-    assert owner.had_a_turn()
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_who_wakes_the_successor_of_a_dead_thread_that_is_over_again_is_heard(
+def test_a_wake_up_while_the_successor_of_a_dead_thread_ends_is_heard(
     owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker, start = owner.worker, owner.worker._start
+    worker, start = owner.worker, threading.Thread.start
 
     def die() -> None:
         monkeypatch.setattr(owner, "work", work)
-        monkeypatch.setattr(worker, "_start", start_and_meet)
+        monkeypatch.setattr(threading.Thread, "start", start_and_meet)
         raise SystemExit
 
-    def start_and_meet() -> bool:
-        """The successor has nothing to do, and is over; somebody wakes it before the dying thread has let go."""
-        monkeypatch.setattr(worker, "_start", start)
-        started = start()
-        assert worker._thread is not None
-        worker._thread.join(PATIENCE)
+    def start_and_meet(successor: threading.Thread) -> None:
+        """The successor has nothing to do and ends; another thread wakes it before the dying thread is gone."""
+        monkeypatch.setattr(threading.Thread, "start", start)
+        successor.start()
+        successor.join(PATIENCE)
         meeting = threading.Thread(target=lambda: (worker.wake(), worker.ensure()))
         meeting.start()
         meeting.join(PATIENCE)
-        return started
 
     work = owner.work
     monkeypatch.setattr(owner, "work", die)
     worker._stopping = True  # its threads end whenever there is nothing to do
     assert worker.ensure()
     assert owner.had_a_turn()  # the successor's
-    assert owner.had_a_turn()  # for who woke it
+    assert owner.had_a_turn()  # for the wake-up
+    assert worker.restarts == 1
+
+
+def test_of_threads_that_are_started_at_once_one_works(owner: Owner) -> None:
+    working: list[threading.Thread] = []
+    free = threading.Event()
+
+    def work() -> None:
+        working.append(threading.current_thread())
+        owner.turns.release()
+        assert free.wait(PATIENCE)
+
+    owner.work = work  # type: ignore[method-assign]
+    assert owner.worker.ensure()
+    assert owner.had_a_turn()
+    # As callers do that meet before the first thread has claimed its term.
+    surplus = [threading.Thread(target=owner.worker._main) for _ in range(5)]
+    for thread in surplus:
+        thread.start()
+    for thread in surplus:
+        thread.join(PATIENCE)
+    assert working == [owner.worker.thread]
+    assert owner.worker.restarts == 0
+    free.set()
+
+
+def test_threads_that_meet_at_a_term_that_is_over_agree_on_the_next(owner: Owner) -> None:
+    """Each finds the same next term, and one gets it, also if it has read an old one first."""
+    first = owner.worker._term
+    first.claim()
+    first.over = True
+    seconds = [first.next() for _ in range(3)]
+    assert seconds[0] is seconds[1] is seconds[2]
+    in_thread = threading.Thread(target=seconds[0].claim)
+    in_thread.start()
+    in_thread.join(PATIENCE)
+    assert not seconds[0].claim()
+    assert owner.worker._newest() is seconds[0]
+
+
+def test_a_caller_that_interrupts_the_start_of_the_thread_does_not_wait_for_it(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[bool] = []
+    start = threading.Thread.start
+
+    def start_and_ask(thread: threading.Thread) -> None:
+        """As a signal handler does that runs inside `Thread.start`."""
+        answers.append(owner.worker.is_caller())
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_ask)
+    assert owner.worker.ensure()
+    assert answers == [True]
+    assert not owner.worker.is_caller()
 
 
 def test_a_thread_that_is_stopped_in_the_middle_of_a_turn_ends_after_one_more(owner: Owner) -> None:

@@ -1,0 +1,277 @@
+"""Exceptions that come from outside in the middle of a call: of signal handlers, and of a stack that is exhausted.
+
+Whatever is raised wherever: what was accepted is delivered once, counts are right, and no lock stays held.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from sse_batcher import BatchOptions, EventBatcher, SSEManager
+
+from .interrupts import interrupt
+from .test_reentrance import run
+
+PATIENCE = 10.0
+
+
+def in_thread(function: Callable[[], Any]) -> Any:
+    """What it returns in another thread. Fails if a lock that is left held makes it wait."""
+    answers: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=lambda: answers.put(function()), daemon=True).start()
+    return answers.get(timeout=PATIENCE)
+
+
+class Watched:
+    """A batcher, what was accepted by it, and what came out of it."""
+
+    def __init__(self, batch_window: float = 0.001) -> None:
+        self.delivered: list[int] = []
+        self.accepted: list[int] = []
+        self.numbers = count()
+        self.batcher = EventBatcher(self.sink, BatchOptions(batch_window=batch_window, max_batch_size=3))
+
+    def sink(self, batch: Any) -> None:
+        self.delivered += [event.data for event in batch.events]
+
+    def enqueue(self) -> None:
+        number = next(self.numbers)
+        self.batcher.enqueue("log", number)
+        self.accepted.append(number)
+
+    def check(self) -> None:
+        """Another thread is served, and each event is where it has to be."""
+        in_thread(self.enqueue)
+        assert in_thread(lambda: self.batcher.flush_all(PATIENCE))
+        stats = in_thread(self.batcher.get_stats)
+        assert set(self.accepted) <= set(self.delivered)
+        assert len(set(self.delivered)) == len(self.delivered)
+        assert self.delivered == sorted(self.delivered)
+        assert stats.enqueued == len(self.delivered)
+        assert (stats.pending_events, stats.pending_bytes) == (0, 0)
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    watched = Watched()
+    yield watched
+    assert watched.batcher.close(PATIENCE)
+
+
+CALLS: dict[str, Callable[[Watched], Any]] = {
+    "enqueue": Watched.enqueue,
+    "flush_all": lambda watched: watched.batcher.flush_all(PATIENCE),
+    "get_stats": lambda watched: watched.batcher.get_stats(),
+}
+
+
+@pytest.mark.parametrize("idle", [True, False], ids=["idle", "busy"])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_a_batcher_survives_an_exception_anywhere(watched: Watched, call: Callable[[Watched], Any], idle: bool) -> None:
+    for place in count():
+        if not idle:
+            watched.enqueue()
+        if not interrupt(lambda: call(watched), place):
+            break
+        watched.check()
+    assert place > 5
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised in a callback of weakref
+def test_the_first_event_may_be_interrupted_anywhere() -> None:
+    for place in count():
+        watched = Watched()
+        interrupted = interrupt(watched.enqueue, place)
+        watched.check()
+        assert watched.batcher.close(PATIENCE)
+        if not interrupted:
+            break
+    assert place > 20
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised in a callback of weakref
+def test_close_may_be_interrupted_anywhere_and_called_again() -> None:
+    for place in count():
+        watched = Watched(batch_window=10)
+        watched.enqueue()
+        interrupted = interrupt(lambda: watched.batcher.close(PATIENCE), place)  # noqa: B023
+        assert in_thread(lambda: watched.batcher.close(PATIENCE))  # noqa: B023
+        assert watched.delivered == watched.accepted
+        if not interrupted:
+            break
+    assert place > 10
+
+
+def _take_first(manager: SSEManager) -> None:
+    client = manager.subscribe()
+    next(client)
+    client.close()
+
+
+MANAGERS_CALLS: dict[str, Callable[[SSEManager], Any]] = {
+    "subscribe, next, close": _take_first,
+    "get_stats": SSEManager.get_stats,
+    "kick": lambda manager: manager.kick(user="u"),
+    "broadcast": lambda manager: manager.broadcast("log", 1),
+}
+
+
+@pytest.mark.parametrize("call", MANAGERS_CALLS.values(), ids=MANAGERS_CALLS.keys())
+def test_a_manager_survives_an_exception_anywhere(call: Callable[[SSEManager], Any]) -> None:
+    with SSEManager(BatchOptions(batch_window=0.001)) as manager:
+        manager.subscribe(user="u")
+        for place in count():
+            interrupted = interrupt(lambda: call(manager), place)
+            client = in_thread(manager.subscribe)
+            assert next(client).startswith(b"event: sse_open")
+            in_thread(lambda: manager.enqueue("job", 1))
+            blocks = (block for block in client if b"event: job" in block)
+            assert in_thread(lambda: next(blocks))  # noqa: B023
+            client.close()
+            assert in_thread(manager.get_stats).clients >= 1
+            if not interrupted:
+                break
+        assert place > 10
+
+
+def test_a_client_that_is_interrupted_while_it_leaves_is_forgotten() -> None:
+    with SSEManager() as manager:
+        for place in count():
+            client = manager.subscribe(user="u")
+            interrupted = interrupt(client.close, place)
+            client.close()
+            stats = in_thread(manager.get_stats)
+            assert (stats.clients, stats.clients_by_channel) == (0, {})
+            if not interrupted:
+                break
+        assert place > 10
+
+
+def test_an_exhausted_stack_harms_only_the_call_that_meets_it(watched: Watched) -> None:
+    limit, enqueue = sys.getrecursionlimit(), watched.enqueue
+
+    def at_depth(depth: int) -> None:
+        """Call with so many frames allowed."""
+        try:
+            sys.setrecursionlimit(depth)
+            enqueue()
+        except RecursionError:  # also of a limit that is below the stack already
+            pass
+        finally:
+            sys.setrecursionlimit(limit)
+
+    for room in range(5, 60):
+        for _ in range(4):  # the first event of a window, those that join it, and the one that fills it
+            at_depth(_depth() + room)
+            watched.check()
+
+
+def _depth() -> int:
+    frame, depth = sys._getframe(), 0
+    while frame is not None:
+        frame, depth = frame.f_back, depth + 1  # type: ignore[assignment]
+    return depth
+
+
+def test_a_handler_that_raises_at_random_costs_at_most_its_own_event() -> None:
+    out = run(
+        """
+    class Boom(Exception): pass
+    def handler(*_): raise Boom
+    signal.signal(signal.SIGALRM, handler)
+    random.seed(11)
+    batcher = EventBatcher(sink, BatchOptions(batch_window=0.001, max_batch_size=7))
+    accepted, others, done = [], [], threading.Event()
+    batcher.enqueue("plain", 0)
+    accepted.append(0)
+    # Now there is a thread. CPython says so on stderr if it is interrupted while it starts one.
+    assert batcher.flush_all(5)
+    def other():
+        n = 1_000_000
+        while not done.is_set():
+            batcher.enqueue("plain", n)
+            others.append(n)
+            n += 1
+            batcher.get_stats()
+            time.sleep(0.0005)
+    thread = threading.Thread(target=other)
+    thread.start()
+    booms, n, end = 0, 0, time.monotonic() + 4
+    while time.monotonic() < end:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.0006))
+            while True:
+                n += 1
+                batcher.enqueue("plain", n)
+                accepted.append(n)
+                if n % 50 == 0:
+                    batcher.flush_all(5)
+        except Boom:
+            booms += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    done.set()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert batcher.flush_all(5)
+    mine = [data for data in got if data < 1_000_000]
+    assert set(accepted) <= set(mine) and len(mine) - len(accepted) <= 2 * booms
+    assert mine == sorted(set(mine))
+    assert [data for data in got if data >= 1_000_000] == others
+    stats = batcher.get_stats()
+    assert (stats.enqueued, stats.pending_events) == (len(got), 0)
+    assert batcher.close()
+    print(booms)
+    """
+    )
+    assert int(out) > 100
+
+
+PUBLISHER = """
+import sys
+from sse_batcher import BatchOptions, EventBatcher
+batcher = EventBatcher(
+    lambda batch: print(*(event.data for event in batch.events), flush=True), BatchOptions(batch_window=0.05)
+)
+n = 0
+try:
+    print("ready", flush=True)
+    while True:
+        batcher.enqueue("log", n)
+        n += 1
+        if n % 5_000 == 0:
+            batcher.flush_all()
+except KeyboardInterrupt:
+    print("accepted", n, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("delay", range(8))
+def test_a_publishing_script_that_gets_ctrl_c_delivers_what_was_accepted(delay: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PUBLISHER],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        first = "".join(process.stdout.readline() for _ in range(delay))
+        process.send_signal(signal.SIGINT)
+        rest, err = process.stdout.read(), process.stderr.read()
+    assert process.returncode == 0, err
+    accepted = int(err.split()[-1])
+    delivered = [int(number) for number in (first + rest).split()]
+    assert delivered == list(range(len(delivered)))
+    assert accepted <= len(delivered) <= accepted + 1

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from sse_batcher import EventBatcher
+from sse_batcher import BatchOptions, EventBatcher
 
 ROUNDS = 7
 CALLS = 40_000  # in all threads together
@@ -45,7 +45,7 @@ def compare(threads: int) -> tuple[float, float]:
     for _ in range(ROUNDS):
         sunk.clear()
         baseline.append(microseconds(append, threads))
-        with EventBatcher(lambda batch: None) as batcher:
+        with EventBatcher(lambda batch: None, BatchOptions(dedup_key="server")) as batcher:
             ours.append(microseconds(lambda data, batcher=batcher: batcher.enqueue("state", data), threads))
     return statistics.median(baseline), statistics.median(ours)
 

@@ -43,7 +43,9 @@ class Demo:
         with self._lock:
             manager = self._managers.get(setting)
             if manager is None:
-                options = BatchOptions(batch_window=setting.window / 1000, max_batch_size=setting.size)
+                options = BatchOptions(
+                    batch_window=setting.window / 1000, max_batch_size=setting.size, dedup_key="server"
+                )
                 manager = self._managers[setting] = SSEManager(options)
         if self._ending.is_set():
             manager.shutdown(0)

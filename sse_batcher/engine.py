@@ -99,7 +99,7 @@ class Engine:
         self._flushes: deque[_Flush] = deque()  # that wait for batches to be done
         self._publishing_since: float | None = None
         self._failing = False
-        self._news: deque[str] = deque()  # types whose first replacement is to be logged
+        self._news: deque[TypeRules] = deque()  # of types whose first replacement is to be logged
         self._replaced_types: set[str] = set()
 
         # Guards the counters, and that each event is in one place: in the inbox, or counted as pending.
@@ -300,7 +300,7 @@ class Engine:
         self._pending_bytes -= _size(event)
         if rules.type not in self._replaced_types and len(self._replaced_types) < MAX_REPLACED_TYPES:
             self._replaced_types.add(rules.type)
-            self._news.append(rules.type)
+            self._news.append(rules)
 
     def _take_flushes(self) -> None:
         """After the end: events are withdrawn by their callers, but flushes are answered."""
@@ -384,11 +384,20 @@ class Engine:
 
     def _tell_news(self) -> None:
         while self._news:
-            _log.info(
-                "A newer %r event replaced an older one with the same key within a window; "
-                'per_type={%r: {"dedup_key": None}} keeps both.',
-                *[self._news.popleft()] * 2,
-            )
+            rules = self._news.popleft()
+            if rules.dedup_by_default:
+                _log.warning(
+                    "A newer %r event replaced an older one with the same %r within a window, because that field is "
+                    "the default dedup_key. If this is what you want, set dedup_key=%r (in Flask: SSE_DEDUP_KEY). "
+                    'To keep both events, set dedup_key=None, or per_type={%r: {"dedup_key": None}}.',
+                    *(rules.type, rules.dedup_key, rules.dedup_key, rules.type),
+                )
+            else:
+                _log.info(
+                    "A newer %r event replaced an older one with the same key within a window; "
+                    'per_type={%r: {"dedup_key": None}} keeps both.',
+                    *(rules.type, rules.type),
+                )
 
 
 def _size(event: Event) -> int:

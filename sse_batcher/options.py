@@ -16,6 +16,16 @@ from .event import check_type
 
 DedupKey = str | Callable[[str, Any], Any] | None
 
+
+class _Default(str):
+    """The text of an option that was not given."""
+
+    __slots__ = ()
+
+
+DEFAULT_DEDUP_KEY = _Default("server")
+"""The `dedup_key` of options that do not name one. It equals the name that it has, and is another object."""
+
 MAX_WINDOW = 10.0
 _PER_TYPE = ("batch_window", "max_batch_size", "dedup_key", "leading")
 
@@ -32,10 +42,15 @@ class TypeRules:
     critical: bool
     batched: bool = field(init=False)
     """Whether there are windows at all: a window of no length or a size of one is none."""
+    dedup_by_default: bool = field(init=False)
+    """Whether nobody has set `dedup_key`."""
 
     def __post_init__(self) -> None:
         _check_rules(self)
         object.__setattr__(self, "batched", self.batch_window > 0 and self.max_batch_size > 1)
+        object.__setattr__(self, "dedup_by_default", self.dedup_key is DEFAULT_DEDUP_KEY)
+        if self.dedup_by_default:
+            object.__setattr__(self, "dedup_key", str(self.dedup_key))  # `enqueue` has a fast path for a plain str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +67,8 @@ class BatchOptions:
     `dedup_key`
         within a window, a newer event replaces an older one of the same type and the same key. A string: the key is
         that field of the data, where the data is a `dict` that has it. A callable ``(event_type, data) -> key or None``
-        runs in the thread that enqueues. ``None``: nothing is ever replaced.
+        runs in the thread that enqueues. ``None``: nothing is ever replaced. The default is the field ``"server"``;
+        as long as nobody has set this option, the first replacement of each type is logged as a warning.
     `critical_types`
         types that are sent at once, after what waits in their channel.
     `mixed`
@@ -70,7 +86,7 @@ class BatchOptions:
     batch_window: float = 0.1
     max_batch_size: int = 50
     max_frame_bytes: int = 262_144
-    dedup_key: DedupKey = "server"
+    dedup_key: DedupKey = DEFAULT_DEDUP_KEY
     critical_types: Iterable[str] = frozenset({"hub_state", "error"})
     mixed: bool = False
     leading: bool = False

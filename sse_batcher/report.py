@@ -33,9 +33,9 @@ from .wsgi import stream
 
 MODES: Mapping[str, bool | BatchOptions] = {
     "unbatched": False,
-    "batched": True,
-    "mixed": BatchOptions(mixed=True),
-    "leading": BatchOptions(leading=True),
+    "batched": BatchOptions(dedup_key="server"),
+    "mixed": BatchOptions(dedup_key="server", mixed=True),
+    "leading": BatchOptions(dedup_key="server", leading=True),
 }
 MEASURED = tuple(name for name in SCENARIOS if name != "error")
 

@@ -795,16 +795,38 @@ def test_the_backlog_error_says_how_long_publish_has_not_returned() -> None:
     assert "for 7.0 s" in str(errors[0])
 
 
-def test_the_first_replacement_of_each_type_is_logged_with_the_way_to_switch_it_off(
-    caplog: pytest.LogCaptureFixture,
+LEVELS_OF_A_FIRST_REPLACEMENT = [
+    ({}, logging.WARNING),
+    ({"per_type": {"tools": {"batch_window": 0.2}}}, logging.WARNING),
+    ({"dedup_key": "server"}, logging.INFO),
+    ({"per_type": {"tools": {"dedup_key": "server"}}}, logging.INFO),
+    ({"dedup_key": lambda event_type, data: 1}, logging.INFO),
+]
+
+
+@pytest.mark.parametrize(("options", "level"), LEVELS_OF_A_FIRST_REPLACEMENT)
+def test_a_replacement_that_nobody_asked_for_is_a_warning(
+    options: dict[str, Any], level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "sse_batcher")
-    batcher = SteppedBatcher()
+    batcher = SteppedBatcher(**options)
+    batcher.enqueue("tools", {"server": "a"})
+    batcher.enqueue("tools", {"server": "a"})
+    batcher.advance(1)
+    (record,) = caplog.records
+    assert record.levelno == level
+    assert "'tools'" in record.message
+    assert "per_type={'tools': {\"dedup_key\": None}}" in record.message
+    assert ("dedup_key='server' (in Flask: SSE_DEDUP_KEY)" in record.message) == (level == logging.WARNING)
+
+
+def test_the_first_replacement_of_each_type_is_logged_and_no_further_one(caplog: pytest.LogCaptureFixture) -> None:
+    batcher = SteppedBatcher(mixed=True)
     for event_type in ("tools", "tools", "tools", "prompts", "prompts"):
         batcher.enqueue(event_type, {"server": "a"})
     batcher.advance(1)
-    assert [("'tools'" in record.message, "dedup_key" in record.message) for record in caplog.records] == [
-        (True, True),
+    assert [("'tools'" in record.message, "'prompts'" in record.message) for record in caplog.records] == [
+        (True, False),
         (False, True),
     ]
 

@@ -208,6 +208,15 @@ def test_an_event_has_the_same_number_on_all_streams(demo: Running) -> None:
         assert set(kept) <= set(numbers)
 
 
+def test_a_replacement_in_the_demo_is_no_warning(model: Demo, caplog: pytest.LogCaptureFixture) -> None:
+    manager = model.manager(BATCHED)
+    model.send([Happening(0.0, LISTS[0], {"server": "a"}), Happening(0.0, LISTS[0], {"server": "a"})])
+    assert manager.flush_all(5)
+    assert manager.get_stats().replaced == 1
+    assert manager.shutdown()
+    assert caplog.records == []
+
+
 def test_a_setting_in_use_has_one_manager_and_an_unused_one_has_none(model: Demo) -> None:
     manager = model.manager(BATCHED)
     assert model.manager(BATCHED) is manager

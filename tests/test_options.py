@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from decimal import Decimal
 from typing import Any
 
@@ -214,6 +214,25 @@ def test_what_a_type_sets_wins_and_the_rest_is_inherited() -> None:
     assert (alarm.batch_window, alarm.dedup_key, alarm.leading, alarm.critical) == (0.5, "id", False, True)
     assert (other.batch_window, other.dedup_key, other.leading, other.critical) == (0.5, "id", True, False)
     assert log.type == "log"
+
+
+@pytest.mark.parametrize(
+    ("options", "by_default"),
+    [
+        (BatchOptions(), True),
+        (replace(BatchOptions(), leading=True), True),
+        (batch_options({"enabled": True, "batchWindow": 100, "maxBatchSize": 50}), True),
+        (BatchOptions(per_type={"log": {"batch_window": 1.0}}), True),
+        (BatchOptions(dedup_key="server"), False),
+        (replace(BatchOptions(dedup_key="server"), leading=True), False),
+        (batch_options({"batchWindow": 100}, BatchOptions(dedup_key="server")), False),
+        (BatchOptions(per_type={"log": {"dedup_key": "server"}}), False),
+    ],
+)
+def test_the_default_key_is_told_from_the_same_name_given(options: BatchOptions, by_default: bool) -> None:
+    rules = options.rules("log")
+    assert (rules.dedup_key, rules.dedup_by_default) == ("server", by_default)
+    assert type(rules.dedup_key) is str  # which `enqueue` is fast for
 
 
 @pytest.mark.parametrize("name", ["batch_window", "max_batch_size", "leading"])

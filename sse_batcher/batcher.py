@@ -120,6 +120,11 @@ class EventBatcher:
         """Counters of this process, as a frozen value."""
         return self._engine.get().stats()
 
+    @property
+    def publishing_for(self) -> float:
+        """Seconds for which the sink has been taking the present batch; 0 if there is none. Takes no lock."""
+        return self._engine.get().publishing_for()
+
     def refuse(self, error: SSEBatcherError) -> NoReturn:
         """Count a refusal, and raise it. For layers above that check more than this one does."""
         self._engine.get().count_refusal()

@@ -73,10 +73,13 @@ def create_blueprint(extension: Extension, url_prefix: str, cors: Cors) -> Bluep
         return current_app.response_class(body, status=status, headers=headers)
 
     def health() -> Response:
-        """Whether this process can serve streams: 200, or 503 and why not. And when the backend has last answered."""
+        """Whether this process can serve streams: 200, or 503 and why not. And when the backend has last answered.
+
+        Anybody may ask, so it must cost no more than any small page: nothing here looks at the clients.
+        """
         manager = extension.manager
         illness = manager.ill()
-        answer = jsonify(status=illness or "ok", backend_answered=round(manager.get_stats().backend_answered, 3))
+        answer = jsonify(status=illness or "ok", backend_answered=round(manager.backend_answered, 3))
         answer.status_code = 503 if illness else 200
         return _uncached(answer)
 

@@ -175,9 +175,14 @@ class Engine:
                 by_reason=dict(self._reasons),
                 pending_events=self._pending_events + len(waiting),
                 pending_bytes=self._pending_bytes + sum(map(_size, waiting)),
-                publishing_for=self._publishing_for(),
+                publishing_for=self.publishing_for(),
                 thread_restarts=self._worker.restarts,
             )
+
+    def publishing_for(self) -> float:
+        """Seconds for which the sink has been taking the present batch; 0 if there is none. Takes no lock."""
+        since = self._publishing_since
+        return 0.0 if since is None else self._clock() - since
 
     def _check_backlog(self, size: int) -> None:
         """Refuse an event of this size if it is too much. Threads that ask at once may exceed the limit by one each."""
@@ -188,11 +193,7 @@ class Engine:
         if not count or pending + size <= self._max_pending_bytes:
             return
         self.count_refusal()
-        raise BacklogFullError(count, pending, self._publishing_for())
-
-    def _publishing_for(self) -> float:
-        since = self._publishing_since
-        return 0.0 if since is None else self._clock() - since
+        raise BacklogFullError(count, pending, self.publishing_for())
 
     def _withdraw(self, entry: _Entry) -> None:
         """Take an event back, since the batcher is closed, unless it was taken in before that."""

@@ -243,12 +243,18 @@ class SSEManager:
         """Why this process cannot serve streams as it should, None if it can. For health checks.
 
         ``draining``: it is being shut down. ``backend``: that has not answered, or not taken a batch, for five seconds.
+        Takes no lock and looks at no client, so that anybody may ask.
         """
         life = self._life.get()
         if life.hub.closing:
             return "draining"
-        stuck = max(life.batcher.get_stats().publishing_for, life.backend.silent_for)
+        stuck = max(life.batcher.publishing_for, life.backend.silent_for)
         return "backend" if stuck > STUCK_SECONDS else None
+
+    @property
+    def backend_answered(self) -> float:
+        """As in `ManagerStats`. Takes no lock and looks at no client."""
+        return self._life.get().backend.answered_ago
 
     def drain(self) -> None:
         """Deliver what is pending, end all streams with ``sse_bye``, and take no more; events are still accepted.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Hashable, Iterator
 from queue import SimpleQueue
 from typing import Any
@@ -212,6 +213,26 @@ def test_health_says_ok_or_why_not(make_site: MakeSite, monkeypatch: pytest.Monk
     engine._publishing_since = None
     assert site.manager.shutdown()
     assert health() == (503, {"status": "draining", "backend_answered": 0.0}, "no-store")
+
+
+def test_health_takes_no_lock(make_site: MakeSite) -> None:
+    manager = make_site().manager
+    life, answers = manager._life.get(), SimpleQueue[Any]()
+    asking = threading.Thread(target=lambda: answers.put((manager.ill(), manager.backend_answered)))
+    with life.hub._lock, life.batcher._engine.get()._lock:
+        asking.start()
+        assert answers.get(timeout=PATIENCE) == (None, 0.0)
+    asking.join(PATIENCE)
+
+
+def test_health_looks_at_no_client(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = make_site()
+
+    def count() -> None:
+        pytest.fail("it counts the clients")
+
+    monkeypatch.setattr(site.manager._life.get().hub, "count", count)
+    assert site.request("/events/health").status_code == 200
 
 
 def test_the_counters_are_for_whom_the_app_allows_them(make_site: MakeSite) -> None:

@@ -335,7 +335,7 @@ class _Life:
                     lambda: _log.info(
                         "stream %d (%s) ended after %.1f s, %d frames, %d bytes: %s",
                         client.id,
-                        ", ".join(client.channels),
+                        ", ".join(map(repr, client.channels)),  # some characters forge a line, or turn it round
                         farewell.duration,
                         farewell.frames,
                         farewell.bytes,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import unquote_plus
 
 from .errors import BackendError, InvalidEventError
 from .event import DEFAULT_CHANNEL, check_channels
@@ -76,9 +76,13 @@ def last_event_id(environ: Mapping[str, Any]) -> str | None:
 
 
 def _query(environ: Mapping[str, Any], *names: str) -> str | None:
-    """The first value of the first of these names that is in the query."""
-    query = parse_qs(environ.get("QUERY_STRING", ""))
-    return next((query[name][0] for name in names if name in query), None)
+    """The value of the first of these names that has one in the query.
+
+    Only that value is decoded. Anybody may send a long query, and the framework has decoded all of it once already.
+    """
+    query = "&" + environ.get("QUERY_STRING", "")
+    values = (query.partition(f"&{name}=")[2].partition("&")[0] for name in names)
+    return next((unquote_plus(value) for value in values if value), None)
 
 
 def _text(status: str, text: str, *more: tuple[str, str]) -> tuple[str, list[tuple[str, str]], list[bytes]]:

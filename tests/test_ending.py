@@ -443,5 +443,13 @@ def test_the_end_of_a_stream_is_logged_on_the_helper_thread(caplog: pytest.LogCa
         client.close()
     (record,) = caplog.records
     assert record.threadName == "sse_batcher-helper"
-    expected = rf"stream 1 \(a, b\) ended after 0\.\d s, 0 frames, {client.counts.bytes} bytes: left"
+    expected = rf"stream 1 \('a', 'b'\) ended after 0\.\d s, 0 frames, {client.counts.bytes} bytes: left"
     assert re.fullmatch(expected, record.getMessage())
+
+
+def test_a_channel_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    name = "a\u2028[ERROR] forged\u202e"  # a line separator for many viewers, and what turns the text round
+    with caplog.at_level(logging.INFO, "sse_batcher.manager"), SSEManager() as manager:
+        manager.subscribe([name]).close()
+    (record,) = caplog.records
+    assert record.getMessage().isprintable()

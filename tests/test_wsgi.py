@@ -10,7 +10,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from sse_batcher import BatchOptions, ClientOptions, SSEManager, stream
+from sse_batcher import BatchOptions, ClientOptions, SSEManager, stream, wsgi
 from sse_batcher.wire import HEADERS
 from tests.sse_parser import EventStreamParser, ServerEvent, take
 
@@ -187,6 +187,21 @@ def test_a_cursor_of_another_life_is_a_gap_though_its_position_is_the_same(manag
 def test_a_first_connect_has_its_cursor_in_the_query(manager: SSEManager, head: str, name: str) -> None:
     assert first_block(manager, QUERY_STRING=f"{name}={head}&channel=default").type == "sse_open"
     assert first_block(manager, QUERY_STRING=f"channel=default&{name}=00000000-1").type == "sse_gap"
+
+
+def test_of_a_long_query_only_the_values_asked_for_are_decoded(
+    manager: SSEManager, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def decode(text: str) -> str:
+        decoded.append(text)
+        return text.replace("%30", "0")
+
+    monkeypatch.setattr(wsgi, "unquote_plus", decode)
+    many = "&".join(["channel=%E4%B8%80"] * 1_000)
+    assert first_block(manager, QUERY_STRING=f"{many}&last_event_id={head}&batch=%30&{many}").type == "sse_open"
+    assert decoded == [head, "%30"]
 
 
 def test_the_header_wins_over_the_query(manager: SSEManager, head: str) -> None:

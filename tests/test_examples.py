@@ -213,12 +213,12 @@ def test_a_browser_shows_the_events_and_has_nothing_to_complain_of(
 def test_hello_shows_further_visits(server: Server) -> None:
     with Stream(server) as stream:
         stream.until("sse_open")
-        assert 'new EventSource("/events")' in server.request("GET", "/")
+        assert 'new EventSource("/events?' in server.request("GET", "/")
         assert stream.until("visit")[-1].data.keys() == {"browser"}
 
 
 def test_hello_fits_on_a_screen() -> None:
-    assert len((EXAMPLES / "hello.py").read_text().splitlines()) < 30
+    assert len((EXAMPLES / "hello.py").read_text().splitlines()) <= 40
 
 
 @pytest.mark.parametrize("server", ["worker_threads.py"], indirect=True)

@@ -1,0 +1,128 @@
+"""A site that stops for five seconds behind nginx, which answers 502 meanwhile: what a page in a real browser does."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Response
+
+from sse_batcher import SSEManager
+
+from . import proxy
+from .browser import chromium
+from .redisserver import redis_server
+from .servers import HOST, TIMEOUT, UNIX, Server, running
+from .services import program
+from .test_examples import EXAMPLES
+from .test_readme import blocks
+
+pytestmark = pytest.mark.external
+
+OUTAGE = 5.0  # seconds
+PATIENCE = 1000 * TIMEOUT  # milliseconds; after the outage, the next try may take as long as the outage has lasted
+
+SITE = """
+import os
+from flask import Flask
+from sse_batcher import SSE
+
+app = Flask(__name__)
+app.config["SSE_BACKEND"] = os.environ["BACKEND"]
+sse = SSE(app)
+
+@app.get("/")
+def page():
+    return os.environ["PAGE"]
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Server]:
+    """nginx, before an app that comes and goes."""
+    nginx = program("nginx", package="Debian: nginx-light")
+    arguments = proxy.nginx_arguments(nginx, proxy.KEEPING, host=HOST, upstream="unix:app.sock")
+    with running(arguments, tmp_path) as site, site.watched():
+        yield site
+
+
+def serving(module: str, folder: Path, **environment: str) -> AbstractContextManager[Server]:
+    return running((*UNIX[:-1], f"{module}:app"), folder, **environment)
+
+
+@contextmanager
+def outage(page: Page) -> Iterator[None]:
+    """The server has just stopped. Begin when the page has met a 502, and end `OUTAGE` seconds after the stop."""
+    began = time.monotonic()
+
+    def is_refused(response: Response) -> bool:
+        return "/events" in response.url and response.status == 502
+
+    with page.expect_response(is_refused, timeout=PATIENCE):
+        pass
+    yield
+    page.wait_for_timeout(max(0.0, 1000 * (began + OUTAGE - time.monotonic())))
+
+
+def test_hello_goes_on_after_an_outage(site: Server, browser: Browser, tmp_path: Path) -> None:
+    visited = """(before) => {
+      fetch("/");  // somebody else; again and again, since the stream may not be open yet
+      return visits.children.length > before;
+    }"""
+    with browser.new_page() as page:
+        with serving("hello", tmp_path, PYTHONPATH=str(EXAMPLES)) as app:
+            page.goto(site.url, wait_until="load")
+            page.wait_for_function(visited, arg=0, polling=200)
+            app.stop(signal.SIGTERM)
+        with outage(page):
+            before = page.locator("#visits li").count()
+        with serving("hello", tmp_path, PYTHONPATH=str(EXAMPLES)):
+            page.wait_for_function(visited, arg=before, polling=200, timeout=PATIENCE)
+
+
+def test_nothing_is_lost_in_an_outage_with_redis_and_the_readmes_lines(
+    site: Server, browser: Browser, tmp_path: Path
+) -> None:
+    (script,) = (block for block in blocks("js") if "setTimeout(connect" in block)
+    (tmp_path / "site_with_redis.py").write_text(SITE)
+    html = f"""<!doctype html><script>
+      const shown = [], render = (tools) => shown.push(tools.n), reloadState = () => shown.push("gap");
+      {script}
+      const plain = new EventSource("/events");
+    </script>"""
+    with redis_server(tmp_path) as redis, SSEManager(backend=redis.url) as publisher, browser.new_page() as page:
+        environment = {"BACKEND": redis.url, "PAGE": html, "PYTHONPATH": str(tmp_path)}
+
+        def publish(*numbers: int) -> None:
+            for number in numbers:
+                publisher.enqueue("tools", {"n": number})
+            assert publisher.flush_all(TIMEOUT)
+
+        def wait_until_shown(*numbers: int) -> None:
+            page.wait_for_function("(wanted) => shown.length === wanted.length", arg=list(numbers), timeout=PATIENCE)
+            assert page.evaluate("shown") == list(numbers)  # and no "gap" among them
+
+        with serving("site_with_redis", tmp_path, **environment):
+            with page.expect_response("**/events?*"):
+                page.goto(site.url, wait_until="load")
+            page.wait_for_function("last !== ''")
+            publish(0)
+            wait_until_shown(0)
+            # The end of this block kills the server: no stream gets a goodbye.
+        with outage(page):
+            publish(1, 2)
+            publish(3)
+        page.wait_for_function("plain.readyState === EventSource.CLOSED")  # which is why these lines are there
+        with serving("site_with_redis", tmp_path, **environment):
+            publish(4)
+            wait_until_shown(0, 1, 2, 3, 4)

@@ -18,6 +18,13 @@ from .wire import Frame
 MAX_FLOORS = 10_000
 """How many channels have a floor of their own."""
 
+FRESH_FRAMES = 256
+FRESH_BYTES = 2_097_152
+"""How many of the newest frames, at most, keep the variants of themselves that clients need, and the memory of these
+frames themselves. What is delivered live is among them. The variants of all frames would take several times the memory
+of the frames, and a single client could have them made.
+"""
+
 
 class Cursor(NamedTuple):
     """How far a client has got, as it says itself: everything up to `position`.
@@ -55,6 +62,8 @@ class History:
         self._max_age_ms = None if options.history_age is None else options.history_age * 1000
         self._frames: deque[Frame] = deque()  # oldest first
         self._bytes = 0
+        self._fresh = 0  # the newest so many have their variants
+        self._fresh_bytes = 0
         self._lanes: dict[str, _Lane] = {}
         self._floors: OrderedDict[str, Any] = OrderedDict()  # in the order of the last eviction
         self._common_floor = start
@@ -65,7 +74,7 @@ class History:
 
     @property
     def bytes(self) -> int:
-        """The bytes of all frames kept, as they go out to a client that takes batches."""
+        """About the memory that all frames kept take, without the variants of the newest ones."""
         return self._bytes
 
     @property
@@ -75,9 +84,22 @@ class History:
 
     def append(self, frame: Frame) -> None:
         """Keep a frame, which is newer than all others, and evict what is too much."""
-        self._bytes += len(frame.plain)  # made here; if that fails, nothing was kept
+        _ = frame.plain  # made here, if it is not yet; if that fails, nothing was kept
+        size = frame.held_bytes
+        self._bytes += size
         self._frames.append(frame)
-        self._lanes.setdefault(frame.batch.channel, _Lane()).frames.append(frame)
+        self._fresh += 1
+        self._fresh_bytes += size
+        while self._fresh > FRESH_FRAMES or (self._fresh_bytes > FRESH_BYTES and self._fresh > 1):
+            stale = self._frames[-self._fresh]
+            stale.drop_variants()
+            self._fresh -= 1
+            self._fresh_bytes -= stale.held_bytes
+        channel = frame.batch.channel
+        lane = self._lanes.get(channel)
+        if lane is None:
+            lane = self._lanes[channel] = _Lane()
+        lane.frames.append(frame)
         self.head = frame.position
         while len(self._frames) > 1 and (len(self._frames) > self._max_frames or self._bytes > self._max_bytes):
             self._evict()
@@ -137,7 +159,11 @@ class History:
 
     def _evict(self) -> None:
         frame = self._frames.popleft()
-        self._bytes -= len(frame.plain)
+        size = frame.held_bytes
+        self._bytes -= size
+        if self._fresh > len(self._frames):
+            self._fresh -= 1
+            self._fresh_bytes -= size
         channel = frame.batch.channel
         if self._lanes[channel].drop_oldest():
             del self._lanes[channel]

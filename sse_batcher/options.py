@@ -192,8 +192,9 @@ class HistoryOptions:
     """What is kept for clients that return, or have fallen behind. Immutable, and checked when made.
 
     `history_frames`, `history_bytes`
-        how many of the newest frames, and how many bytes of them. The newest one is kept in any case. No client holds
-        more of what waits for it than is here.
+        how many of the newest frames, and how many bytes of memory for them: what is sent, the JSON that it was made
+        of, and the Python objects of both. For the newest frames a few MiB more are needed, if clients differ in how
+        they take them. The newest one is kept in any case. No client holds more of what waits for it than is here.
     `history_age`
         seconds after which a frame is no longer replayed. ``None``: no limit.
     """

@@ -59,7 +59,7 @@ ROWS = (
     _Row("gaps", "client_gaps_total", "How often a client was told that it may have missed something."),
     _Row("undone", "takeovers_undone_total", "Streams that had to stay attached though they were about to leave."),
     _Row("history_frames", "history_frames", "Frames kept for clients that return or are behind."),
-    _Row("history_bytes", "history_bytes", "Bytes of the frames kept."),
+    _Row("history_bytes", "history_bytes", "Memory that the frames kept take, about."),
     _Row("history_age", "history_age_seconds", "Age of the oldest frame kept."),
     _Row("backend_silent", "backend_silent_seconds", "For how long the backend owes an answer."),
     _Row("backend_answered", "backend_answered_seconds", "How long ago the backend has answered."),

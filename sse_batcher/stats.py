@@ -77,7 +77,7 @@ class ManagerStats(BatcherStats):
     history_frames: int = 0
     """Frames kept for clients that return or are behind."""
     history_bytes: int = 0
-    """Their bytes."""
+    """About the memory that they take."""
     history_age: float = 0.0
     """Seconds since the oldest of them."""
     backend_silent: float = 0.0

@@ -125,31 +125,50 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
+_FRAME_BYTES = 512
+_EVENT_BYTES = 128
+"""The memory of a frame and of each of its events, beside their text: the Python objects, as measured."""
+
+
 class Frame:
     """A batch with its place in the history, and its bytes in each variant that clients need.
 
     Each variant is made once, on first need, and is the same object for every client. Two threads that need one at the
-    same moment may both make it: a harmless race, the bytes are equal.
+    same moment may both make it: a harmless race, the bytes are equal. Only `plain` is kept for as long as the frame:
+    see `drop_variants`.
     """
 
     # Weakly referenced: what waits for a client must not keep alive what the history has let go.
-    __slots__ = ("__weakref__", "_chunks", "_plain", "_saved_bytes", "_unbatched", "batch", "id", "position")
+    __slots__ = ("__weakref__", "_plain", "_saved_bytes", "_variants", "batch", "held_bytes", "id", "position")
 
     def __init__(self, batch: Batch, position: Any, id: str) -> None:
         self.batch = batch
         self.position = position
         self.id = id
+        self.held_bytes = 0
+        """About the memory that it takes, without variants but `plain`: that, the JSON that it was made of, and their
+        Python objects. 0 as long as nobody has asked for `plain`.
+        """
         self._plain: bytes | None = None
-        self._unbatched: bytes | None = None
-        self._chunks: dict[bool, bytes] | None = None
+        self._variants: dict[tuple[bool, bool], bytes] | None = {}  # all but `plain`, by the arguments of `encoded`
         self._saved_bytes: int | None = None
 
     @property
     def plain(self) -> bytes:
         """The block as it is, for a server that does its own framing."""
         if self._plain is None:
-            self._plain = batch_block(self.batch, self.id)
+            self._plain = made = batch_block(self.batch, self.id)
+            # The JSON is a little shorter than the block, which has all of it.
+            self.held_bytes = 2 * len(made) + _FRAME_BYTES + _EVENT_BYTES * len(self.batch.events)
         return self._plain
+
+    def drop_variants(self) -> None:
+        """Let go of all variants but `plain`, and keep none from now on: each is made again when it is needed.
+
+        Called by whoever keeps the frame, while others read it. A thread that is making a variant may still put it
+        into the old dictionary: a harmless race, since that is about to be forgotten, too.
+        """
+        self._variants = None
 
     @property
     def saved_bytes(self) -> int:
@@ -163,20 +182,21 @@ class Frame:
     @property
     def unbatched(self) -> bytes:
         """A block for each event, for a client that knows no batches."""
-        if self._unbatched is None:
-            self._unbatched = self.plain if len(self.batch.events) == 1 else self.rest(0)
-        return self._unbatched
+        return self.encoded(batches=False, chunked=False)
 
     def encoded(self, *, batches: bool, chunked: bool) -> bytes:
-        """The variant for who knows batches or not, and has a body in chunks that we have to make ourselves, or not."""
-        plain = self.plain if batches else self.unbatched
-        if not chunked:
-            return plain
-        if self._chunks is None:
-            self._chunks = {}
-        if batches not in self._chunks:
-            self._chunks[batches] = chunk(plain)
-        return self._chunks[batches]
+        """The variant for a client that knows batches or not, whose body comes in chunks of our making or not."""
+        if batches or len(self.batch.events) == 1:  # then both are the same
+            if not chunked:
+                return self.plain
+            batches = True
+        variants = self._variants
+        made = variants.get((batches, chunked)) if variants else None
+        if made is None:
+            made = chunk(self.encoded(batches=batches, chunked=False)) if chunked else self.rest(0)
+            if variants is not None:
+                variants[batches, chunked] = made
+        return made
 
     def rest(self, part: int) -> bytes:
         """The blocks of all events but the first `part`. Where a stream is cut between two of them, nothing is lost.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
+import itertools
+import tracemalloc
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -11,12 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sse_batcher import HistoryOptions, history
-from sse_batcher.event import Batch, Event
+from sse_batcher.event import Batch, Event, encode_json
 from sse_batcher.history import Cursor, History
-from sse_batcher.wire import Frame
+from sse_batcher.wire import Frame, chunk
 
 MANY = 10**9
 LOWERED = "an eviction after a loss lowers the floor: silent loss"
+
+
+SIZES = (400, 300, 300, 301, 1_600)
+VARIANTS = list(itertools.product((True, False), repeat=2))
+"""The arguments of `Frame.encoded`."""
 
 
 def frame(position: Any, channel: str = "a", size: int = 0, timestamp: int = 0) -> Frame:
@@ -51,23 +59,76 @@ def test_the_oldest_frames_go_when_there_are_too_many() -> None:
     assert positions(kept, "a", after=Cursor(0)) == [3, 4, 5]
 
 
-def test_the_oldest_frames_go_when_they_are_too_large() -> None:
-    kept = History(HistoryOptions(history_bytes=1_000), 0)
-    for position, size in enumerate((400, 300, 300), 1):
-        kept.append(frame(position, size=size))
-    assert (len(kept), kept.bytes) == (3, 1_000)
-    kept.append(frame(4, size=301))
-    assert (len(kept), kept.bytes) == (3, 901)
-    kept.append(frame(5, size=900))
-    assert (len(kept), kept.bytes) == (1, 900)
+def test_the_oldest_frames_go_when_they_take_too_much_memory() -> None:
+    first, second, third, fourth, large = made = [frame(n, size=size) for n, size in enumerate(SIZES, 1)]
+    held = [one.held_bytes for one in made]
+    kept = History(HistoryOptions(history_bytes=sum(held[:3])), 0)
+    for one in (first, second, third):
+        kept.append(one)
+    assert (len(kept), kept.bytes) == (3, sum(held[:3]))
+    kept.append(fourth)
+    assert (len(kept), kept.bytes) == (3, sum(held[1:4]))
+    kept.append(large)
+    assert (len(kept), kept.bytes) == (1, held[4])
 
 
 def test_the_newest_frame_is_kept_however_large_it_is() -> None:
     kept = History(HistoryOptions(history_frames=1, history_bytes=10), 0)
     for position in (1, 2):
-        kept.append(frame(position, size=500))
+        made = frame(position, size=500)
+        kept.append(made)
         assert positions(kept, "a", after=Cursor(position - 1)) == [position]
-        assert kept.bytes == 500
+        assert kept.bytes == made.held_bytes
+
+
+@pytest.mark.parametrize(
+    ("frames", "events", "size"), [(20_000, 1, 20), (1_500, 50, 20), (500, 10, 2_000), (99, 1, 99_000)]
+)
+def test_what_is_counted_is_the_memory_that_it_takes(frames: int, events: int, size: int) -> None:
+    kept = History(HistoryOptions(history_frames=MANY, history_bytes=MANY), 0)
+
+    def append(position: int) -> None:
+        values = [encode_json({"n": position * events + n, "text": "x" * size}) for n in range(events)]
+        batch = Batch("a", "t", tuple(Event("t", "a", value) for value in values), "manual", 10**12 + position)
+        made = Frame(batch, position, f"5f3a9c1e-{position}")
+        kept.append(made)
+        for batches, chunked in VARIANTS:
+            made.encoded(batches=batches, chunked=chunked)
+
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for position in range(1, frames + 1):
+            append(position)
+        gc.collect()
+        memory, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.7 * kept.bytes < memory < 1.1 * kept.bytes + 3 * history.FRESH_BYTES
+
+
+def test_the_newest_frames_keep_their_variants_and_older_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [200, 900, 200, 200, 200, 900, 200, 200, 200, 200]
+    monkeypatch.setattr(history, "FRESH_FRAMES", 2)
+    monkeypatch.setattr(history, "FRESH_BYTES", 3_200)
+    kept = History(HistoryOptions(history_frames=5, history_age=1.0), 0)
+    made: list[Frame] = []
+
+    def keeps_variants(one: Frame) -> bool:
+        first, second = (one.encoded(batches=True, chunked=True) for _ in range(2))
+        assert first == second == chunk(one.plain)
+        return first is second
+
+    expected = [1, 1, 1, 2, 2, 1, 1, 2, 2, 2]  # a frame of 900 bytes takes 2,440, and one of 200 takes 1,040
+    for position, (size, fresh) in enumerate(zip(sizes, expected, strict=True), 1):
+        made.append(frame(position, size=size))
+        kept.append(made[-1])
+        assert [keeps_variants(one) for one in made[-5:]] == [False] * (len(made[-5:]) - fresh) + [True] * fresh
+    kept.expire(1e15)  # those that are gone are not counted among the newest
+    made = [frame(position, size=200) for position in (11, 12)]
+    for one in made:
+        kept.append(one)
+    assert all(map(keeps_variants, made))
 
 
 def test_a_frame_that_cannot_be_encoded_changes_nothing() -> None:
@@ -285,7 +346,7 @@ class Model:
         if made is not None:
             while len(self.kept()) > 1 and (
                 len(self.kept()) > self.options.history_frames
-                or sum(len(old.plain) for old in self.kept()) > self.options.history_bytes
+                or sum(old.held_bytes for old in self.kept()) > self.options.history_bytes
             ):
                 self.evict()
         return made
@@ -316,7 +377,7 @@ class Model:
     at=st.integers(0, 45),
     part=st.integers(0, 1),
     frames=st.integers(1, 6),
-    size=st.integers(250, 900),
+    size=st.integers(1_500, 6_000),
 )
 def test_it_is_what_a_list_of_all_frames_and_the_rules_say(
     steps: list[tuple[str, str, int]], channels: list[str], at: int, part: int, frames: int, size: int
@@ -332,7 +393,7 @@ def test_it_is_what_a_list_of_all_frames_and_the_rules_say(
         else:
             kept.expire(now * 1_000)
         assert (len(kept), kept.head) == (len(model.kept()), len(model.all))
-        assert kept.bytes == sum(len(old.plain) for old in model.kept())
+        assert kept.bytes == sum(old.held_bytes for old in model.kept())
         position = min(at, len(model.all))
         cursor = Cursor(position, part if position else 0)  # of what was before the first frame, nobody has a part
         all_channels = {*channels, "*"}

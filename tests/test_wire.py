@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sse_batcher import Batch, BatchOptions, Event, InvalidEventError
 from sse_batcher.event import check_channel, check_type, encode_json
 from sse_batcher.window import Windows
-from sse_batcher.wire import HEARTBEAT, Frame, batch_block, block, comment, control, envelope_bytes, mixed_bytes
+from sse_batcher.wire import HEARTBEAT, Frame, batch_block, block, chunk, comment, control, envelope_bytes, mixed_bytes
 from tests.sse_parser import EventStreamParser, GrammarError, ServerEvent, parse
 
 REASONS = ("time_window", "size_limit", "leading", "critical", "manual", "shutdown")
@@ -351,3 +351,27 @@ def test_a_frame_is_encoded_once_for_all_clients() -> None:
     frame = Frame(batch_of(1, 2), 7, "e-7")
     assert frame.plain == batch_block(frame.batch, "e-7")
     assert frame.plain is frame.plain
+
+
+@pytest.mark.parametrize("values", [(1,), (1, 2, 3)])
+def test_a_variant_is_the_same_object_for_all_clients_until_it_is_dropped(values: tuple[int, ...]) -> None:
+    frame = Frame(batch_of(*values), 7, "e-7")
+    plain, unbatched = batch_block(frame.batch, "e-7"), frame.rest(0)
+    expected = {
+        (True, False): plain,
+        (True, True): chunk(plain),
+        (False, False): unbatched,
+        (False, True): chunk(unbatched),
+    }
+
+    def made() -> dict[tuple[bool, bool], bytes]:
+        return {which: frame.encoded(batches=which[0], chunked=which[1]) for which in expected}
+
+    first = made()
+    assert first == expected
+    assert all(again is first[which] for which, again in made().items())
+    frame.drop_variants()
+    assert made() == expected
+    assert frame.unbatched == unbatched
+    assert frame.encoded(batches=True, chunked=False) is frame.plain
+    assert frame.encoded(batches=True, chunked=True) is not frame.encoded(batches=True, chunked=True)

@@ -10,8 +10,10 @@ import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Protocol
 
-from flask import Blueprint, Response, abort, current_app, jsonify, request
+from flask import Blueprint, Response, abort, current_app, has_request_context, jsonify, request
+from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Map, Rule
 
 from .cors import Cors
 from .errors import InvalidEventError
@@ -23,6 +25,8 @@ from .wsgi import last_event_id, stream
 _log = logging.getLogger("sse_batcher.blueprint")
 
 NAME = "sse_batcher"
+_HOST = "sse_host"
+"""The variable part of our rules that is any host, for apps with host matching."""
 
 
 class Extension(Protocol):
@@ -91,8 +95,9 @@ def create_blueprint(extension: Extension, url_prefix: str, cors: Cors) -> Bluep
         return _uncached(jsonify(extension.manager.get_stats().as_dict()))
 
     blueprint = Blueprint(NAME, __name__, url_prefix=url_prefix or None)
-    blueprint.add_url_rule("/health", "health", health)
-    blueprint.add_url_rule("/stats", "stats", stats)
+    routes = [("/", "stream", view), ("/health", "health", health), ("/stats", "stats", stats)]
+    _add_routes(blueprint, [("", "stream", view), *routes] if url_prefix else routes)
+    _look_for_collisions(blueprint)
 
     @blueprint.after_request
     def allow_origins(response: Response) -> Response:
@@ -105,15 +110,68 @@ def create_blueprint(extension: Extension, url_prefix: str, cors: Cors) -> Bluep
                     response.headers[name] = value
         return response
 
-    if url_prefix:
-        blueprint.add_url_rule("", "stream", view)
-    blueprint.add_url_rule("/", "stream", view)
     return blueprint
 
 
 def _uncached(response: Response) -> Response:
     response.headers["Cache-Control"] = "no-store"
     return response
+
+
+def _add_routes(blueprint: Blueprint, routes: list[tuple[str, str, Callable[[], Response]]]) -> None:
+    """Add these routes when the blueprint is registered: each a path, an endpoint and a view.
+
+    If the app matches hosts, a rule without a host matches no request at all. So they get any host, as a variable part
+    that the views do not see and that `url_for` takes from the request.
+    """
+
+    @blueprint.record
+    def add(state: BlueprintSetupState) -> None:
+        host = f"<{_HOST}>" if state.app.url_map.host_matching else None
+        for path, endpoint, view in routes:
+            state.add_url_rule(path, endpoint, view, host=host)
+
+    @blueprint.url_value_preprocessor
+    def take_host_out(endpoint: str | None, values: dict[str, Any] | None) -> None:
+        if values:
+            values.pop(_HOST, None)
+
+    @blueprint.url_defaults
+    def put_host_in(endpoint: str, values: dict[str, Any]) -> None:
+        if current_app.url_map.host_matching:
+            values.setdefault(_HOST, request.host if has_request_context() else current_app.config["SERVER_NAME"])
+
+
+def _look_for_collisions(blueprint: Blueprint) -> None:
+    """Look at the app's routes when the blueprint is registered, and again at the first request: then all are there."""
+    told: set[str] = set()
+    unseen = ["routes that are added later"]
+    blueprint.record(lambda state: _warn_of_collisions(state.app.url_map, told))
+
+    @blueprint.app_url_value_preprocessor
+    def look_again(endpoint: str | None, values: dict[str, Any] | None) -> None:
+        if unseen:
+            unseen.clear()
+            _warn_of_collisions(current_app.url_map, told)
+
+
+def _warn_of_collisions(routes: Map, told: set[str]) -> None:
+    """Warn of each endpoint of the app that has a path of ours, except those in `told`, and add it there."""
+
+    def place(rule: Rule) -> tuple[str | None, str]:
+        return rule.subdomain, rule.rule.rstrip("/")
+
+    rules = [rule for rule in routes.iter_rules() if rule.methods is None or "GET" in rule.methods]
+    ours = {place(rule) for rule in rules if rule.endpoint.startswith(f"{NAME}.")}
+    for rule in rules:
+        if place(rule) in ours and not rule.endpoint.startswith(f"{NAME}.") and rule.endpoint not in told:
+            told.add(rule.endpoint)
+            _log.warning(
+                "GET %s is a path of sse_batcher, and your endpoint %r has it, too: the one that was registered first "
+                "answers. Set SSE_URL_PREFIX to another path, or move yours.",
+                rule.rule,
+                rule.endpoint,
+            )
 
 
 def _warn_of_processes(environ: Mapping[str, Any]) -> None:

@@ -575,6 +575,72 @@ def test_the_stream_is_at_the_prefix_with_and_without_a_slash(
         assert url_for("sse_batcher.stream") == paths[0]
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("prefix", "path", "options"),
+    [
+        ("/events", "/events", {}),
+        ("/events", "/events/", {"methods": ["GET", "POST"]}),
+        ("/events", "/events/health", {}),
+        ("/", "/", {}),
+        ("/", "/stats", {}),
+    ],
+)
+def test_a_route_of_the_app_with_a_path_of_ours_is_a_warning(
+    caplog: pytest.LogCaptureFixture, prefix: str, path: str, options: dict[str, Any], first: bool
+) -> None:
+    app = Flask("app", static_folder=None)
+    app.config["SSE_URL_PREFIX"] = prefix
+    if first:
+        app.add_url_rule(path, "mine", lambda: "mine", **options)
+    sse = SSE(app)
+    assert len(caplog.records) == first  # as early as it can be known
+    if not first:
+        app.add_url_rule(path, "mine", lambda: "mine", **options)
+    assert [status(app, path), status(app, "/nothing")] == [404 if path == "/stats" and not first else 200, 404]
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith(f"GET {path} is a path of sse_batcher, and your endpoint 'mine' has it, too:")
+    with app.app_context():
+        assert sse.manager.shutdown()
+
+
+def test_a_route_that_takes_nothing_from_us_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    app = Flask("app", subdomain_matching=True)
+    app.config["SERVER_NAME"] = "example.com"
+    app.add_url_rule("/events", "post", lambda: "mine", methods=["POST"])
+    app.add_url_rule("/events", "elsewhere", lambda: "mine", subdomain="calendar")
+    sse = SSE(app)
+    app.add_url_rule("/<path:path>", "all", lambda path: path)
+    app.add_url_rule("/events/<int:number>", "one", lambda number: "mine")
+    assert [status(app), status(app, base_url="http://calendar.example.com"), status(app, "/events/7")] == [200] * 3
+    assert caplog.records == []
+    with app.app_context():
+        assert sse.manager.shutdown()
+
+
+@pytest.mark.parametrize("host", ["a.example.com", "localhost:5000"])
+def test_an_app_that_matches_hosts_streams_at_each_of_them(host: str) -> None:
+    app = Flask("app", host_matching=True, static_host="static.example.com")
+    sse = SSE(app)
+    sse.authorize(lambda channels: channels)
+    sse.allow_stats(lambda: True)
+
+    @app.get("/where", host="<any>")
+    def where(any: str) -> str:
+        return " ".join([url_for("sse_batcher.stream"), url_for("sse_batcher.stream", channel="a", _external=True)])
+
+    base = f"http://{host}"
+    with get(app, base_url=base) as response:
+        assert read(response, 1)[0].type == "sse_open"
+    assert [status(app, f"/events/{path}", base_url=base) for path in ("", "health", "stats")] == [200] * 3
+    assert get(app, "/where", base_url=base).text == f"/events http://{host}/events?channel=a"
+    app.config["SERVER_NAME"] = host
+    with app.app_context():
+        assert url_for("sse_batcher.stream") == f"http://{host}/events"
+        assert sse.manager.shutdown()
+
+
 def test_an_app_below_another_one_finds_its_stream(make_app: MakeApp) -> None:
     app, _sse = make_app()
     app.add_url_rule("/where", "where", lambda: url_for("sse_batcher.stream"))

@@ -17,14 +17,23 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from flask import Flask, abort, current_app, has_app_context, has_request_context, request, url_for
+from flask import Flask, Response, abort, current_app, has_app_context, has_request_context, request, url_for
 from flask.json.provider import DefaultJSONProvider, JSONProvider
 from flask_compress import Compress
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client as WSGIClient
 from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
-from sse_batcher import SSE, BatchOptions, ClientOptions, ConfigurationError, HistoryOptions, InvalidEventError, signals
+from sse_batcher import (
+    SSE,
+    BatchOptions,
+    ClientOptions,
+    ConfigurationError,
+    HistoryOptions,
+    InvalidEventError,
+    signals,
+    stream,
+)
 from sse_batcher.extension import KEYS
 from sse_batcher.wire import HEADERS
 from tests.sse_parser import ServerEvent, take
@@ -638,6 +647,24 @@ def test_an_app_that_matches_hosts_streams_at_each_of_them(host: str) -> None:
     app.config["SERVER_NAME"] = host
     with app.app_context():
         assert url_for("sse_batcher.stream") == f"http://{host}/events"
+        assert sse.manager.shutdown()
+
+
+def test_a_subdomain_has_the_stream_by_a_route_of_its_own() -> None:
+    app = Flask("app", subdomain_matching=True, static_folder=None)
+    app.config["SERVER_NAME"] = "example.com"
+    sse = SSE(app)
+
+    @app.get("/events", subdomain="shop")
+    def events() -> Response:
+        status, headers, body = stream(sse.manager, request.environ, ["default"])
+        return Response(body, status, headers)
+
+    assert status(app, base_url="http://other.example.com") == 404
+    for base in ("http://example.com", "http://shop.example.com"):
+        with get(app, base_url=base) as response:
+            assert read(response, 1)[0].type == "sse_open"
+    with app.app_context():
         assert sse.manager.shutdown()
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import fields
+from datetime import date, datetime, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import flask
 import pytest
 
-from sse_batcher import BatchOptions, ClientOptions, HistoryOptions, SSEManager
+from sse_batcher import SSE, BatchOptions, ClientOptions, HistoryOptions, SSEManager
 from sse_batcher.extension import KEYS
 
+from .servers import GTHREAD, HOST, Stream, faults_in, running
 from .sse_parser import take
 
 ROOT = Path(__file__).parents[1]
@@ -29,20 +34,76 @@ def test_its_first_two_commands_set_up_and_run_the_demo_and_the_tests() -> None:
     assert "pytest" in tests
 
 
-def test_the_whole_program_pushes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flask.Flask, "run", lambda app, **options: None)
+def test_the_button_to_press_first_is_on_the_demos_page() -> None:
+    named = re.findall(r'press "([^"]+)"', README)
+    page = (ROOT / "sse_batcher" / "static" / "demo.html").read_text()
+    assert len(named) == 1
+    assert set(named) <= set(re.findall(r"<button[^>]*>([^<]*?) *<", page))
+
+
+@pytest.mark.parametrize("text", blocks("python"), ids=lambda text: text.splitlines()[0])
+def test_its_programs_are_python(text: str) -> None:
+    ast.parse(text)
+
+
+AS_A_SCRIPT = """
+import flask, os, runpy
+run = flask.Flask.run
+flask.Flask.run = lambda app, **options: run(app, port=int(os.environ["PORT"]), **options)
+runpy.run_path("app.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("-c", AS_A_SCRIPT),
+        ("-m", "flask", "run", f"--host={HOST}", "--port={port}"),
+        (*GTHREAD[:-1], "app:app"),
+    ],
+    ids=["python app.py", "flask run", "gunicorn"],
+)
+def test_the_whole_program_runs_as_it_stands(tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "app.py").write_text(blocks("python")[0])
+    with running(command, tmp_path) as server, server.watched():
+        assert 'new EventSource("/events")' in server.request("GET", "/")
+        with Stream(server) as stream:
+            tools = stream.until("tools_batch")[-1].data["events"]
+        assert [tool["server"] for tool in tools] == ["alpha", "beta", "gamma"]
+        assert faults_in(server.output()) == []
+        assert "replaced" not in server.output()  # a first program warns of nothing
+
+
+def test_importing_the_whole_program_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flask.Flask, "run", lambda app, **options: pytest.fail("it serves when it is imported"))
     program: dict[str, Any] = {"__name__": "program"}
-    exec(blocks("python")[0].replace("while True:", "for _ in range(1):"), program)
-    with program["app"].test_client() as visitor:
-        assert b'new EventSource("/events")' in visitor.get("/").data
-        response = visitor.get("/events")
-        program["work"].__globals__["time"].sleep = lambda seconds: None
-        program["work"]()
-        first, batch = take(response.response, 2)
-        assert (first.type, batch.type) == ("sse_open", "tools_batch")
-        assert {tools["server"] for tools in batch.json["events"]} == {"alpha", "beta", "gamma"}
-        response.close()
+    exec(blocks("python")[0].replace("while True:", "for _ in range(0):"), program)
     program["sse"].manager.shutdown()
+
+
+def test_data_looks_under_flask_as_is_said() -> None:
+    (program,) = (block for block in blocks("python") if "class Provider" in block)
+    data = {
+        "at": datetime(2026, 1, 1, tzinfo=timezone.utc),
+        "on": date(2026, 1, 1),
+        "id": UUID(int=1),
+        "price": Decimal("1.50"),
+    }
+
+    def sent(app: flask.Flask) -> Any:
+        with SSE(app).manager as manager:
+            client = manager.subscribe()
+            manager.enqueue("order", data)
+            _, event = take(client, 2)
+            return event.json
+
+    by_default = {"at": "Thu, 01 Jan 2026 00:00:00 GMT", "on": "Thu, 01 Jan 2026 00:00:00 GMT"}
+    both = {"id": "00000000-0000-0000-0000-000000000001", "price": "1.50"}
+    assert by_default["at"] in README
+    assert sent(flask.Flask("app")) == by_default | both
+    app = flask.Flask("app")
+    exec(program, {"app": app})
+    assert sent(app) == {"at": "2026-01-01T00:00:00+00:00", "on": "2026-01-01"} | both
 
 
 def test_the_plain_wsgi_program_streams() -> None:

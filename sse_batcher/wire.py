@@ -157,9 +157,10 @@ class Frame:
     def plain(self) -> bytes:
         """The block as it is, for a server that does its own framing."""
         if self._plain is None:
-            self._plain = made = batch_block(self.batch, self.id)
+            made = batch_block(self.batch, self.id)
             # The JSON is a little shorter than the block, which has all of it.
             self.held_bytes = 2 * len(made) + _FRAME_BYTES + _EVENT_BYTES * len(self.batch.events)
+            self._plain = made
         return self._plain
 
     def drop_variants(self) -> None:
@@ -185,7 +186,7 @@ class Frame:
         return self.encoded(batches=False, chunked=False)
 
     def encoded(self, *, batches: bool, chunked: bool) -> bytes:
-        """The variant for a client that knows batches or not, whose body comes in chunks of our making or not."""
+        """The bytes for one kind of client. `batches`: it knows them. `chunked`: we make HTTP chunks for it."""
         if batches or len(self.batch.events) == 1:  # then both are the same
             if not chunked:
                 return self.plain

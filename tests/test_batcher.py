@@ -805,7 +805,7 @@ LEVELS_OF_A_FIRST_REPLACEMENT = [
 
 
 @pytest.mark.parametrize(("options", "level"), LEVELS_OF_A_FIRST_REPLACEMENT)
-def test_a_replacement_that_nobody_asked_for_is_a_warning(
+def test_a_replacement_by_the_default_key_is_a_warning(
     options: dict[str, Any], level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "sse_batcher")

@@ -595,7 +595,7 @@ def test_the_stream_is_at_the_prefix_with_and_without_a_slash(
         ("/", "/stats", {}),
     ],
 )
-def test_a_route_of_the_app_with_a_path_of_ours_is_a_warning(
+def test_a_route_with_a_path_of_ours_is_a_warning(
     caplog: pytest.LogCaptureFixture, prefix: str, path: str, options: dict[str, Any], first: bool
 ) -> None:
     app = Flask("app", static_folder=None)
@@ -614,7 +614,7 @@ def test_a_route_of_the_app_with_a_path_of_ours_is_a_warning(
         assert sse.manager.shutdown()
 
 
-def test_a_route_that_takes_nothing_from_us_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_other_routes_are_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     app = Flask("app", subdomain_matching=True)
     app.config["SERVER_NAME"] = "example.com"
     app.add_url_rule("/events", "post", lambda: "mine", methods=["POST"])
@@ -629,7 +629,7 @@ def test_a_route_that_takes_nothing_from_us_is_no_warning(caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("host", ["a.example.com", "localhost:5000"])
-def test_an_app_that_matches_hosts_streams_at_each_of_them(host: str) -> None:
+def test_with_host_matching_the_stream_is_at_each_host(host: str) -> None:
     app = Flask("app", host_matching=True, static_host="static.example.com")
     sse = SSE(app)
     sse.authorize(lambda channels: channels)
@@ -650,7 +650,7 @@ def test_an_app_that_matches_hosts_streams_at_each_of_them(host: str) -> None:
         assert sse.manager.shutdown()
 
 
-def test_a_subdomain_has_the_stream_by_a_route_of_its_own() -> None:
+def test_a_subdomain_can_have_a_route_of_its_own() -> None:
     app = Flask("app", subdomain_matching=True, static_folder=None)
     app.config["SERVER_NAME"] = "example.com"
     sse = SSE(app)

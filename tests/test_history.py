@@ -107,7 +107,7 @@ def test_what_is_counted_is_the_memory_that_it_takes(frames: int, events: int, s
     assert 0.7 * kept.bytes < memory < 1.1 * kept.bytes + 3 * history.FRESH_BYTES
 
 
-def test_the_newest_frames_keep_their_variants_and_older_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_newest_frames_keep_their_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [200, 900, 200, 200, 200, 900, 200, 200, 200, 200]
     monkeypatch.setattr(history, "FRESH_FRAMES", 2)
     monkeypatch.setattr(history, "FRESH_BYTES", 3_200)

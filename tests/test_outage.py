@@ -90,9 +90,7 @@ def test_hello_goes_on_after_an_outage(site: Server, browser: Browser, tmp_path:
             page.wait_for_function(visited, arg=before, polling=200, timeout=PATIENCE)
 
 
-def test_nothing_is_lost_in_an_outage_with_redis_and_the_readmes_lines(
-    site: Server, browser: Browser, tmp_path: Path
-) -> None:
+def test_the_readmes_page_loses_nothing_with_redis(site: Server, browser: Browser, tmp_path: Path) -> None:
     (script,) = (block for block in blocks("js") if "setTimeout(connect" in block)
     (tmp_path / "site_with_redis.py").write_text(SITE)
     html = f"""<!doctype html><script>

@@ -354,7 +354,7 @@ def test_a_frame_is_encoded_once_for_all_clients() -> None:
 
 
 @pytest.mark.parametrize("values", [(1,), (1, 2, 3)])
-def test_a_variant_is_the_same_object_for_all_clients_until_it_is_dropped(values: tuple[int, ...]) -> None:
+def test_a_variant_is_shared_until_it_is_dropped(values: tuple[int, ...]) -> None:
     frame = Frame(batch_of(*values), 7, "e-7")
     plain, unbatched = batch_block(frame.batch, "e-7"), frame.rest(0)
     expected = {

@@ -189,7 +189,7 @@ def test_a_first_connect_has_its_cursor_in_the_query(manager: SSEManager, head: 
     assert first_block(manager, QUERY_STRING=f"channel=default&{name}=00000000-1").type == "sse_gap"
 
 
-def test_of_a_long_query_only_the_values_asked_for_are_decoded(
+def test_only_the_values_that_are_asked_for_are_decoded(
     manager: SSEManager, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = []

@@ -24,6 +24,7 @@ from .event import (
     encode_json,
     encode_string,
 )
+from .functions import check_function
 from .options import BatchOptions, TypeRules
 from .process import PerProcess
 from .stats import BatcherStats
@@ -59,6 +60,8 @@ class EventBatcher:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        check_function("sink", sink)  # a coroutine function would lose all, and no error would show
+        check_function("encode", encode)
         self._options = options or BatchOptions()
         self._max_frame_bytes = self._options.max_frame_bytes
         self._encode = encode

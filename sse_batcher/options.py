@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import ConfigurationError, InvalidEventError
 from .event import check_type
+from .functions import check_function
 
 DedupKey = str | Callable[[str, Any], Any] | None
 
@@ -263,6 +264,11 @@ def _check_rules(rules: BatchOptions | TypeRules) -> None:
             f"not {rules.dedup_key!r}",
             option="dedup_key",
         )
+    if callable(rules.dedup_key):
+        try:
+            check_function("dedup_key", rules.dedup_key)
+        except TypeError as error:
+            raise ConfigurationError(str(error), option="dedup_key") from error
     _flag("leading", rules.leading)
 
 

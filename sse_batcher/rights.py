@@ -6,51 +6,89 @@ The questions run on the helper thread, one at a time; `watch` is called by any 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from .functions import described
 from .helper import Helper
 from .hub import Hub
 
 _log = logging.getLogger("sse_batcher.rights")
 
-Ask = Callable[[Hashable], Any]
-"""True or False; anything else is a mistake of the app."""
+Ask = Callable[[Any], Any]
+"""Called with a user. True or False; anything else is a mistake of the app."""
+
+SERIOUS = 3
+"""Errors in a row about one user after which the log says so at ERROR."""
+QUIET_SECONDS = 60.0
+"""Least time between two log lines of the same level: a database that is away makes an error for every user."""
 
 
 class Rights:
-    """One question for each user that has a stream, however many he has, `every` so many seconds."""
+    """One question for each user that has a stream, however many those are, every so many seconds."""
 
-    def __init__(self, ask: Ask, every: float, hub: Hub, helper: Helper) -> None:
+    def __init__(
+        self, ask: Ask, every: float, hub: Hub, helper: Helper, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._ask = ask
         self._every = every
         self._hub = hub
         self._helper = helper
+        self._clock = clock
         # Users whose next question is on its way. Single steps of a dictionary are atomic.
         self._asked: dict[Hashable, object] = {}
+        # The helper thread's own: the number of errors in a row about each user, and when each level was last logged.
+        self._errors: dict[Hashable, int] = {}
+        self._logged_at: dict[int, float] = {}
 
     def watch(self, user: Hashable) -> None:
-        """Ask about this user from now on, for as long as he has a stream."""
+        """Ask about this user from now on, for as long as there is a stream of this user."""
         mine = object()
         if self._asked.setdefault(user, mine) is mine:
             self._helper.post_later(self._every, lambda: self._question(user))
 
     def _question(self, user: Hashable) -> None:
-        if self._hub.has_user(user) and not self._may_stay(user):
-            self._hub.dismiss("revoked", user)
-        del self._asked[user]
-        # After the removal: one of his streams that was opened before it has not been watched.
-        if self._hub.has_user(user):
-            self.watch(user)
+        try:
+            if self._hub.has_user(user) and not self._may_stay(user):
+                self._hub.dismiss("revoked", user)
+        finally:  # whatever the app has raised, the user is asked about again
+            del self._asked[user]
+            # After the removal: a stream of this user that was opened before it has not been watched.
+            if self._hub.has_user(user):
+                self.watch(user)
+            else:
+                self._errors.pop(user, None)
 
     def _may_stay(self, user: Hashable) -> bool:
         """The app's answer. One that fails, or is none, ends nothing: a database that is away must not."""
         try:
             answer = self._ask(user)
-        except Exception:
-            _log.exception("whether user %r may stay cannot be told; he stays, and it is asked again", user)
+        except Exception as error:
+            self._count_error(user, f"raised {type(error).__name__}", error)
             return True
         if not isinstance(answer, bool):
-            _log.error("revalidate must return True or False, not %r; user %r stays until then", answer, user)
+            self._count_error(user, f"returned {described(answer)} instead of True or False")
             return True
+        self._errors.pop(user, None)
         return answer
+
+    def _count_error(self, user: Hashable, what: str, error: Exception | None = None) -> None:
+        count = self._errors[user] = self._errors.get(user, 0) + 1
+        level = logging.ERROR if count >= SERIOUS else logging.WARNING
+        now = self._clock()
+        if now - self._logged_at.get(level, -QUIET_SECONDS) < QUIET_SECONDS:
+            return
+        self._logged_at[level] = now
+        _log.log(
+            level,
+            "revalidate %s for the user %r. Errors in a row: %d; users with errors: %d. Their streams stay open, and "
+            "it is asked again every %g s. It must return False for a user who may not stay, also for one who was "
+            "deleted",
+            what,
+            user,
+            count,
+            len(self._errors),
+            self._every,
+            exc_info=error,
+        )

@@ -11,6 +11,7 @@ Flask in a fresh app context, with plain values; what happens faster than receiv
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import Any
 
@@ -36,6 +37,10 @@ def send(signal: NamedSignal, sender: Any, **values: Any) -> None:
     """Send to each receiver. One that raises is logged, and the next one is called."""
     for receiver in signal.receivers_for(sender):
         try:
-            receiver(sender, **values)
+            answer = receiver(sender, **values)
         except Exception:
             _log.exception("a receiver of the signal %s failed", signal.name)
+        else:
+            if inspect.iscoroutine(answer):
+                _log.error("a receiver of the signal %s is async, and so does nothing: write it with def", signal.name)
+                answer.close()

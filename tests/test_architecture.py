@@ -19,8 +19,8 @@ ROOT = Path(sse_batcher.__file__).parent
 
 # A module imports only what stands before it. Each module has its place here, and so has the package itself.
 LAYERS = """
-    errors event options wire window stats
-    history
+    errors event functions options wire window stats
+    history dismissals
     process waiting locks worker host watcher engine batcher
     client roles hub
     backends.memory backends.entries backends.connections backends.reader backends.archive
@@ -29,13 +29,16 @@ LAYERS = """
     transports.attached transports.sending transports.takeover
     transports.connection transports.group transports.feed transports.loop transports.detached
     transports wsgi
-    cors blueprint commands page extension
+    cors hooks blueprint commands page extension
     sse_batcher
     scenarios demo report cli __main__
 """
 ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
 
-PURE = {"errors", "event", "options", "wire", "window", "stats", "history", "cors", "backends.entries"}
+PURE = {
+    *("errors", "event", "functions", "options", "wire", "window", "stats", "history", "dismissals"),
+    *("cors", "backends.entries"),
+}
 KNOWS_FLASK = {"extension", "page", "blueprint", "commands", "cli", "__main__"}
 IMPURE_MODULES = {
     "threading",

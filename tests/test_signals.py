@@ -48,6 +48,18 @@ def manager() -> Iterator[SSEManager]:
         yield manager
 
 
+async def receive_later(*_: Any, **__: Any) -> None:
+    raise AssertionError("never awaited")
+
+
+def test_an_async_receiver_is_an_error_in_the_log(manager: SSEManager, caplog: pytest.LogCaptureFixture) -> None:
+    with signals.event_refused.connected_to(receive_later), pytest.raises(InvalidEventError):
+        manager.enqueue("sse_open", 1)
+    assert caplog.messages == [
+        "a receiver of the signal event_refused is async, and so does nothing: write it with def"
+    ]
+
+
 # -- who is told what, and where ---------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,33 @@
+"""Functions that the app gives us: whether one can be called, and what to say of an answer that is none.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+
+def check_function(name: str, function: object) -> None:
+    """Raise `TypeError` unless this can be called and gives its answer at once. `name`: what it is registered as."""
+    if not callable(function):
+        raise TypeError(f"{name} must be a function, not {function!r}")
+    inner: Any = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    # The second one is for an object that can be called.
+    if any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in (inner, inner.__call__)):
+        raise TypeError(
+            f"{name} must not be async, as {function!r} is: it is called without an event loop. Write it with def, or "
+            f"wrap it in asgiref.sync.async_to_sync()"
+        )
+
+
+def described(answer: object) -> str:
+    """An answer, for an error message: by its type, since the value may be long or secret."""
+    if inspect.iscoroutine(answer):
+        answer.close()  # or Python warns that it was never awaited
+        return "a coroutine"
+    return repr(answer) if answer is None or isinstance(answer, bool) else f"an object of type {type(answer).__name__}"

@@ -58,8 +58,8 @@ class Home(Protocol):
         Returns the block that it has to be told first, if any.
         """
 
-    def farewell(self, client: Member, reason: str) -> bytes:
-        """The last block of a stream."""
+    def farewell(self, client: Member, reason: str, *, named: bool = True) -> bytes:
+        """The last block of a stream. `named`: with the client's cursor as its id."""
 
     def remove(self, client: Member, reason: str) -> None:
         """Forget the client. May be called more than once, and by the garbage collector."""
@@ -126,8 +126,11 @@ class Member:
         """The frames and bytes that were handed to it."""
         raise NotImplementedError
 
-    def dismiss(self, reason: str) -> None:
-        """Let the stream end with ``sse_bye`` now: nothing that waits for it is handed out any more. Any thread."""
+    def dismiss(self, reason: str) -> bool:
+        """Let the stream end with ``sse_bye`` now: nothing that waits for it is handed out any more. Any thread.
+
+        False if that was said before, and nothing changes.
+        """
         raise NotImplementedError
 
     def read_on(self, frames: Iterable[Frame]) -> None:
@@ -156,6 +159,8 @@ class Client(Member, Iterator[bytes]):
         # By the driver; overflows by the delivering thread, too: a harmless race.
         self.counts = Counts()
         self.first_block = b""
+        self.state = b""
+        """The blocks of a snapshot, until they are handed out. If there are any, the first block has no id."""
         self.home = home
         self.options = options
         self.batches = batches
@@ -240,13 +245,15 @@ class Client(Member, Iterator[bytes]):
         self._ending = self._ending or reason
         self._queue.put(_END)
 
-    def dismiss(self, reason: str) -> None:
+    def dismiss(self, reason: str) -> bool:
         """Let the stream end with ``sse_bye`` now: nothing that waits for it is handed out any more."""
+        first = self._dismissed is None  # of two threads at once, both may be: a harmless race, one reason is kept
         self._dismissed = self._dismissed or reason
         self._queue.put(None)
         # After the flag: `give_way` sets its own first and then looks at ours, so that one of the two sees the other.
         if self._successor is not None:
             self._successor.dismiss(reason)
+        return first
 
     def give_way(self, successor: Member) -> None:
         """Called by the hub, under its lock: another member goes on with this stream. Nobody drives this one."""
@@ -269,7 +276,7 @@ class Client(Member, Iterator[bytes]):
             raise StopIteration
         if not self._started:
             self._started = True
-            return self._sent(self.first_block)
+            return self._sent(self._begin())
         while not self._closed:
             if self.home.clock() >= self.lease:
                 self.dismiss("lease")
@@ -283,6 +290,13 @@ class Client(Member, Iterator[bytes]):
 
     def __iter__(self) -> Client:
         return self
+
+    def _begin(self) -> bytes:
+        """The first block with the state; or with the last block, if the stream was dismissed before its first step."""
+        if self._dismissed is not None:
+            return self.first_block + self._say_goodbye(self._dismissed)
+        state, self.state = self.state, b""
+        return self.first_block + state
 
     def _next_of_history(self) -> bytes | None:
         """What comes next for a client that is behind; None: look again, it may be live now."""
@@ -317,7 +331,8 @@ class Client(Member, Iterator[bytes]):
 
     def _say_goodbye(self, reason: str) -> bytes:
         self.farewell = reason
-        return self.home.farewell(self, reason)
+        # Without an id if the state was not handed out: a client that comes back with one would not get it any more.
+        return self.home.farewell(self, reason, named=not self.state)
 
     def _handed(self, frame: Frame) -> bytes | None:
         position, part, _ = self.cursor

@@ -10,7 +10,8 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from enum import Enum
+from typing import Any, Final, NamedTuple
 
 from .errors import InvalidEventError
 
@@ -18,6 +19,18 @@ BROADCAST = "*"
 DEFAULT_CHANNEL = "default"
 MAX_NAME = 128
 MAX_CHANNELS = 100
+MAX_USER = 256
+"""The most characters of a user, and the most digits."""
+_TOO_LARGE = 10**MAX_USER
+
+
+class NotGiven(Enum):
+    """The type of `NOT_GIVEN`, which stands for an argument that the caller has left out, unlike an explicit None."""
+
+    NOT_GIVEN = "not given"
+
+
+NOT_GIVEN: Final = NotGiven.NOT_GIVEN
 
 MIXED = "mixed"
 BATCH_SUFFIX = "_batch"
@@ -104,6 +117,35 @@ def check_channels(channels: Iterable[str]) -> tuple[str, ...]:
     if not 1 <= len(names) <= MAX_CHANNELS:
         raise InvalidEventError(f"a stream has 1 to {MAX_CHANNELS} channels, not {len(names)}", field="channel")
     return names
+
+
+def check_user(user: object) -> str | int:
+    """Return the user as a plain `str` or `int`, or raise `InvalidEventError`. ``"7"`` and ``7`` are two users."""
+    if user is None:
+        raise InvalidEventError("user is None: nobody is logged in?", field="user")
+    # By its real type: a proxy, such as current_user of Flask-Login, passes for the thing behind it in isinstance().
+    if not issubclass(type(user), (str, int)) or isinstance(user, bool):
+        raise InvalidEventError(
+            f"a user is a str or an int, not {type(user).__name__}: take what names the user, such as str(user.id)",
+            field="user",
+        )
+    if isinstance(user, str):
+        name = str.__str__(user)
+        if not 1 <= len(name) <= MAX_USER:
+            raise InvalidEventError(f"a user has 1 to {MAX_USER} characters, not {len(name)}", field="user")
+        return name
+    assert isinstance(user, int)
+    number = int(user)
+    if abs(number) >= _TOO_LARGE:
+        raise InvalidEventError(f"a user that is an int has at most {MAX_USER} digits", field="user")
+    return number
+
+
+def check_pair(pair: object) -> tuple[Any, Any]:
+    """One event of a snapshot, ``(event_type, data)``, or raise `InvalidEventError`."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise InvalidEventError(f"a state is a tuple (event_type, data), not {type(pair).__name__}")
+    return pair[0], pair[1]
 
 
 def _check_name(name: object, field: str) -> str:

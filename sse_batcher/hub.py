@@ -1,7 +1,7 @@
 """The hub: which clients get which frames.
 
 `deliver` is called by one thread at a time, the backend's; everything else from any thread. `_lock` guards the
-members, the listeners and the history. Listeners are told of frames outside it.
+members, the listeners, the history and the dismissals. Listeners are told of frames outside it.
 
 A *member* is an open stream. A *listener* is told of each frame of its channels: a client with a queue of its own,
 which is both, or a feed, which reads the history for many members at once.
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from . import wire
 from .client import Client, ClientInfo, Counts, Member
+from .dismissals import Dismissals
 from .errors import BackendError, ClosedError, TooManyClientsError
 from .event import BROADCAST
 from .history import Cursor, History, Slice
@@ -81,6 +82,7 @@ class Hub:
         self._users: dict[Hashable, dict[Member, None]] = {}
         self._listeners: dict[str, dict[Listener, None]] = {}  # by channel; all of them under "*"
         self._history = History(history, cursors.start)
+        self._dismissals = Dismissals()
         self.closing: str | None = None
         """Why no more clients are taken, and all streams end; None while that is not so."""
         self._numbers = itertools.count(1)
@@ -122,10 +124,12 @@ class Hub:
         batches: bool = True,
         snapshot: Snapshot | None = None,
         user: Hashable = None,
+        ticket: int | None = None,
     ) -> Client:
         """Add a client. It reads the history from its cursor on, and is live where there is nothing more to read.
 
-        One that cannot go on where it was begins at the head, or with the snapshot. Raises `ClosedError` and
+        One that cannot go on where it was begins at the head, or with the snapshot. If it was dismissed since the
+        `ticket`, it ends with its first step, and gets nothing of these. Raises `ClosedError` and
         `TooManyClientsError`, and `BackendError` where it is not known whether it can go on.
         """
         replayed = self._is_replayed(channels, last_event_id)
@@ -143,9 +147,13 @@ class Hub:
             self._replays += resumed
             self._enroll(client)
             self._enlist(client, channels)
-        state = snapshot.blocks if snapshot and not resumed else b""
+            # Under the same lock: a dismissal either comes before this look, or finds the client among the members.
+            dismissed = None if ticket is None else self._dismissals.after(ticket, user, channels)
+        client.state = snapshot.blocks if snapshot and not resumed else b""
         # The id comes with the state: who is cut off before that has to get it again.
-        client.first_block = self._opening(client, refused, named=not state) + state
+        client.first_block = self._opening(client, refused, named=not client.state, granted=channels)
+        if dismissed is not None:
+            client.dismiss(dismissed)
         self._on_connect(client.info)
         return client
 
@@ -166,13 +174,20 @@ class Hub:
         retry = random.randint(*RETRY_AT_LIMIT_MS) if reason == "limit" else None
         return self._control("sse_busy", id, retry, reason=reason)
 
-    def dismiss(self, reason: str, user: Hashable = None, channel: str | None = None) -> None:
-        """End the streams of this user, or of this channel, or of this user in this channel, now."""
+    @property
+    def ticket(self) -> int:
+        """What a request takes before the app decides what it may have, for `connect`."""
+        return self._dismissals.newest  # one number, so without the lock
+
+    def dismiss(self, reason: str, user: Hashable = None, channel: str | None = None) -> int:
+        """End the streams of this user, or of this channel, or of this user in this channel, now.
+
+        Those that are still being opened, too, if they have an older ticket. Returns how many open ones end by this.
+        """
         with _Tidy(self), self._lock:
+            self._dismissals.add(reason, user, channel)
             members = list(self._members if user is None else self._users.get(user, ()))
-        for member in members:
-            if channel is None or channel in member.channels:
-                member.dismiss(reason)
+        return sum(member.dismiss(reason) for member in members if channel is None or channel in member.channels)
 
     def has_user(self, user: Hashable) -> bool:
         """Whether this user has a stream."""
@@ -258,9 +273,9 @@ class Hub:
             client.go_live()
         return self._opening(client, reason)
 
-    def farewell(self, client: Member, reason: str) -> bytes:
+    def farewell(self, client: Member, reason: str, *, named: bool = True) -> bytes:
         retry = random.randint(*RETRY_AFTER_LEASE_MS) if reason == "lease" else None
-        return self._control("sse_bye", self._id(client.cursor), retry, reason=reason)
+        return self._control("sse_bye", self._id(client.cursor) if named else None, retry, reason=reason)
 
     def remove(self, client: Member, reason: str) -> None:
         self._leaving.append((client, reason))
@@ -409,9 +424,13 @@ class Hub:
             return None, "malformed"  # no such frame was ever sent
         return (cursor, None) if replayed or self._history.covers(channels, cursor) else (None, "too_old")
 
-    def _opening(self, client: Member, refused: str | None, *, named: bool = True) -> bytes:
-        """The first block of a stream, or of what goes on after a gap."""
+    def _opening(
+        self, client: Member, refused: str | None, *, named: bool = True, granted: tuple[str, ...] = ()
+    ) -> bytes:
+        """The first block of a stream, with the channels that were `granted`; or of what goes on after a gap."""
         data: dict[str, Any] = {"heartbeat": self._options.heartbeat}
+        if granted:
+            data["channels"] = granted
         id = self._id(client.cursor) if named else None
         if refused is None:
             return self._control("sse_open", id, **data)

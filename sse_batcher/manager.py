@@ -10,7 +10,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from blinker import NamedSignal
@@ -19,18 +19,24 @@ from . import signals
 from .backends import open_backend
 from .batcher import EventBatcher
 from .client import Client, ClientInfo
-from .errors import SSEBatcherError
+from .errors import BackendError, InvalidEventError, SSEBatcherError
 from .event import (
     BROADCAST,
     DEFAULT_CHANNEL,
+    NOT_GIVEN,
     Batch,
     Encode,
+    NotGiven,
     broadcast_named,
+    check_channel,
     check_channels,
+    check_pair,
     check_type,
+    check_user,
     encode_data,
     json_encoder,
 )
+from .functions import check_function
 from .helper import Helper
 from .hub import Farewell, Hub, Snapshot
 from .options import BatchOptions, ClientOptions, HistoryOptions, batch_options
@@ -68,8 +74,9 @@ class SSEManager:
     `json_default`
         called for data that JSON does not know, as in `json.JSONEncoder`; `encode` instead replaces the whole encoder.
     `revalidate`
-        ``revalidate(user)`` says, True or False, whether a user may keep his streams. Asked on the helper thread, once
-        for each user with a stream in every `ClientOptions.revalidate_every` seconds. If it raises, he keeps them.
+        ``revalidate(user)`` says, True or False, whether a user may keep the open streams. Asked on the helper thread,
+        once for each user with a stream in every `ClientOptions.revalidate_every` seconds. If it raises, the streams
+        stay open. A coroutine function is a `TypeError`.
     `context`
         makes a context manager in which that, and receivers of signals, run on the helper thread.
 
@@ -94,11 +101,13 @@ class SSEManager:
         revalidate: Ask | None = None,
         context: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
+        for name, function in [("json_default", json_default), ("encode", encode)]:
+            if function is not None:
+                check_function(name, function)
         kept = history or HistoryOptions()
         self._clients = clients or ClientOptions()
         open_backend(backend, kept.history_frames)  # refused here, not at the first event
         self.revalidate = revalidate
-        """Who says whether a user may keep his streams. May be set later, for the streams that come then."""
         self._life = PerProcess(
             functools.partial(
                 _Life,
@@ -113,6 +122,17 @@ class SSEManager:
         )
         self._reaches_others = backend != "memory://"
         close_at_exit(self)
+
+    @property
+    def revalidate(self) -> Ask | None:
+        """The function that says whether a user may keep the open streams. May be set later, for streams after that."""
+        return self._revalidate
+
+    @revalidate.setter
+    def revalidate(self, function: Ask | None) -> None:
+        if function is not None:
+            check_function("revalidate", function)
+        self._revalidate = function
 
     def enqueue(self, event_type: str, data: Any, *, channel: str = DEFAULT_CHANNEL) -> None:
         """Send an event to the clients of one channel, batched with others of its type.
@@ -143,35 +163,66 @@ class SSEManager:
         *,
         batches: bool = True,
         snapshot: Snapshot | None = None,
-        user: Hashable = None,
+        user: str | int | None = None,
+        ticket: int | None = None,
     ) -> Client:
         """Open a stream: iterating the client gives its bytes, from the events enqueued after this call on.
 
         `last_event_id` is the cursor of a client that returns: it gets what came after it. Whether that can be had is
         said in the first block: ``sse_open`` if nothing is missing, else ``sse_gap``. One that begins anew gets the
         `snapshot` next. Without `batches`, each event is a block of its own. `user` is whose stream it is, for limits,
-        `kick` and `revalidate`: a name or a number. Close the client when its stream ends.
+        `kick` and `revalidate`: a str or an int, None for nobody. `ticket`: a kick after it ends the stream; see
+        `ticket`. None: a kick after this call does. Close the client when its stream ends.
 
-        Raises `InvalidEventError` for channels that may not be, `TooManyClientsError` where a limit is reached,
-        `BackendError` where it is not known where a stream would begin, and `ClosedError` after `shutdown`.
+        Raises `InvalidEventError` for channels or a user that may not be, `TooManyClientsError` where a limit is
+        reached, `BackendError` where it is not known where a stream would begin, and `ClosedError` after `shutdown`.
         """
         life = self._life.get()
         names = check_channels(channels)
+        name = None if user is None else check_user(user)
+        ticket = life.hub.ticket if ticket is None else ticket
         life.backend.open(last_event_id)
-        client = life.hub.connect(names, last_event_id, batches=batches, snapshot=snapshot, user=user)
-        if self.revalidate is not None and user is not None:
-            life.rights.watch(user)
+        client = life.hub.connect(names, last_event_id, batches=batches, snapshot=snapshot, user=name, ticket=ticket)
+        if self.revalidate is not None and name is not None:
+            life.rights.watch(name)
         return client
 
-    def kick(self, *, user: Hashable = None, channel: str | None = None) -> None:
+    def ticket(self) -> int:
+        """A number to take before you decide whether a request may have a stream, for `subscribe` and `stream`.
+
+        A kick that comes after it counts for that stream, though it was not open then: it ends with its first step. Of
+        other processes, kicks count from when they arrive here.
+        """
+        life = self._life.get()
+        with suppress(BackendError):  # then no stream can be opened either
+            life.backend.open(None)  # or what others have kicked long ago would look new
+        return life.hub.ticket
+
+    def kick(self, *, user: str | int | NotGiven = NOT_GIVEN, channel: str | NotGiven = NOT_GIVEN) -> int:
         """End the streams of this user, or of this channel, or of this user in this channel, in all processes.
 
-        Nothing more is handed to them but ``sse_bye``. Browsers come back at once, and the app decides anew whether
-        they may. Raises `ValueError` where neither is given, and `BackendError` where other processes cannot be told.
+        Nothing more is handed to them but ``sse_bye``. Browsers come back at once, and the app decides again whether
+        they may. A stream that is still being opened ends, too, if its `ticket` was taken before; also by a kick from
+        within the app's `identify`.
+
+        Returns how many streams of this process end by it; those of other processes are not counted. `user` is what
+        `subscribe` was given: ``"7"`` and ``7`` are two users. Raises `InvalidEventError` for a user or a channel that
+        cannot be, None among them, `ValueError` if neither is given, and `BackendError` if other processes cannot be
+        reached; those of this process have ended then.
         """
-        if user is None and channel is None:
+        if user is NOT_GIVEN and channel is NOT_GIVEN:
             raise ValueError("say whom: kick(user=...), kick(channel=...) or both")
-        self._life.get().backend.kick(user, channel)
+        who = None if isinstance(user, NotGiven) else check_user(user)
+        where = None if isinstance(channel, NotGiven) else check_channel(channel)
+        if where == BROADCAST:
+            raise InvalidEventError("'*' is no channel to kick: name one, or shut the manager down", field="channel")
+        life = self._life.get()
+        # Here first, whatever becomes of the others. What comes back from the backend finds nothing left to end.
+        ended = life.hub.dismiss("kicked", who, where)
+        if not ended and who is not None:
+            life.hint_at_other_type(who)
+        life.backend.kick(who, where)
+        return ended
 
     def can_resume(self, channels: Iterable[str], last_event_id: str | None) -> bool:
         """Whether a client that comes with this id now gets all that it has missed, and needs no snapshot."""
@@ -187,7 +238,8 @@ class SSEManager:
         """
         cursor = self.cursor()
         encode = self._life.get().encode
-        blocks = [(check_type(event_type), encode_data(encode, data)) for event_type, data in take()]
+        state = [check_pair(pair) for pair in take()]
+        blocks = [(check_type(event_type), encode_data(encode, data)) for event_type, data in state]
         ids = [*[None] * (len(blocks) - 1), cursor]
         named = zip(blocks, ids, strict=False)  # of no blocks there is no last one
         return Snapshot(cursor, b"".join(block(event=name, data=text, id=id) for (name, text), id in named))
@@ -321,6 +373,7 @@ class _Life:
         self.helper = helper = Helper(context)
         self.encode = encode
         self.draining = False
+        self._hinted = False
 
         def announce(signal: NamedSignal, **values: Any) -> None:
             # Weakly: a thread of ours must not keep a manager alive that everybody else has dropped.
@@ -365,3 +418,17 @@ class _Life:
             announce(signals.batch_flushed, batch=batch)
 
         self.batcher = EventBatcher(publish, batching, encode=encode)
+
+    def hint_at_other_type(self, user: str | int) -> None:
+        """Say, once, if this user has no stream, and the one that only differs in its type has."""
+        other: str | int | None = str(user)
+        if isinstance(user, str):
+            other = int(user) if user.isascii() and user.isdecimal() and str(int(user)) == user else None
+        if not self._hinted and self.hub.has_user(other) and not self.hub.has_user(user):
+            self._hinted = True  # by two threads at once twice: a harmless race
+            _log.warning(
+                "kick(user=%r) ended no stream, but there are streams of the user %r: these are two users. Give kick() "
+                "what identify returns",
+                user,
+                other,
+            )

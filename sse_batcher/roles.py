@@ -41,7 +41,7 @@ class Receiver(Protocol):
     def lose(self, channel: str, position: Any, reason: str = "publish_failed") -> None:
         """Take notice that the frame at this position, of this channel, will never come. `reason`: of the gap."""
 
-    def dismiss(self, reason: str, user: Hashable = None, channel: str | None = None) -> None:
+    def dismiss(self, reason: str, user: Hashable = None, channel: str | None = None) -> object:
         """End the streams of this user, or of this channel, or of this user in this channel, now."""
 
 

@@ -25,6 +25,7 @@ _LINE_END = re.compile("\r\n|\r|\n")  # and no other: str.splitlines() also cuts
 _ID = re.compile(r"[A-Za-z0-9._~-]{1,128}\Z")
 _FORBIDDEN_IN_TYPE = re.compile("[\r\n\0]")
 _LONGEST_REASON = "time_window"
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # which json.dumps() makes for each call
 
 
 def block(*, event: str, data: str, retry: int | None = None, id: str | None = None) -> bytes:
@@ -55,7 +56,7 @@ def comment(text: str = "") -> bytes:
 
 def control(event: str, data: Mapping[str, Any], *, retry: int, id: str | None) -> bytes:
     """A block of the stream's own: ``sse_open``, ``sse_gap``, ``sse_busy`` or ``sse_bye``."""
-    return block(event=event, data=json.dumps(data, separators=(",", ":")), retry=retry, id=id)
+    return block(event=event, data=_encode(data), retry=retry, id=id)
 
 
 def event_block(event: Event, id: str) -> bytes:

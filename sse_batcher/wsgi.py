@@ -5,12 +5,12 @@ Runs in the server's thread. Follows PEP 3333, and the WHATWG standard for which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote_plus
 
 from .errors import BackendError, InvalidEventError
-from .event import DEFAULT_CHANNEL, check_channels
+from .event import DEFAULT_CHANNEL, check_channels, check_user
 from .host import find_host
 from .manager import SSEManager
 from .transports import open_stream
@@ -26,13 +26,17 @@ def stream(
     channels: Iterable[str] = (DEFAULT_CHANNEL,),
     *,
     snapshot: Callable[[], Iterable[tuple[str, Any]]] | None = None,
-    user: Hashable = None,
+    user: str | int | None = None,
+    ticket: int | None = None,
 ) -> tuple[str, list[tuple[str, str]], Iterable[bytes]]:
     """Answer a WSGI request with the stream of `channels`: ``(status, headers, iterable)``.
 
     Whether the caller may see these channels is for the app to decide before; `user` says whose stream it is, for
-    limits, `SSEManager.kick` and `revalidate`. GET streams; HEAD and OPTIONS answer
-    and end; another method is 405, channels that cannot be are 400. Nothing is held until the iterable is iterated.
+    limits, `SSEManager.kick` and `revalidate`: a str or an int, None for nobody. A kick from this call on ends the
+    stream, even if it has not begun. If the app takes long to decide, take a `ticket` before, with
+    `SSEManager.ticket`: then a kick from there on does. GET streams; HEAD and OPTIONS answer and end; another method
+    is 405, channels that cannot be are 400. Nothing is held until the iterable is iterated. Raises `InvalidEventError`
+    for a user of another type.
 
     The query may say ``last_event_id=`` (or ``lastEventId=``) for the place to go on from, where the header
     ``Last-Event-ID`` does not, and ``batch=0`` for a block of its own for each event. `snapshot` gives the state as
@@ -43,6 +47,7 @@ def stream(
     ...     start_response(status, headers)
     ...     return body
     """
+    name = None if user is None else check_user(user)
     method = environ.get("REQUEST_METHOD", "GET")
     if method == "OPTIONS":
         return _text("200 OK", "", ("Allow", _METHODS))
@@ -54,13 +59,15 @@ def stream(
         return _text("400 Bad Request", f"{error}\n")
     if method == "HEAD":
         return "200 OK", list(HEADERS), iter(())  # no list: of one, werkzeug would tell the length
+    ticket = manager.ticket() if ticket is None else ticket
     cursor = last_event_id(environ)
     try:
         resumes = snapshot is not None and manager.can_resume(names, cursor)
         state = manager.snapshot(snapshot) if snapshot is not None and not resumes else None
     except BackendError:
         return "200 OK", list(HEADERS), [manager.busy_block("backend", cursor)]
-    request = Request(names, find_host(environ), cursor, _query(environ, "batch") != "0", state, resumes, user)
+    batches = _query(environ, "batch") != "0"
+    request = Request(names, find_host(environ), cursor, batches, state, resumes, name, ticket)
     return "200 OK", list(HEADERS), open_stream(manager, request)
 
 

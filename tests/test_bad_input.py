@@ -17,6 +17,7 @@ from sse_batcher import (
     BatchOptions,
     Client,
     ClosedError,
+    ConfigurationError,
     EventBatcher,
     InvalidEventError,
     SSEBatcherError,
@@ -240,6 +241,26 @@ def test_a_bare_batcher_takes_the_channel_of_all(batcher: EventBatcher, batches:
     batcher.enqueue("log", 1, channel="*")
     assert batcher.flush_all(5)
     assert batches[0].channel == "*"
+
+
+async def later(*_: Any) -> None:
+    raise AssertionError("never awaited")
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("sink", lambda: EventBatcher(later)),  # type: ignore[arg-type, return-value]
+        ("encode", lambda: EventBatcher(print, encode=later)),  # type: ignore[arg-type]
+        ("encode", lambda: SSEManager(encode=later)),  # type: ignore[arg-type]
+        ("json_default", lambda: SSEManager(json_default=later)),
+        ("dedup_key", lambda: BatchOptions(dedup_key=later)),
+        ("dedup_key", lambda: BatchOptions(per_type={"log": {"dedup_key": later}})),
+    ],
+)
+def test_an_async_function_is_refused_where_it_would_be_called(name: str, make: Callable[[], object]) -> None:
+    with pytest.raises((TypeError, ConfigurationError), match=rf"{name} must not be async"):
+        make()
 
 
 def test_a_mistake_in_a_default_is_the_callers() -> None:

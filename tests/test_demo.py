@@ -100,7 +100,7 @@ class Stream:
     def __init__(self, demo: Running, setting: Setting) -> None:
         self.answer = demo.ask("GET", f"/events?window={setting.window}&size={setting.size}", {})
         assert self.answer.status == 200
-        assert self.read() == ("sse_open", {"heartbeat": 15.0})
+        assert self.read() == ("sse_open", {"heartbeat": 15.0, "channels": ["default"]})
 
     def read(self) -> tuple[str, Any] | None:
         """The next block's type and data, None at the end."""

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from sse_batcher import Client, ClientOptions, SSEManager, TooManyClientsError, stream
+from sse_batcher import Client, ClientOptions, InvalidEventError, SSEManager, TooManyClientsError, stream
 from sse_batcher.helper import Helper, Task
-from sse_batcher.hub import Hub
-from sse_batcher.rights import Rights
+from sse_batcher.hub import Hub, Snapshot
+from sse_batcher.rights import QUIET_SECONDS, Rights
 from sse_batcher.wire import HEARTBEAT
 
 from .sse_parser import ServerEvent, parse
@@ -170,7 +170,8 @@ def make() -> Iterator[Callable[..., SSEManager]]:
 
 
 def body_of(manager: SSEManager, query: str = "", user: Hashable = None) -> Iterator[bytes]:
-    status, _, body = stream(manager, {"REQUEST_METHOD": "GET", "QUERY_STRING": query}, user=user)
+    environ = {"REQUEST_METHOD": "GET", "QUERY_STRING": query}
+    status, _, body = stream(manager, environ, user=user)  # type: ignore[arg-type]
     assert status == "200 OK"
     return iter(body)
 
@@ -232,12 +233,214 @@ def test_a_kick_names_a_user_or_a_channel_or_both(make: Callable[..., SSEManager
         ({"user": "bob"}, {("bob", "x"), ("bob", "y")}),
         ({"channel": "y"}, {("ada", "y")}),
     ]:
-        manager.kick(**who)  # type: ignore[arg-type]
+        assert manager.kick(**who) == len(ended)  # type: ignore[arg-type]
+        assert manager.kick(**who) == 0  # type: ignore[arg-type]
         for key in ended:
             assert last(clients.pop(key)).json == {"reason": "kicked"}
         assert manager.get_stats().clients == len(clients)
     with pytest.raises(ValueError, match="say whom"):
         manager.kick()
+
+
+@pytest.mark.parametrize(
+    ("who", "message"),
+    [
+        ({"user": None}, r"^user is None: nobody is logged in\?$"),
+        ({"user": None, "channel": "team-7"}, r"^user is None"),
+        ({"user": "ada", "channel": None}, "the channel must be a string, not NoneType"),
+        ({"channel": None}, "the channel must be a string"),
+        ({"user": True}, "a user is a str or an int, not bool"),
+        ({"user": 7.0}, "not float"),
+        ({"user": ("ada", 1)}, "not tuple"),
+        ({"user": b"ada"}, "not bytes"),
+        ({"user": ""}, "1 to 256 characters, not 0"),
+        ({"channel": "*"}, "is no channel to kick"),
+        ({"channel": ["team-7"]}, "the channel must be a string, not list"),
+    ],
+)
+def test_a_kick_of_what_cannot_be_is_refused(
+    make: Callable[..., SSEManager], who: dict[str, Any], message: str
+) -> None:
+    manager = make()
+    client = manager.subscribe(["team-7"], user="ada")
+    with pytest.raises(InvalidEventError, match=message) as caught:
+        manager.kick(**who)
+    assert caught.value.field in who
+    assert client._dismissed is None
+
+
+@pytest.mark.parametrize(("kicked", "there"), [(7, "7"), ("7", 7)])
+def test_a_kick_of_the_same_user_in_another_type_is_hinted_at_once(
+    make: Callable[..., SSEManager], caplog: pytest.LogCaptureFixture, kicked: Any, there: Any
+) -> None:
+    manager = make()
+    manager.subscribe(user="07")
+    assert manager.kick(user=kicked) == 0
+    assert caplog.messages == []
+    manager.subscribe(user=there)
+    assert [manager.kick(user=kicked) for _ in range(2)] == [0, 0]
+    (line,) = caplog.messages
+    assert line.startswith(f"kick(user={kicked!r}) ended no stream, but there are streams of the user {there!r}")
+    assert manager.kick(user=there) == 1
+
+
+@pytest.mark.parametrize("user", [True, 7.5, ("a",), "", "x" * 257, 10**256, object()])
+def test_a_stream_of_a_user_that_cannot_be_is_refused(make: Callable[..., SSEManager], user: Any) -> None:
+    manager = make()
+    with pytest.raises(InvalidEventError) as caught:
+        manager.subscribe(user=user)
+    assert caught.value.field == "user"
+    with pytest.raises(InvalidEventError):  # at the call, and not in the first step
+        stream(manager, {"REQUEST_METHOD": "GET"}, user=user)
+    assert manager.get_stats().clients == 0
+
+
+# -- kicks of streams that are being opened ----------------------------------------------------------------------------
+
+
+def told(client: Iterator[bytes]) -> list[tuple[str, str | None, str]]:
+    """All that a stream gives that ends with its first step: type, reason and id of each block."""
+    events = [(event.type, event.json.get("reason"), event.id) for event in parse(next(client), strict=True)]
+    assert [name for name, _, _ in events][1:] == ["sse_bye"]
+    assert list(client) == []
+    return events
+
+
+@pytest.mark.parametrize("who", [{"user": "ada"}, {"channel": "a"}, {"user": "ada", "channel": "b"}, {}], ids=str)
+def test_a_stream_that_was_kicked_while_it_opened_ends_with_its_first_step(who: dict[str, str]) -> None:
+    hub = Delivery().hub
+    ticket = hub.ticket
+    assert hub.dismiss("kicked", **who) == 0
+    client = hub.connect(("a", "b"), user="ada", ticket=ticket)
+    assert told(client)[-1][1] == "kicked"
+
+
+@pytest.mark.parametrize(
+    "who", [{"user": "bob"}, {"user": 7}, {"channel": "c"}, {"user": "ada", "channel": "c"}], ids=str
+)
+def test_a_kick_of_others_does_not_count(who: dict[str, str]) -> None:
+    hub = Delivery(heartbeat=0.01).hub
+    ticket = hub.ticket
+    hub.dismiss("kicked", **who)
+    client = hub.connect(("a", "b"), user="ada", ticket=ticket)
+    assert [next(client)[:15], next(client)] == [b"event: sse_open", HEARTBEAT]
+
+
+def test_a_kick_before_the_ticket_does_not_count() -> None:
+    hub = Delivery(heartbeat=0.01).hub
+    hub.dismiss("kicked", user="ada")
+    client = hub.connect(("a",), user="ada", ticket=hub.ticket)
+    assert [next(client)[:15], next(client)] == [b"event: sse_open", HEARTBEAT]
+
+
+def test_a_stream_that_was_revoked_while_it_opened_says_so() -> None:
+    hub = Delivery().hub
+    ticket = hub.ticket
+    hub.dismiss("revoked", user="ada")
+    assert told(hub.connect(("a",), user="ada", ticket=ticket))[-1][:2] == ("sse_bye", "revoked")
+
+
+def test_a_stream_that_was_kicked_while_it_opened_gets_no_history_and_loses_none() -> None:
+    delivery = Delivery()
+    delivery.deliver(3)
+    ticket = delivery.hub.ticket
+    delivery.hub.dismiss("kicked", user="ada")
+    client = delivery.hub.connect(("default",), "x-1", user="ada", ticket=ticket)
+    assert told(client) == [("sse_open", None, "x-1"), ("sse_bye", "kicked", "x-1")]
+    assert delivery.left == [(1, "kicked")]
+    assert numbers(connected(delivery.connect(cursor="x-1")), 2) == [2, 3]
+
+
+def connected(client: Client) -> Client:
+    next(client)
+    return client
+
+
+STATE = Snapshot("x-3", b"event: state\ndata: 1\nid: x-3\n\n")
+
+
+@pytest.mark.parametrize(("cursor", "first"), [(None, "sse_open"), ("y-1", "sse_gap")])
+@pytest.mark.parametrize("when", ["before connect", "before the first step"])
+def test_who_was_kicked_before_the_state_gets_none_and_no_id(cursor: str | None, first: str, when: str) -> None:
+    # With an id, the client would come back with that, and not get the state any more.
+    delivery = Delivery()
+    delivery.deliver(3)
+    ticket = delivery.hub.ticket
+    if when == "before connect":
+        delivery.hub.dismiss("kicked", user="ada")
+    client = delivery.hub.connect(("default",), cursor, snapshot=STATE, user="ada", ticket=ticket)
+    if when == "before the first step":
+        delivery.hub.dismiss("kicked", user="ada")
+    assert [(name, id) for name, _, id in told(client)] == [(first, ""), ("sse_bye", "")]
+
+
+def test_who_is_kicked_after_the_state_keeps_the_place() -> None:
+    delivery = Delivery()
+    client = delivery.hub.connect(("default",), snapshot=STATE._replace(cursor="x-0"), user="ada")
+    assert b"event: state\n" in next(client)
+    delivery.hub.dismiss("kicked", user="ada")
+    assert last(client).id == "x-0"
+
+
+def test_a_kick_that_comes_while_a_stream_is_registered_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Delivery().hub
+    after = hub._dismissals.after
+    kick = threading.Thread(target=lambda: hub.dismiss("kicked", user="ada"))
+
+    def overtaken(*args: Any) -> str | None:
+        answer = after(*args)
+        kick.start()  # it has to wait for the lock that this look is made under
+        return answer
+
+    monkeypatch.setattr(hub._dismissals, "after", overtaken)
+    client = hub.connect(("a",), user="ada", ticket=hub.ticket)
+    kick.join(PATIENCE)
+    assert told(client)[-1][:2] == ("sse_bye", "kicked")
+
+
+def test_a_kick_between_the_call_of_stream_and_its_first_step_counts(make: Callable[..., SSEManager]) -> None:
+    manager = make()
+    body = body_of(manager, user="ada")
+    assert manager.kick(user="ada") == 0
+    assert told(body)[-1][1] == "kicked"
+
+
+def test_a_kick_between_a_ticket_and_the_call_of_stream_counts(make: Callable[..., SSEManager]) -> None:
+    manager = make()
+    environ = {"REQUEST_METHOD": "GET"}
+    ticket = manager.ticket()
+    manager.kick(channel="default")
+    _, _, body = stream(manager, environ, ticket=ticket)
+    assert told(iter(body))[-1][1] == "kicked"
+    _, _, body = stream(manager, environ)
+    assert b"sse_open" in next(iter(body))
+    assert manager.kick(channel="default") == 1
+
+
+def test_a_kick_while_subscribe_waits_for_the_backend_counts(
+    make: Callable[..., SSEManager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = make()
+    backend = manager._life.get().backend
+    monkeypatch.setattr(backend, "open", lambda cursor: manager.kick(user="ada"))
+    assert told(manager.subscribe(user="ada"))[-1][:2] == ("sse_bye", "kicked")
+
+
+def test_a_user_who_is_revoked_loses_a_stream_that_opens_meanwhile() -> None:
+    ask, asked = threading.Event(), threading.Event()
+
+    def may_stay(user: Hashable) -> bool:
+        asked.set()
+        assert ask.wait(PATIENCE)
+        return False
+
+    with SSEManager(clients=ClientOptions(revalidate_every=0.01), revalidate=may_stay) as manager:
+        there = manager.subscribe(user="ada")
+        assert asked.wait(PATIENCE)
+        opening = body_of(manager, user="ada")
+        ask.set()
+        for client in (there, opening):
+            assert [event.json for event in parse(b"".join(client))][-1] == {"reason": "revoked"}
 
 
 # -- rights that change ------------------------------------------------------------------------------------------------
@@ -267,12 +470,13 @@ class Asked:
         self.helper = Later()
         self.answers: dict[Hashable, Any] = {}
         self.questions: list[Hashable] = []
-        self.rights = Rights(self.answer, 30, self.delivery.hub, self.helper)
+        self.clock = Clock()
+        self.rights = Rights(self.answer, 30, self.delivery.hub, self.helper, self.clock)
 
     def answer(self, user: Hashable) -> Any:
         self.questions.append(user)
         answer = self.answers.get(user, True)
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -313,13 +517,91 @@ def test_an_answer_that_fails_or_is_none_ends_nothing_is_logged_and_asked_again(
     client = site.connect("ada")
     site.answers["ada"] = answer
     site.helper.pass_time()
-    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "'ada'" in caplog.text
     site.delivery.deliver()
     assert numbers(client, 1) == [1]
     site.answers["ada"] = False
     site.helper.pass_time()
     assert last(client).json == {"reason": "revoked"}
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """The level of each line, and what it counts."""
+    found = [(each.levelname, re.search(r"Errors .*?\.", each.getMessage())) for each in caplog.records]
+    caplog.clear()
+    return [(level, counts[0]) for level, counts in found if counts]
+
+
+def test_several_errors_in_a_row_are_an_error_in_the_log(site: Asked, caplog: pytest.LogCaptureFixture) -> None:
+    site.connect("ada")
+    site.connect("bob")
+    site.answers["ada"] = AttributeError("'NoneType' object has no attribute 'active'")
+    site.helper.pass_time()
+    assert logged(caplog) == [("WARNING", "Errors in a row: 1; users with errors: 1.")]
+    site.helper.pass_time()
+    assert logged(caplog) == []
+    site.helper.pass_time()
+    assert "must return False for a user who may not stay, also for one who was deleted" in caplog.text
+    assert "AttributeError" in caplog.text
+    assert logged(caplog) == [("ERROR", "Errors in a row: 3; users with errors: 1.")]
+    site.answers["ada"] = True
+    site.helper.pass_time()
+    site.clock.now += QUIET_SECONDS
+    site.answers["ada"] = None
+    site.helper.pass_time()
+    assert logged(caplog) == [("WARNING", "Errors in a row: 1; users with errors: 1.")]
+
+
+def test_a_database_that_is_away_is_not_logged_for_each_user(site: Asked, caplog: pytest.LogCaptureFixture) -> None:
+    for user in range(100):
+        site.connect(user)
+        site.answers[user] = RuntimeError("the database is away")
+    for _ in range(5):
+        site.helper.pass_time()
+    assert [level for level, _ in logged(caplog)] == ["WARNING", "ERROR"]
+    site.clock.now += QUIET_SECONDS
+    site.helper.pass_time()
+    assert logged(caplog) == [("ERROR", "Errors in a row: 6; users with errors: 100.")]
+
+
+def test_the_errors_of_users_who_have_left_are_forgotten(site: Asked) -> None:
+    client = site.connect("ada")
+    site.answers["ada"] = None
+    site.helper.pass_time()
+    client.close()
+    site.helper.pass_time()
+    assert site.rights._errors == {}
+
+
+def test_a_user_is_asked_about_again_whatever_was_raised(site: Asked) -> None:
+    site.connect("ada")
+    site.answers["ada"] = SystemExit()  # as a time limit of gevent, no Exception
+    with pytest.raises(SystemExit):
+        site.helper.pass_time()
+    site.answers["ada"] = True
+    site.helper.pass_time()
+    assert site.questions == ["ada", "ada"]
+
+
+async def answer_later(user: object) -> bool:
+    return True
+
+
+def test_revalidate_must_not_be_async(make: Callable[..., SSEManager]) -> None:
+    with pytest.raises(TypeError, match=r"^revalidate must not be async"):
+        SSEManager(revalidate=answer_later)
+    manager = make()
+    with pytest.raises(TypeError, match=r"^revalidate must not be async"):
+        manager.revalidate = answer_later
+    assert manager.revalidate is None
+
+
+def test_an_answer_that_is_a_coroutine_is_an_error(site: Asked, caplog: pytest.LogCaptureFixture) -> None:
+    site.connect("ada")
+    site.answers["ada"] = answer_later("ada")
+    site.helper.pass_time()
+    assert "revalidate returned a coroutine instead of True or False" in caplog.text
 
 
 def test_nobody_asks_about_a_user_who_has_left_until_he_is_back(site: Asked) -> None:

@@ -163,7 +163,7 @@ def test_the_first_block_of_a_new_client_has_the_head_as_its_id() -> None:
     delivery = Delivery(retry_ms=1234)
     delivery.deliver(3)
     client = delivery.connect()
-    assert next(client) == b'event: sse_open\nretry: 1234\ndata: {"heartbeat":15.0}\nid: x-3\n\n'
+    assert next(client) == b'event: sse_open\nretry: 1234\ndata: {"heartbeat":15.0,"channels":["default"]}\nid: x-3\n\n'
 
 
 def test_the_time_to_return_is_drawn_for_each_connection_and_grows_with_their_number() -> None:
@@ -443,7 +443,7 @@ def test_a_subscriber_gets_what_is_enqueued_after_it_subscribed(make: Make) -> N
     assert manager.flush_all(PATIENCE)
     client = manager.subscribe()
     manager.enqueue("t", "after")
-    assert [data for _, data, _ in take(client, 2)] == [{"heartbeat": 15.0}, "after"]
+    assert [data for _, data, _ in take(client, 2)] == [{"heartbeat": 15.0, "channels": ["default"]}, "after"]
 
 
 def test_a_broadcast_reaches_every_channel_and_no_caller_names_it(make: Make) -> None:

@@ -29,24 +29,24 @@ class Site:
         self.transport = transport
         clients = ClientOptions(transport=transport, **options)
         self.manager = stack.enter_context(SSEManager(BatchOptions(batch_window=10), clients, history=history))
-        self.state: list[tuple[str, Any]] | None = None
+        self.take_state: Callable[[], list[tuple[str, Any]]] | None = None
         self._stack = stack
         self._address = stack.enter_context(serving(self._app))
 
     def _app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         channels = parse_qs(environ["QUERY_STRING"]).get("channel", ["default"])
-        state = self.state
-        status, headers, body = stream(
-            self.manager, environ, channels, snapshot=None if state is None else lambda: state, user=channels[0]
-        )
+        status, headers, body = stream(self.manager, environ, channels, snapshot=self.take_state, user=channels[0])
         start_response(status, headers)
         return body
 
-    def open(self, query: str = "", cursor: str | None = None) -> Reading:
+    def ask(self, query: str = "", cursor: str | None = None) -> Reading:
         connection = http.client.HTTPConnection(*self._address, timeout=PATIENCE)
         self._stack.callback(connection.close)
         connection.request("GET", f"/?{query}", headers={"Last-Event-ID": cursor} if cursor else {})
-        reading = Reading(connection, connection.getresponse())
+        return Reading(connection, connection.getresponse())
+
+    def open(self, query: str = "", cursor: str | None = None) -> Reading:
+        reading = self.ask(query, cursor)
         # The first block comes before the connection has changed hands.
         first = reading.next()
         reading.first = first
@@ -159,7 +159,7 @@ def test_a_client_that_knows_no_batches_goes_on_in_the_middle_of_one(site: Site)
 
 
 def test_a_client_that_begins_anew_gets_the_state_first_however_large_it_is(site: Site) -> None:
-    site.state = [("state", "x" * 1_000_000), ("state", 2)]
+    site.take_state = lambda: [("state", "x" * 1_000_000), ("state", 2)]
     reading = site.open()
     assert [reading.next().data[:3], reading.next().data] == ['"xx', "2"]
     site.send(1)
@@ -186,6 +186,25 @@ def test_who_is_kicked_is_told_and_the_others_go_on(site: Site) -> None:
     assert one.has_ended()
     site.send(1, channel="b")
     assert two.data() == 1
+
+
+def test_a_kick_while_the_state_is_taken_ends_the_stream(site: Site) -> None:
+    def take() -> list[tuple[str, Any]]:
+        assert site.manager.kick(user="default") == 0
+        return [("state", "secret")]
+
+    site.take_state = take
+    refused = site.ask()
+    events = [refused.next(), refused.next()]
+    assert [(event.type, event.json.get("reason"), event.id) for event in events] == [
+        ("sse_open", None, ""),
+        ("sse_bye", "kicked", ""),
+    ]
+    assert refused.has_ended()
+    wait_until(lambda: site.manager.get_stats().clients == 0, "it was forgotten")
+    site.take_state = lambda: [("state", 1)]
+    again = site.open()
+    assert (again.first.type, again.data()) == ("sse_open", 1)
 
 
 def test_whose_rights_end_is_told(make: Callable[..., Site]) -> None:

@@ -15,6 +15,7 @@ from sse_batcher.wire import HEADERS
 from tests.sse_parser import EventStreamParser, ServerEvent, take
 
 BATCHING = BatchOptions(batch_window=0)
+OPENED = '{"heartbeat":15.0,"channels":["default"]}'
 
 
 class Response:
@@ -73,7 +74,7 @@ def test_get_streams_with_exactly_the_headers_of_the_contract(manager: SSEManage
         (opened,) = response.take(1)
         manager.enqueue("log", {"a": 1})
         (event,) = response.take(1)
-    assert (opened.type, opened.json) == ("sse_open", {"heartbeat": 15.0})
+    assert (opened.type, opened.json) == ("sse_open", {"heartbeat": 15.0, "channels": ["default"]})
     assert (event.type, event.json) == ("log", {"a": 1})
 
 
@@ -167,7 +168,7 @@ def test_a_new_client_stands_at_the_head(manager: SSEManager, head: str) -> None
 
 
 def test_a_client_that_has_everything_is_resumed_at_its_own_id(manager: SSEManager, head: str) -> None:
-    assert first_block(manager, HTTP_LAST_EVENT_ID=head) == ("sse_open", '{"heartbeat":15.0}', head)
+    assert first_block(manager, HTTP_LAST_EVENT_ID=head) == ("sse_open", OPENED, head)
 
 
 def test_a_client_that_missed_something_is_resumed_and_gets_it(manager: SSEManager, head: str) -> None:
@@ -261,7 +262,7 @@ def test_a_hostile_cursor_is_a_gap_and_is_never_sent_back(
     with Response(manager, **environ) as response:
         sent = next(response.chunks)
     (event,) = EventStreamParser(strict=True).feed(sent)
-    assert event == ("sse_gap", '{"heartbeat":15.0,"reason":"malformed"}', head)
+    assert event == ("sse_gap", '{"heartbeat":15.0,"channels":["default"],"reason":"malformed"}', head)
     assert len(sent) < 200
     assert len(raw) < 3 or raw not in sent
 

@@ -6,7 +6,7 @@ Run by one thread, the server's, but for `close` and `drain`, which the watcher 
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..client import Client
@@ -20,7 +20,7 @@ from ..watcher import Watch, watcher
 class Request(NamedTuple):
     """What a stream is asked for, and where.
 
-    `resumes`: no snapshot was taken, since the client would have missed nothing.
+    `resumes`: no snapshot was taken, since the client would have missed nothing. `ticket`: a kick after it counts.
     """
 
     channels: tuple[str, ...]
@@ -29,7 +29,8 @@ class Request(NamedTuple):
     batches: bool = True
     snapshot: Snapshot | None = None
     resumes: bool = False
-    user: Hashable = None
+    user: str | int | None = None
+    ticket: int | None = None
 
 
 class AttachedStream(Iterator[bytes]):
@@ -86,7 +87,12 @@ class AttachedStream(Iterator[bytes]):
         asked = self._request
         try:
             client = self._manager.subscribe(
-                asked.channels, asked.last_event_id, batches=asked.batches, snapshot=asked.snapshot, user=asked.user
+                asked.channels,
+                asked.last_event_id,
+                batches=asked.batches,
+                snapshot=asked.snapshot,
+                user=asked.user,
+                ticket=asked.ticket,
             )
         except ClosedError:
             raise _BusyError("draining") from None

@@ -154,9 +154,11 @@ class Connection(Member):
         frames, size = self.group.handed
         return self._frames + frames, self._bytes + size
 
-    def dismiss(self, reason: str) -> None:
+    def dismiss(self, reason: str) -> bool:
+        first = self.dismissed is None
         self.dismissed = self.dismissed or reason
         self.group.loop.post(self)
+        return first
 
     def read_on(self, frames: Iterable[Frame]) -> None:
         self._slice = list(frames)

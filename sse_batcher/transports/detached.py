@@ -50,7 +50,7 @@ class DetachedStream(AttachedStream):
         if self._replays and client is not None and _hub_of(client).covers(client):
             client.dismiss("lease")  # it comes back at once, and is detached then
         block = super().__next__()
-        if self._begun or self._client is None:
+        if self._begun or self._client is None or self._client.farewell is not None:
             return block
         self._begun = True
         return self._divert(block)

@@ -1,0 +1,48 @@
+"""Dismissals: which streams were told to end, in numbered order, for streams that are still being opened.
+
+Pure. Not thread-safe; the hub's lock guards it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
+
+MAX_DISMISSALS = 10_000
+"""How many pairs of a user and a channel are remembered."""
+
+
+class Dismissals:
+    """The newest dismissal of each user, of each channel, and of each user in a channel.
+
+    A request notes the number of the newest one, its *ticket*, before the app decides what it may have. When its stream
+    opens, every dismissal after the ticket counts for it. Pairs are forgotten in the order of their newest dismissal;
+    for those that are forgotten, one floor is kept. A ticket below the floor counts as dismissed: the client comes back
+    at once, and the app decides again.
+    """
+
+    def __init__(self, most: int = MAX_DISMISSALS) -> None:
+        self.newest = 0
+        """The number of the newest dismissal; 0 before the first one."""
+        self._most = most
+        self._floor = 0
+        self._by_pair: OrderedDict[tuple[Hashable, str | None], tuple[int, str]] = OrderedDict()
+
+    def add(self, reason: str, user: Hashable, channel: str | None) -> None:
+        """Note that the streams of this user, in this channel, were told to end. None: of any."""
+        self.newest += 1
+        self._by_pair[user, channel] = self.newest, reason
+        self._by_pair.move_to_end((user, channel))
+        if len(self._by_pair) > self._most:
+            self._floor, _ = self._by_pair.popitem(last=False)[1]
+
+    def after(self, ticket: int, user: Hashable, channels: Iterable[str]) -> str | None:
+        """The reason of the newest dismissal after this ticket that is for such a stream; None if there is none."""
+        if ticket >= self.newest:
+            return None
+        pairs: list[tuple[Hashable, str | None]] = [(None, None), (user, None)]
+        for channel in channels:
+            pairs += [(None, channel), (user, channel)]
+        found = max((self._by_pair[pair] for pair in pairs if pair in self._by_pair), default=(0, "kicked"))
+        number, reason = max(found, (self._floor, "kicked"))
+        return reason if number > ticket else None

@@ -6,8 +6,9 @@ context, so that it pins no database connection.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from flask import Blueprint, Response, abort, current_app, has_request_context, jsonify, request
@@ -27,25 +28,29 @@ _log = logging.getLogger("sse_batcher.blueprint")
 NAME = "sse_batcher"
 _HOST = "sse_host"
 """The variable part of our rules that is any host, for apps with host matching."""
+_TICKET = "sse_batcher.ticket"
+"""Where a request's environ has it."""
 
 
 class Extension(Protocol):
-    """What the views need of the extension."""
+    """What the views need of the extension: one app's part of it."""
 
-    @property
-    def manager(self) -> SSEManager: ...
+    manager: SSEManager
 
     def allowed(self, asked: tuple[str, ...]) -> tuple[str, ...]: ...
 
-    def user(self) -> Hashable: ...
+    def user(self) -> str | int | None: ...
 
     def shows_stats(self) -> bool | None: ...
 
     def snapshot_of(self, channels: tuple[str, ...]) -> Callable[[], Iterable[tuple[str, Any]]] | None: ...
 
 
-def create_blueprint(extension: Extension, url_prefix: str, cors: Cors) -> Blueprint:
-    """The routes, to be registered once for each app. `url_prefix` has no slash at its end."""
+def create_blueprint(extension: Extension, url_prefix: str, cors: Cors, *, told: bool) -> Blueprint:
+    """The routes, to be registered once for each app. `url_prefix` has no slash at its end.
+
+    `told`: the config names the backend.
+    """
 
     unchecked = ["the config, which is complete at the first stream"]
 
@@ -55,17 +60,19 @@ def create_blueprint(extension: Extension, url_prefix: str, cors: Cors) -> Bluep
             asked = check_channels(request.args.getlist("channel") or [DEFAULT_CHANNEL])
         except InvalidEventError as error:
             abort(400, str(error))
+        # A view of the app's own that calls this one has no ticket yet.
+        ticket = request.environ[_TICKET] if _TICKET in request.environ else extension.manager.ticket()
         channels = extension.allowed(asked)
         if not channels:
             abort(403)
         if unchecked:
             unchecked.clear()
             _warn_of_compression()
-            _warn_of_processes(request.environ)
+            _warn_of_processes(request.environ, told)
         manager, environ, user = extension.manager, request.environ, extension.user()
         try:
             status, headers, body = stream(
-                manager, environ, channels, snapshot=extension.snapshot_of(channels), user=user
+                manager, environ, channels, snapshot=extension.snapshot_of(channels), user=user, ticket=ticket
             )
         except HTTPException:
             raise
@@ -98,6 +105,7 @@ def create_blueprint(extension: Extension, url_prefix: str, cors: Cors) -> Bluep
     routes = [("/", "stream", view), ("/health", "health", health), ("/stats", "stats", stats)]
     _add_routes(blueprint, [("", "stream", view), *routes] if url_prefix else routes)
     _look_for_collisions(blueprint)
+    blueprint.url_value_preprocessor(functools.partial(_take_ticket, extension))
 
     @blueprint.after_request
     def allow_origins(response: Response) -> Response:
@@ -111,6 +119,12 @@ def create_blueprint(extension: Extension, url_prefix: str, cors: Cors) -> Bluep
         return response
 
     return blueprint
+
+
+def _take_ticket(extension: Extension, endpoint: str | None, values: object) -> None:
+    # Called before the app's before-request functions: authorize() may go by a user that they have looked up.
+    if endpoint == f"{NAME}.stream":
+        request.environ[_TICKET] = extension.manager.ticket()
 
 
 def _uncached(response: Response) -> Response:
@@ -174,8 +188,8 @@ def _warn_of_collisions(routes: Map, told: set[str]) -> None:
             )
 
 
-def _warn_of_processes(environ: Mapping[str, Any]) -> None:
-    if environ.get("wsgi.multiprocess") and "SSE_BACKEND" not in current_app.config:
+def _warn_of_processes(environ: Mapping[str, Any], told: bool) -> None:
+    if environ.get("wsgi.multiprocess") and not told:
         _log.warning(
             "this server runs several processes, and each reaches its own clients only: run one process with threads, "
             'or set SSE_BACKEND ("redis://..." for all of them, "memory://" if that is what you want)'

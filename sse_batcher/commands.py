@@ -6,6 +6,7 @@ Run by the command's own process, which ends afterwards.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import click
 from flask.cli import AppGroup, with_appcontext
@@ -17,8 +18,8 @@ from .event import BROADCAST, DEFAULT_CHANNEL
 PUBLISH_SECONDS = 10.0
 
 
-def create_commands(extension: Extension) -> AppGroup:
-    """``flask sse publish TYPE JSON``, for one app."""
+def create_commands(extension: Extension, compare_config: Callable[[], None]) -> AppGroup:
+    """``flask sse publish TYPE JSON``, for one app. `compare_config` logs what of its config came too late."""
     group = AppGroup("sse", help="Server-Sent Events.")
 
     @group.command("publish")
@@ -28,6 +29,7 @@ def create_commands(extension: Extension) -> AppGroup:
     @with_appcontext
     def publish(event_type: str, data: str, channel: str) -> None:
         """Send an event to the clients of all processes."""
+        compare_config()
         manager = extension.manager
         if not manager.reaches_others:
             raise click.ClickException(

@@ -9,17 +9,19 @@ import difflib
 import json
 import logging
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from flask import Flask, current_app, has_app_context
+from werkzeug.local import LocalProxy
 
 from .blueprint import NAME, create_blueprint
 from .commands import create_commands
 from .cors import Cors
 from .errors import ConfigurationError
-from .event import DEFAULT_CHANNEL, Encode, check_channel, encode_json, json_encoder
+from .event import DEFAULT_CHANNEL, NOT_GIVEN, Encode, NotGiven, encode_json, json_encoder
+from .hooks import AppHooks, Hooks
 from .manager import SSEManager
 from .options import (
     BATCH_OPTION_NAMES,
@@ -32,14 +34,9 @@ from .options import (
 )
 from .page import add_page_cursor
 from .process import require_threads
-from .rights import Ask
 
 _log = logging.getLogger("sse_batcher.extension")
 
-Authorize = Callable[[tuple[str, ...]], "Iterable[str] | None"]
-A = TypeVar("A", bound=Authorize)
-TakeState = Callable[[], "tuple[str, Any]"]
-S = TypeVar("S", bound=TakeState)
 F = TypeVar("F", bound=Callable[..., Any])
 
 PREFIX = "SSE_"
@@ -48,9 +45,10 @@ KEYS = tuple(
     PREFIX + name.upper() for name in (*BATCH_OPTION_NAMES, *CLIENT_OPTION_NAMES, *HISTORY_OPTION_NAMES, *_OWN)
 )
 """Those of all options, and `SSE_BATCHING`, `SSE_BACKEND`, `SSE_URL_PREFIX`, `SSE_CORS_ORIGINS`."""
+_UNKNOWN_KEY = "the config key %s is none of sse_batcher's and is ignored"
 
 
-class SSE:
+class SSE(Hooks):
     """Server-Sent Events for a Flask app.
 
     ``sse = SSE(app)``, or ``sse = SSE()`` and later ``sse.init_app(app)``; both read the config once and register the
@@ -58,48 +56,69 @@ class SSE:
 
     Inside an app context it means that app's manager; outside, the only app's. With more than one app alive, a thread
     takes `manager` inside a context and keeps it.
+
+    Its decorators register functions for all apps that have this SSE, those that come later, too. `for_app` has the
+    same decorators for one app.
     """
 
+    _one_for = (
+        "all apps of this SSE. If each app has its own, as in an application factory, register it with "
+        "@sse.for_app(app)"
+    )
+
     def __init__(self, app: Flask | None = None) -> None:
-        self._managers: weakref.WeakKeyDictionary[Flask, SSEManager] = weakref.WeakKeyDictionary()
-        self._functions: dict[str, Callable[..., Any]] = {}  # what the app has registered, by the decorator's name
-        self._snapshots: dict[str, TakeState] = {}
+        super().__init__()
+        # An app keeps its hooks alive, through its routes. Here they are known weakly: the functions may know the app,
+        # and so it would never be collected.
+        self._apps: weakref.WeakKeyDictionary[Flask, weakref.ref[AppHooks]] = weakref.WeakKeyDictionary()
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
         """Give the app a manager, configured by its `SSE_` keys, and the stream at `SSE_URL_PREFIX` (``/events``).
 
+        The keys are read here, and not later: if one has changed by the app's first request, the log says so.
+
         Raises `ConfigurationError` naming the key for a value that cannot be meant and for a key that looks like a
         misspelling, and `RuntimeError` where the app has an `SSE` already.
         """
+        app = _real(app)
         if NAME in app.extensions:
             raise RuntimeError("this app has an SSE already: create one SSE and call init_app() once for each app")
         require_threads()
         prefix = _url_prefix(app.config)
         with _naming_keys():
             cors = Cors(app.config.get("SSE_CORS_ORIGINS", ()))
-        self._managers[app] = _manager(app, self._functions.get("revalidate"))
+        limits_users = app.config.get("SSE_MAX_CLIENTS_PER_USER") is not None
+        hooks = AppHooks(self, _manager(app), limits_users=limits_users)
+        keys = _KeysRead(app.config)
+        self._apps[app] = weakref.ref(hooks)
         app.extensions[NAME] = self
-        app.register_blueprint(create_blueprint(self, prefix, cors))
-        app.cli.add_command(create_commands(self))
-        add_page_cursor(app, self._managers[app], told="SSE_BACKEND" in app.config)
+        app.register_blueprint(create_blueprint(hooks, prefix, cors, told="SSE_BACKEND" in keys))
+        app.cli.add_command(create_commands(hooks, keys.compare_once))
+        add_page_cursor(app, hooks.manager, told="SSE_BACKEND" in keys)
+        _at_first_request(app, keys.compare_once)
+
+    def for_app(self, app: Flask) -> Hooks:
+        """Return the decorators for one app that `init_app` has seen, such as ``@sse.for_app(app).authorize``.
+
+        Its functions count for this app alone, and before those of the SSE. If an app has its own `authorize`, every
+        other app of this SSE needs one, too, or its streams are a `RuntimeError`.
+        """
+        return self._hooks_of(_real(app))
 
     @property
     def manager(self) -> SSEManager:
         """The `SSEManager` of the current app, or of the only one. `RuntimeError` where that is not clear."""
         if has_app_context():
-            manager = self._managers.get(current_app._get_current_object())  # type: ignore[attr-defined]
-            if manager is None:
-                raise RuntimeError("the current app does not know this SSE: call sse.init_app(app) when it is created")
-            return manager
-        managers = list(self._managers.values())
-        if len(managers) != 1:
+            return self._hooks_of(_real(current_app)).manager
+        alive = self._alive()
+        if len(alive) != 1:
             raise RuntimeError(
-                f"there is no app context, and {len(managers)} apps have this SSE: take sse.manager inside an app "
+                f"there is no app context, and {len(alive)} apps have this SSE: take sse.manager inside an app "
                 f"context and pass it on to the thread"
             )
-        return managers[0]
+        return alive[0].manager
 
     def enqueue(self, event_type: str, data: Any, *, channel: str = DEFAULT_CHANNEL) -> None:
         """Send an event to the clients of one channel. See `SSEManager.enqueue`."""
@@ -113,100 +132,81 @@ class SSE:
         """Where the history of the current app's manager stands. See `SSEManager.cursor`."""
         return self.manager.cursor()
 
-    def kick(self, *, user: Hashable = None, channel: str | None = None) -> None:
-        """End the streams of a user, or of a channel, or of both at once. See `SSEManager.kick`."""
-        self.manager.kick(user=user, channel=channel)
+    def kick(self, *, user: str | int | NotGiven = NOT_GIVEN, channel: str | NotGiven = NOT_GIVEN) -> int:
+        """End the streams of a user, or of a channel, or of a user in a channel. See `SSEManager.kick`.
 
-    def snapshot(self, channel: str) -> Callable[[S], S]:
-        """Register the function that gives the state of a channel. A decorator.
-
-        ``function()`` returns ``(event_type, data)``. It is called in the view when a client begins anew on this
-        channel, or returns after it has missed something; the client gets this event first, and then everything that
-        was delivered since just before the call. If it raises, that is logged and the client told to come back;
-        ``abort()`` refuses it for good.
+        Returns how many streams of this process end by it.
         """
-        name = check_channel(channel)
-
-        def register(function: S) -> S:
-            if name in self._snapshots:
-                raise RuntimeError(f"{self._snapshots[name]!r} gives the state of channel {name!r} already")
-            self._snapshots[name] = function
-            return function
-
-        return register
-
-    def authorize(self, function: A) -> A:
-        """Register the function that says who may see which channels. A decorator.
-
-        ``function(channels)`` is asked in the view, at every connect, with the names asked for, ``default`` included.
-        It returns those that this request may have, or aborts. A subset is served, none (or None) is 403, and a name
-        that was not asked for is a `RuntimeError`. Without a function only ``default`` is served, to everybody.
-        """
-        return self._register("authorize", function)
-
-    def identify(self, function: F) -> F:
-        """Register the function that says whose stream it is. A decorator.
-
-        ``function()`` is asked in the view, at every connect, and returns a name or a number, None for nobody. It is
-        what `kick` and `revalidate` go by, and ``SSE_MAX_CLIENTS_PER_USER``.
-        """
-        return self._register("identify", function)
+        return self.manager.kick(user=user, channel=channel)
 
     def revalidate(self, function: F) -> F:
-        """Register the function that says whether a user may keep his streams. A decorator.
-
-        ``function(user)`` is asked every ``SSE_REVALIDATE_EVERY`` seconds about each user with a stream, one at a time,
-        on a thread of its own in an app context without a request. It returns True or False; False ends his streams,
-        and `authorize` decides when they come back. If it raises, that is logged, and he keeps them until then.
-        """
-        self._register("revalidate", function)
-        for manager in self._managers.values():
-            manager.revalidate = function
+        """Register the function that says whether a user may keep the open streams. See `Hooks.revalidate`."""
+        super().revalidate(function)
+        for hooks in self._alive():
+            hooks.pass_on_revalidate()
         return function
 
-    def allow_stats(self, function: F) -> F:
-        """Register the function that says who may see the counters, at ``/events/stats``. A decorator.
+    def _alive(self) -> list[AppHooks]:
+        return [hooks for reference in list(self._apps.values()) if (hooks := reference()) is not None]
 
-        ``function()`` is asked in the view, and returns True or False. Without one there is no such page.
-        """
-        return self._register("allow_stats", function)
+    def _hooks_of(self, app: Flask) -> AppHooks:
+        reference = self._apps.get(app)
+        hooks = None if reference is None else reference()
+        if hooks is None:
+            raise RuntimeError(
+                f"the app {app.name!r} does not know this SSE: call sse.init_app(app) when it is created"
+            )
+        return hooks
 
-    def _register(self, name: str, function: F) -> F:
-        # A second one is refused: which of two decides must not depend on the order of imports.
-        if name in self._functions:
-            raise RuntimeError(f"{self._functions[name]!r} is registered as {name} already: there can be only one")
-        self._functions[name] = function
-        return function
 
-    def snapshot_of(self, channels: tuple[str, ...]) -> Callable[[], list[tuple[str, Any]]] | None:
-        """What takes the state of these channels, None where no function is registered. For the blueprint."""
-        functions = [self._snapshots[channel] for channel in channels if channel in self._snapshots]
-        return (lambda: [function() for function in functions]) if functions else None
+def _at_first_request(app: Flask, function: Callable[[], None]) -> None:
+    """Call this in the first request of the app, for whatever page: a late SSE_URL_PREFIX makes the stream's a 404."""
 
-    def allowed(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """Which of these channels the current request may have. For the blueprint."""
-        authorize: Authorize | None = self._functions.get("authorize")
-        if authorize is None:
-            return asked if asked == (DEFAULT_CHANNEL,) else ()
-        answer = tuple(authorize(asked) or ())
-        foreign = [name for name in answer if name not in asked]
-        if foreign:
-            raise RuntimeError(f"authorize() returned {foreign!r}, which was not asked for: return some of {asked!r}")
-        return answer
+    def call() -> None:
+        function()
+        # Then no request pays for it. Another list, since other requests may be walking through this one.
+        functions = current_app.before_request_funcs
+        functions[None] = [each for each in functions[None] if each is not call]
 
-    def user(self) -> Hashable:
-        """Whose the current request is. For the blueprint."""
-        identify = self._functions.get("identify")
-        if identify is not None:
-            return identify()  # type: ignore[no-any-return]
-        if "revalidate" in self._functions or current_app.config.get("SSE_MAX_CLIENTS_PER_USER"):
-            raise RuntimeError("revalidate and SSE_MAX_CLIENTS_PER_USER need to know the users: register @sse.identify")
-        return None
+    app.before_request_funcs.setdefault(None, []).insert(0, call)
 
-    def shows_stats(self) -> bool | None:
-        """Whether the current request may see the counters; None: nobody may. For the blueprint."""
-        allow = self._functions.get("allow_stats")
-        return None if allow is None else bool(allow())
+
+def _real(app: Flask) -> Flask:
+    """The app itself, if this is `current_app`."""
+    return app._get_current_object() if isinstance(app, LocalProxy) else app
+
+
+class _KeysRead:
+    """The `SSE_` keys that an app had when they were read, and whether they are the same at its first request."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._read: dict[str, Any] = _own_keys(config)
+        self._compared = False
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._read
+
+    def compare_once(self) -> None:
+        """Say in the log what has changed in the current app; only the first call does."""
+        if not self._compared:
+            self._compared = True  # by two threads at once twice: a harmless race
+            self._compare(_own_keys(current_app.config))
+
+    def _compare(self, now: Mapping[str, Any]) -> None:
+        for key in sorted(self._read.keys() | now.keys()):
+            if key in self._read and key in now and (key not in KEYS or _same(self._read[key], now[key])):
+                continue
+            close = [] if key in KEYS else difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8)
+            if key in KEYS or close:
+                _log.error(
+                    "the config key %s was %s after SSE(app) or init_app(app) had read the config, and that has no "
+                    "effect: set %s before",
+                    key,
+                    "removed" if key not in now else "changed" if key in self._read else "set",
+                    close[0] if close else "it",
+                )
+            elif key in now:
+                _log.warning(_UNKNOWN_KEY, key)
 
 
 class _AppEncoder:
@@ -236,7 +236,7 @@ class _AppEncoder:
         return lambda data: encode_json(json.loads(provider.dumps(data)))
 
 
-def _manager(app: Flask, revalidate: Ask | None) -> SSEManager:
+def _manager(app: Flask) -> SSEManager:
     config = app.config
     _check_keys(config)
     app_ref = weakref.ref(app)
@@ -252,7 +252,6 @@ def _manager(app: Flask, revalidate: Ask | None) -> SSEManager:
             config.get("SSE_BACKEND", "memory://"),
             history=HistoryOptions(**_set_options(HISTORY_OPTION_NAMES, config)),
             encode=_AppEncoder(app_ref),
-            revalidate=revalidate,
             context=context,
         )
 
@@ -295,7 +294,22 @@ def _check_keys(config: Mapping[str, Any]) -> None:
             close = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8)
             if close:
                 raise ConfigurationError(f"there is no config key {key}: did you mean {close[0]}?")
-            _log.warning("the config key %s is none of sse_batcher's and is ignored", key)
+            _log.warning(_UNKNOWN_KEY, key)
+
+
+def _own_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys with our prefix. Containers are copied, so that a change inside of one shows."""
+    return {key: _copied(value) for key, value in list(config.items()) if key.startswith(PREFIX)}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return type(value)(value) if type(value) in (list, set) else value
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (type(one) is type(other) and bool(one == other))
 
 
 def _url_prefix(config: Mapping[str, Any]) -> str:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from flask import Flask, current_app, has_request_context, request
-from werkzeug.test import TestResponse
+from flask.sessions import SecureCookieSession, SessionInterface
+from werkzeug.test import TestResponse, create_environ
 
 from sse_batcher import SSE, ConfigurationError
 from sse_batcher.cors import Cors
+from sse_batcher.options import TRANSPORTS
 
 from .sse_parser import parse
 
@@ -85,6 +87,83 @@ def test_a_user_is_kicked_and_comes_back_to_the_apps_decision(make_site: MakeSit
     assert site.request(X_User="ada").status_code == 403
 
 
+class SlowStore(SessionInterface):
+    """A session store that lets something happen while it saves."""
+
+    def __init__(self, happen: Callable[[], None]) -> None:
+        self.happen = happen
+
+    def open_session(self, *_: Any) -> SecureCookieSession:
+        return SecureCookieSession()
+
+    def save_session(self, *_: Any) -> None:
+        self.happen()
+
+
+MOMENTS = ["before_request", "authorize", "identify", "snapshot", "after_request", "session", "first step"]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kick_while_a_stream_opens_ends_it(make_site: MakeSite, moment: str, transport: str) -> None:
+    site = make_site(SSE_BATCHING=False, SSE_TRANSPORT=transport)
+    kicked: list[int] = []
+
+    def reach(name: str) -> None:
+        if name == moment and not kicked:
+            kicked.append(site.sse.kick(user="ada"))
+            site.sse.enqueue("log", "secret")
+            assert site.manager.flush_all(PATIENCE)
+
+    @site.sse.authorize
+    def allowed(channels: tuple[str, ...]) -> tuple[str, ...]:
+        reach("authorize")
+        return channels
+
+    @site.sse.identify
+    def user() -> str:
+        reach("identify")
+        return "ada"
+
+    @site.sse.snapshot("default")
+    def state() -> tuple[str, str]:
+        reach("snapshot")
+        return "state", "secret"
+
+    site.app.before_request(lambda: reach("before_request"))
+    site.app.after_request(lambda response: [reach("after_request"), response][1])
+    site.app.session_interface = SlowStore(lambda: reach("session"))
+    # Not the test client, which takes the first step at once.
+    body = site.app.wsgi_app(create_environ("/events"), lambda status, headers, exc_info=None: lambda data: None)
+    reach("first step")
+    blocks = iter(body)
+    events = list(parse(next(blocks), strict=True))
+    assert kicked == [0]
+    assert [(event.type, event.json.get("reason"), event.id) for event in events] == [
+        ("sse_open", None, ""),
+        ("sse_bye", "kicked", ""),
+    ]
+    assert list(blocks) == []
+    with site.request() as response:
+        opened, state_of_it = parse(next(iter(response.response)), strict=True)  # type: ignore[arg-type]
+        assert (opened.type, state_of_it.json) == ("sse_open", "secret")
+
+
+def test_a_view_of_the_apps_own_that_opens_the_stream_is_covered(make_site: MakeSite) -> None:
+    site = make_site()
+    view = site.app.view_functions["sse_batcher.stream"]
+
+    @site.sse.authorize
+    def allowed(channels: tuple[str, ...]) -> tuple[str, ...]:
+        site.sse.kick(channel="default")
+        return channels
+
+    site.app.add_url_rule("/mine", "mine", view)
+    with site.request("/mine") as response:
+        events = parse(next(iter(response.response)), strict=True)  # type: ignore[arg-type]
+    assert [event.type for event in events] == ["sse_open", "sse_bye"]
+
+
 @pytest.mark.parametrize("config", [{"SSE_MAX_CLIENTS_PER_USER": 1}, {}], ids=["limit", "revalidate"])
 def test_what_goes_by_users_needs_to_know_them(make_site: MakeSite, config: dict[str, Any]) -> None:
     site = make_site(**config)
@@ -123,8 +202,9 @@ def test_a_second_function_for_the_same_decision_is_refused(make_site: MakeSite,
         return True
 
     assert decorate(decide) is decide
+    assert decorate(decide) is decide  # the same one: as when a factory registers it for each app that it makes
     with pytest.raises(RuntimeError, match=f"is registered as {name} already: there can be only one"):
-        decorate(decide)
+        decorate(lambda *_: False)
 
 
 # -- other origins -----------------------------------------------------------------------------------------------------

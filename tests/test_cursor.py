@@ -347,7 +347,7 @@ def test_a_head_request_takes_no_state(site: Site) -> None:
 
 def test_a_second_hook_for_a_channel_and_one_for_no_channel_are_refused(site: Site) -> None:
     State(site)
-    with pytest.raises(RuntimeError, match="gives the state of channel 'default' already"):
+    with pytest.raises(RuntimeError, match="is registered as the snapshot of channel 'default' already"):
         State(site)
     with pytest.raises(ValueError):
         site.sse.snapshot("")

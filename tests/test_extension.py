@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from flask import Flask, Response, abort, current_app, has_app_context, has_request_context, request, url_for
+from flask import Config, Flask, Response, abort, current_app, has_app_context, has_request_context, request, url_for
 from flask.json.provider import DefaultJSONProvider, JSONProvider
 from flask_compress import Compress
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
@@ -302,6 +302,117 @@ def test_the_other_keys_are_checked_also_with_batching_off() -> None:
         SSE(app)
 
 
+# -- configuration that comes too late ---------------------------------------------------------------------------------
+
+
+def told_late(app: Flask, caplog: pytest.LogCaptureFixture, path: str = "/") -> list[tuple[str, str]]:
+    """What is logged of the config in the next request: the level, and the beginning of the text."""
+    caplog.clear()
+    with get(app, path):
+        pass
+    return [
+        (record.levelname, record.getMessage().partition(" after ")[0])
+        for record in caplog.records
+        if record.name == LOGGER
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda config: config.update(SSE_BACKEND="redis://x"), ("ERROR", "the config key SSE_BACKEND was set")),
+        (lambda config: config.update(SSE_MIXED=True), ("ERROR", "the config key SSE_MIXED was set")),
+        (lambda config: config.update(SSE_HEARTBEAT=9), ("ERROR", "the config key SSE_HEARTBEAT was changed")),
+        (lambda config: config.pop("SSE_HEARTBEAT"), ("ERROR", "the config key SSE_HEARTBEAT was removed")),
+        (
+            lambda config: config["SSE_CORS_ORIGINS"].append("https://b"),
+            ("ERROR", "the config key SSE_CORS_ORIGINS was changed"),
+        ),
+        (
+            lambda config: config["SSE_PER_TYPE"]["log"].update(leading=True),
+            ("ERROR", "the config key SSE_PER_TYPE was changed"),
+        ),
+        (lambda config: config.update(SSE_BATCH_WINDOWS=1), ("ERROR", "the config key SSE_BATCH_WINDOWS was set")),
+        (
+            lambda config: config.update(SSE_REDIS_URL="redis://x"),
+            ("WARNING", "the config key SSE_REDIS_URL is none of sse_batcher's and is ignored"),
+        ),
+    ],
+)
+def test_a_key_that_comes_too_late_is_told_at_the_first_request(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, change: Callable[[Any], Any], told: tuple[str, str]
+) -> None:
+    app, _ = make_app(SSE_HEARTBEAT=3, SSE_CORS_ORIGINS=["https://a"], SSE_PER_TYPE={"log": {"leading": False}})
+    change(app.config)
+    assert told_late(app, caplog) == [told]  # of any page: if SSE_URL_PREFIX is late, nobody finds the stream
+    assert told_late(app, caplog, "/events") == []
+
+
+def test_what_to_do_about_a_late_key_is_said(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+    app, _ = make_app()
+    app.config.update(SSE_BACKEND="redis://x", SSE_BATCH_WINDOWS=1)
+    assert len(told_late(app, caplog)) == 2
+    assert "and that has no effect: set it before" in caplog.messages[0]
+    assert "and that has no effect: set SSE_BATCH_WINDOW before" in caplog.messages[1]
+
+
+def test_keys_that_stay_as_they_were_are_not_told(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+    app, _ = make_app(SSE_OTHER=object(), SSE_PER_TYPE={"log": {"leading": True}}, SSE_CRITICAL_TYPES={"alarm"})
+    app.config["SSE_CRITICAL_TYPES"] = {"alarm"}
+    app.config["SECRET_KEY"] = "x"
+    assert told_late(app, caplog) == []
+
+
+def test_a_key_that_nobody_has_read_suppresses_no_warning(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+    app, _ = make_app()
+    app.config["SSE_BACKEND"] = "memory://"
+    with get(app, environ_overrides={"wsgi.multiprocess": True}):
+        assert any("this server runs several processes" in message for message in caplog.messages)
+
+
+def test_a_key_that_has_gone_since_it_was_read_causes_none(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+    app, _ = make_app(SSE_BACKEND="memory://")
+    del app.config["SSE_BACKEND"]
+    with get(app, environ_overrides={"wsgi.multiprocess": True}):
+        assert not any("this server runs several processes" in message for message in caplog.messages)
+
+
+def test_a_late_limit_for_each_user_is_as_if_it_were_not_there(make_app: MakeApp) -> None:
+    app, _ = make_app()
+    app.config["SSE_MAX_CLIENTS_PER_USER"] = 1
+    assert status(app) == 200
+
+
+def test_after_the_first_request_no_request_reads_our_keys(make_app: MakeApp) -> None:
+    app, sse = make_app(SSE_HEARTBEAT=3)
+    sse.allow_stats(lambda: True)
+    asked: list[object] = []
+
+    class Watched(Config):
+        def __getitem__(self, key: str) -> Any:
+            asked.append(key)
+            return super().__getitem__(key)
+
+        def get(self, key: str, default: Any = None) -> Any:
+            asked.append(key)
+            return super().get(key, default)
+
+        def __contains__(self, key: object) -> bool:
+            asked.append(key)
+            return super().__contains__(key)
+
+        def items(self) -> Any:
+            asked.append("SSE_ all of them")
+            return super().items()
+
+    assert status(app) == 200
+    app.config = Watched(app.root_path, app.config)
+    for path in ("/", "/events", "/events?channel=x", "/events/stats", "/events/health"):
+        status(app, path)
+    assert asked
+    assert [key for key in asked if str(key).startswith("SSE_")] == []
+
+
 # -- several apps ------------------------------------------------------------------------------------------------------
 
 
@@ -475,7 +586,7 @@ def test_none_or_nothing_from_authorize_is_403(make_app: MakeApp, answer: Any) -
     assert status(app) == 403
 
 
-@pytest.mark.parametrize("answer", [["default", "foreign"], "default", ["*"]])
+@pytest.mark.parametrize("answer", [["default", "foreign"], ["d"], ["*"]])
 def test_a_name_that_was_not_asked_for_is_the_apps_mistake(
     make_app: MakeApp, caplog: pytest.LogCaptureFixture, answer: Any
 ) -> None:
@@ -684,7 +795,7 @@ def test_a_browser_gets_a_batch(make_app: MakeApp) -> None:
             sse.enqueue("tool_list_changed", {"server": name})
         assert sse.manager.flush_all(5)
         opened, batch = read(response, 2)
-    assert (opened.type, opened.json) == ("sse_open", {"heartbeat": 15.0})
+    assert (opened.type, opened.json) == ("sse_open", {"heartbeat": 15.0, "channels": ["default"]})
     assert batch.type == "tool_list_changed_batch"
     assert batch.json["events"] == [{"server": "a"}, {"server": "b"}, {"server": "c"}]
 

@@ -25,9 +25,24 @@ sse = SSE(app)
 sse.enqueue("hub_state", "imported")  # starts a thread, which a worker that is forked after this does not have
 
 
+opening, kicked = threading.Event(), threading.Event()
+
+
 @sse.authorize
 def authorize(channels: tuple[str, ...]) -> tuple[str, ...]:
+    if "slow" in channels:  # whose streams are kicked before they are open
+        opening.set()
+        kicked.wait(10)
     return channels
+
+
+@app.post("/kick-slow")
+def kick_slow() -> str:
+    """How many streams that were open ended."""
+    assert opening.wait(10)
+    ended = sse.kick(channel="slow")
+    kicked.set()
+    return str(ended)
 
 
 @app.after_request

@@ -137,6 +137,15 @@ def test_a_client_that_leaves_is_forgotten_within_a_second(
         wait_for_clients(server, 0, timeout=1)
 
 
+def test_a_kick_while_a_stream_opens_ends_it(server: Server) -> None:
+    with socket.create_connection((HOST, server.port), timeout=TIMEOUT) as connection:
+        connection.sendall(REQUEST.replace(b"/events", b"/events?channel=slow"))
+        assert server.request("POST", "/kick-slow") == "0"
+        for mark in (b"event: sse_open\n", b"event: sse_bye\n", b'"reason":"kicked"'):
+            read_until(connection, mark)
+        wait_for_clients(server, 0)
+
+
 READER = """
 import socket, sys, threading
 connection = socket.create_connection((sys.argv[1], int(sys.argv[2])))

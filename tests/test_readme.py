@@ -117,6 +117,17 @@ def test_the_plain_wsgi_program_streams() -> None:
     program["manager"].shutdown()
 
 
+def test_the_application_factory_makes_apps_again_and_again() -> None:
+    program: dict[str, Any] = {"SSE": SSE, "Flask": flask.Flask, "__name__": "program"}
+    exec(next(block for block in blocks("python") if "def create_app()" in block), program)
+    apps = [program["create_app"]() for _ in range(3)]
+    for app, channel in zip(apps, "abc", strict=True):
+        app.config["CHANNELS"] = [channel]
+        with app.test_client().get("/events?channel=a&channel=b&channel=c") as response:
+            (opened,) = take(response.response, 1)
+            assert opened.json == {"heartbeat": 15.0, "channels": [channel]}
+
+
 def test_every_option_is_there_with_its_key_and_default() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (?:`\w+` )?\|.*?\| (.*?) \|[^|]*\|$", README, flags=re.M))
     for options in (BatchOptions, ClientOptions, HistoryOptions):

@@ -330,6 +330,46 @@ def test_a_kick_reaches_every_process(server: RedisServer, make: Any) -> None:
 
 
 @external
+def test_a_kick_counts_the_streams_of_this_process(server: RedisServer, make: Any) -> None:
+    one, two = make(server.url), make(server.url)
+    streams = [manager.subscribe(user="ada") for manager in (one, one, two)]
+    assert one.kick(user="ada") == 2
+    for client in streams:
+        assert b'"kicked"' in b"".join(client)
+
+
+@external
+def test_a_kick_of_another_process_counts_for_a_stream_that_opens(server: RedisServer, make: Any) -> None:
+    one, two = make(server.url), make(server.url)
+    _, _, body = stream(two, {"REQUEST_METHOD": "GET"}, user="ada", snapshot=lambda: [("state", "secret")])
+    before = two.ticket()
+    one.kick(user="ada")
+    wait_until(lambda: two.ticket() > before, "the kick has arrived")
+    assert [event.type for event in parse(b"".join(body), strict=True)] == ["sse_open", "sse_bye"]
+
+
+@external
+def test_the_first_stream_of_a_process_is_not_ended_by_an_old_kick(server: RedisServer, make: Any) -> None:
+    make(server.url).kick(user="ada")
+    _, _, body = stream(make(server.url), {"REQUEST_METHOD": "GET"}, user="ada")
+    blocks = iter(body)
+    assert b"event: sse_bye" not in next(blocks)
+    assert next(blocks) == b":\n"
+    body.close()  # type: ignore[attr-defined]
+
+
+@external
+def test_a_kick_that_reaches_no_other_process_ends_the_streams_of_this_one(server: RedisServer, make: Any) -> None:
+    manager = make(server.url)
+    client = manager.subscribe(user="ada")
+    server.config("maxmemory", 1)
+    with pytest.raises(BackendError, match="did not take the kick"):
+        manager.kick(user="ada")
+    assert b'"kicked"' in b"".join(client)
+    server.config("maxmemory", 0)
+
+
+@external
 def test_who_only_publishes_reads_nothing(server: RedisServer, make: Any) -> None:
     manager = make(server.url)
     send(manager, 1)
@@ -990,6 +1030,14 @@ def test_a_mistake_on_the_command_line_is_told(arguments: list[str], said: str) 
     assert said in result.output
     with app.app_context():
         assert sse.manager.shutdown()
+
+
+def test_a_backend_that_was_set_too_late_is_told_on_the_command_line(caplog: pytest.LogCaptureFixture) -> None:
+    app = Flask("shop")
+    SSE(app)
+    app.config["SSE_BACKEND"] = "redis://localhost:1"
+    assert app.test_cli_runner().invoke(args=["sse", "publish", "t", "1"]).exit_code != 0
+    assert "the config key SSE_BACKEND was set after SSE(app)" in caplog.text
 
 
 def test_from_the_command_line_nobody_is_reached_without_a_backend_that_others_share() -> None:

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 from flask import Flask, Response, appcontext_popped, appcontext_pushed, stream_with_context
 from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Boolean, Integer
 from sqlalchemy.pool import QueuePool
 from werkzeug.serving import make_server
 
 from sse_batcher import SSE
+
+from .test_readme import blocks
 
 STREAMS = 50
 POOL_SIZE = 3
@@ -118,6 +121,40 @@ def test_an_open_stream_has_no_context_in_which_a_connection_could_be_held(site:
     # From Flask 3.1.2 on, stream_with_context() makes a context anew: it would not show in the pool, but here.
     open_stream("/events")
     assert site.contexts == 0
+
+
+class _User:
+    """Who is logged in, as Flask-Login has it."""
+
+    def get_id(self) -> str:
+        return "7"
+
+
+def test_the_revalidate_of_the_readme_ends_the_stream_of_a_deleted_user() -> None:
+    app = Flask(__name__)
+    app.config.update(SQLALCHEMY_DATABASE_URI="sqlite://", SSE_REVALIDATE_EVERY=0.01)
+    db = SQLAlchemy(app)
+    sse = SSE(app)
+
+    class User(db.Model):  # type: ignore[name-defined, misc]
+        id = db.mapped_column(Integer, primary_key=True)
+        active = db.mapped_column(Boolean)
+
+    (code,) = [block for block in blocks("python") if "@sse.revalidate" in block]
+    with app.app_context():
+        db.create_all()
+        db.session.add(User(id=7, active=True))
+        db.session.commit()
+    exec(code, {"sse": sse, "db": db, "User": User, "current_user": _User()})
+    with app.test_client().get("/events") as response:
+        next(iter(response.response))
+        with app.app_context():
+            db.session.delete(db.session.get(User, 7))
+            db.session.commit()
+        assert b'"revoked"' in b"".join(response.response)  # type: ignore[arg-type]
+    assert sse.manager.shutdown()
+    with app.app_context():
+        db.engine.dispose()
 
 
 def test_a_stream_that_keeps_a_context_and_a_connection_is_noticed(site: Site, open_stream: Open) -> None:

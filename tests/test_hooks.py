@@ -220,6 +220,12 @@ def test_a_forgotten_authorize_is_told_once(caplog: pytest.LogCaptureFixture) ->
     assert "team-7" in record.getMessage()
 
 
+def test_a_channel_that_turns_text_around_is_escaped_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    app, _ = make_app()
+    assert get(app, "/events?channel=%E2%80%AEdnim").status_code == 403
+    assert "'\\u202ednim'" in caplog.text
+
+
 def test_an_authorize_that_returns_nothing_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     app, sse = make_app()
     sse.authorize(lambda channels: None)
@@ -248,6 +254,15 @@ def test_the_first_block_names_the_channels_that_were_granted(caplog: pytest.Log
         "sse_gap",
         {"heartbeat": 15.0, "channels": ["a", "b"], "reason": "epoch"},
     )
+
+
+def test_a_kick_of_nobody_ends_nothing() -> None:
+    app, sse = make_app()
+    with get(app) as response:
+        next(iter(response.response))
+        with pytest.raises(InvalidEventError, match="user is None"):
+            sse.kick(user=None, channel="default")  # type: ignore[arg-type]
+        assert sse.kick(channel="default") == 1
 
 
 # -- for which app -----------------------------------------------------------------------------------------------------

@@ -85,6 +85,8 @@ class Hub:
         self._dismissals = Dismissals()
         self.closing: str | None = None
         """Why no more clients are taken, and all streams end; None while that is not so."""
+        self._closed_for_good = False  # these two under the lock
+        self._closed_at = 0.0
         self._numbers = itertools.count(1)
         # Clients to be forgotten, and why. Leaving must not wait for the lock: the garbage collector may end a stream
         # on a thread that holds it. Whoever holds it forgets them right after it is released.
@@ -194,13 +196,26 @@ class Hub:
         with _Tidy(self), self._lock:
             return user in self._users
 
-    def close(self, reason: str) -> None:
-        """Take no more clients, and let all streams end after what is queued for them."""
+    def close(self, reason: str, *, for_good: bool = True) -> None:
+        """Take no more clients, and let all streams end after what is queued for them.
+
+        Unless it is `for_good`, `reopen` takes clients again.
+        """
         with _Tidy(self), self._lock:
             self.closing = self.closing or reason
+            self._closed_for_good = self._closed_for_good or for_good
+            self._closed_at = self.clock()
             listeners = self._listening(BROADCAST)
         for listener in listeners:
             listener.end(reason)
+
+    def reopen(self, after: float) -> bool:
+        """Take clients again, if this was closed at least `after` seconds ago, and not for good. Whether it was."""
+        with _Tidy(self), self._lock:
+            if self.closing is None or self._closed_for_good or self.clock() - self._closed_at < after:
+                return False
+            self.closing = None
+            return True
 
     def wait_until_left(self, timeout: float | None) -> bool:
         """Wait until every client that another thread drives has left. One that nobody iterates is not waited for."""

@@ -38,6 +38,7 @@ from .event import (
 )
 from .functions import check_function
 from .helper import Helper
+from .host import Host
 from .hub import Farewell, Hub, Snapshot
 from .options import BatchOptions, ClientOptions, HistoryOptions, batch_options
 from .process import PerProcess, close_at_exit, require_threads
@@ -53,6 +54,9 @@ _log = logging.getLogger("sse_batcher.manager")
 
 DRAIN_SECONDS = 5.0
 """How long what is pending may take when the server is stopping."""
+
+REOPEN_SECONDS = 2.0
+"""How long after a drain a request shows that the server has not stopped."""
 
 STUCK_SECONDS = 5.0
 """How long the backend may take for a batch before that is an illness."""
@@ -311,10 +315,11 @@ class SSEManager:
     def drain(self) -> None:
         """Deliver what is pending, end all streams with ``sse_bye``, and take no more; events are still accepted.
 
-        Returns at once. For a server that is stopping, and waits for its streams. Only the first call counts.
+        Returns at once. For a server that seems to be stopping, and waits for its streams. `reopen` undoes it if the
+        server goes on. Calls while it is drained change nothing.
         """
         life = self._life.get()
-        if life.draining:
+        if life.draining or life.hub.closing is not None:
             return
         life.draining = True
 
@@ -322,13 +327,24 @@ class SSEManager:
             deadline = Deadline(DRAIN_SECONDS)
             life.batcher.flush_all(deadline.left())
             life.backend.wait_until_delivered(deadline.left())
-            life.hub.close("shutdown")
+            life.draining = False  # before the streams end: the next drain must count, should they open again
+            life.hub.close("shutdown", for_good=False)
 
-        _log.info("the server is stopping: all streams end")
+        _log.info("the server seems to be stopping: all streams end")
         try:
             threading.Thread(target=drain, name="sse_batcher-drain", daemon=True).start()
         except RuntimeError:  # no thread can be started at the end of a process
             drain()
+
+    def reopen(self, host: Host) -> None:
+        """Take clients again after a drain, if the server has gone on. To be called in a request that it serves.
+
+        What looked like its end may have been the end of the main thread alone, or of another server of this process.
+        It has gone on if it serves a request some time after the drain, and does not say now that it is stopping.
+        """
+        hub = self._life.get().hub
+        if hub.closing is not None and not host.is_stopping() and hub.reopen(REOPEN_SECONDS):
+            _log.info("the server has not stopped: streams open again")
 
     def shutdown(self, timeout: float | None = 5.0) -> bool:
         """Refuse further events and clients, deliver what is pending, and end all streams with ``sse_bye``.
@@ -373,6 +389,7 @@ class _Life:
         self.helper = helper = Helper(context)
         self.encode = encode
         self.draining = False
+        """Whether a drain is under way, that has not ended the streams yet. A race of two of them is harmless."""
         self._hinted = False
 
         def announce(signal: NamedSignal, **values: Any) -> None:

@@ -58,6 +58,8 @@ class Watch:
         self.host = host
         self.busy_since: float | None = None
         """Since when the server has had a block in its hands, by `time.monotonic`; None while it waits for one."""
+        self.told = False
+        """Whether the stream knows that its server is stopping. It is told once: its manager may find out better."""
         self._send_timeout = send_timeout
         self._seen: float | None = None
         self._seen_at = 0.0
@@ -184,10 +186,11 @@ class Watcher:
         # Nearly always all have the same server: some are asked, in turn, and all only if one says yes.
         first = self._asked % max(1, len(watches))
         self._asked += SAMPLE
-        if any(watch.host.is_stopping() for watch in watches[first : first + SAMPLE]):
-            for watch in watches:
+        if any(_is_news(watch) for watch in watches[first : first + SAMPLE]):
+            for watch in filter(_is_news, watches):
+                watch.told = True
                 stream = watch.stream()
-                if stream is not None and watch.host.is_stopping():
+                if stream is not None:
                     stream.drain()
 
     def _leave(self, watch: Watch) -> None:
@@ -209,6 +212,11 @@ class Watcher:
             host.threads,
             host.name,
         )
+
+
+def _is_news(watch: Watch) -> bool:
+    """Whether its server is stopping, and the stream does not know yet."""
+    return not watch.told and watch.host.is_stopping()
 
 
 def _duplicate(fd: int) -> socket.socket | None:

@@ -60,14 +60,15 @@ def stream(
     if method == "HEAD":
         return "200 OK", list(HEADERS), iter(())  # no list: of one, werkzeug would tell the length
     ticket = manager.ticket() if ticket is None else ticket
-    cursor = last_event_id(environ)
+    cursor, host = last_event_id(environ), find_host(environ)
+    manager.reopen(host)
     try:
         resumes = snapshot is not None and manager.can_resume(names, cursor)
         state = manager.snapshot(snapshot) if snapshot is not None and not resumes else None
     except BackendError:
         return "200 OK", list(HEADERS), [manager.busy_block("backend", cursor)]
     batches = _query(environ, "batch") != "0"
-    request = Request(names, find_host(environ), cursor, batches, state, resumes, name, ticket)
+    request = Request(names, host, cursor, batches, state, resumes, name, ticket)
     return "200 OK", list(HEADERS), open_stream(manager, request)
 
 

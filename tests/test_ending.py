@@ -14,6 +14,7 @@ import pytest
 
 from sse_batcher import Client, ClientOptions, InvalidEventError, SSEManager, TooManyClientsError, stream
 from sse_batcher.helper import Helper, Task
+from sse_batcher.host import Host
 from sse_batcher.hub import Hub, Snapshot
 from sse_batcher.rights import QUIET_SECONDS, Rights
 from sse_batcher.wire import HEARTBEAT
@@ -687,6 +688,73 @@ def test_draining_delivers_what_is_pending_then_ends_all_streams_and_still_takes
     assert busy.json == {"reason": "draining"}
     assert manager.ill() == "draining"
     assert manager.shutdown()
+
+
+class Drained:
+    """A manager that was drained, and the server around it, as far as it is known."""
+
+    def __init__(self, manager: SSEManager, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.manager = manager
+        self.clock = clock
+        self.stopping = False
+        host = Host("a server", None, None, lambda: self.stopping)
+        monkeypatch.setattr("sse_batcher.wsgi.find_host", lambda environ: host)
+        manager._life.get().hub.clock = clock
+        self.drain()
+
+    def drain(self) -> None:
+        body = body_of(self.manager)
+        next(body)
+        self.manager.drain()
+        [bye] = parse(b"".join(body))
+        assert bye.json == {"reason": "shutdown"}
+
+    def first(self) -> str:
+        """The type of the first block that a client gets now."""
+        body = body_of(self.manager)
+        [event] = parse(next(body))
+        body.close()  # type: ignore[attr-defined]
+        return event.type
+
+
+@pytest.fixture
+def drained(make: Callable[..., SSEManager], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Drained:
+    return Drained(make(), clock, monkeypatch)
+
+
+def test_a_request_some_time_after_a_drain_opens_streams_again(drained: Drained) -> None:
+    for pause in (0, 1.9):
+        drained.clock.now += pause
+        assert drained.first() == "sse_busy"
+    drained.clock.now += 0.2
+    assert [drained.first() for _ in range(2)] == ["sse_open"] * 2
+    assert drained.manager.ill() is None
+
+
+def test_no_stream_opens_while_the_server_still_says_that_it_stops(drained: Drained) -> None:
+    drained.stopping = True
+    drained.clock.now += 30
+    assert drained.first() == "sse_busy"
+    assert drained.manager.ill() == "draining"
+    drained.stopping = False
+    assert drained.first() == "sse_open"
+
+
+def test_a_manager_that_opened_again_can_be_drained_again(drained: Drained) -> None:
+    for _ in range(3):
+        drained.clock.now += 2
+        assert drained.first() == "sse_open"
+        drained.drain()
+        assert drained.first() == "sse_busy"
+
+
+def test_after_a_shutdown_no_stream_opens_again(drained: Drained) -> None:
+    assert drained.manager.shutdown()
+    drained.clock.now += 1e6
+    assert drained.first() == "sse_busy"
+    drained.manager.drain()
+    drained.clock.now += 1e6
+    assert drained.first() == "sse_busy"
 
 
 def test_what_a_stream_saves_is_counted() -> None:

@@ -550,6 +550,66 @@ def test_werkzeug_with_its_reloader_ends_its_streams_at_ctrl_c(transport: str, t
         assert server.faults() == []
 
 
+# -- a main thread that ends -------------------------------------------------------------------------------------------
+
+IN_A_THREAD = {
+    "werkzeug": "app.run(host, port, threaded=True)",
+    "waitress": "import waitress; waitress.serve(app, host=host, port=port, threads=8)",
+    "cheroot": "from cheroot.wsgi import Server; Server((host, port), app, numthreads=8).start()",
+}
+MAIN_THREAD_ENDS = f"""
+import os, threading
+from leavingapp import app
+
+host, port, end = "{HOST}", int(os.environ["PORT"]), threading.Event()
+
+@app.post("/end")
+def end_main_thread():
+    end.set()
+    return ""
+
+def serve():
+    SERVE
+
+threading.Thread(target=serve).start()
+end.wait()
+"""
+
+
+@transports
+@pytest.mark.parametrize("name", IN_A_THREAD)
+def test_streams_open_again_when_only_the_main_thread_has_ended(name: str, transport: str, tmp_path: Path) -> None:
+    if name == "werkzeug" and sys.version_info[:2] == (3, 12):
+        pytest.skip("after the main thread, Python 3.12 starts no thread, and werkzeug needs one for each request")
+    script = MAIN_THREAD_ENDS.replace("SERVE", IN_A_THREAD[name])
+    with serving_app(("-c", script), tmp_path, transport=transport) as server:
+        with Stream(server) as stream:
+            (opened,) = stream.until("sse_open")
+            server.request("POST", "/end")
+            server.enqueue(("item", "before the end"))
+            *_, item, farewell = stream.to_end()
+            assert (item.data, farewell.event, farewell.data) == ("before the end", "sse_bye", {"reason": "shutdown"})
+        assert '"status":"draining"' in _health(server)
+        wait_until(lambda: '"status":"ok"' in _health(server), "it is well again")
+        server.enqueue(("item", "meanwhile"))
+        for _ in range(2):
+            with Stream(server, {"Last-Event-ID": opened.id or ""}) as stream:
+                items = [block.data for block in stream.until("item") + stream.until("item")]
+                assert items[1:] == ["before the end", "meanwhile"]
+                server.enqueue(("hub_state", "later"))
+                stream.until("hub_state")
+        assert server.output().count("streams open again") == 1
+        assert server.faults() == []
+
+
+def _health(server: Server) -> str:
+    connection = server.connect()
+    connection.request("GET", "/events/health")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return text
+
+
 # -- uWSGI -------------------------------------------------------------------------------------------------------------
 
 

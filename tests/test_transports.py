@@ -31,16 +31,16 @@ class Site:
         self.manager = stack.enter_context(SSEManager(BatchOptions(batch_window=10), clients, history=history))
         self.take_state: Callable[[], list[tuple[str, Any]]] | None = None
         self._stack = stack
-        self._address = stack.enter_context(serving(self._app))
+        self.address = stack.enter_context(serving(self.app))
 
-    def _app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         channels = parse_qs(environ["QUERY_STRING"]).get("channel", ["default"])
         status, headers, body = stream(self.manager, environ, channels, snapshot=self.take_state, user=channels[0])
         start_response(status, headers)
         return body
 
     def ask(self, query: str = "", cursor: str | None = None) -> Reading:
-        connection = http.client.HTTPConnection(*self._address, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(*self.address, timeout=PATIENCE)
         self._stack.callback(connection.close)
         connection.request("GET", f"/?{query}", headers={"Last-Event-ID": cursor} if cursor else {})
         return Reading(connection, connection.getresponse())
@@ -246,6 +246,22 @@ def test_at_the_end_what_is_pending_comes_and_then_a_goodbye(site: Site, end: st
     assert (bye.type, json.loads(bye.data)) == ("sse_bye", {"reason": "shutdown"})
     assert reading.has_ended()
     wait_until(lambda: site.manager.get_stats().clients == 0, "it has left")
+
+
+def test_when_one_of_two_servers_ends_streams_open_again_at_the_other(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse_batcher.manager.REOPEN_SECONDS", 0.0)
+    stays = site.address
+    with serving(site.app) as site.address:
+        reading = site.open()
+    assert reading.next().type == "sse_bye"
+    assert reading.has_ended()
+    site.address = stays
+    reading = site.open()
+    assert reading.first.type == "sse_open"
+    site.send(1)
+    assert reading.data() == 1
 
 
 def test_what_was_handed_out_is_counted(site: Site) -> None:

@@ -37,6 +37,8 @@ class Host(NamedTuple):
     """Whether it writes the response in another thread than the one that asks the app for it."""
     max_requests: int | None = None
     """After how many requests it ends this process. None: it does not, or we do not know."""
+    http2: bool = False
+    """Whether the request came over HTTP/2 that the server itself speaks, and serves one request after the other."""
 
 
 _fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -82,7 +84,9 @@ def _gunicorn(environ: Mapping[str, Any]) -> Host | None:
         "eventlet": _get(worker, "cfg", "worker_connections"),
     }.get(kind)
     is_stopping = _stopping(lambda: worker is not None and worker.alive is False)
-    lets_go = kind in {"sync", "gthread"} and _is_plain(connection)
+    # Not by SERVER_PROTOCOL, which a client of HTTP/1 may choose.
+    http2 = any(key.startswith("gunicorn.http2.") for key in environ)
+    lets_go = kind in {"sync", "gthread"} and _is_plain(connection) and not http2
     return Host(
         f"gunicorn {kind}".strip(),
         _fileno(connection),
@@ -90,6 +94,7 @@ def _gunicorn(environ: Mapping[str, Any]) -> Host | None:
         is_stopping,
         lets_go,
         max_requests=_count(_get(worker, "cfg", "max_requests")),
+        http2=http2,
     )
 
 

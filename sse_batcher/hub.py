@@ -31,6 +31,8 @@ from .roles import Cursors, Feed, Listener
 
 RETRY_AFTER_LEASE_MS = (100, 1_000)
 RETRY_AT_LIMIT_MS = (10_000, 30_000)
+LASTING = {"limit", "http2"}
+"""Why a stream is refused that would be refused again right away."""
 
 
 class Snapshot(NamedTuple):
@@ -173,7 +175,7 @@ class Hub:
     def busy_block(self, reason: str, cursor: str | None) -> bytes:
         """The only block of a stream that cannot be served now."""
         id = self._cursors.normalize(cursor) if cursor else None
-        retry = random.randint(*RETRY_AT_LIMIT_MS) if reason == "limit" else None
+        retry = random.randint(*RETRY_AT_LIMIT_MS) if reason in LASTING else None
         return self._control("sse_busy", id, retry, reason=reason)
 
     @property

@@ -277,6 +277,11 @@ class SSEManager:
         """`ClientOptions.transport`: ``attached`` or ``auto``."""
         return self._clients.transport
 
+    @property
+    def http2(self) -> str:
+        """`ClientOptions.http2`: ``refuse`` or ``allow``."""
+        return self._clients.http2
+
     def flush_all(self, timeout: float | None = None) -> bool:
         """Close all windows now, and wait until the backend has taken what was enqueued before. See `EventBatcher`."""
         return self._life.get().batcher.flush_all(timeout)

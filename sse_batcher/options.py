@@ -124,6 +124,7 @@ class BatchOptions:
 
 
 TRANSPORTS = ("attached", "auto")
+HTTP2 = ("refuse", "allow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,10 @@ class ClientOptions:
     `retry_ms`
         milliseconds that a browser waits before it connects again. ``None``: drawn for each connection from
         1,000 to 2,000 plus one for each open client, so that a restart does not bring all of them back at once.
+    `http2`
+        what becomes of streams over HTTP/2 that gunicorn speaks itself, and not a proxy before it. They keep all other
+        requests of the same browser waiting, so ``"refuse"`` tells the client to come back later. ``"allow"`` serves
+        them.
     """
 
     queue_frames: int = 256
@@ -165,6 +170,7 @@ class ClientOptions:
     revalidate_every: float = 30.0
     transport: str = "attached"
     retry_ms: int | None = None
+    http2: str = "refuse"
 
     def __post_init__(self) -> None:
         _whole("queue_frames", self.queue_frames, "frames")
@@ -172,11 +178,11 @@ class ClientOptions:
         _seconds("heartbeat", self.heartbeat, 3600)
         _seconds("send_timeout", self.send_timeout, 3600)
         _seconds("revalidate_every", self.revalidate_every, 86_400)
-        if self.transport not in TRANSPORTS:
-            raise ConfigurationError(
-                f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, not {self.transport!r}",
-                option="transport",
-            )
+        for name, values in [("transport", TRANSPORTS), ("http2", HTTP2)]:
+            if getattr(self, name) not in values:
+                raise ConfigurationError(
+                    f"{name} must be one of {', '.join(map(repr, values))}, not {getattr(self, name)!r}", option=name
+                )
         if self.max_stream_age is not None:
             _seconds("max_stream_age", self.max_stream_age, 31_536_000)
         for name, unit in [

@@ -5,19 +5,27 @@ Runs in the server's thread. Follows PEP 3333, and the WHATWG standard for which
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote_plus
 
 from .errors import BackendError, InvalidEventError
 from .event import DEFAULT_CHANNEL, check_channels, check_user
-from .host import find_host
+from .host import Host, find_host
 from .manager import SSEManager
 from .transports import open_stream
 from .transports.attached import Request
+from .transports.detached import choice
 from .wire import HEADERS
 
 _METHODS = "GET, HEAD, OPTIONS"
+_REFUSED_HTTP2 = (
+    "streams are refused that come over HTTP/2 to gunicorn: it serves the requests of a connection one after another, "
+    "so an open stream keeps all other requests of its browser waiting. Leave h2 out of --http-protocols, and have a "
+    'proxy such as nginx speak HTTP/2 with browsers and HTTP/1.1 with gunicorn. Or set http2="allow" '
+    '(SSE_HTTP2 = "allow")'
+)
 
 
 def stream(
@@ -62,14 +70,26 @@ def stream(
     ticket = manager.ticket() if ticket is None else ticket
     cursor, host = last_event_id(environ), find_host(environ)
     manager.reopen(host)
-    try:
-        resumes = snapshot is not None and manager.can_resume(names, cursor)
-        state = manager.snapshot(snapshot) if snapshot is not None and not resumes else None
-    except BackendError:
-        return "200 OK", list(HEADERS), [manager.busy_block("backend", cursor)]
+    resumes, state, refusal = False, None, _refusal(manager, host)
+    if refusal is None and snapshot is not None:
+        try:
+            resumes = manager.can_resume(names, cursor)
+            state = None if resumes else manager.snapshot(snapshot)
+        except BackendError:
+            refusal = "backend"
+    if refusal is not None:
+        return "200 OK", list(HEADERS), [manager.busy_block(refusal, cursor)]
     batches = _query(environ, "batch") != "0"
     request = Request(names, host, cursor, batches, state, resumes, name, ticket)
     return "200 OK", list(HEADERS), open_stream(manager, request)
+
+
+def _refusal(manager: SSEManager, host: Host) -> str | None:
+    """Why a stream of this server cannot be opened now, before anything is done for it."""
+    if host.http2 and manager.http2 == "refuse":
+        choice.get().say(logging.WARNING, _REFUSED_HTTP2)
+        return "http2"
+    return None
 
 
 def last_event_id(environ: Mapping[str, Any]) -> str | None:

@@ -521,6 +521,15 @@ def test_the_most_requests_of_gunicorn_are_told(
     assert find_host({"gunicorn.socket": plain}).max_requests == told
 
 
+def test_gunicorn_does_not_let_go_of_a_connection_of_http2(handle: Callable[..., None], plain: socket.socket) -> None:
+    handle(worker("gthread"))
+    environ = {"gunicorn.socket": plain, "SERVER_PROTOCOL": "HTTP/2.0", "HTTP_VERSION": "2"}
+    host = find_host(environ)  # a client of HTTP/1 may have written that
+    assert (host.http2, host.lets_go) == (False, True)
+    host = find_host(environ | {"gunicorn.http2.priority_weight": 16})
+    assert (host.http2, host.lets_go) == (True, False)
+
+
 def test_werkzeug_that_makes_a_process_for_each_request_does_not_let_go(plain: socket.socket) -> None:
     environ = {"werkzeug.socket": plain, "wsgi.multithread": False, "wsgi.multiprocess": True}
     assert not find_host(environ).lets_go

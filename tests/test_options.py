@@ -37,6 +37,7 @@ GOOD = {
     "max_clients_per_user": [None, 1, 10**6],
     "revalidate_every": [0.001, 30, 86_400],
     "transport": ["attached", "auto"],
+    "http2": ["refuse", "allow"],
     "retry_ms": [None, 1, 60_000],
     "history_frames": [1, 10**6],
     "history_bytes": [1, 2**40],
@@ -91,6 +92,7 @@ BAD = {
         (NO_WHOLE_NUMBERS_BUT_NONE, "max_clients_per_user must be a whole number of clients, at least 1, not")
     ],
     "transport": [([None, True, "", "detached", b"auto"], "transport must be one of 'attached', 'auto', not")],
+    "http2": [([None, True, "", "attached", b"allow"], "http2 must be one of 'refuse', 'allow', not")],
     "revalidate_every": [
         (NO_NUMBERS, "revalidate_every must be a number of seconds, not"),
         ([0, -1, 86_401], "revalidate_every is in seconds, more than 0 and at most 86400, not"),
@@ -170,6 +172,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         revalidate_every=30.0,
         transport="attached",
         retry_ms=None,
+        http2="refuse",
     )
     assert HistoryOptions() == HistoryOptions(history_frames=10_000, history_bytes=33_554_432, history_age=None)
 

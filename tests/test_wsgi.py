@@ -11,8 +11,9 @@ from wsgiref.validate import validator
 import pytest
 
 from sse_batcher import BatchOptions, ClientOptions, SSEManager, stream, wsgi
+from sse_batcher.host import Host
 from sse_batcher.wire import HEADERS
-from tests.sse_parser import EventStreamParser, ServerEvent, take
+from tests.sse_parser import EventStreamParser, ServerEvent, parse, take
 
 BATCHING = BatchOptions(batch_window=0)
 OPENED = '{"heartbeat":15.0,"channels":["default"]}'
@@ -153,6 +154,26 @@ def test_closing_is_idempotent_and_ends_the_iteration(manager: SSEManager) -> No
         body.close()  # type: ignore[attr-defined]
         assert list(body) == []
     assert manager.get_stats().clients == 0
+
+
+@pytest.mark.parametrize(("http2", "first_type"), [("refuse", "sse_busy"), ("allow", "sse_gap")])
+def test_http2_of_the_server_itself_is_served_only_if_allowed(
+    http2: str, first_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host("gunicorn gthread", None, None, lambda: False, http2=True)
+    monkeypatch.setattr("sse_batcher.wsgi.find_host", lambda environ: host)
+    environ = {"REQUEST_METHOD": "GET", "HTTP_LAST_EVENT_ID": "5f3a9c1e-42"}
+    states: list[tuple[str, str]] = []
+    with SSEManager(BATCHING, ClientOptions(http2=http2)) as manager:
+        _, headers, body = stream(manager, environ, snapshot=lambda: states)
+        blocks = iter(body)
+        [first, *_] = parse(next(blocks), strict=True)
+        assert (first.type, headers) == (first_type, list(HEADERS))
+        if http2 == "refuse":
+            assert (first.json, first.id) == ({"reason": "http2"}, "5f3a9c1e-42")
+            assert list(blocks) == []
+        else:
+            blocks.close()  # type: ignore[attr-defined]
 
 
 # -- cursors -----------------------------------------------------------------------------------------------------------

@@ -145,7 +145,8 @@ class ClientOptions:
         ``None``: no limit.
     `max_clients`, `max_clients_per_user`
         how many streams may be open in this process, in all and for one user. A further one is told to come back
-        later; none that is open is ended for it. ``None``: no limit.
+        later; none that is open is ended for it. ``None``: no limit but that of file descriptors, which holds in any
+        case: a quarter of those that the process may have (at most 1,024) is left to everything else.
     `revalidate_every`
         seconds between two questions whether a user may still have his streams, where the app answers them.
     `transport`

@@ -88,15 +88,10 @@ class Watch:
                 self._connection.shutdown(socket.SHUT_RDWR)
 
     def end_connection(self) -> None:
-        """Let the server see that no further request will come, once the stream is sent and the server is stopping.
-
-        gunicorn would wait for one, for as long as it keeps connections alive, before it ends. Others might look before
-        they have sent all.
-        """
-        if self.host.name.startswith("gunicorn"):
-            with self._lock, suppress(OSError):
-                if self._connection is not None:
-                    self._connection.shutdown(socket.SHUT_RD)
+        """Let the server see that no further request will come, once the stream is sent and the server is stopping."""
+        with self._lock:
+            if self._connection is not None:
+                _end_requests(self.host, self._connection)
 
     def close(self) -> None:
         with self._lock:
@@ -114,9 +109,11 @@ class Watcher:
         self._epoll: Any = None
         self._bell = -1  # lets the thread end at once when nothing is left to watch
         if hasattr(select, "epoll"):  # Linux's, and gone where gevent has patched this module
-            self._epoll = select.epoll()
-            self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._epoll.register(self._bell, select.EPOLLIN)
+            try:
+                self._epoll, self._bell = _open_epoll()
+            except OSError as error:
+                # Said once: there is one watcher a process.
+                _log.warning("clients that leave are noticed at the second heartbeat only, in this process: %s", error)
         self._parked = True  # the thread is not there, or about to end
         self._next_tick = 0.0
         self._asked = 0
@@ -212,6 +209,34 @@ class Watcher:
             host.threads,
             host.name,
         )
+
+
+def _open_epoll() -> tuple[Any, int]:
+    """One, and the descriptor that rings in it."""
+    epoll = select.epoll()
+    try:
+        bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        epoll.register(bell, select.EPOLLIN)
+    except OSError:
+        epoll.close()
+        raise
+    return epoll, bell
+
+
+def end_connection(host: Host) -> None:
+    """Let the server see that no further request will come over this connection, once the response is sent."""
+    connection = None if host.fd is None else _duplicate(host.fd)
+    if connection is not None:
+        with connection:
+            _end_requests(host, connection)
+
+
+def _end_requests(host: Host, connection: socket.socket) -> None:
+    """Let gunicorn see that no further request will come. It would wait for one for as long as it keeps connections
+    alive. Other servers might look before they have sent all."""
+    if host.name.startswith("gunicorn"):
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RD)
 
 
 def _is_news(watch: Watch) -> bool:

@@ -21,7 +21,7 @@ ROOT = Path(sse_batcher.__file__).parent
 LAYERS = """
     errors event functions options wire window stats
     history dismissals
-    process waiting locks worker host watcher engine batcher
+    process waiting locks worker host descriptors watcher engine batcher
     client roles hub
     backends.memory backends.entries backends.connections backends.reader backends.archive
     backends.redis backends
@@ -103,7 +103,7 @@ def where(module: str, node: ast.AST) -> str:
 
 
 def test_the_imports_are_read_as_they_are_meant() -> None:
-    assert ours("transports.attached") == {"client", "errors", "host", "hub", "manager", "watcher"}
+    assert ours("transports.attached") == {"client", "descriptors", "errors", "host", "hub", "manager", "watcher"}
     assert {"signals", "manager", "extension"} <= ours("")
     assert {"wire", "client", "event"} <= ours("hub")
     assert {"flask", "json", "weakref"} <= foreign("extension")

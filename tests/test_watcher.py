@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -398,6 +399,24 @@ def test_without_epoll_the_end_of_the_server_is_still_seen(monkeypatch: pytest.M
     stream, watch = watch_over(watcher, pair[0], stopping=lambda: True)
     assert stream.told.get(timeout=PATIENCE) == "drain"
     watcher.remove(watch)
+
+
+def test_a_watcher_that_gets_no_descriptor_says_so_once_and_does_the_rest(
+    monkeypatch: pytest.MonkeyPatch, pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "eventfd", fail)
+    watchers = PerProcess(Watcher)
+    before = descriptors()
+    streams = [watch_over(watchers.get(), pair[0], stopping=lambda: True) for _ in range(3)]
+    assert [stream.told.get(timeout=PATIENCE) for stream, _ in streams] == ["drain"] * 3
+    (record,) = caplog.records
+    assert record.getMessage().endswith("Too many open files")
+    for _, watch in streams:
+        watchers.get().remove(watch)
+    assert descriptors() == before
 
 
 def test_a_forked_child_has_a_watcher_of_its_own(as_process: AsProcess) -> None:

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..client import Client
+from ..descriptors import descriptors
 from ..errors import BackendError, ClosedError, TooManyClientsError
 from ..host import Host
 from ..hub import Snapshot
 from ..manager import SSEManager
-from ..watcher import Watch, watcher
+from ..watcher import Watch, end_connection, watcher
 
 
 class Request(NamedTuple):
@@ -85,6 +86,9 @@ class AttachedStream(Iterator[bytes]):
 
     def _open(self) -> Client:
         asked = self._request
+        if not descriptors.get().take():
+            end_connection(asked.host)  # which would take a descriptor until the server closes it
+            raise _BusyError("limit")
         try:
             client = self._manager.subscribe(
                 asked.channels,

@@ -1,0 +1,213 @@
+"""The limit of file descriptors: streams are refused before the server has none left."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sse_batcher import SSEManager, descriptors, stream
+from sse_batcher.descriptors import PAUSE, Descriptors, reserve
+from sse_batcher.host import Host
+from sse_batcher.process import PerProcess
+from sse_batcher.watcher import end_connection
+
+from .servers import Stream, gunicorn, running, wait_until
+from .sse_parser import parse
+from .test_ending import Clock
+
+
+class System:
+    """What the system says of this process, and how long it takes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.limit: int | None = 1000
+        self.used: int | None = 0
+        self.seconds = 0.01
+        self.clock = Clock()
+        monkeypatch.setattr(descriptors, "_limit", lambda: self.limit)
+        monkeypatch.setattr(descriptors, "_used", self._count)
+        monkeypatch.setattr(descriptors, "reserve", lambda limit: 100)
+
+    def _count(self) -> int | None:
+        self.clock.now += self.seconds
+        return self.used
+
+    def wait(self) -> None:
+        """Until they may be counted again."""
+        self.clock.now += PAUSE * self.seconds
+
+
+@pytest.fixture
+def system(monkeypatch: pytest.MonkeyPatch) -> System:
+    return System(monkeypatch)
+
+
+def taken(found: Descriptors) -> int:
+    """How many streams may be opened now."""
+    count = 0
+    while count < 10_000 and found.take():
+        count += 1
+    return count
+
+
+def test_streams_take_two_each_and_leave_the_reserve(system: System) -> None:
+    found = Descriptors(system.clock)
+    system.used = 701
+    assert taken(found) == 99
+
+
+def test_what_others_take_and_give_back_counts_too(system: System) -> None:
+    found = Descriptors(system.clock)
+    system.used = 880
+    assert taken(found) == 10
+    system.used = 700
+    assert taken(found) == 0
+    system.wait()
+    assert taken(found) == 100
+    system.used = 950  # more than the reserve leaves
+    system.wait()
+    assert taken(found) == 0
+
+
+def test_they_are_counted_at_each_stream_where_that_takes_no_time(system: System) -> None:
+    found = Descriptors(system.clock)
+    system.seconds = 0
+    for system.used, room in [(898, True), (899, False), (0, True), (1000, False)]:
+        assert found.take() is room
+
+
+def test_a_limit_that_is_raised_counts(system: System) -> None:
+    found = Descriptors(system.clock)
+    system.used = 900
+    assert not found.take()
+    system.limit = 1004
+    system.wait()
+    assert taken(found) == 2
+
+
+def test_the_log_says_once_what_to_raise(system: System, caplog: pytest.LogCaptureFixture) -> None:
+    found = Descriptors(system.clock)
+    system.used = 1000
+    assert not any(found.take() for _ in range(5))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    for word in ("1000 file descriptors", "ulimit -n", "LimitNOFILE", "SSE_MAX_CLIENTS"):
+        assert word in record.getMessage()
+
+
+@pytest.mark.parametrize("unknown", ["limit", "used"])
+def test_there_is_no_limit_if_the_system_does_not_tell(system: System, unknown: str) -> None:
+    setattr(system, unknown, None)
+    assert taken(Descriptors(system.clock)) == 10_000
+
+
+@pytest.mark.parametrize(("limit", "left"), [(64, 16), (256, 64), (1024, 256), (20_000, 1024), (1_048_576, 1024)])
+def test_a_quarter_is_left_to_others_and_at_most_what_gunicorn_accepts_at_once(limit: int, left: int) -> None:
+    assert reserve(limit) == left
+
+
+def test_the_number_in_use_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(os.devnull), open(os.devnull):
+        many = descriptors._used()
+    few = descriptors._used()
+    assert many is not None
+    assert many - 2 == few
+    monkeypatch.setattr(os, "stat", lambda path: os.stat_result([0] * 10))  # an older Linux
+    assert abs(few - (descriptors._used() or 0)) <= 1  # the list has the descriptor by which it is read
+
+
+def test_it_is_unknown_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: str) -> Any:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "stat", fail)
+    assert descriptors._used() is None
+
+
+def test_the_limit_is_the_soft_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert descriptors._limit() == soft
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert descriptors._limit() is None
+
+
+# -- streams -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_without_room_is_told_to_come_back(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    system.used = 1000
+    monkeypatch.setattr("sse_batcher.transports.attached.descriptors", PerProcess(Descriptors))
+    with SSEManager() as manager:
+        _, _, body = stream(manager, {"REQUEST_METHOD": "GET", "HTTP_LAST_EVENT_ID": "5f3a9c1e-42"})
+        [busy] = parse(b"".join(body), strict=True)
+        assert manager.get_stats().bytes == 0
+    assert (busy.type, busy.json, busy.id) == ("sse_busy", {"reason": "limit"}, "5f3a9c1e-42")
+
+
+@pytest.mark.parametrize("name", ["gunicorn gthread", "waitress"])
+def test_gunicorn_sees_that_a_refused_connection_brings_no_further_request(name: str) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        end_connection(Host(name, ours.fileno(), None, lambda: False))
+        if name == "waitress":  # which might look before it has sent all
+            with pytest.raises(BlockingIOError):
+                ours.recv(1)
+        else:
+            assert ours.recv(1) == b""
+        ours.sendall(b"the response")
+        assert theirs.recv(100) == b"the response"
+        assert not ours.getblocking()
+
+
+LIMIT = 256
+LIMITED = f"""
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_NOFILE, ({LIMIT}, {LIMIT}))
+runpy.run_module("gunicorn", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.external
+@pytest.mark.parametrize(("transport", "threads", "each"), [("attached", LIMIT, 2), ("auto", 4, 1)])
+def test_gunicorn_survives_more_streams_than_it_has_descriptors(
+    transport: str, threads: int, each: int, tmp_path: Path
+) -> None:
+    _, _, *options = (argument.replace("serverapp", "leavingapp") for argument in gunicorn(f"--threads={threads}"))
+    config = json.dumps({"SSE_TRANSPORT": transport})
+    with running(("-c", LIMITED, "-k", "gthread", *options), tmp_path, CONFIG=config) as server, ExitStack() as stack:
+        stack.enter_context(server.watched())
+        streams: dict[str, list[Stream]] = {"sse_open": [], "sse_busy": []}
+        for _ in range(400):
+            stream = stack.enter_context(Stream(server))
+            block = stream.block()
+            assert block is not None
+            streams[block.event].append(stream)
+            assert block.event == "sse_open" or block.data == {"reason": "limit"}
+        opened = streams["sse_open"]
+        room = (LIMIT - reserve(LIMIT)) // each
+        assert 0.6 * room < len(opened) <= room
+        assert server.stats()["clients"] == len(opened)
+        worker = server.request("POST", "/enqueue", [("item", 1)])
+        assert all(stream.response.headers["X-Pid"] == worker for stream in opened + streams["sse_busy"])
+        for stream in opened:
+            assert [block.data for block in stream.until("item")] == [1]
+        for stream in opened:
+            stream.__exit__()
+        wait_until(lambda: _opens(server), "there is room again")
+        assert server.output().count("[WARNING] sse_batcher.descriptors: further streams are refused") == 1
+        assert server.faults() == []
+
+
+def _opens(server: Any) -> bool:
+    with Stream(server) as stream:
+        block = stream.block()
+        return block is not None and block.event == "sse_open"

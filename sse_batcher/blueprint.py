@@ -15,6 +15,8 @@ from flask import Blueprint, Response, abort, current_app, has_request_context, 
 from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
+from werkzeug.wrappers import Response as BaseResponse
+from werkzeug.wsgi import ClosingIterator
 
 from .cors import Cors
 from .errors import InvalidEventError
@@ -68,7 +70,6 @@ def create_blueprint(extension: Extension, url_prefix: str, cors: Cors, *, told:
             abort(403)
         if unchecked:
             unchecked.clear()
-            _warn_of_compression()
             _warn_of_processes(request.environ, told)
         manager, environ, user = extension.manager, request.environ, extension.user()
         try:
@@ -82,7 +83,9 @@ def create_blueprint(extension: Extension, url_prefix: str, cors: Cors, *, told:
             _log.exception("the snapshot failed; the client is told to come back")
             busy = manager.busy_block("backend", last_event_id(environ))
             return current_app.response_class([busy], headers=list(HEADERS))
-        return current_app.response_class(body, status=status, headers=headers)
+        # The mark of what is passed on as it is, such as files: functions that would read it leave it out.
+        response_class = _endless(current_app.response_class)  # type: ignore[arg-type]  # for mypy, a class has no hash
+        return response_class(body, status=status, headers=headers, direct_passthrough=True)
 
     def health() -> Response:
         """Whether this process can serve streams: 200, or 503 and why not. And when the backend has last answered.
@@ -127,6 +130,31 @@ def _take_ticket(extension: Extension, endpoint: str | None, values: object) -> 
     # Called before the app's before-request functions: authorize() may go by a user that they have looked up.
     if endpoint == f"{NAME}.stream":
         request.environ[_TICKET] = extension.manager.ticket()
+
+
+class _Endless(BaseResponse):
+    """A response that may be passed on, and not read, since it has no end."""
+
+    def get_app_iter(self, environ: dict[str, Any]) -> Iterable[bytes]:
+        """As usual, functions for its end are called, which werkzeug leaves out for what is passed on as it is."""
+        body = super().get_app_iter(environ)
+        return ClosingIterator(body, self.close) if body is self.response else body
+
+    def _ensure_sequence(self, mutable: bool = False) -> None:
+        """Called by all that needs the whole body. Werkzeug would refuse it, too, but not say why."""
+        if not self.is_sequence:
+            raise RuntimeError(
+                "this response streams events and has no end, so its body cannot be read: let the function that wants "
+                "to, an after_request function or that of an extension, leave out responses with direct_passthrough, "
+                "as it must for files"
+            )
+        super()._ensure_sequence(mutable)
+
+
+@functools.lru_cache
+def _endless(response_class: type[Response]) -> type[Response]:
+    """The app's own class of responses, for one that has no end."""
+    return type("StreamResponse", (_Endless, response_class), {})
 
 
 def _uncached(response: Response) -> Response:
@@ -195,12 +223,4 @@ def _warn_of_processes(environ: Mapping[str, Any], told: bool) -> None:
         _log.warning(
             "this server runs several processes, and each reaches its own clients only: run one process with threads, "
             'or set SSE_BACKEND ("redis://..." for all of them, "memory://" if that is what you want)'
-        )
-
-
-def _warn_of_compression() -> None:
-    if "text/event-stream" in current_app.config.get("COMPRESS_MIMETYPES", ()):
-        _log.warning(
-            "COMPRESS_MIMETYPES names text/event-stream: Flask-Compress would hold events back until its buffer is "
-            "full. Take it out."
         )

@@ -23,8 +23,8 @@ _signals = Namespace()
 client_connected = _signals.signal("client_connected", "A stream was opened. Arguments: client (a `ClientInfo`).")
 client_disconnected = _signals.signal(
     "client_disconnected",
-    "A stream has ended. Arguments: client (a `ClientInfo`), reason ('left', 'lease', 'kicked', 'revoked' or "
-    "'shutdown'), duration (seconds), frames and bytes (handed to it).",
+    "A stream has ended. Arguments: client (a `ClientInfo`), reason ('left', 'lease', 'kicked', 'revoked', "
+    "'buffered' or 'shutdown'), duration (seconds), frames and bytes (handed to it).",
 )
 batch_flushed = _signals.signal("batch_flushed", "The backend took a batch. Arguments: batch (a `Batch`).")
 event_refused = _signals.signal(

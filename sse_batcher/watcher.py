@@ -33,7 +33,10 @@ FULL = 0.8
 SAMPLE = 10
 """How many streams are asked at once whether their server is stopping."""
 
-_TCP_INFO = struct.Struct("=24xI92xQ16xI")  # of Linux's `tcp_info`: segments unacknowledged, bytes so, bytes not sent
+# Of Linux's `tcp_info`: segments unacknowledged, bytes acknowledged, bytes not sent; and bytes received, not sent, sent
+# (since Linux 4.19), and of these sent again.
+_TCP_INFO = struct.Struct("=24xI92xQ16xI")
+_TCP_BYTES = struct.Struct("=128xQ8xI52xQQ")
 
 
 class Stream(Protocol):
@@ -87,6 +90,21 @@ class Watch:
             elif now - self._seen_at >= self._send_timeout:
                 self._connection.shutdown(socket.SHUT_RDWR)
 
+    def written(self) -> int | None:
+        """How many bytes the server has written to the connection so far; None if the system does not tell."""
+        connection = self._connection
+        if connection is None or not _is_tcp(connection):
+            return None
+        try:
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_BYTES.size)
+        except OSError:  # closed meanwhile
+            return None
+        if len(info) < _TCP_BYTES.size:
+            return None
+        received, unsent, sent, again = _TCP_BYTES.unpack(info)
+        # The request was received. A system that has not counted it, such as gVisor, does not count what is sent.
+        return sent - again + unsent if received else None
+
     def end_connection(self) -> None:
         """Let the server see that no further request will come, once the stream is sent and the server is stopping."""
         with self._lock:
@@ -117,7 +135,7 @@ class Watcher:
         self._parked = True  # the thread is not there, or about to end
         self._next_tick = 0.0
         self._asked = 0
-        self._told = False
+        self._told_of_threads = self._told_of_buffering = False
         self._worker = Worker(self, "sse_batcher-watcher")
         self._worker.stop()  # its thread ends whenever no stream is left, and is started by the next one
 
@@ -190,6 +208,17 @@ class Watcher:
                 if stream is not None:
                     stream.drain()
 
+    def tell_of_buffering(self) -> None:
+        """Say once that something keeps what streams hand out."""
+        if not self._told_of_buffering:
+            self._told_of_buffering = True
+            _log.error(
+                "streams are held back: a middleware, or a function of the app that reads the whole response, asks for "
+                "more of a stream before it passes on what it has. So clients get nothing before their stream ends. "
+                "Let it leave out responses with the Content-Type text/event-stream, or put the stream outside of it. "
+                "Until then, such streams end at once with all that there is, and the clients come back for more"
+            )
+
     def _leave(self, watch: Watch) -> None:
         self.remove(watch)
         stream = watch.stream()
@@ -198,9 +227,9 @@ class Watcher:
 
     def _tell_if_full(self, host: Host) -> None:
         held = len(self._watches)
-        if self._told or host.threads is None or held < FULL * host.threads:
+        if self._told_of_threads or host.threads is None or held < FULL * host.threads:
             return
-        self._told = True
+        self._told_of_threads = True
         _log.warning(
             "%d of the %d threads of this %s process are held by open streams, one each; when all are, nothing else is "
             'served. Set transport="auto" (SSE_TRANSPORT = "auto"), which lets streams do without them where that can '

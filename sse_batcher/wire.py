@@ -17,6 +17,8 @@ from .event import BATCH_SUFFIX, MIXED, Batch, Event
 HEADERS = (
     ("Content-Type", "text/event-stream; charset=utf-8"),
     ("Cache-Control", "no-cache, no-transform"),
+    # Keeps compressors away that hold events back and do not look for no-transform: what has an encoding, they leave.
+    ("Content-Encoding", "identity"),
     ("X-Accel-Buffering", "no"),
     ("X-Content-Type-Options", "nosniff"),
 )

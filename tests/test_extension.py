@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 from flask import Config, Flask, Response, abort, current_app, has_app_context, has_request_context, request, url_for
 from flask.json.provider import DefaultJSONProvider, JSONProvider
-from flask_compress import Compress
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client as WSGIClient
 from werkzeug.test import TestResponse, create_environ, run_wsgi_app
@@ -672,6 +671,7 @@ def test_a_stream_has_exactly_the_headers_of_the_contract(make_app: MakeApp) -> 
     with get(app) as response:
         assert sorted(response.headers) == [
             ("Cache-Control", "no-cache, no-transform"),
+            ("Content-Encoding", "identity"),
             ("Content-Type", "text/event-stream; charset=utf-8"),
             ("X-Accel-Buffering", "no"),
             ("X-Content-Type-Options", "nosniff"),
@@ -951,55 +951,6 @@ def test_data_that_the_app_cannot_encode_is_refused_in_the_caller(make_app: Make
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-
-
-def test_compressed_streams_are_warned_of_once_at_the_first_stream(
-    make_app: MakeApp, caplog: pytest.LogCaptureFixture
-) -> None:
-    app, _sse = make_app()
-    app.config["COMPRESS_MIMETYPES"] = ["text/html", "text/event-stream"]
-    assert warnings_of(caplog) == []
-    assert status(app) == status(app) == 200
-    (warning,) = warnings_of(caplog)
-    assert warning.startswith("COMPRESS_MIMETYPES names text/event-stream")
-
-
-def test_each_app_is_warned_of_its_own_compression(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
-    first, sse = make_app()
-    second, _ = make_app(sse)
-    second.config["COMPRESS_MIMETYPES"] = ["text/event-stream"]
-    assert status(first) == 200
-    assert warnings_of(caplog) == []
-    assert status(second) == 200
-    assert len(warnings_of(caplog)) == 1
-
-
-@pytest.mark.parametrize("compress_first", [True, False])
-def test_flask_compress_as_it_comes_leaves_a_stream_alone(
-    make_app: MakeApp, caplog: pytest.LogCaptureFixture, compress_first: bool
-) -> None:
-    app = Flask(__name__)
-    sse = SSE()
-    for init_app in (Compress().init_app, sse.init_app) if compress_first else (sse.init_app, Compress().init_app):
-        init_app(app)
-    with sse.manager, get(app, headers={"Accept-Encoding": "gzip, deflate, br, zstd"}) as response:
-        assert "Content-Encoding" not in response.headers
-        assert read(response, 1)[0].type == "sse_open"
-    assert warnings_of(caplog) == []
-
-
-def test_flask_compress_told_to_compress_streams_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    app = Flask(__name__)
-    app.config["COMPRESS_MIMETYPES"] = ["text/event-stream"]
-    sse = SSE(app)
-    Compress(app)
-    with sse.manager:
-        body = app.wsgi_app(
-            create_environ("/events", headers={"Accept-Encoding": "deflate"}),
-            lambda status, headers, exc_info=None: None,
-        )
-        body.close()
-    assert len(warnings_of(caplog)) == 1
 
 
 def test_receivers_on_the_helper_thread_are_in_their_apps_context(make_app: MakeApp) -> None:

@@ -44,6 +44,7 @@ GOOD = {
     + b"%X\r\n%b\r\n" % (len(PRELUDE), PRELUDE),
     "zeros": head(SSE, CHUNKED) + b"%06x\r\n%b\r\n" % (len(PRELUDE), PRELUDE),
     "no space": head(SSE.replace(b" ", b""), CHUNKED.replace(b" ", b"")) + chunk(PRELUDE),
+    "identity": head(SSE, CHUNKED, b"Content-Encoding: identity") + chunk(PRELUDE),
     "middleware": head(b"Set-Cookie: a=1", b"Set-Cookie: b=text/html", b"X-Empty:", SSE, CHUNKED) + chunk(PRELUDE),
 }
 
@@ -62,6 +63,7 @@ BAD = {
     "HTTP/2": head(SSE, status=b"HTTP/2 200 OK") + PRELUDE,
     "length": head(SSE, b"content-length: %d" % len(PRELUDE)) + PRELUDE,
     "gzip": head(SSE, CHUNKED, b"Content-Encoding: gzip") + chunk(PRELUDE),
+    "identity and gzip": head(SSE, CHUNKED, b"Content-Encoding: identity, gzip") + chunk(PRELUDE),
     "another coding": head(SSE, b"Transfer-Encoding: gzip, chunked") + chunk(PRELUDE),
     "html": head(b"Content-Type: text/html", CHUNKED) + chunk(PRELUDE),
     "no type": head(CHUNKED) + chunk(PRELUDE),

@@ -6,7 +6,7 @@ Run by one thread, the server's, but for `close` and `drain`, which the watcher 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ..client import Client
@@ -34,6 +34,45 @@ class Request(NamedTuple):
     ticket: int | None = None
 
 
+BUFFERED = "buffered"
+"""Why a stream ends that is held back on its way to the client."""
+
+LATER = 2.0
+"""Seconds after which a server that writes in another thread must have written something."""
+
+
+class Passage:
+    """Whether what a stream hands out leaves the server. By the driver.
+
+    A block has to be passed on before the next one is asked for, as PEP 3333 demands of servers and middleware. A
+    function that reads the whole body asks on and on, for a body that has no end; a compressor may gather for long.
+    """
+
+    def __init__(self, watch: Watch, clock: Callable[[], float] = time.monotonic) -> None:
+        self._watch = watch
+        self._clock = clock
+        self._written: int | None = None
+        self._since = 0.0
+        self._pieces = 2
+        """How many have to be seen to leave. The first may be the head of the response alone."""
+
+    def is_free(self) -> bool | None:
+        """To be asked at each step, before the next block is handed out. None if it is too early to tell.
+
+        True, too, if nobody can tell.
+        """
+        before, written, now = self._written, self._watch.written(), self._clock()
+        if written is None:
+            return True
+        if before is None or written != before:
+            self._written, self._since = written, now
+            self._pieces -= before is not None
+            return True if self._pieces == 0 else None
+        if self._watch.host.writes_later and now - self._since < LATER:
+            return None
+        return False
+
+
 class AttachedStream(Iterator[bytes]):
     """A WSGI iterable: the bytes of one stream.
 
@@ -46,6 +85,7 @@ class AttachedStream(Iterator[bytes]):
         self._request = request
         self._client: Client | None = None
         self._watch: Watch | None = None
+        self._passage: Passage | None = None
         self._ended = False
 
     def __next__(self) -> bytes:
@@ -61,6 +101,8 @@ class AttachedStream(Iterator[bytes]):
         watch = self._watch
         if watch is not None:
             watch.busy_since = None
+        if self._passage is not None:
+            self._end_if_buffered(client, self._passage)
         block = next(client)
         if watch is not None:
             watch.busy_since = time.monotonic()
@@ -114,7 +156,17 @@ class AttachedStream(Iterator[bytes]):
     def _hold(self) -> None:
         """The server's thread drives the stream from here on: have it watched."""
         self._watch = Watch(self, self._request.host, self._manager.send_timeout)
+        self._passage = Passage(self._watch)
         watcher.get().add(self._watch)
+
+    def _end_if_buffered(self, client: Client, passage: Passage) -> None:
+        """End the stream after what there is, if it is held back: its client gets that then, and comes back."""
+        free = passage.is_free()
+        if free is not None:
+            self._passage = None
+        if free is False:
+            watcher.get().tell_of_buffering()
+            client.end(BUFFERED)
 
 
 class _BusyError(Exception):

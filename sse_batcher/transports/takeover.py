@@ -169,7 +169,8 @@ def _framing(text: bytes, prelude: bytes) -> str | None:
     if (
         not _STATUS.match(head)
         or not headers.get(b"content-type", b"").startswith(b"text/event-stream")
-        or not headers.keys().isdisjoint({b"content-length", b"content-encoding"})
+        or headers.get(b"content-encoding", b"identity") != b"identity"
+        or b"content-length" in headers
         or encoding not in {b"", b"chunked"}
     ):
         raise _OtherwiseError

@@ -33,10 +33,10 @@ FULL = 0.8
 SAMPLE = 10
 """How many streams are asked at once whether their server is stopping."""
 
-# Of Linux's `tcp_info`: segments unacknowledged, bytes acknowledged, bytes not sent; and bytes received, not sent, sent
-# (since Linux 4.19), and of these sent again.
+# Of Linux's `tcp_info`: segments unacknowledged, bytes acknowledged, bytes not sent; and segments unacknowledged, bytes
+# received, not sent, sent (since Linux 4.19), and of these sent again.
 _TCP_INFO = struct.Struct("=24xI92xQ16xI")
-_TCP_BYTES = struct.Struct("=128xQ8xI52xQQ")
+_TCP_BYTES = struct.Struct("=24xI100xQ8xI52xQQ")
 
 
 class Stream(Protocol):
@@ -90,8 +90,11 @@ class Watch:
             elif now - self._seen_at >= self._send_timeout:
                 self._connection.shutdown(socket.SHUT_RDWR)
 
-    def written(self) -> int | None:
-        """How many bytes the server has written to the connection so far; None if the system does not tell."""
+    def written(self) -> tuple[int, bool] | None:
+        """How many bytes the server has written to the connection so far, and whether the client has taken them all.
+
+        None if the system does not tell.
+        """
         connection = self._connection
         if connection is None or not _is_tcp(connection):
             return None
@@ -101,9 +104,9 @@ class Watch:
             return None
         if len(info) < _TCP_BYTES.size:
             return None
-        received, unsent, sent, again = _TCP_BYTES.unpack(info)
+        unacknowledged, received, unsent, sent, again = _TCP_BYTES.unpack(info)
         # The request was received. A system that has not counted it, such as gVisor, does not count what is sent.
-        return sent - again + unsent if received else None
+        return (sent - again + unsent, not (unacknowledged or unsent)) if received else None
 
     def end_connection(self) -> None:
         """Let the server see that no further request will come, once the stream is sent and the server is stopping."""

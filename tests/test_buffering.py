@@ -192,10 +192,11 @@ class Connection:
 
     def __init__(self, *, later: bool = False) -> None:
         self.bytes: int | None = 1000  # an earlier response
+        self.all_taken = True
         self.host = SimpleNamespace(writes_later=later)
 
-    def written(self) -> int | None:
-        return self.bytes
+    def written(self) -> tuple[int, bool] | None:
+        return None if self.bytes is None else (self.bytes, self.all_taken)
 
 
 Asked = Callable[[Connection], Passage]
@@ -250,6 +251,9 @@ def test_a_server_that_writes_in_another_thread_has_time(passage: Asked, clock: 
     clock.now += LATER - 0.1
     assert steps.is_free() is None
     clock.now += 0.1
+    connection.all_taken = False  # an earlier response is in the way, and its client does not read
+    assert steps.is_free() is None
+    connection.all_taken = True
     assert steps.is_free() is False
 
 
@@ -269,9 +273,9 @@ def test_what_was_written_counts_whether_it_was_sent_or_not() -> None:
         assert watch.written() is None  # no request: maybe nothing is counted
         theirs.sendall(b"GET")
         assert ours.recv(3) == b"GET"
-        assert watch.written() == 0
+        assert watch.written() == (0, True)
         ours.sendall(b"12345")
-        assert watch.written() == 5
+        wait_until(lambda: watch.written() == (5, True), "its kernel has said that it was taken")
         ours.setblocking(False)
         sent = 5
         try:
@@ -279,7 +283,7 @@ def test_what_was_written_counts_whether_it_was_sent_or_not() -> None:
                 sent += ours.send(bytes(100_000))  # more than the client takes
         except BlockingIOError:
             pass
-        assert watch.written() == sent
+        assert watch.written() == (sent, False)
         watch.close()
         assert watch.written() is None
 

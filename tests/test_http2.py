@@ -18,8 +18,10 @@ from .sse_parser import parse
 pytestmark = pytest.mark.external
 
 TLS = ("--certfile=tls.pem", "--keyfile=tls.pem", "--http-protocols=h2,h1")
+CLEARTEXT = ("--http-protocols=h2,h1", "--http2-cleartext=both")  # as some clouds' proxies speak with it
 COMMANDS = {
     "gthread": gunicorn("-k", "gthread", f"--threads={THREADS}", *TLS),
+    "gthread, cleartext": gunicorn("-k", "gthread", f"--threads={THREADS}", *CLEARTEXT),
     "gevent": gunicorn("-k", "gevent", *TLS),
 }
 
@@ -29,17 +31,16 @@ def serving(command: tuple[str, ...], folder: Path, **config: Any) -> Iterator[S
     certificate(folder, HOST)
     command = tuple(argument.replace("serverapp", "leavingapp") for argument in command)
     with running(command, folder, CONFIG=json.dumps(config)) as server, server.watched():
-        server.tls = True
+        server.tls = "--certfile=tls.pem" in command
         yield server
 
 
 @contextmanager
 def browser(server: Server) -> Iterator[httpx.Client]:
     """One that speaks HTTP/2, over one connection, as browsers do."""
+    url = f"{'https' if server.tls else 'http'}://{HOST}:{server.port}"
     limits = httpx.Limits(max_connections=1)
-    with httpx.Client(
-        http2=True, verify=False, limits=limits, timeout=TIMEOUT, base_url=f"https://{HOST}:{server.port}"
-    ) as client:
+    with httpx.Client(http1=False, http2=True, verify=False, limits=limits, timeout=TIMEOUT, base_url=url) as client:
         yield client
 
 

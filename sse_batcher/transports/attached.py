@@ -61,14 +61,16 @@ class Passage:
 
         True, too, if nobody can tell.
         """
-        before, written, now = self._written, self._watch.written(), self._clock()
-        if written is None:
+        found, before, now = self._watch.written(), self._written, self._clock()
+        if found is None:
             return True
+        written, all_taken = found
         if before is None or written != before:
             self._written, self._since = written, now
             self._pieces -= before is not None
             return True if self._pieces == 0 else None
-        if self._watch.host.writes_later and now - self._since < LATER:
+        # If the client takes nothing, such a server gathers what it cannot write.
+        if self._watch.host.writes_later and (now - self._since < LATER or not all_taken):
             return None
         return False
 

@@ -61,8 +61,8 @@ class Watch:
         self.host = host
         self.busy_since: float | None = None
         """Since when the server has had a block in its hands, by `time.monotonic`; None while it waits for one."""
-        self.told = False
-        """Whether the stream knows that its server is stopping. It is told once: its manager may find out better."""
+        self.drained = False
+        """Whether the stream was drained. Once only: its manager may open again while this one is still there."""
         self._send_timeout = send_timeout
         self._seen: float | None = None
         self._seen_at = 0.0
@@ -204,9 +204,9 @@ class Watcher:
         # Nearly always all have the same server: some are asked, in turn, and all only if one says yes.
         first = self._asked % max(1, len(watches))
         self._asked += SAMPLE
-        if any(_is_news(watch) for watch in watches[first : first + SAMPLE]):
-            for watch in filter(_is_news, watches):
-                watch.told = True
+        if any(map(_is_to_drain, watches[first : first + SAMPLE])):
+            for watch in filter(_is_to_drain, watches):
+                watch.drained = True
                 stream = watch.stream()
                 if stream is not None:
                     stream.drain()
@@ -271,9 +271,9 @@ def _end_requests(host: Host, connection: socket.socket) -> None:
             connection.shutdown(socket.SHUT_RD)
 
 
-def _is_news(watch: Watch) -> bool:
-    """Whether its server is stopping, and the stream does not know yet."""
-    return not watch.told and watch.host.is_stopping()
+def _is_to_drain(watch: Watch) -> bool:
+    """Whether its server is stopping, and the stream was not drained yet."""
+    return not watch.drained and watch.host.is_stopping()
 
 
 def _duplicate(fd: int) -> socket.socket | None:

@@ -142,7 +142,7 @@ def test_the_limit_is_the_soft_one(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- streams -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_stream_without_room_is_told_to_come_back(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_without_room_gets_busy(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     system.used = 1000
     monkeypatch.setattr("sse_batcher.transports.attached.descriptors", PerProcess(Descriptors))
     with SSEManager() as manager:

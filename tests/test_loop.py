@@ -526,7 +526,7 @@ def test_a_server_that_stops_has_its_manager_drained(site: Site) -> None:
     assert site.host.drained == 0
     site.host.stopping = True
     site.wait(3 * TICK)
-    assert site.host.drained == 1  # told once: it may open again while this connection is still there
+    assert site.host.drained == 1  # once only: it may open again while this connection is still there
     site.connect()
     site.wait(TICK)
     assert site.host.drained == 2

@@ -278,7 +278,7 @@ def test_all_streams_of_a_server_that_is_stopping_are_drained_and_those_of_anoth
     assert other.told.empty()
 
 
-def test_a_stream_is_told_once_that_its_server_stops(watcher: Watcher) -> None:
+def test_a_stream_is_drained_only_once(watcher: Watcher) -> None:
     # If it is the only one that is left of a server that has ended, others must not be drained for it again and again.
     stream, _ = watch_over(watcher, None, stopping=lambda: True)
     assert stream.told.get(timeout=PATIENCE) == "drain"

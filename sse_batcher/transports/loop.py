@@ -244,7 +244,7 @@ class Loop:
     def tick(self, now: float) -> None:
         """Look at the time that is left, and at whether the server is stopping."""
         if self._host is not None and self._host.is_stopping():
-            self._host = None  # told once: the managers may find out that the server goes on
+            self._host = None  # once only: the managers may open again while some of these streams are still there
             for feed in list(self._feeds.values()):
                 feed.owner.drain()
         for feed in list(self._feeds.values()):

@@ -86,7 +86,8 @@ class SSEManager:
 
     Raises `ConfigurationError` for options that cannot be meant. Starts no thread before it is used. All methods are
     thread-safe. A forked child starts afresh: without its parent's clients, events and counts. A manager that is
-    still open at the end of the process is shut down.
+    still open at the end of the process is shut down, also in a child of `multiprocessing`. Call
+    `flush_all` before an `os._exit` of your own.
 
     >>> manager = SSEManager()
     >>> client = manager.subscribe()
@@ -391,6 +392,9 @@ class _Life:
         context: Callable[[], AbstractContextManager[object]],
     ) -> None:
         require_threads()
+        owner = manager()
+        if owner is not None:  # it is None if the garbage collector has begun to collect the manager
+            close_at_exit(owner)  # again: the manager may have been made in another process, before a fork
         self.helper = helper = Helper(context)
         self.encode = encode
         self.draining = False

@@ -1,6 +1,7 @@
 """What the beginning and the end of a process mean for us: a forked child starts afresh, and what is open is closed.
 
-Any thread. Takes no lock, since one that was taken before a fork may be held for ever after it.
+Any thread. Takes no lock, since one that was taken before a fork may be held for ever after it. The one exception is
+the end of a child of `multiprocessing`: listing its threads takes a lock, which Python replaces in a child.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import logging
 import mmap
 import os
 import sys
+import threading
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -85,27 +88,111 @@ class PerProcess(Generic[T]):
         return theirs
 
 
+EXIT_SECONDS = 5.0
+"""How long the end of a process may take longer for all that is open in it, in seconds."""
+
+
 class Closable(Protocol):
-    def close(self) -> Any: ...
+    def close(self, timeout: float | None) -> bool: ...
 
 
-# By id, each removed when its object is collected. A plain dict, since its single steps are atomic: objects come and
-# go in any thread while another one walks it.
-_open: dict[int, weakref.ref[Closable]] = {}
+class _Open(dict[int, "weakref.ref[Closable]"]):
+    """What is open in one process. By id, each removed when its object is collected.
+
+    A dict, since its single steps are atomic: objects come and go in any thread while another one walks it.
+    """
+
+    job_end_is_heard = False
+    """Whether `multiprocessing` calls us at the end of this process."""
+
+
+_open = PerProcess(_Open)
 
 
 def close_at_exit(closable: Closable) -> None:
-    """Call `closable.close()` when the interpreter ends, unless it is collected before."""
+    """Call `closable.close(timeout)` when this process ends, unless it is collected before.
+
+    Python tells of the end in two ways: by `atexit`, or, in a process that ends by `os._exit`, by the finalizers of
+    `multiprocessing`. Nothing tells of any other `os._exit`.
+    """
+    mine = _open.get()
     key = id(closable)
-    _open[key] = weakref.ref(closable, lambda _: _open.pop(key, None))
+    mine[key] = weakref.ref(closable, lambda _: mine.pop(key, None))
+    _hear_of_job_end()
 
 
 @atexit.register
 def _close_all() -> None:
-    for reference in list(_open.values()):
-        closable = reference()
-        if closable is not None:
-            try:
-                closable.close()
-            except Exception:
-                _log.exception("closing %r at exit failed", closable)
+    """Close what is open in this process. A second call finds only what was opened since the first."""
+    mine = _open.get()
+    end = time.monotonic() + EXIT_SECONDS
+    in_time = True
+    for key in list(mine):
+        reference = mine.pop(key, None)
+        closable = None if reference is None else reference()
+        if closable is None:
+            continue
+        try:
+            in_time &= closable.close(max(0.0, end - time.monotonic()))
+        except Exception:
+            _log.exception("closing %r at exit failed", closable)
+    if not in_time:
+        _log.warning(
+            "the process ends, and not everything was delivered and closed within %g seconds: the rest is lost",
+            EXIT_SECONDS,
+        )
+
+
+# -- jobs: processes started by multiprocessing, or by billiard, which is Celery's copy of it --------------------------
+
+LAST = -1_000
+"""An exit priority after all others: the app's own finalizers may enqueue."""
+
+
+def _hear_of_job_end(_: object = None) -> None:
+    """In a job, have `_close_all` called at its end. A child forgets what its parent has registered for this."""
+    mine = _open.get()
+    process: Any = sys.modules.get("multiprocessing.process")
+    util: Any = sys.modules.get("multiprocessing.util")
+    if mine.job_end_is_heard or process is None or util is None:
+        return
+    current = process.current_process()
+    if getattr(current, "_parent_pid", None) is not None:
+        mine.job_end_is_heard = True
+        if util.is_exiting() and threading.current_thread() is not threading.main_thread():
+            _close_after_threads()  # the caller goes on after the job; if it fails, events are delivered by callers
+        else:
+            util.Finalize(None, _end_job, exitpriority=LAST)
+    elif getattr(
+        current, "_inheriting", False
+    ):  # in a new interpreter, which imports the main module before it is a job
+        util.register_after_fork(_open, _hear_of_job_end)
+
+
+def _end_job() -> None:
+    # Up to Python 3.12, this comes before Python waits for the job's threads, which may still enqueue. billiard, which
+    # sets no parent process, does not wait for them.
+    waits = sys.modules["multiprocessing.process"].parent_process() is not None
+    if not (waits and _other_threads() and _close_after_threads()):
+        _close_all()
+
+
+def _close_after_threads() -> bool:
+    """Start a thread that closes all when the others have ended; Python waits for it, too. False if none can start."""
+
+    def close() -> None:
+        while threads := _other_threads():
+            threads[0].join()
+        _close_all()
+
+    try:
+        threading.Thread(target=close, name="sse_batcher-end", daemon=False).start()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _other_threads() -> list[threading.Thread]:
+    """Those that Python waits for, but for the main thread and the caller's."""
+    mine = (threading.main_thread(), threading.current_thread())
+    return [thread for thread in threading.enumerate() if not thread.daemon and thread not in mine]

@@ -25,8 +25,8 @@ def sink(batch):
 """
 
 
-def run(script: str, python: str = sys.executable) -> str:
-    """Run a script after the prelude. It must end well and say nothing on stderr; returns what it printed."""
+def run(script: str, python: str = sys.executable, stderr: str = "") -> str:
+    """Run a script after the prelude. It must end well and say just this on stderr; returns what it printed."""
     done = subprocess.run(
         [python, "-W", "error", "-W", "ignore:.*fork.*:DeprecationWarning", "-c", PRELUDE + textwrap.dedent(script)],
         cwd=ROOT,
@@ -35,7 +35,7 @@ def run(script: str, python: str = sys.executable) -> str:
         timeout=50,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert (done.returncode, done.stderr) == (0, stderr), done.stdout + done.stderr
     return done.stdout
 
 
@@ -227,6 +227,27 @@ def test_a_child_delivers_its_own_events_and_none_of_its_parents(fork: str) -> N
     )
 
 
+def test_a_child_that_exits_ends_its_streams_in_good_order() -> None:
+    out = run(
+        """
+    manager = SSEManager()
+    opened = threading.Event()
+    def read():
+        for block in manager.subscribe():
+            opened.set()
+            if b"sse_bye" in block:
+                os.write(1, b"bye")
+    pid = os.fork()
+    if pid:
+        assert os.waitpid(pid, 0)[1] == 0
+    else:
+        threading.Thread(target=read, daemon=True).start()
+        opened.wait()
+    """
+    )
+    assert out == "bye"
+
+
 def test_threads_that_meet_in_a_fresh_child_share_one_engine() -> None:
     run(
         """
@@ -303,13 +324,13 @@ def test_events_that_come_when_no_thread_can_be_started_any_more_are_delivered(w
 def test_an_exit_with_a_stuck_sink_does_not_hang() -> None:
     run(
         """
-    import sse_batcher.engine
+    import sse_batcher.process
     stuck = threading.Event()
     batcher = EventBatcher(lambda batch: stuck.wait())
-    close = sse_batcher.engine.Engine.close
-    sse_batcher.engine.Engine.close = lambda self, timeout=5.0: close(self, 0.1 if timeout == 5.0 else timeout)
+    sse_batcher.process.EXIT_SECONDS = 0.1
     batcher.enqueue("error", 1)
-    """
+    """,
+        stderr="the process ends, and not everything was delivered and closed within 0.1 seconds: the rest is lost\n",
     )
 
 

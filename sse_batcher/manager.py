@@ -86,7 +86,7 @@ class SSEManager:
 
     Raises `ConfigurationError` for options that cannot be meant. Starts no thread before it is used. All methods are
     thread-safe. A forked child starts afresh: without its parent's clients, events and counts. A manager that is
-    still open at the end of the process is shut down, also in a child of `multiprocessing`. Call
+    still open at the end of the process is shut down, also in a child of `multiprocessing` and in Celery. Call
     `flush_all` before an `os._exit` of your own.
 
     >>> manager = SSEManager()

@@ -112,8 +112,8 @@ _open = PerProcess(_Open)
 def close_at_exit(closable: Closable) -> None:
     """Call `closable.close(timeout)` when this process ends, unless it is collected before.
 
-    Python tells of the end in two ways: by `atexit`, or, in a process that ends by `os._exit`, by the finalizers of
-    `multiprocessing`. Nothing tells of any other `os._exit`.
+    Python tells of the end in several ways: by `atexit`, or, in a process that ends by `os._exit`, by the finalizers of
+    `multiprocessing` or a signal of Celery. Nothing tells of any other `os._exit`.
     """
     mine = _open.get()
     key = id(closable)
@@ -122,7 +122,7 @@ def close_at_exit(closable: Closable) -> None:
 
 
 @atexit.register
-def _close_all() -> None:
+def _close_all(**_: Any) -> None:
     """Close what is open in this process. A second call finds only what was opened since the first."""
     mine = _open.get()
     end = time.monotonic() + EXIT_SECONDS
@@ -163,6 +163,9 @@ def _hear_of_job_end(_: object = None) -> None:
             _close_after_threads()  # the caller goes on after the job; if it fails, events are delivered by callers
         else:
             util.Finalize(None, _end_job, exitpriority=LAST)
+        celery: Any = sys.modules.get("celery.signals")
+        if celery is not None:  # its pools run no finalizers
+            celery.worker_process_shutdown.connect(_close_all)
     elif getattr(
         current, "_inheriting", False
     ):  # in a new interpreter, which imports the main module before it is a job

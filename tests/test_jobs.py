@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import pytest
 from sse_batcher import SSEManager
 
 from .redisserver import RedisServer, redis_server
+from .servers import TIMEOUT, wait_until
+from .test_readme import blocks
 from .test_redis import Viewer
 
 pytestmark = pytest.mark.external
@@ -83,3 +86,101 @@ def test_a_job_does_not_wait_long_for_redis(redis: RedisServer) -> None:
     logged = run("with_two_managers", redis, EXIT_SECONDS="0.5")
     assert time.monotonic() - began < 10
     assert "not everything was delivered and closed within 0.5 seconds" in logged
+
+
+# -- RQ and Celery -----------------------------------------------------------------------------------------------------
+
+JOB = """
+def job(number):
+    manager.enqueue("n", number)
+    if number == 2:
+        raise RuntimeError("it fails after it has enqueued")
+"""
+
+TASKS = """
+import os
+from celery import Celery
+from sse_batcher import BatchOptions, SSEManager
+
+manager = SSEManager(BatchOptions(batch_window=10), backend=os.environ["BACKEND"])
+app = Celery(broker=os.environ["BACKEND"], backend=os.environ["BACKEND"])
+
+@app.task(name="job")
+def job(number):
+    manager.enqueue("n", number)
+"""
+
+
+def test_rq_jobs_deliver_as_the_readme_says(redis: RedisServer, browser: Viewer, tmp_path: Path) -> None:
+    import rq
+
+    [block] = [block for block in blocks("python") if "rq.Worker" in block]
+    assert "redis://localhost:6379/0" in block
+    (tmp_path / "jobs.py").write_text(block.replace("redis://localhost:6379/0", redis.url) + JOB)
+    queue = rq.Queue(connection=redis.client)
+    for number in (1, 2, 3):
+        queue.enqueue("jobs.job", number)
+    worker = ("worker", "--burst", "--worker-class", "jobs.Worker", "--url", redis.url)
+    done = subprocess.run(
+        [sys.executable, "-m", "rq.cli", *worker],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert browser.numbers(3) == [1, 2, 3]
+
+
+class Celery:
+    """A worker of Celery, and what sends it tasks. In processes of their own, so that nothing of it stays here."""
+
+    def __init__(self, redis: RedisServer, folder: Path) -> None:
+        (folder / "tasks.py").write_text(TASKS)
+        self._redis = redis
+        self._folder = folder
+        self._environment = {
+            **os.environ,
+            "BACKEND": redis.url,
+            "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
+        }
+
+    @contextmanager
+    def worker(self, *options: str) -> Iterator[None]:
+        quick = ("--concurrency=1", "--without-mingle", "--without-gossip", "--without-heartbeat")
+        worker = self._python("-m", "celery", "-A", "tasks", "worker", *quick, *options)
+        try:
+            yield
+        finally:
+            worker.terminate()
+            worker.wait(TIMEOUT)
+
+    def do(self, *numbers: int) -> None:
+        """Have these tasks done, one after the other, in one process if the worker has one for all of them."""
+        calls = "; ".join(f"tasks.job.delay({number})" for number in numbers)
+        assert self._python("-c", f"import tasks; {calls}").wait(TIMEOUT) == 0
+        results = "celery-task-meta-*"
+        wait_until(lambda: len(self._redis.client.keys(results)) == len(numbers), "the tasks are done")
+
+    def _python(self, *arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, *arguments], cwd=self._folder, env=self._environment)
+
+
+@pytest.fixture
+def celery(redis: RedisServer, tmp_path: Path) -> Celery:
+    return Celery(redis, tmp_path)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_celery_tasks_deliver(pool: str, celery: Celery, browser: Viewer) -> None:
+    with celery.worker(f"--pool={pool}"):
+        celery.do(1, 2)  # the second would fail if the first had closed the manager
+    assert browser.numbers(2) == [1, 2]
+
+
+def test_celery_tasks_with_a_process_each_deliver(celery: Celery, browser: Viewer) -> None:
+    with celery.worker("--max-tasks-per-child=1"):
+        celery.do(1)
+        assert browser.numbers(1) == [1]

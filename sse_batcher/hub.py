@@ -193,6 +193,10 @@ class Hub:
             members = list(self._members if user is None else self._users.get(user, ()))
         return sum(member.dismiss(reason) for member in members if channel is None or channel in member.channels)
 
+    def is_empty(self) -> bool:
+        """Whether no stream is open. Takes no lock: a forked child may ask this of its parent's hub."""
+        return not self._members
+
     def has_user(self, user: Hashable) -> bool:
         """Whether this user has a stream."""
         with _Tidy(self), self._lock:

@@ -222,6 +222,7 @@ class SSEManager:
         if where == BROADCAST:
             raise InvalidEventError("'*' is no channel to kick: name one, or shut the manager down", field="channel")
         life = self._life.get()
+        life.tell_cut_off()
         # Here first, whatever becomes of the others. What comes back from the backend finds nothing left to end.
         ended = life.hub.dismiss("kicked", who, where)
         if not ended and who is not None:
@@ -439,7 +440,11 @@ class _Life:
         self.rights = Rights(may_stay, clients.revalidate_every, self.hub, helper)
         publisher.connect(self.hub)
 
+        parent = None if owner is None or owner.reaches_others else owner._life.inherited()
+        self.tell_cut_off = tell_cut_off = _cut_off(self.hub, parent is not None and not parent.hub.is_empty())
+
         def publish(batch: Batch) -> None:
+            tell_cut_off()
             publisher.publish(batch)
             announce(signals.batch_flushed, batch=batch)
 
@@ -458,3 +463,21 @@ class _Life:
                 user,
                 other,
             )
+
+def _cut_off(hub: Hub, is_cut_off: bool) -> Callable[[], None]:
+    """What logs, once, that this process does not reach the streams of the process that it was forked from.
+
+    A server forks its workers before it has streams. So a parent with open streams has forked this process for a job,
+    unless it has streams of its own.
+    """
+
+    def tell() -> None:
+        nonlocal is_cut_off
+        if is_cut_off and hub.is_empty():
+            is_cut_off = False
+            _log.warning(
+                "this process was forked from one with open streams, which get nothing of what it sends: the backend "
+                "memory:// reaches only streams of the same process; use a redis:// URL"
+            )
+
+    return tell

@@ -80,6 +80,12 @@ class PerProcess(Generic[T]):
             self._by_pid = {pid: mine}
         return mine
 
+    def inherited(self) -> T | None:
+        """The one of the process that this one was forked from, as long as this one has none of its own."""
+        pid = os.getpid()
+        others = [thing for owner, thing in list(self._by_pid.items()) if owner != pid]
+        return others[0] if others and pid not in self._by_pid else None
+
     def left_behind(self) -> list[T]:
         """Those of processes that this one was forked from; each once."""
         mine = {pid: thing for pid, thing in self._by_pid.items() if pid == os.getpid()}

@@ -61,6 +61,17 @@ def test_a_child_and_its_child_have_things_of_their_own() -> None:
     os._exit(not ok or os.waitpid(grandchild, 0)[1] != 0)
 
 
+def test_the_parents_thing_is_seen_until_the_child_has_its_own(as_process: AsProcess) -> None:
+    things = PerProcess(object)
+    assert things.inherited() is None
+    parents = things.get()
+    assert things.inherited() is None
+    with as_process(-1):
+        assert things.inherited() is parents
+        things.get()
+        assert things.inherited() is None
+
+
 # -- the end of a process ----------------------------------------------------------------------------------------------
 
 

@@ -248,6 +248,43 @@ def test_a_child_that_exits_ends_its_streams_in_good_order() -> None:
     assert out == "bye"
 
 
+@pytest.mark.parametrize("fork", FORKS.values(), ids=FORKS.keys())
+@pytest.mark.parametrize(
+    ("in_parent", "in_child", "expected"),
+    [
+        ("client = manager.subscribe()", "send(); send()", 1),
+        ("client = manager.subscribe()", "manager.kick(user='ada')", 1),
+        ("manager.subscribe().close(); send()", "send()", 0),  # as in a server that has not begun to serve
+        ("client = manager.subscribe()", "own = manager.subscribe(); send()", 0),
+        ("client = manager.subscribe()", "manager.get_stats(); manager.flush_all(5)", 0),
+    ],
+    ids=["events", "a kick", "a parent without streams", "a child with streams", "no event"],
+)
+def test_a_child_says_once_that_its_parents_streams_are_out_of_reach(
+    in_parent: str, in_child: str, expected: int, fork: str
+) -> None:
+    out = run(
+        f"""
+    import logging, sys
+    logging.basicConfig(stream=sys.stdout)
+    manager = SSEManager()
+    def send():
+        manager.enqueue("error", 1)
+        assert manager.flush_all(5)
+    {in_parent}
+    pid = {fork}
+    if pid == 0:
+        {in_child}
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    send()
+    """
+    )
+    assert out.count("this process was forked from one with open streams") == expected
+    assert out.count("WARNING:") == expected
+
+
 def test_threads_that_meet_in_a_fresh_child_share_one_engine() -> None:
     run(
         """

@@ -222,7 +222,7 @@ class SSEManager:
         if where == BROADCAST:
             raise InvalidEventError("'*' is no channel to kick: name one, or shut the manager down", field="channel")
         life = self._life.get()
-        life.tell_cut_off()
+        life.warn_if_cut_off()
         # Here first, whatever becomes of the others. What comes back from the backend finds nothing left to end.
         ended = life.hub.dismiss("kicked", who, where)
         if not ended and who is not None:
@@ -440,11 +440,10 @@ class _Life:
         self.rights = Rights(may_stay, clients.revalidate_every, self.hub, helper)
         publisher.connect(self.hub)
 
-        parent = None if owner is None or owner.reaches_others else owner._life.inherited()
-        self.tell_cut_off = tell_cut_off = _cut_off(self.hub, parent is not None and not parent.hub.is_empty())
+        self.warn_if_cut_off = warn_if_cut_off = _cut_off_warning(owner, self.hub)
 
         def publish(batch: Batch) -> None:
-            tell_cut_off()
+            warn_if_cut_off()
             publisher.publish(batch)
             announce(signals.batch_flushed, batch=batch)
 
@@ -464,20 +463,22 @@ class _Life:
                 other,
             )
 
-def _cut_off(hub: Hub, is_cut_off: bool) -> Callable[[], None]:
-    """What logs, once, that this process does not reach the streams of the process that it was forked from.
+def _cut_off_warning(manager: SSEManager | None, hub: Hub) -> Callable[[], None]:
+    """Make the function that logs, once, that this process does not reach the streams of its parent.
 
     A server forks its workers before it has streams. So a parent with open streams has forked this process for a job,
-    unless it has streams of its own.
+    unless it has streams of its own. To be called before this process has its own part of the manager.
     """
+    parent = None if manager is None or manager.reaches_others else manager._life.inherited()
+    is_cut_off = parent is not None and not parent.hub.is_empty()
 
-    def tell() -> None:
+    def warn() -> None:
         nonlocal is_cut_off
         if is_cut_off and hub.is_empty():
             is_cut_off = False
             _log.warning(
-                "this process was forked from one with open streams, which get nothing of what it sends: the backend "
-                "memory:// reaches only streams of the same process; use a redis:// URL"
+                "this process was forked from a process with open streams. They do not get its events, because the "
+                "backend memory:// reaches only streams of the same process: use a redis:// backend"
             )
 
-    return tell
+    return warn

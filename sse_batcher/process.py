@@ -95,7 +95,7 @@ class PerProcess(Generic[T]):
 
 
 EXIT_SECONDS = 5.0
-"""How long the end of a process may take longer for all that is open in it, in seconds."""
+"""How long closing everything may delay the end of a process, in seconds."""
 
 
 class Closable(Protocol):
@@ -108,7 +108,7 @@ class _Open(dict[int, "weakref.ref[Closable]"]):
     A dict, since its single steps are atomic: objects come and go in any thread while another one walks it.
     """
 
-    job_end_is_heard = False
+    job_end_registered = False
     """Whether `multiprocessing` calls us at the end of this process."""
 
 
@@ -118,13 +118,13 @@ _open = PerProcess(_Open)
 def close_at_exit(closable: Closable) -> None:
     """Call `closable.close(timeout)` when this process ends, unless it is collected before.
 
-    Python tells of the end in several ways: by `atexit`, or, in a process that ends by `os._exit`, by the finalizers of
-    `multiprocessing` or a signal of Celery. Nothing tells of any other `os._exit`.
+    `atexit` does not run in a process that ends by `os._exit`. There, the finalizers of `multiprocessing` or a signal
+    of Celery are used. Nothing is closed before any other `os._exit`.
     """
     mine = _open.get()
     key = id(closable)
     mine[key] = weakref.ref(closable, lambda _: mine.pop(key, None))
-    _hear_of_job_end()
+    _register_job_end()
 
 
 @atexit.register
@@ -144,7 +144,8 @@ def _close_all(**_: Any) -> None:
             _log.exception("closing %r at exit failed", closable)
     if not in_time:
         _log.warning(
-            "the process ends, and not everything was delivered and closed within %g seconds: the rest is lost",
+            "not everything was delivered and closed within %g seconds at the end of this process: what was not "
+            "delivered is lost",
             EXIT_SECONDS,
         )
 
@@ -155,16 +156,16 @@ LAST = -1_000
 """An exit priority after all others: the app's own finalizers may enqueue."""
 
 
-def _hear_of_job_end(_: object = None) -> None:
+def _register_job_end(_: object = None) -> None:
     """In a job, have `_close_all` called at its end. A child forgets what its parent has registered for this."""
     mine = _open.get()
     process: Any = sys.modules.get("multiprocessing.process")
     util: Any = sys.modules.get("multiprocessing.util")
-    if mine.job_end_is_heard or process is None or util is None:
+    if mine.job_end_registered or process is None or util is None:
         return
     current = process.current_process()
     if getattr(current, "_parent_pid", None) is not None:
-        mine.job_end_is_heard = True
+        mine.job_end_registered = True
         if util.is_exiting() and threading.current_thread() is not threading.main_thread():
             _close_after_threads()  # the caller goes on after the job; if it fails, events are delivered by callers
         else:
@@ -172,10 +173,9 @@ def _hear_of_job_end(_: object = None) -> None:
         celery: Any = sys.modules.get("celery.signals")
         if celery is not None:  # its pools run no finalizers
             celery.worker_process_shutdown.connect(_close_all)
-    elif getattr(
-        current, "_inheriting", False
-    ):  # in a new interpreter, which imports the main module before it is a job
-        util.register_after_fork(_open, _hear_of_job_end)
+    elif getattr(current, "_inheriting", False):
+        # A new interpreter imports the main module before it becomes a job.
+        util.register_after_fork(_open, _register_job_end)
 
 
 def _end_job() -> None:

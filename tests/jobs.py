@@ -108,6 +108,16 @@ def in_a_pool() -> None:
         pool.join()
 
 
+def in_a_pool_that_is_killed() -> None:
+    with fork.Pool(1) as pool:
+        pool.map(flushed_job, range(2))
+
+
+def flushed_job(number: int) -> None:
+    job(number)
+    manager.flush_all(5)
+
+
 def in_an_executor() -> None:
     with ProcessPoolExecutor(1, mp_context=fork) as executor:
         list(executor.map(job, range(2)))

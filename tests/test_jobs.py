@@ -66,6 +66,7 @@ def run(kind: str, redis: RedisServer, **environment: str) -> str:
         ("whose_thread_goes_on", [0, 1]),
         ("whose_thread_comes_first", [1]),
         ("in_a_pool", [0, 1]),
+        ("in_a_pool_that_is_killed", [0, 1]),
         ("in_an_executor", [0, 1]),
         ("forked_by_hand", [1]),
     ],

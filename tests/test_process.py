@@ -61,7 +61,7 @@ def test_a_child_and_its_child_have_things_of_their_own() -> None:
     os._exit(not ok or os.waitpid(grandchild, 0)[1] != 0)
 
 
-def test_the_parents_thing_is_seen_until_the_child_has_its_own(as_process: AsProcess) -> None:
+def test_a_child_sees_what_it_inherited(as_process: AsProcess) -> None:
     things = PerProcess(object)
     assert things.inherited() is None
     parents = things.get()
@@ -113,7 +113,7 @@ def test_all_that_is_open_shares_one_time_limit(clock: Clock, caplog: pytest.Log
     assert [thing.timeouts for thing in things] == [[EXIT_SECONDS], [EXIT_SECONDS - 3], [0.0]]
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "the rest is lost" in record.getMessage()
+    assert "what was not delivered is lost" in record.getMessage()
 
 
 def test_a_second_end_finds_nothing_open(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
@@ -158,7 +158,7 @@ def test_a_job_that_can_start_no_thread_closes_at_once(clock: Clock, monkeypatch
     [("", "[] False"), ("import multiprocessing.util", "[] True")],
     ids=["without multiprocessing", "with it"],
 )
-def test_a_process_that_is_no_job_asks_multiprocessing_nothing(before: str, expected: str) -> None:
+def test_a_plain_process_registers_no_finalizer(before: str, expected: str) -> None:
     program = f"""if True:
         import sys
         {before}

@@ -227,7 +227,7 @@ def test_a_child_delivers_its_own_events_and_none_of_its_parents(fork: str) -> N
     )
 
 
-def test_a_child_that_exits_ends_its_streams_in_good_order() -> None:
+def test_a_child_that_exits_ends_its_streams() -> None:
     out = run(
         """
     manager = SSEManager()
@@ -260,9 +260,7 @@ def test_a_child_that_exits_ends_its_streams_in_good_order() -> None:
     ],
     ids=["events", "a kick", "a parent without streams", "a child with streams", "no event"],
 )
-def test_a_child_says_once_that_its_parents_streams_are_out_of_reach(
-    in_parent: str, in_child: str, expected: int, fork: str
-) -> None:
+def test_a_child_warns_once_of_streams_of_its_parent(in_parent: str, in_child: str, expected: int, fork: str) -> None:
     out = run(
         f"""
     import logging, sys
@@ -281,7 +279,7 @@ def test_a_child_says_once_that_its_parents_streams_are_out_of_reach(
     send()
     """
     )
-    assert out.count("this process was forked from one with open streams") == expected
+    assert out.count("this process was forked from a process with open streams") == expected
     assert out.count("WARNING:") == expected
 
 
@@ -367,7 +365,8 @@ def test_an_exit_with_a_stuck_sink_does_not_hang() -> None:
     sse_batcher.process.EXIT_SECONDS = 0.1
     batcher.enqueue("error", 1)
     """,
-        stderr="the process ends, and not everything was delivered and closed within 0.1 seconds: the rest is lost\n",
+        stderr="not everything was delivered and closed within 0.1 seconds at the end of this process: "
+        "what was not delivered is lost\n",
     )
 
 

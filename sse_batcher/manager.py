@@ -463,6 +463,7 @@ class _Life:
                 other,
             )
 
+
 def _cut_off_warning(manager: SSEManager | None, hub: Hub) -> Callable[[], None]:
     """Make the function that logs, once, that this process does not reach the streams of its parent.
 

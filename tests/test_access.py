@@ -299,7 +299,8 @@ def test_health_takes_no_lock(make_site: MakeSite) -> None:
     manager = make_site().manager
     life, answers = manager._life.get(), SimpleQueue[Any]()
     asking = threading.Thread(target=lambda: answers.put((manager.ill(), manager.backend_answered)))
-    with life.hub._lock, life.batcher._engine.get()._lock:
+    engine = life.batcher._engine.get()
+    with life.hub._lock, engine._counters, engine._turn:
         asking.start()
         assert answers.get(timeout=PATIENCE) == (None, 0.0)
     asking.join(PATIENCE)

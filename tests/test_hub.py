@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import fields
 from queue import SimpleQueue
 from typing import Any
@@ -20,6 +20,7 @@ from sse_batcher import (
     HistoryOptions,
     InvalidEventError,
     SSEManager,
+    TooManyClientsError,
 )
 from sse_batcher.client import Counts
 from sse_batcher.event import Batch, Event
@@ -346,6 +347,25 @@ def test_a_client_that_leaves_while_the_hub_is_locked_does_not_wait_and_is_forgo
         client.close()
         assert delivery.left == []
     assert delivery.left == [(1, "left")]
+
+
+def test_a_client_that_leaves_while_another_is_refused_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    delivery = Delivery(max_clients=1)
+    client = delivery.connect()
+    check = delivery.hub._check_limits
+
+    def check_while_it_leaves(user: Hashable) -> None:
+        """The lock is held: the thread that ends the stream does not get it."""
+        leaving = threading.Thread(target=client.close)
+        leaving.start()
+        leaving.join(PATIENCE)
+        check(user)
+
+    monkeypatch.setattr(delivery.hub, "_check_limits", check_while_it_leaves)
+    with pytest.raises(TooManyClientsError):
+        delivery.connect()
+    assert delivery.left == [(1, "left")]
+    assert delivery.hub.wait_until_left(0)
 
 
 def test_counts_outlive_the_client() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import sse_batcher
 
 ROOT = str(Path(sse_batcher.__file__).parent)
+_EVENTS = {"call", "c_return"} if sys.version_info >= (3, 11) else {"call", "return", "c_return"}
 
 
 class Interrupt(Exception):
@@ -20,14 +21,14 @@ class Interrupt(Exception):
 def interrupt(call: Callable[[], Any], place: int) -> bool:
     """Make a call, and raise at this place of our code, counted from 0. False if the call ends before it is reached.
 
-    A place is where a function of ours begins or returns, and where a function written in C has returned to it: there
-    CPython runs signal handlers, and what they raise is raised by the call, as here.
+    A place is where a function of ours begins, and where a function written in C has returned to it: there CPython runs
+    signal handlers, and what they raise is raised by the call, as here. Up to 3.10 it does so after other calls, too.
     """
     seen = 0
 
     def profile(frame: FrameType, event: str, _: object) -> None:
         nonlocal seen
-        if event in {"call", "return", "c_return"} and frame.f_code.co_filename.startswith(ROOT):
+        if event in _EVENTS and frame.f_code.co_filename.startswith(ROOT):
             if seen == place:
                 sys.setprofile(None)
                 raise Interrupt

@@ -285,7 +285,8 @@ def test_who_takes_nothing_is_given_up_and_who_reads_slowly_is_not(which: tuple[
     name, transport = which
     command = with_threads(SERVERS[name].command, 3)
     with ExitStack() as stack:
-        config = {"batching": False, "send_timeout": 1, "transport": transport}
+        # The history has room for all of it: the slow one does not miss anything.
+        config = {"batching": False, "send_timeout": 1, "transport": transport, "history_bytes": 100_000_000}
         server = stack.enter_context(serving_app(command, tmp_path, **config))
         slow = stack.enter_context(_connect_with_small_buffer(server))
         stalled = stack.enter_context(_connect_with_small_buffer(server))

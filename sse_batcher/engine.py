@@ -219,11 +219,10 @@ class Engine:
 
     def _wake(self) -> None:
         """Let the thread look now. Where none can be started any more, do its work here."""
-        # First the thread, then the wake-up: that one waits means to other callers that there is a thread.
-        if self._worker.ensure():
+        if self._worker.runs:
             self._worker.wake()
-            self._worker.ensure()  # one that was stopped may have ended in between
-        else:
+        # One that starts looks at once. So a wake-up that waits means to other callers that there is a thread.
+        if not self._worker.ensure():
             # Looks again after the turn was released: an event may have come between the last look and that.
             while (self._is_waiting() or self._pending_events) and run_if_free(self._turn, self._finish):
                 pass

@@ -207,15 +207,18 @@ def test_a_handler_that_raises_at_random_costs_at_most_its_own_event() -> None:
     thread = threading.Thread(target=other)
     thread.start()
     booms, n, end = 0, 0, time.monotonic() + 4
+    def publish():
+        global n
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.0006))
+        while True:
+            n += 1
+            batcher.enqueue("plain", n)
+            accepted.append(n)
+            if n % 50 == 0:
+                batcher.flush_all(5)
     while time.monotonic() < end:
         try:
-            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.0006))
-            while True:
-                n += 1
-                batcher.enqueue("plain", n)
-                accepted.append(n)
-                if n % 50 == 0:
-                    batcher.flush_all(5)
+            publish()
         except Boom:
             booms += 1
     signal.setitimer(signal.ITIMER_REAL, 0)

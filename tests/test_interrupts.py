@@ -246,13 +246,16 @@ batcher = EventBatcher(
     lambda batch: print(*(event.data for event in batch.events), flush=True), BatchOptions(batch_window=0.05)
 )
 n = 0
-try:
+def publish():  # not inside the try: CPython 3.11 and 3.12 may raise out of it where a loop goes back
+    global n
     print("ready", flush=True)
     while True:
         batcher.enqueue("log", n)
         n += 1
         if n % 5_000 == 0:
             batcher.flush_all()
+try:
+    publish()
 except KeyboardInterrupt:
     print("accepted", n, file=sys.stderr)
 """

@@ -52,10 +52,10 @@ class Home(Protocol):
     closing: str | None
     """Why all streams end after what there is; None while that is not so."""
 
-    def catch_up(self, client: Member) -> bytes | None:
+    def catch_up(self, client: Client) -> bytes | None:
         """Give a client that is behind its next slice of the history, or make it live where there is none.
 
-        Returns the block that it has to be told first, if any.
+        May wait for the backend. Returns the block that it has to be told first, if any.
         """
 
     def farewell(self, client: Member, reason: str, *, named: bool = True) -> bytes:

@@ -31,8 +31,8 @@ from .roles import Cursors, Feed, Listener
 
 RETRY_AFTER_LEASE_MS = (100, 1_000)
 RETRY_AT_LIMIT_MS = (10_000, 30_000)
-LASTING = {"limit", "http2"}
-"""Why a stream is refused that would be refused again right away."""
+_RETRY_MS = {"lease": RETRY_AFTER_LEASE_MS} | dict.fromkeys(("limit", "threads", "http2"), RETRY_AT_LIMIT_MS)
+"""When a client comes back that was refused, or sent away, for one of these reasons."""
 
 
 class Snapshot(NamedTuple):
@@ -175,8 +175,7 @@ class Hub:
     def busy_block(self, reason: str, cursor: str | None) -> bytes:
         """The only block of a stream that cannot be served now."""
         id = self._cursors.normalize(cursor) if cursor else None
-        retry = random.randint(*RETRY_AT_LIMIT_MS) if reason in LASTING else None
-        return self._control("sse_busy", id, retry, reason=reason)
+        return self._control("sse_busy", id, reason=reason)
 
     @property
     def ticket(self) -> int:
@@ -266,48 +265,64 @@ class Hub:
 
     # -- for clients ---------------------------------------------------------------------------------------------------
 
-    def catch_up(self, client: Member) -> bytes | None:
-        with _Tidy(self), self._lock:
-            self._history.expire(time.time() * 1000)
-            if self._history.covers(client.channels, client.cursor):
-                frames = self._history.read(
-                    client.channels, client.cursor, self._options.queue_frames, self._options.queue_bytes
-                )
-                if frames:
-                    client.read_on(frames)
-                else:
-                    client.go_live()
-                return None
-        if isinstance(client, Client):  # whose thread may wait
-            try:
-                older = self._replay(client.channels, client.cursor)
-            except BackendError:
-                older = None
-            if older is not None:
-                client.read_older(older)
-                return None
-        with _Tidy(self), self._lock:
-            reason = "overflow"
-            if client.lost is not None and client.lost[0] > client.cursor.position:
-                reason = client.lost[1]
-            client.cursor = Cursor(self._history.head)
-            client.go_live()
-        return self._opening(client, reason)
+    def catch_up(self, client: Client) -> bytes | None:
+        if self.advance(client):
+            return None
+        try:
+            older = self.replay(client.channels, client.cursor)
+        except BackendError:
+            older = None
+        if older is None:
+            return self.skip(client)
+        client.read_older(older)
+        return None
 
     def farewell(self, client: Member, reason: str, *, named: bool = True) -> bytes:
-        retry = random.randint(*RETRY_AFTER_LEASE_MS) if reason == "lease" else None
-        return self._control("sse_bye", self._id(client.cursor) if named else None, retry, reason=reason)
+        return self._control("sse_bye", self._id(client.cursor) if named else None, reason=reason)
 
     def remove(self, client: Member, reason: str) -> None:
         self._leaving.append((client, reason))
         self._forget_leaving()
 
-    # -- for feeds -----------------------------------------------------------------------------------------------------
+    # -- for feeds and their members -----------------------------------------------------------------------------------
 
-    def covers(self, client: Client) -> bool:
-        """Whether all that the client has not got yet is in the history here: no thread has to wait for the rest."""
+    def advance(self, member: Member) -> bool:
+        """Give a member that is behind its next slice of the history, or make it live if there is none.
+
+        False if some of what it has not got is no longer in the history: see `replay` and `skip`.
+        """
         with _Tidy(self), self._lock:
-            return self._history.covers(client.channels, client.cursor)
+            self._history.expire(time.time() * 1000)
+            if not self._history.covers(member.channels, member.cursor):
+                return False
+            most = self._options.queue_frames, self._options.queue_bytes
+            frames = self._history.read(member.channels, member.cursor, *most)
+            if frames:
+                member.read_on(frames)
+            else:
+                member.go_live()
+            return True
+
+    def replay(self, channels: tuple[str, ...], cursor: Cursor) -> Slice | None:
+        """What comes after a cursor that is too old for the history. None if the backend does not have it either.
+
+        May wait for the backend. Raises `BackendError`.
+        """
+        older = self._cursors.replay(channels, cursor)
+        now = time.time() * 1000
+        if older is not None and any(self._history.is_expired(frame, now) for frame in older.frames):
+            return None
+        return older
+
+    def skip(self, member: Member) -> bytes:
+        """Make a member live at the head. Returns the block that tells it that it has missed something, and why."""
+        with _Tidy(self), self._lock:
+            reason = "overflow"
+            if member.lost is not None and member.lost[0] > member.cursor.position:
+                reason = member.lost[1]
+            member.cursor = Cursor(self._history.head)
+            member.go_live()
+        return self._opening(member, reason)
 
     def replace(self, client: Client, member: Member, feed: Feed) -> bool:
         """Let a member of a feed go on with the stream of a client that nobody drives any more.
@@ -416,20 +431,12 @@ class Hub:
     def _listening(self, channel: str) -> list[Listener]:
         return list(self._listeners.get(channel, ()))
 
-    def _replay(self, channels: tuple[str, ...], cursor: Cursor) -> Slice | None:
-        """What comes after a cursor that is too old for the history. Not under the lock. Raises `BackendError`."""
-        older = self._cursors.replay(channels, cursor)
-        now = time.time() * 1000
-        if older is not None and any(self._history.is_expired(frame, now) for frame in older.frames):
-            return None
-        return older
-
     def _is_replayed(self, channels: tuple[str, ...], last_event_id: str | None) -> bool:
         """Whether it takes the backend to go on at this id, and it can. Not under the lock. Raises `BackendError`."""
         with _Tidy(self), self._lock:
             if not last_event_id or self._resume(channels, last_event_id)[1] != "too_old":
                 return False
-        return self._replay(channels, self._cursors.read(last_event_id)) is not None
+        return self.replay(channels, self._cursors.read(last_event_id)) is not None
 
     def _resume(
         self, channels: tuple[str, ...], last_event_id: str | None, replayed: bool = False
@@ -461,10 +468,12 @@ class Hub:
     def _id(self, cursor: Cursor) -> str:
         return self._cursors.format(cursor.position) + (f".{cursor.part}" if cursor.part else "")
 
-    def _control(self, event: str, id: str | None, retry: int | None = None, **data: Any) -> bytes:
-        return wire.control(event, data, retry=self._retry_ms() if retry is None else retry, id=id)
+    def _control(self, event: str, id: str | None, **data: Any) -> bytes:
+        return wire.control(event, data, retry=self._retry_ms(data.get("reason")), id=id)
 
-    def _retry_ms(self) -> int:
+    def _retry_ms(self, reason: str | None) -> int:
+        if reason in _RETRY_MS:
+            return random.randint(*_RETRY_MS[reason])
         if self._options.retry_ms is not None:
             return self._options.retry_ms
         # Browsers have no jitter of their own; and the more they are, the longer their return has to be spread.

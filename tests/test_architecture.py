@@ -27,7 +27,7 @@ LAYERS = """
     backends.redis backends
     signals helper rights manager prometheus
     transports.attached transports.sending transports.takeover
-    transports.connection transports.group transports.feed transports.loop transports.detached
+    transports.connection transports.group transports.replay transports.feed transports.loop transports.detached
     transports wsgi
     cors hooks blueprint commands page extension
     sse_batcher

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count, product
 from types import SimpleNamespace
 from typing import Any
@@ -16,14 +16,18 @@ from typing import Any
 import pytest
 from hypothesis import Phase, settings
 
+from sse_batcher.event import BROADCAST, Batch
+from sse_batcher.history import Cursor, Slice
 from sse_batcher.hub import Hub
+from sse_batcher.transports.connection import Connection
 from sse_batcher.transports.feed import Feed
 from sse_batcher.transports.loop import Adoption, Loop
 from sse_batcher.transports.takeover import Taken
-from sse_batcher.wire import chunk
+from sse_batcher.wire import Frame, chunk
 
 from .checker import Facts, Violation
 from .test_checker import AT_ONCE, WAITING, Interleavings, Record, Turns, Viewer
+from .test_loop import STEPPED
 
 USED = {"group": ("send", "sized", "taken"), "connection": ("send_to", "hang_up"), "loop": ("hang_up",)}
 """Of `sending`, by which module."""
@@ -119,18 +123,35 @@ class SteppedLoop(Loop):
         self._epoll.close()
         self._epoll = network  # type: ignore[assignment]
         self._parked = False
-        self._worker = SimpleNamespace(ensure=lambda: True)  # type: ignore[assignment]
-        self._steps = False
+        self._worker: Any = STEPPED
+        self._steps = self._replays = False
+
+    def _take_in(self, adoption: Adoption) -> Connection | None:
+        found = super()._take_in(adoption)
+        for feed in self._feeds.values():
+            feed._replay._worker = STEPPED
+        return found
 
     def run(self) -> None:
         """Until there is nothing left to do. By one thread at a time, as a loop is."""
         if not self._steps:
             self._steps = True
             try:
-                while self._running or self._inbox or self._epoll.poll(0):
+                while self._running or self._inbox or self._epoll.poll(0) or self.replays():
                     self.turn(0)
             finally:
                 self._steps = False
+
+    def replays(self) -> bool:
+        """Let the thread that replays have its turn, which is another one. Whether anything came of it."""
+        if not self._replays:
+            self._replays = True
+            try:
+                for feed in list(self._feeds.values()):
+                    feed._replay.work()
+            finally:
+                self._replays = False
+        return bool(self._inbox)
 
 
 class DetachedViewer(Viewer):
@@ -266,26 +287,70 @@ class DetachedInterleavings(Interleavings):
         assert (len(self.loop), self.loop._feeds, self.hub._members, self.hub._listeners) == (0, {}, {}, {})
 
 
+class ReplayedInterleavings(DetachedInterleavings):
+    """The same with a backend that still has what the history has not, but for what was lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[tuple[int, Batch | None]] = []
+        deliver, lose = self.hub.deliver, self.hub.lose
+
+        def keep(frame: Frame) -> None:
+            self.kept.append((frame.position, frame.batch))
+            deliver(frame)
+
+        def keep_nothing(channel: str, position: int, reason: str = "publish_failed") -> None:
+            self.kept.append((position, None))
+            lose(channel, position, reason)
+
+        self.patch.setattr(self.hub, "deliver", keep)
+        self.patch.setattr(self.hub, "lose", keep_nothing)
+        self.patch.setattr(self.backend, "replay", self.replay)
+        self.others.append(self.loop.replays)
+
+    def replay(self, channels: Iterable[str], cursor: Cursor) -> Slice | None:
+        self.turns.place()
+        asked = {*channels, BROADCAST}
+        after = cursor.position - bool(cursor.part)
+        frames = []
+        for position, batch in [(position, batch) for position, batch in self.kept if position > after][:3]:
+            if batch is None:
+                return None
+            if batch.channel in asked:
+                frames.append(Frame(batch, position, self.backend.format(position)))
+        self.turns.place()
+        return Slice(frames, position)
+
+
 def test_of_all_interleavings_with_one_switch_none_breaks_the_promise() -> None:
     for waiting, thing, turns in product(
         WAITING, AT_ONCE, [*([n] for n in range(16)), *([100, 0, n] for n in range(16)), *([100, n] for n in range(16))]
     ):
-        machine = DetachedInterleavings()
-        try:
-            machine.at_once(0, waiting, [thing], True, turns)
-            machine.at_once(2, waiting, [thing], False, turns)
-        except Violation as violation:
-            raise AssertionError(f"at_once(0, {waiting}, {[thing]}, ..., {turns})") from violation
-        finally:
-            machine.teardown()
+        for kind in (DetachedInterleavings, ReplayedInterleavings):
+            machine = kind()
+            try:
+                machine.at_once(0, waiting, [thing], True, turns)
+                machine.at_once(2, waiting, [thing], False, turns)
+            except Violation as violation:
+                raise AssertionError(f"at_once(0, {waiting}, {[thing]}, ..., {turns})") from violation
+            finally:
+                machine.teardown()
+
+
+SEARCH = settings(
+    max_examples=400,
+    stateful_step_count=12,
+    deadline=None,
+    report_multiple_bugs=False,
+    phases=[Phase.reuse, Phase.generate, Phase.shrink],
+)
 
 
 @pytest.mark.timeout(180)  # to find a small example, where there is one
 class TestDetachedInterleavings(DetachedInterleavings.TestCase):  # type: ignore[misc, valid-type]
-    settings = settings(
-        max_examples=400,
-        stateful_step_count=12,
-        deadline=None,
-        report_multiple_bugs=False,
-        phases=[Phase.reuse, Phase.generate, Phase.shrink],
-    )
+    settings = SEARCH
+
+
+@pytest.mark.timeout(180)
+class TestReplayedInterleavings(ReplayedInterleavings.TestCase):  # type: ignore[misc, valid-type]
+    settings = SEARCH

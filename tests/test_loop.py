@@ -20,6 +20,7 @@ from sse_batcher.event import Batch, Event
 from sse_batcher.history import MAX_FLOORS
 from sse_batcher.transports import connection as connections
 from sse_batcher.transports import group as groups
+from sse_batcher.transports.feed import Feed
 from sse_batcher.transports.loop import COURTESY, OFTEN, SELDOM, TICK, Adoption, Loop, Manners
 from sse_batcher.transports.takeover import Taken
 from sse_batcher.wire import LAST_CHUNK, Frame, chunk
@@ -45,19 +46,37 @@ class Stopping:
         self.drained += 1
 
 
+STEPPED: Any = SimpleNamespace(ensure=lambda: True, wake=lambda: None)
+"""In place of a thread."""
+
+
 class SteppedLoop(Loop):
     """One without a thread."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(clock)
         self._parked = False
-        self._worker = SimpleNamespace(ensure=lambda: True)  # type: ignore[assignment]
+        self._worker: Any = STEPPED
+        self.feeds: dict[Feed, None] = {}  # those that are gone, too
+
+    def _take_in(self, adoption: Adoption) -> connections.Connection | None:
+        found = super()._take_in(adoption)
+        for feed in self._feeds.values():
+            feed._replay._worker = STEPPED
+            self.feeds[feed] = None
+        return found
 
     def run(self) -> None:
         """Until there is nothing left to do at this time."""
         self.turn(0)
-        while self._running or self._inbox or self._epoll.poll(0):
+        while self._running or self._inbox or self._epoll.poll(0) or self.replays():
             self.turn(0)
+
+    def replays(self) -> bool:
+        """Let the threads that replay have their turn. Whether anything came of it."""
+        for feed in self.feeds:
+            feed._replay.work()
+        return bool(self._inbox)
 
 
 class Site:

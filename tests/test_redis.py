@@ -8,8 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from http.client import HTTPConnection
+from contextlib import closing, contextmanager, suppress
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -35,10 +35,11 @@ from sse_batcher.backends.entries import Entry, Kick, read_fields, to_fields
 from sse_batcher.backends.redis import RedisBackend
 from sse_batcher.cli import serving
 from sse_batcher.event import Batch, Event
+from sse_batcher.wire import HEARTBEAT
 
 from .redisserver import RedisServer, redis_server, sentinel_of
 from .servers import HOST, wait_until
-from .sse_parser import ServerEvent, parse
+from .sse_parser import EventStreamParser, ServerEvent, parse
 
 PATIENCE = 15.0
 
@@ -808,15 +809,9 @@ def test_what_a_process_has_no_more_is_read_from_redis_in_order_and_once_while_m
     assert manager.get_stats().history_frames == 1
 
 
-@external
-def test_what_only_redis_has_comes_from_a_thread_that_may_wait_before_the_stream_is_detached(
-    server: RedisServer, make: Any
-) -> None:
-    manager, other = make(server.url, history=FORGETFUL, transport="auto"), make(server.url)
-    start = manager.cursor()
-    send(other, *range(300))
-    assert other.flush_all(PATIENCE)
-    wait_until_read(manager)
+@contextmanager
+def detached_stream(manager: SSEManager, cursor: str) -> Iterator[HTTPResponse]:
+    """What a server of this process answers a client that comes with this place."""
 
     def app(environ: dict[str, Any], start_response: Any) -> Any:
         status, headers, body = stream(manager, environ)
@@ -825,15 +820,62 @@ def test_what_only_redis_has_comes_from_a_thread_that_may_wait_before_the_stream
 
     with serving(app) as address:
         connection = HTTPConnection(*address, timeout=PATIENCE)
-        connection.request("GET", "/", headers={"Last-Event-ID": start})
-        events = list(parse(connection.getresponse().read()))
-        assert [event.type for event in (events[0], events[-1])] == ["sse_open", "sse_bye"]
-        assert flat(events[1:-1]) == [*range(300)]
-        connection.request("GET", "/", headers={"Last-Event-ID": events[-1].id})
-        response = connection.getresponse()
+        connection.request("GET", "/", headers={"Last-Event-ID": cursor})
+        with closing(connection), connection.getresponse() as response:
+            yield response
+
+
+def read_to(response: HTTPResponse, last: Any) -> list[ServerEvent]:
+    """The events up to the one with this data."""
+    parser = EventStreamParser(strict=True)
+    events: list[ServerEvent] = []
+    while last not in flat(events):
+        data = response.read1(65_536)
+        assert data, "it ends"
+        events += parser.feed(data)
+    return events
+
+
+@external
+def test_what_only_redis_has_reaches_detached_streams(server: RedisServer, make: Any) -> None:
+    manager, other = make(server.url, history=FORGETFUL, transport="auto"), make(server.url)
+    start = manager.cursor()
+    send(other, *range(300))
+    assert other.flush_all(PATIENCE)
+    wait_until_read(manager)
+    with detached_stream(manager, start) as response:
         wait_until(lambda: manager.get_stats().clients_by_transport["detached"] == 1, "it is detached")
-        response.close()
-        connection.close()
+        first, *rest = read_to(response, 299)
+        assert (first.type, flat(rest)) == ("sse_open", [*range(300)])
+        send(other, 300)
+        assert flat(read_to(response, 300)) == [300]
+    assert manager.get_stats().gaps == 0
+
+
+@external
+def test_a_detached_stream_outlives_redis_in_the_middle_of_its_replay(server: RedisServer, make: Any) -> None:
+    manager = make(server.url, history=FORGETFUL, transport="auto")
+    start = manager.cursor()
+    text = "x" * 10_000
+    for number in range(600):
+        manager.enqueue("n", [number, text])
+    assert manager.flush_all(PATIENCE)
+    wait_until_read(manager)
+    with detached_stream(manager, start) as response:
+        wait_until(lambda: manager.get_stats().clients_by_transport["detached"] == 1, "it is detached")
+        server.kill()
+        parser = EventStreamParser(strict=True)
+        events: list[ServerEvent] = []
+        data = b"x"
+        while data.strip(HEARTBEAT):  # all that had been read, and then it waits
+            data = response.read1(65_536)
+            events += parser.feed(data)
+        assert len(flat(events)) < 600
+        server.start()
+        while len(flat(events)) < 601:
+            events += parser.feed(response.read1(65_536))
+    assert [data[0] for data in flat(events[1:])] == [*range(600)]
+    assert manager.get_stats().gaps == 0
 
 
 @external

@@ -5,7 +5,7 @@ Run by the loop's thread alone. From elsewhere comes only `Connection.dismiss`, 
 A connection is *live* while its socket takes all that it is given: it stands where its group stands, and has no place
 of its own. If its socket is full it leaves the group in the middle of what was just sent, keeps the rest of the one
 frame that was cut, and is *behind*: when its socket takes more, it reads the history from there. Nothing else is kept
-for it.
+for it. If the history no longer has what comes next, it *waits* for a slice from the backend, and sends that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from ..client import Client, Counts, Member
-from ..history import Cursor
+from ..history import Cursor, Slice
 from ..hub import Hub
 from ..watcher import sign_of_life
 from ..wire import LAST_CHUNK, Frame, chunk
@@ -24,6 +24,9 @@ from .takeover import Taken
 
 LEFT = "left"
 """The reason for an end without a word."""
+
+AT_ONCE = 262_144
+"""Bytes of a rest that are copied and sent at once, so that it may be long, and be taken little by little."""
 
 LOOKS = 4
 """How often, within its `send_timeout`, it is asked whether a client takes what it is sent."""
@@ -59,8 +62,18 @@ class Loop(Protocol):
     def watch(self, connection: Connection, *, for_room: bool) -> None:
         """Tell it when its client has left, and, if asked to, when its socket takes more."""
 
+    def keep(self, connection: Connection, size: int) -> None:
+        """So many bytes wait for its client, which nobody else has any more."""
+
     def forget(self, connection: Connection) -> None:
         """It is about to be closed."""
+
+
+class Feed(Task, Protocol):
+    """What connections need of what reads for their group."""
+
+    def replay(self, connection: Connection) -> None:
+        """Have the connection answered with what only the backend still has."""
 
 
 class Group(Protocol):
@@ -70,6 +83,9 @@ class Group(Protocol):
     hub: Hub
     counts: Counts
     chunked: bool
+    beat: bytes
+    """A heartbeat, as its members get it."""
+    heartbeat: float
     send_timeout: float
     busy: bool
     """It is sending to its members, with pauses."""
@@ -77,8 +93,8 @@ class Group(Protocol):
     """Who is to be served when it is not."""
 
     @property
-    def feed(self) -> Task:
-        """Who reads for it."""
+    def feed(self) -> Feed:
+        """What reads for it."""
 
     @property
     def handed(self) -> tuple[int, int]:
@@ -107,12 +123,16 @@ class Group(Protocol):
         """So many clients were handed these frames."""
 
 
+Answer = tuple[Slice | None]
+"""To a connection that waits for a slice; None in it if the backend does not have that any more."""
+
+
 class Connection(Member):
     """One detached client."""
 
     __slots__ = (
         *("dismissed", "fd", "full_since", "group", "live", "rest"),
-        *("_bytes", "_frames", "_next_look", "_seen", "_seen_at", "_slice"),
+        *("_answer", "_bytes", "_frames", "_keeps", "_next_look", "_seen", "_seen_at", "_slice", "_waits_since"),
     )
 
     driver = 0  # none that waits for us to leave is the loop's
@@ -128,9 +148,13 @@ class Connection(Member):
         """Why it ends before anything more is handed out. Any thread."""
         self.full_since: float | None = None
         """Since when its socket is full; None if it is not."""
+        self._keeps = True  # what is in `rest`, which nobody else has any more
         self._seen: float | None = None
         self._seen_at = self._next_look = 0.0
         self._slice: Sequence[Frame] = ()
+        self._waits_since: float | None = None
+        """Since when it waits for an answer, or since its last heartbeat then; None if it does not wait."""
+        self._answer: Answer | None = None  # by the thread that answers, when all of it is there
         self._frames, self._bytes = client.handed  # while it is live, less what its group had been handed before
 
     # -- for the hub ---------------------------------------------------------------------------------------------------
@@ -165,6 +189,18 @@ class Connection(Member):
 
     def go_live(self) -> None:
         """It joins its group right after, on this thread: that is the one that reads for the group, too."""
+
+    # -- for what answers it -------------------------------------------------------------------------------------------
+
+    @property
+    def waits(self) -> bool:
+        """Whether an answer is still of use. Any thread: at worst, one is made for nothing."""
+        return self._waits_since is not None and self.dismissed is None and self.fd >= 0
+
+    def answer(self, older: Slice | None) -> None:
+        """What it has asked for: the next slice after its cursor, None if it is gone for good. Any thread."""
+        self._answer = (older,)
+        self.group.loop.post(self)
 
     # -- for its group -------------------------------------------------------------------------------------------------
 
@@ -208,9 +244,18 @@ class Connection(Member):
             return  # closed since this round began
         if self.group.hub.clock() >= self.lease:
             self.dismiss("lease")
+        if self._waits_since is not None:
+            self._look_while_waiting(now, self._waits_since)
         if now >= self._next_look:
             self._next_look = now + self.group.send_timeout / LOOKS
             self._give_up_if_stalled(now)
+
+    def _look_while_waiting(self, now: float, since: float) -> None:
+        if self.group.hub.closing is not None:
+            self.dismiss(self.group.hub.closing)  # it gets the rest from another process
+        elif now - since >= self.group.heartbeat and not self.rest:
+            self._waits_since = now
+            self._say(self.group.beat)
 
     def _give_up_if_stalled(self, now: float) -> None:
         """As `watcher.Watch` does. Not by TCP_USER_TIMEOUT, which ends who reads slowly, too."""
@@ -261,21 +306,43 @@ class Connection(Member):
         return self._end(self.dismissed) if self.dismissed is not None else self._catch_up()
 
     def _catch_up(self) -> bool:
-        group = self.group
-        block = group.hub.catch_up(self)
-        if self._slice:
-            frames, self._slice = self._slice, ()
-            pieces = [group.encoded(frame) for frame in frames]
-            if self.cursor.part and frames[0].position == self.cursor.position:
-                rest = frames[0].rest(self.cursor.part)
-                pieces[0] = chunk(rest) if group.chunked else rest
-            return self._send(pieces, frames)
-        if block is not None and not self._say(group.framed(block)):
+        """Send what comes next, ask for it, or go live. Whether there is more to do at once."""
+        if self._answer is not None:
+            return self._take_answer(*self._answer)
+        if self._waits_since is not None:
             return False
+        if not self.group.hub.advance(self):
+            return self._ask()
+        if not self._slice:
+            return self._go_on()
+        frames, self._slice = self._slice, ()
+        return self._send(frames)
+
+    def _go_on(self) -> bool:
+        """It has everything: it is live from here on, unless all streams end."""
+        group = self.group
         if group.hub.closing is not None:
             return self._end(group.hub.closing)
         group.join(self)
         return False
+
+    def _ask(self) -> bool:
+        """Wait for what the history does not have. If all streams end, the client gets that elsewhere."""
+        group = self.group
+        if group.hub.closing is not None:
+            return self._end(group.hub.closing)
+        self._waits_since = group.loop.clock()
+        group.feed.replay(self)
+        return False
+
+    def _take_answer(self, older: Slice | None) -> bool:
+        self._answer = self._waits_since = None
+        if older is None:
+            return self._say(self.group.framed(self.group.hub.skip(self))) and self._go_on()
+        if older.frames:
+            return self._send(older.frames, shared=False)
+        self.cursor = Cursor(older.position)
+        return True
 
     def _end(self, reason: str) -> bool:
         """Say goodbye, and close as soon as that is sent."""
@@ -284,10 +351,15 @@ class Connection(Member):
         block = group.framed(group.hub.farewell(self, reason))
         return self._say(block + LAST_CHUNK if group.chunked else block)
 
-    def _send(self, pieces: Sequence[bytes], frames: Sequence[Frame]) -> bool:
-        """Send these frames, of which the pieces are the bytes. Whether all of it was taken."""
+    def _send(self, frames: Sequence[Frame], *, shared: bool = True) -> bool:
+        """Send these frames. Whether all of it was taken. `shared`: the history keeps them, too."""
+        group = self.group
+        pieces = [group.encoded(frame) for frame in frames]
+        if self.cursor.part and frames[0].position == self.cursor.position:
+            rest = frames[0].rest(self.cursor.part)
+            pieces[0] = chunk(rest) if group.chunked else rest
         data = b"".join(pieces)
-        self.group.loop.sends += 1
+        group.loop.sends += 1
         sent = send_to(self.fd, data)
         if sent is None:
             self.close(LEFT)
@@ -297,8 +369,11 @@ class Connection(Member):
             self.cursor = Cursor(frames[begun - 1].position)
         handed = sum(map(len, pieces[:begun]))
         self.count(len(frames[:begun]), handed)
-        self.group.counts.bytes += handed
-        self.group.tally(frames[:begun], 1)
+        group.counts.bytes += handed
+        group.tally(frames[:begun], 1)
+        if self.rest and not shared:
+            self._keeps = True
+            self._tell_what_it_keeps()
         return sent == len(data)
 
     def _say(self, block: bytes) -> bool:
@@ -309,16 +384,28 @@ class Connection(Member):
         return self._send_rest()
 
     def _send_rest(self) -> bool:
-        data = bytes(self.rest)
-        self.group.loop.sends += 1
-        sent = send_to(self.fd, data)
-        if sent is None:
-            self.close(LEFT)
-        elif sent == len(data):
-            self.rest = b""
-            return True
-        else:
-            self.rest = self.rest[sent:]
+        """Whether all of it was taken."""
+        all_of_it = True
+        while self.rest and all_of_it:
+            data = bytes(self.rest[:AT_ONCE])
+            self.group.loop.sends += 1
+            sent = send_to(self.fd, data)
+            if sent is None:
+                self.close(LEFT)
+                return False
+            all_of_it = sent == len(data)
+            self.rest = memoryview(self.rest)[sent:]
             self.full_since = None if sent else self.full_since
+        if all_of_it:
+            self.rest = b""
+        else:
             self.wait_for_room()
-        return False
+        if self._keeps:
+            self._tell_what_it_keeps()
+        return all_of_it
+
+    def _tell_what_it_keeps(self) -> None:
+        """All of what the rest is a part of."""
+        self._keeps = bool(self.rest)
+        whole = self.rest.obj if isinstance(self.rest, memoryview) else self.rest
+        self.group.loop.keep(self, memoryview(whole).nbytes)

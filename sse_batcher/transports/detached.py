@@ -34,7 +34,6 @@ class DetachedStream(AttachedStream):
     def __init__(self, manager: SSEManager, request: Request) -> None:
         super().__init__(manager, request)
         self._begun = False
-        self._replays = False  # what the history here does not have: the thread may have to wait for the backend
         self._takeover: TakeOver | None = None
         self._prelude = b""
         self._kept = b""  # what of the first block the server was not given
@@ -46,9 +45,6 @@ class DetachedStream(AttachedStream):
         if self._kept:
             kept, self._kept = self._kept, b""
             return kept
-        client = self._client
-        if self._replays and client is not None and _hub_of(client).covers(client):
-            client.dismiss("lease")  # it comes back at once, and is detached then
         block = super().__next__()
         if self._begun or self._client is None or self._client.farewell is not None:
             return block
@@ -67,12 +63,8 @@ class DetachedStream(AttachedStream):
 
     def _divert(self, block: bytes) -> bytes:
         """Begin to take the connection over. Returns what the server is to write."""
-        fd, client = self._request.host.fd, self._client
-        assert client is not None
-        detaches = choice.get().detaches(self._request.host) and fd is not None and loop.get().can_run()
-        self._replays = detaches and not _hub_of(client).covers(client)
-        if detaches and not self._replays:
-            assert fd is not None
+        fd = self._request.host.fd
+        if choice.get().detaches(self._request.host) and fd is not None and loop.get().can_run():
             try:
                 self._takeover = TakeOver(fd)
             except OSError as error:

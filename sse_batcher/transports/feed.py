@@ -13,8 +13,9 @@ from ..client import Client, Counts
 from ..event import BROADCAST
 from ..hub import Hub
 from ..wire import Frame
-from .connection import Loop
+from .connection import Connection, Loop
 from .group import Group
+from .replay import Replay
 
 LOOKS = 20
 """How often, at most, within a heartbeat, it is looked who has to get one."""
@@ -42,6 +43,7 @@ class Feed:
         self.channels: dict[str, dict[Group, None]] = {}
         """The groups of each channel that anybody asks for; of ``*``, all."""
         self._groups: dict[Key, Group] = {}
+        self._replay = Replay(hub, loop.clock)
         self._lost: dict[str, tuple[Any, str]] = {}
         self._lost_at = self.position
         self._heartbeat = client.options.heartbeat
@@ -100,6 +102,10 @@ class Feed:
     def lost_in(self, channels: Sequence[str]) -> tuple[Any, str] | None:
         lost = [self._lost[channel] for channel in (*channels, BROADCAST) if channel in self._lost]
         return max(lost, default=None)
+
+    def replay(self, connection: Connection) -> None:
+        """Have the connection answered with what only the backend still has."""
+        self._replay.ask(connection)
 
     # -- by the loop ---------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,9 @@ class Feed(Protocol):
     def serve(self) -> Iterator[None]:
         """Hand out what there is."""
 
+    def replay(self, connection: Connection) -> None:
+        """Have the connection answered with what only the backend still has."""
+
     def lost_in(self, channels: Sequence[str]) -> tuple[Any, str] | None:
         """The position of the newest frame of these channels that was lost before it came, and why."""
 
@@ -50,9 +53,9 @@ class Group:
     """
 
     __slots__ = (
-        *("batches", "busy", "channels", "chunked", "counts", "feed", "fresh", "hub", "loop", "members", "position"),
-        *("postponed", "send_timeout", "sent_at"),
-        *("_beat", "_bytes", "_connections", "_frames", "_heartbeat", "_late"),
+        *("batches", "beat", "busy", "channels", "chunked", "counts", "feed", "fresh", "heartbeat", "hub", "loop"),
+        *("members", "position", "postponed", "send_timeout", "sent_at"),
+        *("_bytes", "_connections", "_frames", "_late"),
     )
 
     def __init__(self, feed: Feed, client: Client, *, chunked: bool) -> None:
@@ -72,8 +75,8 @@ class Group:
         self._connections = 0  # those that are behind included
         self.send_timeout = client.options.send_timeout
         self._late = False  # something came while it was sending
-        self._heartbeat = client.options.heartbeat
-        self._beat = _CHUNKED_BEAT if chunked else HEARTBEAT
+        self.heartbeat = client.options.heartbeat
+        self.beat = _CHUNKED_BEAT if chunked else HEARTBEAT
         self.sent_at = self.loop.clock()
 
     @property
@@ -140,12 +143,12 @@ class Group:
 
     def until_heartbeat(self, now: float) -> float:
         """Seconds until its members have to get one; 0 or less: now."""
-        return self.sent_at + self._heartbeat - now
+        return self.sent_at + self.heartbeat - now
 
     def serve(self) -> Iterator[None]:
         """Send a heartbeat, if it is time for one."""
         if not self.busy and self.until_heartbeat(self.loop.clock()) <= 0:
-            yield from self._send([self._beat])
+            yield from self._send([self.beat])
             yield from self._hand_out(self._missed())
 
     def encoded(self, frame: Frame) -> bytes:

@@ -51,6 +51,9 @@ OFTEN, SELDOM = 0.0005, 0.008
 """Seconds from one pause to the next, while others want the lock and while they do not. A pause takes as long as ten
 sends."""
 
+MOST_KEPT = 67_108_864
+"""Bytes that may wait for clients which take nothing, in all, of what is kept for each of them alone."""
+
 COURTESY = 0.05
 """Seconds for which it is remembered that others want it."""
 
@@ -117,6 +120,9 @@ class Loop:
         self._feeds: dict[Hub, Feed] = {}
         self._inbox: deque[Adoption | Task] = deque()  # its single steps are atomic
         self._running: deque[tuple[Task, Iterator[None]]] = deque()
+        self._kept: dict[Connection, int] = {}  # bytes; those that have taken some last are last
+        self._kept_bytes = 0
+        self._told_of_kept = False
         self._host: Host | None = None  # of the newest stream: one process, one server
         self._epoll = select.epoll()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -145,7 +151,9 @@ class Loop:
 
     def can_run(self) -> bool:
         """Whether there is a thread, or can be: there is none any more when the process ends."""
-        self._awake()
+        if self._parked:
+            self._parked = False
+            self._worker.wake()
         return self._worker.ensure()
 
     def adopt(self, adoption: Adoption) -> None:
@@ -160,13 +168,7 @@ class Loop:
             self._rung = True
             os.eventfd_write(self._bell, 1)
         if self._parked:
-            self._awake()
-            self._worker.ensure()
-
-    def _awake(self) -> None:
-        if self._parked:
-            self._parked = False
-            self._worker.wake()
+            self.can_run()
 
     # -- for connections, groups and feeds -----------------------------------------------------------------------------
 
@@ -174,8 +176,22 @@ class Loop:
         events = select.EPOLLRDHUP | (select.EPOLLOUT if for_room else 0)
         self._epoll.modify(connection.fd, events)
 
+    def keep(self, connection: Connection, size: int) -> None:
+        self._kept_bytes += size - self._kept.pop(connection, 0)
+        if size:
+            self._kept[connection] = size
+        while self._kept_bytes > MOST_KEPT and len(self._kept) > 1:
+            if not self._told_of_kept:
+                self._told_of_kept = True
+                _log.warning(
+                    "%d bytes wait for clients that take nothing: those that have stalled for longest are closed",
+                    self._kept_bytes,
+                )
+            next(iter(self._kept)).close(LEFT)
+
     def forget(self, connection: Connection) -> None:
         del self._connections[connection.fd]
+        self._kept_bytes -= self._kept.pop(connection, 0)
         with suppress(OSError):
             # Not left to the end of the descriptor: a child that was forked may have it, too.
             self._epoll.unregister(connection.fd)
@@ -274,10 +290,16 @@ class Loop:
     def _take_in(self, adoption: Adoption) -> Connection | None:
         """None if the client has left meanwhile."""
         hub, owner, client, taken, self._host = adoption
-        feed = self._feeds.get(hub) or Feed(self, hub, owner, client)
-        group = feed.group_of(client, chunked=taken.chunked)
-        connection = Connection(client, group, taken)
-        if not hub.replace(client, connection, feed):
+        is_here = False
+        try:
+            feed = self._feeds.get(hub) or Feed(self, hub, owner, client)
+            group = feed.group_of(client, chunked=taken.chunked)
+            connection = Connection(client, group, taken)
+            is_here = hub.replace(client, connection, feed)
+        except Exception:
+            _log.exception("a stream cannot be taken in: it is closed, and its client comes back")
+            client.close()
+        if not is_here:
             hang_up(taken.fd)
             return None
         self._feeds[hub] = feed

@@ -1,0 +1,70 @@
+"""Replay: reading again what only the backend still has, for detached clients, on a thread of its own.
+
+The loop's thread asks, and never waits; the answers come back to it by `Connection.answer`. The thread is there while
+somebody waits for an answer. It holds one slice at a time: a connection asks for the next one when its socket has taken
+the last, so a client that reads slowly keeps nobody waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from ..errors import BackendError
+from ..hub import Hub
+from ..worker import Worker
+from .connection import LEFT, Connection
+
+_log = logging.getLogger("sse_batcher.transports.replay")
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+"""Seconds until a backend that does not answer is asked again; each pause is twice as long as the last one."""
+
+
+class Replay:
+    """For the connections of one hub. `clock` is in seconds, from any start."""
+
+    def __init__(self, hub: Hub, clock: Callable[[], float]) -> None:
+        self._hub = hub
+        self._clock = clock
+        self._asking: deque[Connection] = deque()  # its single steps are atomic
+        self._pause = FIRST_PAUSE
+        self._next = 0.0  # not before this time
+        self._worker = Worker(self, "sse_batcher-replay")
+        self._worker.stop()  # its thread ends whenever nobody asks, and is started by the next one who does
+
+    def ask(self, connection: Connection) -> None:
+        """Have the connection answered soon. By the loop's thread."""
+        self._asking.append(connection)
+        self._worker.wake()
+        if not self._worker.ensure():
+            connection.dismiss(LEFT)  # the process ends: the client comes back, to another one
+
+    def work(self) -> float | None:
+        """One turn of the thread, for `Worker`: answer all, the first who has asked first."""
+        while self._asking:
+            rest = self._next - self._clock()
+            if rest > 0:
+                return rest
+            connection = self._asking[0]
+            if connection.waits and not self._answer(connection):
+                self._next = self._clock() + self._pause
+                self._pause = min(2 * self._pause, LONGEST_PAUSE)
+                continue
+            self._asking.popleft()
+        return None
+
+    def _answer(self, connection: Connection) -> bool:
+        """False if the backend does not say. That passes: the stream stays open meanwhile, and loses nothing."""
+        try:
+            older = self._hub.replay(connection.channels, connection.cursor)
+        except BackendError:
+            return False
+        except Exception:
+            _log.exception("a detached stream cannot be replayed: it is closed, and its client comes back")
+            connection.dismiss(LEFT)
+            return True
+        self._pause = FIRST_PAUSE
+        connection.answer(older)
+        return True

@@ -14,9 +14,14 @@ import signal
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
+
+
+def _none() -> int:
+    return 0
 
 
 class Host(NamedTuple):
@@ -33,12 +38,20 @@ class Host(NamedTuple):
     request nor its connection alive. One stream's answer holds for all of the process."""
     lets_go: bool = False
     """Whether the connection may be taken over from it: it serves a request in a thread, and the socket is plain."""
-    writes_later: bool = False
-    """Whether it writes the response in another thread than the one that asks the app for it."""
+    unsent: Callable[[], int] = _none
+    """How many bytes of its answers it has still to write to this connection, in another thread than the one that asks
+    the app for them. Always 0 if it writes in that thread. Keeps the connection no more alive than `is_stopping`."""
+    obstacle: str = ""
+    """Why this request's connection cannot be taken over, though its server lets go of others; "" if it can."""
     max_requests: int | None = None
     """After how many requests it ends this process. None: it does not, or we do not know."""
     http2: bool = False
     """Whether the request came over HTTP/2 that the server itself speaks, and serves one request after the other."""
+
+    @property
+    def writes_later(self) -> bool:
+        """Whether it writes the response in another thread than the one that asks the app for it."""
+        return self.unsent is not _none
 
 
 _fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -62,8 +75,26 @@ def find_host(environ: Mapping[str, Any]) -> Host:
     for find in (_gunicorn, _werkzeug, _waitress, _uwsgi, _mod_wsgi, _cheroot):
         host = _ask(partial(find, environ))
         if isinstance(host, Host):
-            return host
+            return host._replace(obstacle=_obstacle(environ, host))
     return Host("", None, None, _stopping())
+
+
+_PLAIN_HTTP = re.compile(r"HTTP/1\.\d")
+_ANY_HTTP = re.compile(r"HTTP/[1-9](\.\d)?")
+
+
+def _obstacle(environ: Mapping[str, Any], host: Host) -> str:
+    """What the request itself has that makes a take-over fail, or harms the answers to others on its connection."""
+    # uWSGI repeats the version that it is given. Behind nginx, that is the browser's: it may be HTTP/2.0. From other
+    # servers that can mean many streams on one connection.
+    known = _ANY_HTTP if host.name == "uwsgi" else _PLAIN_HTTP
+    if not known.fullmatch(str(environ.get("SERVER_PROTOCOL"))):
+        return "the request has a version of HTTP that does not allow it"
+    if (environ.get("CONTENT_LENGTH") or "0") != "0" or "HTTP_TRANSFER_ENCODING" in environ:
+        return "the request has a body"  # for which a server may still wait: cheroot does, before it writes its head
+    if host.unsent():
+        return "an earlier answer on the same connection is not sent yet"
+    return ""
 
 
 # -- the servers -------------------------------------------------------------------------------------------------------
@@ -121,8 +152,8 @@ def _werkzeug(environ: Mapping[str, Any]) -> Host | None:
     connection = environ.get("werkzeug.socket")
     if connection is None:
         return None
-    # Without threads, it serves one request after the other; with processes, each of them serves one.
-    threads = 1 if environ.get("wsgi.multithread") is False else None
+    # Without threads, it serves one request after the other. With processes, it makes one for each request.
+    one_by_one = environ.get("wsgi.multithread") is False and not environ.get("wsgi.multiprocess")
     server = _get(threading.current_thread(), "_target", "__self__")  # which has started this thread, if it has
     # These are `socketserver.BaseServer`'s own, so their names are mangled.
     asked = "_BaseServer__shutdown_request"
@@ -131,7 +162,7 @@ def _werkzeug(environ: Mapping[str, Any]) -> Host | None:
     )
     # A process for each request ends with it.
     lets_go = not environ.get("wsgi.multiprocess") and _is_plain(connection)
-    return Host("werkzeug", _fileno(connection), threads, is_stopping, lets_go)
+    return Host("werkzeug", _fileno(connection), 1 if one_by_one else None, is_stopping, lets_go)
 
 
 def _waitress(environ: Mapping[str, Any]) -> Host | None:
@@ -142,7 +173,17 @@ def _waitress(environ: Mapping[str, Any]) -> Host | None:
     # `stop_count` of its threads have to end. Those that are idle do so at once, and are in neither number any more.
     is_stopping = _stopping(lambda: len(dispatcher.threads) <= dispatcher.stop_count)
     connection, threads = _get(channel, "socket"), _count(_get(channel, "adj", "threads"))
-    return Host("waitress", _fileno(connection), threads, is_stopping, _is_plain(connection), writes_later=True)
+    unsent = "total_outbufs_len"
+    lets_go = _is_plain(connection) and isinstance(_get(channel, unsent), int)
+    reference = weakref.ref(channel)
+    return Host(
+        "waitress",
+        _fileno(connection),
+        threads,
+        is_stopping,
+        lets_go,
+        unsent=lambda: _get(reference(), unsent) or 0,
+    )
 
 
 def _cheroot(_: Mapping[str, Any]) -> Host | None:

@@ -8,6 +8,7 @@ writes `Watch.busy_since`; the rest is the watcher's.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import socket
@@ -138,13 +139,18 @@ class Watcher:
         self._parked = True  # the thread is not there, or about to end
         self._next_tick = 0.0
         self._asked = 0
-        self._told_of_threads = self._told_of_buffering = False
+        self._told_of_threads = self._told_of_refusals = self._told_of_buffering = False
         self._worker = Worker(self, "sse_batcher-watcher")
         self._worker.stop()  # its thread ends whenever no stream is left, and is started by the next one
 
-    def add(self, watch: Watch) -> None:
-        """Watch a stream, from the moment in which it is opened."""
+    def add(self, watch: Watch, most: float = math.inf) -> bool:
+        """Watch a stream, from the moment in which it is opened. False if `most` are watched already."""
         self._watches[watch] = None
+        # Looked at afterwards: of two that come at the same time, neither is overlooked.
+        if len(self._watches) > most:
+            self.remove(watch)
+            self._tell_of_refusals(watch.host, int(most))
+            return False
         fd = watch.fileno()
         if self._epoll is not None and fd >= 0:
             self._by_fd[fd] = watch
@@ -156,6 +162,7 @@ class Watcher:
             self._parked = False
             self._worker.wake()
         self._worker.ensure()
+        return True
 
     def remove(self, watch: Watch) -> None:
         """Watch it no more. Idempotent."""
@@ -241,6 +248,26 @@ class Watcher:
             host.threads,
             host.name,
         )
+
+    def _tell_of_refusals(self, host: Host, most: int) -> None:
+        if self._told_of_refusals:
+            return
+        self._told_of_refusals = True
+        if host.threads == 1:
+            _log.warning(
+                "this %s process serves one request at a time: an open stream would keep all others waiting, so "
+                'clients get sse_busy (threads). Set transport="auto" (SSE_TRANSPORT = "auto"), which lets streams do '
+                "without a thread if that is possible; or give the server threads",
+                host.name,
+            )
+        else:
+            _log.warning(
+                "%d of the %s threads of this %s process are held by streams that cannot be detached. The others are "
+                "kept for other requests, so further clients get sse_busy (threads). Give the server more threads",
+                most,
+                host.threads,
+                host.name,
+            )
 
 
 def _open_epoll() -> tuple[Any, int]:

@@ -49,6 +49,8 @@ def kick_slow() -> str:
 def say_who(response: Response) -> Response:
     response.headers["X-Pid"] = str(os.getpid())
     response.headers["X-N"] = request.args.get("n", "")
+    if "head" in request.args:
+        response.headers["X-Long"] = "x" * int(request.args["head"])
     return response
 
 
@@ -63,6 +65,11 @@ def enqueue() -> str:
 @app.get("/echo")
 def echo() -> str:
     return request.args["n"]
+
+
+@app.get("/large")
+def large() -> str:
+    return "x" * int(request.args["n"])
 
 
 @app.post("/kick")

@@ -9,15 +9,16 @@ import json
 import logging
 import os
 import queue
+import re
 import select
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -27,10 +28,10 @@ from sse_batcher.host import HIGH, Host
 from sse_batcher.process import PerProcess
 from sse_batcher.transports import detached, open_stream, takeover
 from sse_batcher.transports.attached import Request
-from sse_batcher.transports.detached import MAX_UNDONE, Choice, DetachedStream
+from sse_batcher.transports.detached import Choice, DetachedStream
 from sse_batcher.transports.loop import Loop, loop
 from sse_batcher.transports.takeover import TakeOver
-from sse_batcher.watcher import watcher
+from sse_batcher.watcher import Watch, watcher
 from sse_batcher.wire import HEADERS, LAST_CHUNK
 from tests.servers import TIMEOUT, wait_until
 from tests.sse_parser import EventStreamParser, ServerEvent
@@ -63,14 +64,16 @@ class Server:
         self.size = size
         self.later = later
 
-    def serve(self, fd: int, body: Body) -> None:
+    def serve(self, fd: int, body: Body, sent: Sent | None = None) -> None:
         """As PEP 3333 has it."""
         to_write: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        writer = threading.Thread(target=lambda: self.write(fd, iter(to_write.get, None)))
+        sent = sent or Sent()
+        writer = threading.Thread(target=lambda: self.write(fd, iter(to_write.get, None), sent))
         with suppress(BrokenPipeError, ConnectionResetError):
             if self.later:
                 writer.start()
                 for block in self.response(body):
+                    sent.accepted += len(block)
                     to_write.put(block)
             else:
                 self.write(fd, self.response(body))
@@ -96,11 +99,25 @@ class Server:
         fields = [f"{name}: {value}" for name, value in HEADERS]
         return "\r\n".join(["HTTP/1.1 200 OK", *fields, more, "", ""]).encode()
 
-    def write(self, fd: int, texts: Iterable[bytes]) -> None:
+    def write(self, fd: int, texts: Iterable[bytes], sent: Sent | None = None) -> None:
+        sent = sent or Sent()
         with suppress(BrokenPipeError, ConnectionResetError):
             for text in texts:
                 while text:
-                    text = text[os.write(fd, text) :]  # noqa: PLW2901
+                    size = os.write(fd, text)
+                    sent.written += size
+                    text = text[size:]  # noqa: PLW2901
+
+
+class Sent:
+    """What a server that writes in another thread has on one connection. Each number is written by one thread."""
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.written = 0
+
+    def rest(self) -> int:
+        return self.accepted - self.written
 
 
 class Stream:
@@ -121,9 +138,10 @@ class Stream:
         server = server or Server()
         self.exchange = exchange or Exchange()
         fd = self.exchange.fd
-        host = Host(name, fd, None, lambda: False, lets_go, server.later, max_requests)
+        sent = Sent()
+        host = Host(name, fd, None, lambda: False, lets_go, sent.rest, max_requests=max_requests)
         body = (middleware or nothing)(open_stream(manager, Request(("default",), host, **request)))
-        self.thread = threading.Thread(target=server.serve, args=(fd, body), daemon=True)
+        self.thread = threading.Thread(target=server.serve, args=(fd, body, sent), daemon=True)
         self.thread.start()
         self.answer = http.client.HTTPResponse(self.exchange.client)
         self.answer.begin()
@@ -173,6 +191,7 @@ def _nothing_was_said_or_undone_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = PerProcess(Choice)
     monkeypatch.setattr(detached, "choice", choice)
     monkeypatch.setattr(sse_batcher.transports, "choice", choice)
+    monkeypatch.setattr(watcher.get(), "_told_of_refusals", False)
 
 
 @pytest.fixture
@@ -380,6 +399,48 @@ def test_a_first_block_about_as_long_as_what_the_server_may_get_arrives_whole(
     assert settled(manager) == (0, 1)
 
 
+@every_server
+def test_a_head_that_does_not_fit_into_the_buffer_keeps_no_thread(manager: SSEManager, server: Server) -> None:
+    exchange = Exchange()
+    text = server.head()[:-2] + b"X-Long: " + b"x" * 1_000_000 + b"\r\n\r\n"
+    server = Server(chunked=server.chunked, size=server.size, later=server.later)
+    server.head = lambda: text  # type: ignore[method-assign]
+    sent = Sent()
+    body = detached_stream(manager, exchange.fd, unsent=sent.rest)
+    thread = threading.Thread(target=server.serve, args=(exchange.fd, body, sent), daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+    assert settled(manager) == (0, 1)
+    assert b"x" * 1_000_000 in exchange.heard(len(text))
+    manager.enqueue("log", 1)
+    heard = b""
+    while b"event: log\n" not in heard:
+        heard += exchange.client.recv(1_000)
+    manager.shutdown()
+    exchange.client.close()
+
+
+def test_a_stream_that_the_loop_cannot_take_in_ends_alone(
+    manager: SSEManager, stream: Callable[..., Stream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> NoReturn:
+        raise ZeroDivisionError
+
+    first = stream()
+    first.take(1)
+    assert settled(manager) == (0, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr("sse_batcher.transports.loop.Connection", fail)
+        second = Exchange()
+        Server().serve(second.fd, detached_stream(manager, second.fd))
+        assert second.heard(1) == b""
+        wait_until(lambda: manager.get_stats().clients == 1, "it is forgotten")
+    manager.enqueue("log", 1)
+    assert first.types(1) == ["log"]
+    second.client.close()
+
+
 def test_a_default_timeout_of_the_app_does_not_hold_the_loop_up(
     manager: SSEManager, stream: Callable[..., Stream]
 ) -> None:
@@ -472,13 +533,16 @@ def test_a_first_block_that_is_large_arrives_whole_when_that_is_undone(
     assert [event.type for event in client.rest()] == ["sse_bye"]
 
 
-def test_a_server_that_writes_in_the_same_thread_is_not_waited_for(
+def test_a_server_is_waited_for_only_while_it_has_something_to_write(
     manager: SSEManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr(takeover, "_is_ready", lambda fd, event, patience: waits.append(patience))
-    assert [undone(manager), undone(manager, writes_later=True)] == [True, True]
-    assert waits == [pytest.approx(takeover.PATIENCE, rel=0.1)]
+    assert undone(manager)
+    assert waits == []
+    unsent = iter([1, 1, 0, 0])
+    assert undone(manager, unsent=lambda: next(unsent))
+    assert len(waits) == 2
 
 
 def test_one_that_is_closed_after_its_first_block_gives_the_connection_back(manager: SSEManager) -> None:
@@ -724,27 +788,138 @@ def undone(manager: SSEManager, **host: Any) -> bool:
     return diverted
 
 
-def test_after_some_that_were_undone_no_more_are_tried_and_that_is_said_once(
+def test_that_one_was_undone_is_said_once_and_the_next_is_tried_all_the_same(
     manager: SSEManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, LOG):
-        assert [undone(manager) for _ in range(MAX_UNDONE + 2)] == [True] * MAX_UNDONE + [False] * 2
-    assert manager.get_stats().undone == MAX_UNDONE == 3
-    texts = [text for level, text in said(caplog) if level == "WARNING"]
-    assert texts[:MAX_UNDONE] == [texts[0]] * MAX_UNDONE
-    assert "its response is not what was expected" in texts[0]
-    assert texts[MAX_UNDONE:] == [
-        "streams stay attached, and hold a thread of the server each: that had to be undone 3 times"
-    ]
+        assert [undone(manager) for _ in range(5)] == [True] * 5
+    assert manager.get_stats().undone == 5
+    (text,) = [text for level, text in said(caplog) if level == "WARNING"]
+    assert "a response was not what was expected" in text
 
 
-def test_a_forked_child_makes_its_own_mind_up(manager: SSEManager, as_process: AsProcess) -> None:
-    for _ in range(MAX_UNDONE):
-        undone(manager)
-    host = Host("fake", 0, None, lambda: False, lets_go=True)
-    assert not detached.choice.get().detaches(host)
-    with as_process(-1):
-        assert detached.choice.get().detaches(host)
+# -- threads that others need ------------------------------------------------------------------------------------------
+
+
+def reasons(body: Body) -> list[tuple[str, str]]:
+    """What a stream that ends says, without its first block if it was open."""
+    found = EventStreamParser(strict=True).feed(b"".join(body))
+    return [(event.type, event.json["reason"]) for event in found if event.type != "sse_open"]
+
+
+Attached = Callable[..., DetachedStream]
+
+
+@pytest.fixture
+def attached(manager: SSEManager) -> Iterator[Attached]:
+    """Makes a stream that cannot be detached, in a process with so many threads."""
+    exchanges: list[Exchange] = []
+
+    def attached(threads: int | None, **host: Any) -> DetachedStream:
+        exchanges.append(Exchange())
+        return detached_stream(manager, exchanges[-1].fd, threads=threads, **{"obstacle": "it has a body"} | host)
+
+    yield attached
+    for exchange in exchanges:
+        exchange.close()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5, 16])
+def test_streams_that_cannot_be_detached_leave_half_of_the_threads_to_others(
+    manager: SSEManager, attached: Attached, threads: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ExitStack() as stack, caplog.at_level(logging.INFO):
+        bodies = [stack.enter_context(closing(attached(threads))) for _ in range(threads // 2)]
+        for body in bodies:
+            assert next(body).startswith(b"event: sse_open\n")
+        for _ in range(3):
+            assert reasons(attached(threads)) == [("sse_busy", "threads")]
+        assert transports(manager) == (threads // 2, 0)
+        warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warnings) == 1
+        assert ("serves one request at a time" in warnings[0]) == (threads == 1)
+        if bodies:
+            bodies.pop().close()
+            assert next(stack.enter_context(closing(attached(threads)))).startswith(b"event: sse_open\n")
+
+
+def test_of_two_that_come_at_the_same_time_no_more_get_a_thread_than_there_are(
+    manager: SSEManager, attached: Attached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second comes in right before the first is listed."""
+    first, second = attached(2), attached(2)
+    heard: list[bytes] = []
+    coming = [second]
+
+    class Watches(dict[Watch, None]):
+        def __setitem__(self, watch: Watch, _: None) -> None:
+            if coming:
+                heard.append(next(coming.pop()))
+            super().__setitem__(watch, None)
+
+    monkeypatch.setattr(watcher.get(), "_watches", Watches())
+    with closing(first), closing(second):
+        heard.append(next(first))
+    assert [block.split()[1] for block in heard] == [b"sse_open", b"sse_busy"]
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("threads", [1, 2, None])
+def test_undone_a_stream_goes_on_only_if_its_thread_is_not_needed(
+    manager: SSEManager, attached: Attached, threads: int | None
+) -> None:
+    bodies = [attached(threads, obstacle="") for _ in range(2)]
+    with ExitStack() as stack:
+        firsts = [next(stack.enter_context(closing(body))) for body in bodies]
+        assert all(first.startswith(b"event: sse_open\n") for first in firsts)
+        manager.enqueue("log", 1)
+        manager.flush_all()
+        seconds = [next(body) for body in bodies]
+        open_ones = {1: 0, 2: 1, None: 2}[threads]
+        assert [second.split()[1] for second in seconds] == [b"log"] * open_ones + [b"sse_bye"] * (2 - open_ones)
+        for body, second in zip(bodies[open_ones:], seconds[open_ones:], strict=True):
+            assert reasons([second, *body]) == [("sse_bye", "threads")]
+            (event,) = EventStreamParser(strict=True).feed(second)
+            assert 10_000 <= int(re.search(rb"retry: (\d+)", second)[1]) <= 30_000  # type: ignore[index]
+            assert event.id  # it comes back with its place, and gets what it has not got
+
+
+def test_without_descriptors_and_threads_a_stream_is_refused(
+    manager: SSEManager, attached: Attached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(takeover, "duplicate", refuse)
+    assert reasons(attached(1, obstacle="")) == [("sse_busy", "threads")]
+
+
+def test_attached_streams_of_an_app_that_asks_for_them_may_hold_all_threads_but_the_only_one() -> None:
+    def attached_stream(manager: SSEManager, threads: int) -> Any:
+        host = Host("fake", None, threads, lambda: False, lets_go=True)
+        return open_stream(manager, Request(("default",), host))
+
+    with SSEManager(BatchOptions(batch_window=0)) as manager, ExitStack() as stack:
+        assert reasons(attached_stream(manager, 1)) == [("sse_busy", "threads")]
+        for _ in range(3):
+            body = stack.enter_context(closing(attached_stream(manager, 2)))
+            assert next(body).startswith(b"event: sse_open\n")
+
+
+def test_a_client_that_leaves_while_its_stream_opens_is_forgotten(
+    manager: SSEManager, attached: Attached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watcher sees it before there is a client that could be closed."""
+    body = attached(None)
+    subscribe = manager.subscribe
+
+    def leave(*args: Any, **more: Any) -> Any:
+        body.close()
+        return subscribe(*args, **more)
+
+    monkeypatch.setattr(manager, "subscribe", leave)
+    assert list(body) == []
+    assert manager.get_stats().clients == 0
 
 
 # -- forked children ---------------------------------------------------------------------------------------------------
@@ -836,6 +1011,22 @@ def events(answer: http.client.HTTPResponse, count: int) -> list[str]:
     while len(found) < count:
         found += parser.feed(answer.read1(65_536))
     return [event.json if event.type == "log" else event.type for event in found]
+
+
+def test_a_forked_child_keeps_no_connection_open_that_its_parent_is_about_to_take(manager: SSEManager) -> None:
+    exchange = Exchange()
+    with closing(detached_stream(manager, exchange.fd)) as body:
+        next(body)
+        child = os.fork()
+        if not child:
+            open_there = [
+                os.stat(f"/proc/self/fd/{fd}").st_ino for fd in os.listdir("/proc/self/fd") if int(fd) >= HIGH
+            ]
+            os._exit(exchange.inode in open_there)
+        assert os.waitpid(child, 0) == (child, 0)
+        assert exchange.hears_nothing()
+    assert exchange.is_restored()
+    exchange.close()
 
 
 def test_what_a_child_has_let_go_of_its_own_child_leaves_alone(as_process: AsProcess) -> None:

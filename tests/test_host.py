@@ -67,6 +67,7 @@ class Channel:
         self.server = SimpleNamespace(task_dispatcher=dispatcher)
         self.adj = SimpleNamespace(threads=threads)
         self.socket = Connection()
+        self.total_outbufs_len = 0
 
     def check_client_disconnected(self) -> bool:
         return False
@@ -428,7 +429,9 @@ def test_werkzeug_stops_when_it_is_shut_down() -> None:
 
 
 def test_werkzeug_without_threads_serves_one_request_at_once() -> None:
-    assert find_host({"werkzeug.socket": Connection(), "wsgi.multithread": False}).threads == 1
+    environ = {"werkzeug.socket": Connection(), "wsgi.multithread": False}
+    assert find_host(environ).threads == 1
+    assert find_host(environ | {"wsgi.multiprocess": True}).threads is None  # a process for each
 
 
 # -- letting go --------------------------------------------------------------------------------------------------------
@@ -447,14 +450,14 @@ def tls(connection: socket.socket) -> socket.socket:
     return CONTEXT.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
 
 
-Find = Callable[[Any], Host]
+Find = Callable[..., Host]
 
 
 @pytest.fixture(params=["gunicorn sync", "gunicorn gthread", "werkzeug", "waitress", "cheroot"])
 def find(request: pytest.FixtureRequest, handle: Callable[..., None], current: Callable[[Any], None]) -> Find:
     """What is found of a server whose request has this connection."""
 
-    def find(connection: Any) -> Host:
+    def find(connection: Any, **more: Any) -> Host:
         if request.param.startswith("gunicorn"):
             handle(worker(request.param.split()[1]))
             environ = {"gunicorn.socket": connection}
@@ -469,7 +472,7 @@ def find(request: pytest.FixtureRequest, handle: Callable[..., None], current: C
             thread.conn.socket = connection
             current(thread)
             environ = {}
-        host = find_host(environ)
+        host = find_host({"SERVER_PROTOCOL": "HTTP/1.1"} | environ | more)
         assert host.name == request.param
         return host
 
@@ -478,7 +481,7 @@ def find(request: pytest.FixtureRequest, handle: Callable[..., None], current: C
 
 def test_a_plain_connection_may_be_taken_over(find: Find, plain: socket.socket) -> None:
     host = find(plain)
-    assert (host.lets_go, host.fd) == (True, plain.fileno())
+    assert (host.lets_go, host.fd, host.obstacle) == (True, plain.fileno(), "")
 
 
 def test_one_that_python_encrypts_may_not(find: Find, plain: socket.socket) -> None:
@@ -490,9 +493,57 @@ def test_what_is_no_socket_of_python_may_not(find: Find) -> None:
     assert not find(Connection()).lets_go  # such as that of pyOpenSSL
 
 
-def test_only_waitress_writes_in_another_thread(find: Find, plain: socket.socket) -> None:
-    host = find(plain)
-    assert host.writes_later is (host.name == "waitress")
+@pytest.mark.parametrize("protocol", ["HTTP/1.0", "HTTP/1.1", "HTTP/1.2", "HTTP/1.9"])
+@pytest.mark.parametrize("length", ["", "0"])
+def test_a_request_as_it_should_be_is_no_obstacle(find: Find, plain: socket.socket, protocol: str, length: str) -> None:
+    assert find(plain, SERVER_PROTOCOL=protocol, CONTENT_LENGTH=length).obstacle == ""
+
+
+@pytest.mark.parametrize("protocol", ["HTTP/2.0", "HTTP/0.9", "HTTP/1", "HTTP/1.10", "FOO/1.1", "HTTP/1.1\n", "", None])
+def test_another_protocol_is_an_obstacle(find: Find, plain: socket.socket, protocol: Any) -> None:
+    assert "version of HTTP" in find(plain, SERVER_PROTOCOL=protocol).obstacle
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"CONTENT_LENGTH": "5"}, {"CONTENT_LENGTH": "+0"}, {"HTTP_TRANSFER_ENCODING": "chunked"}],
+    ids="-".join,
+)
+def test_a_body_is_an_obstacle(find: Find, plain: socket.socket, headers: dict[str, str]) -> None:
+    assert find(plain, **headers).obstacle == "the request has a body"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "detaches"),
+    [("HTTP/1.1", True), ("HTTP/2.0", True), ("HTTP/3", True), ("HTTP/0.9", False), ("FOO/1.1", False)],
+)
+def test_uwsgi_is_told_of_the_version_that_the_browser_speaks_to_nginx(
+    protocol: str, detaches: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(connection_fd=lambda: 7, cores=3, opt={}))
+    host = find_host({"uwsgi.version": b"2.0.30", "SERVER_PROTOCOL": protocol})
+    assert (host.obstacle == "") is detaches
+
+
+def test_what_waitress_has_not_sent_yet_is_an_obstacle(plain: socket.socket) -> None:
+    channel = Channel()
+    channel.socket = plain
+    environ = {"waitress.client_disconnected": channel.check_client_disconnected, "SERVER_PROTOCOL": "HTTP/1.1"}
+    channel.total_outbufs_len = 7
+    host = find_host(environ)
+    assert host.obstacle == "an earlier answer on the same connection is not sent yet"
+    assert host.unsent() == 7
+    channel.total_outbufs_len = 0
+    assert (host.unsent(), find_host(environ).obstacle) == (0, "")
+    del channel, environ
+    assert host.unsent() == 0
+
+
+def test_a_waitress_that_does_not_say_what_it_has_to_send_does_not_let_go(plain: socket.socket) -> None:
+    channel = Channel()
+    channel.socket = plain
+    del channel.total_outbufs_len
+    assert not find_host({"waitress.client_disconnected": channel.check_client_disconnected}).lets_go
 
 
 @pytest.mark.parametrize(
@@ -554,7 +605,7 @@ def test_uwsgi_lets_go_unless_it_runs_without_threads(
     uwsgi = SimpleNamespace(connection_fd=lambda: 7, cores=3, opt=options)
     monkeypatch.setitem(sys.modules, "uwsgi", uwsgi)
     host = find_host({"uwsgi.version": b"2.0.30"})
-    assert (host.lets_go, host.writes_later, host.max_requests) == (lets_go, False, None)
+    assert (host.lets_go, host.unsent(), host.max_requests) == (lets_go, 0, None)
 
 
 @pytest.mark.parametrize("environ", [{}, {"mod_wsgi.version": (5, 0)}], ids=["unknown", "mod_wsgi"])

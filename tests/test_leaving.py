@@ -470,14 +470,6 @@ def _end_of(server: Server, stream: Stream, signal_number: int = signal.SIGTERM)
     return blocks
 
 
-def test_a_sync_worker_that_is_held_by_a_stream_says_so_and_can_be_ended(tmp_path: Path) -> None:
-    with serving_app(gunicorn(), tmp_path) as server, Stream(server) as stream:
-        stream.until("sse_open")
-        (line,) = [line for line in server.output().splitlines() if HELD in line]
-        assert line.startswith("[WARNING] sse_batcher.watcher: 1 of the 1 threads of this gunicorn sync process are")
-        assert _end_of(server, stream) == ["sse_bye"]
-
-
 def test_gevent_whose_app_came_before_its_patches_can_be_ended(tmp_path: Path) -> None:
     command = gunicorn("-k", "gevent", "--preload")
     with serving_app(command, tmp_path) as server, Stream(server) as stream:
@@ -622,7 +614,7 @@ def test_uwsgi_without_threads_is_refused_with_the_name_of_the_option(options: t
         wait_until(lambda: message in server.output(), "the log says why")
         with Stream(server) as stream:
             assert stream.response.status == 500
-    with serving_app((*command, "--enable-threads"), tmp_path) as server, Stream(server) as stream:
+    with serving_app((*command, "--enable-threads"), tmp_path, transport="auto") as server, Stream(server) as stream:
         stream.until("sse_open")
 
 

@@ -355,8 +355,6 @@ def test_a_stream_outlives_timeouts_that_are_longer_than_its_heartbeat(kind: Kin
 @pytest.mark.parametrize(
     ("kind", "heartbeat"),
     [
-        # By default, gunicorn kills after 30 seconds what has one thread and does not answer.
-        pytest.param(Kind(gunicorn("--timeout=1")), "0.3", id="gunicorn sync"),
         pytest.param(Kind((*UWSGI, "--harakiri=1")), "0.3", id="uwsgi --harakiri"),
         pytest.param(Kind(uwsgi(f"--http={HOST}:{{port}}", "--http-timeout=1")), "9", id="uwsgi --http-timeout"),
         pytest.param(Kind(GTHREAD, nginx=f"{proxy.PASS} proxy_read_timeout 1s;"), "9", id="nginx proxy_read_timeout"),
@@ -388,14 +386,19 @@ def _outlives(stream: Stream, seconds: float) -> bool:
         pytest.param(uwsgi(f"--http-socket={HOST}:{{port}}", threads=1), id="uwsgi"),
     ],
 )
-def test_with_one_thread_a_stream_keeps_everybody_else_waiting(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    with running(arguments, tmp_path) as server, Stream(server) as stream, _connection(server) as (other, _):
-        stream.until("sse_open")
-        other.sendall(f"HEAD /events HTTP/1.0\r\nHost: {HOST}\r\n\r\n".encode())
-        assert _outlives(stream, 1)
-        other.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            other.recv(1)
+def test_with_one_thread_an_attached_stream_is_refused_and_the_log_says_what_to_do(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    with running(arguments, tmp_path) as server, server.watched():
+        for _ in range(3):
+            with Stream(server) as stream:
+                (busy,) = stream.to_end()
+                assert (busy.event, busy.data) == ("sse_busy", {"reason": "threads"})
+        assert server.stats()["clients"] == 0
+        (line,) = [line for line in server.output().splitlines() if "WARNING] sse_batcher" in line]
+        assert "serves one request at a time" in line
+        assert 'SSE_TRANSPORT = "auto"' in line
+        assert server.faults() == []
 
 
 @external
@@ -414,6 +417,19 @@ def test_with_one_thread_detached_streams_keep_nobody_waiting(kind: Kind, tmp_pa
         assert server.stats()["clients_by_transport"] == {"attached": 0, "detached": kind.streams}
         assert time.monotonic() - start < 1
         assert server.faults() == []
+
+
+@external
+def test_streams_of_browsers_that_speak_http2_with_nginx_are_detached_from_uwsgi(tmp_path: Path) -> None:
+    """It repeats the version that nginx tells it, in the head of its answer."""
+    speaks = proxy.UWSGI_PASS.replace("$server_protocol", "HTTP/2.0")
+    with serving(SERVERS["nginx-uwsgi-detached"]._replace(nginx=speaks), tmp_path) as server, server.watched():
+        with Stream(server) as stream:
+            stream.until("sse_open")
+            stats = server.stats()
+            assert (stats["clients_by_transport"], stats["undone"]) == ({"attached": 0, "detached": 1}, 0)
+            server.enqueue(("hub_state", 1))
+            stream.until("hub_state")
 
 
 @external

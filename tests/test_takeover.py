@@ -19,7 +19,7 @@ import pytest
 
 from sse_batcher.host import HIGH
 from sse_batcher.transports import takeover
-from sse_batcher.transports.takeover import LONGEST_HEAD, LONGEST_PRELUDE, Taken, TakeOver
+from sse_batcher.transports.takeover import LONGEST_PRELUDE, Taken, TakeOver
 from sse_batcher.wire import LAST_CHUNK, chunk
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux's /proc shows what is open")
@@ -38,6 +38,8 @@ GOOD = {
     "plain": head(SSE, b"Connection: close") + PRELUDE,
     "chunked": head(SSE, CHUNKED) + chunk(PRELUDE),
     "kept": head(b"connection:Keep-Alive", SSE, CHUNKED, b"Keep-Alive: timeout=5") + chunk(PRELUDE),
+    "HTTP/1.2": head(SSE, CHUNKED, status=b"HTTP/1.2 200 OK") + chunk(PRELUDE),
+    "HTTP/2.0": head(SSE, status=b"HTTP/2.0 200 OK") + PRELUDE,
     "HTTP/1.0": head(SSE, status=b"HTTP/1.0 200 OK") + PRELUDE,
     "no reason": head(SSE, status=b"HTTP/1.1 200") + PRELUDE,
     "upper-case": head(SSE.upper().replace(b"TEXT/EVENT-STREAM", b"Text/Event-Stream"), CHUNKED.upper())
@@ -60,7 +62,7 @@ BAD = {
     "404": head(SSE, CHUNKED, status=b"HTTP/1.1 404 Not Found") + chunk(PRELUDE),
     "206": head(SSE, CHUNKED, status=b"HTTP/1.1 206 Partial Content") + chunk(PRELUDE),
     "2000": head(SSE, CHUNKED, status=b"HTTP/1.1 2000 OK") + chunk(PRELUDE),
-    "HTTP/2": head(SSE, status=b"HTTP/2 200 OK") + PRELUDE,
+    "FOO/1.1": head(SSE, status=b"FOO/1.1 200 OK") + PRELUDE,
     "length": head(SSE, b"content-length: %d" % len(PRELUDE)) + PRELUDE,
     "gzip": head(SSE, CHUNKED, b"Content-Encoding: gzip") + chunk(PRELUDE),
     "identity and gzip": head(SSE, CHUNKED, b"Content-Encoding: identity, gzip") + chunk(PRELUDE),
@@ -77,7 +79,7 @@ BAD = {
     "an end": head(SSE, CHUNKED) + chunk(PRELUDE) + LAST_CHUNK,
     "no chunk": head(SSE, CHUNKED) + PRELUDE,
     "an extension": head(SSE, CHUNKED) + b"%x;a=b\r\n%b\r\n" % (len(PRELUDE), PRELUDE),
-    "endless head": b"HTTP/1.1 200 OK\r\nX: " + b"x" * LONGEST_HEAD,
+    "no end of the head": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1000,
     "no HTTP": b"\r\n\r\n" + PRELUDE,
 }
 
@@ -114,6 +116,8 @@ class Exchange:
         server.settimeout(None)
         self.fd = server.detach()
         self.inode = os.fstat(self.fd).st_ino
+        self.unsent = 0
+        """How many bytes another thread of the server has still to write."""
 
     def close(self) -> None:
         self.client.close()
@@ -143,6 +147,10 @@ class Exchange:
         self.client.sendall(b"hello")
         heard = self.heard(len(written) + 8)
         return self.is_restored() and heard == written + b"and more" and os.read(self.fd, 5) == b"hello"
+
+
+def take_over(exchange: Exchange) -> TakeOver:
+    return TakeOver(exchange.fd, lambda: exchange.unsent)
 
 
 @pytest.fixture
@@ -183,13 +191,14 @@ def on_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], li
 
 
 @pytest.mark.usefixtures("never_waits")
-@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("unsent", [0, 1])  # a server may count a moment later what it has written
 @every_good
-def test_a_response_as_it_should_be_is_taken(exchange: Exchange, response: bytes, at_once: bool) -> None:
-    begun = TakeOver(exchange.fd)
+def test_a_response_as_it_should_be_is_taken(exchange: Exchange, response: bytes, unsent: int) -> None:
+    begun = take_over(exchange)
     exchange.write(response)
+    exchange.unsent = unsent
     assert exchange.hears_nothing()
-    taken = begun.finish(PRELUDE, at_once=at_once)
+    taken = begun.finish(PRELUDE)
     begun.drop()
     assert taken is not None
     assert (taken.unsent, taken.chunked) == (closing(response), b"chunked" in response.lower())
@@ -212,9 +221,9 @@ def test_the_server_finds_a_client_that_has_hung_up(exchange: Exchange) -> None:
 
 
 def take(exchange: Exchange, response: bytes) -> Taken:
-    begun = TakeOver(exchange.fd)
+    begun = take_over(exchange)
     exchange.write(response)
-    taken = begun.finish(PRELUDE, at_once=True)
+    taken = begun.finish(PRELUDE)
     assert taken is not None
     return taken
 
@@ -243,10 +252,10 @@ def test_where_high_numbers_are_forbidden_it_gets_a_low_one(exchange: Exchange) 
 def test_the_longest_prelude_fits_into_what_nobody_reads_yet(exchange: Exchange, chunked: bool) -> None:
     prelude = b"x" * LONGEST_PRELUDE
     os.set_blocking(exchange.fd, False)  # else this would hang
-    begun = TakeOver(exchange.fd)
+    begun = take_over(exchange)
     exchange.write(head(SSE, *[CHUNKED] * chunked, b"X-Long: " + b"x" * 32_768))
     exchange.write(chunk(prelude) if chunked else prelude)
-    taken = begun.finish(prelude, at_once=True)
+    taken = begun.finish(prelude)
     assert taken is not None
     assert len(taken.unsent) > LONGEST_PRELUDE + 32_768
     os.close(taken.fd)
@@ -258,11 +267,11 @@ def test_a_default_timeout_of_the_app_is_none_of_ours(
 ) -> None:
     socket.setdefaulttimeout(timeout)
     try:
-        begun = TakeOver(exchange.fd)
+        begun = take_over(exchange)
         assert os.get_blocking(exchange.fd)
         assert begun._tap.gettimeout() == 0
         exchange.write(GOOD["plain"])
-        taken = begun.finish(PRELUDE, at_once=True)
+        taken = begun.finish(PRELUDE)
     finally:
         socket.setdefaulttimeout(None)
     assert taken is not None
@@ -288,7 +297,7 @@ def test_what_was_written_reaches_the_client_and_the_server_goes_on(
     exchange: Exchange, written: bytes, blocking: bool
 ) -> None:
     os.set_blocking(exchange.fd, blocking)
-    begun = TakeOver(exchange.fd)
+    begun = take_over(exchange)
     assert os.get_blocking(exchange.fd) is blocking
     exchange.write(written)
     assert exchange.hears_nothing()
@@ -305,7 +314,7 @@ def test_undone_all_of_it_arrives_though_it_does_not_fit_at_once(exchange: Excha
     os.set_blocking(exchange.fd, blocking)
     small_buffers(exchange)
     written = GOOD["plain"] + os.urandom(150_000)
-    begun = TakeOver(exchange.fd)
+    begun = take_over(exchange)
     exchange.write(written)
     heard: list[bytes] = []
     reader = threading.Thread(target=lambda: heard.append(exchange.heard(len(written) + 4)))
@@ -328,7 +337,7 @@ def test_a_client_that_takes_nothing_gets_nothing_after_the_gap(
 ) -> None:
     monkeypatch.setattr(takeover, "PATIENCE", 0.01)
     small_buffers(exchange)
-    begun = TakeOver(exchange.fd)
+    begun = take_over(exchange)
     written = os.urandom(150_000)
     exchange.write(written)
     begun.undo()
@@ -341,22 +350,21 @@ def test_a_client_that_takes_nothing_gets_nothing_after_the_gap(
 
 
 @pytest.mark.usefixtures("never_waits")
-@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("response", BAD.values(), ids=BAD)
-def test_another_response_is_given_back_without_waiting(exchange: Exchange, response: bytes, at_once: bool) -> None:
-    begun = TakeOver(exchange.fd)
+def test_another_response_is_given_back_without_waiting(exchange: Exchange, response: bytes) -> None:
+    begun = take_over(exchange)
     exchange.write(response)
-    assert begun.finish(PRELUDE, at_once=at_once) is None
+    assert begun.finish(PRELUDE) is None
     assert exchange.goes_on(response)
 
 
 def test_where_the_system_refuses_to_show_what_was_written_it_is_undone(
     exchange: Exchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun = TakeOver(exchange.fd)
+    begun = take_over(exchange)
     exchange.write(GOOD["plain"])
     monkeypatch.setattr(TakeOver, "_look", refuse)
-    assert begun.finish(PRELUDE, at_once=False) is None
+    assert begun.finish(PRELUDE) is None
     assert exchange.goes_on(GOOD["plain"])
 
 
@@ -370,10 +378,11 @@ def test_a_response_that_comes_in_two_pieces_is_taken_wherever_it_is_cut(
     rest = b""
     waits = on_wait(lambda: exchange.write(rest))
     for cut in range(len(response)):
-        begun = TakeOver(exchange.fd)
+        begun = take_over(exchange)
         rest = response[cut:]
+        exchange.unsent = len(rest)
         exchange.write(response[:cut])
-        taken = begun.finish(PRELUDE, at_once=False)
+        taken = begun.finish(PRELUDE)
         assert taken is not None, cut
         assert taken.unsent == closing(response)
         os.dup2(taken.fd, exchange.fd)  # for the next round
@@ -387,9 +396,9 @@ def test_a_server_that_should_have_written_all_is_not_waited_for_wherever_it_sto
     exchange: Exchange, response: bytes, never_waits: None
 ) -> None:
     for cut in range(len(response)):
-        begun = TakeOver(exchange.fd)
+        begun = take_over(exchange)
         exchange.write(response[:cut])
-        assert begun.finish(PRELUDE, at_once=True) is None
+        assert begun.finish(PRELUDE) is None
         exchange.write(response[cut:])
         assert exchange.heard(len(response)) == response, cut
 
@@ -400,11 +409,13 @@ def test_a_server_that_writes_byte_by_byte_from_another_thread_is_waited_for(exc
     def write() -> None:
         for at in range(len(response)):
             exchange.write(response[at : at + 1])
+            exchange.unsent -= 1
 
-    begun = TakeOver(exchange.fd)
+    exchange.unsent = len(response)
+    begun = take_over(exchange)
     server = threading.Thread(target=write)
     server.start()
-    taken = begun.finish(PRELUDE, at_once=False)
+    taken = begun.finish(PRELUDE)
     server.join()
     assert taken is not None
     assert taken.unsent == closing(response)
@@ -420,25 +431,120 @@ def test_all_of_the_waiting_together_takes_no_longer_than_the_patience(
         nonlocal now
         now += 0.5
         exchange.write(b"x")
+        exchange.unsent = now < 102
 
+    exchange.unsent = 1
     waits = on_wait(wait)
     monkeypatch.setattr(takeover.time, "monotonic", lambda: now)
-    begun = TakeOver(exchange.fd)
-    assert begun.finish(PRELUDE, at_once=False) is None
-    assert waits == [2.0, 1.5, 1.0, 0.5]
+    begun = take_over(exchange)
+    assert begun.finish(PRELUDE) is None
+    assert len(waits) == 4
     monkeypatch.undo()
     assert exchange.goes_on(b"xxxx")
 
 
+def test_undone_the_rest_that_another_thread_writes_comes_after_what_it_wrote_before(
+    exchange: Exchange, on_wait: Callable[..., list[float]]
+) -> None:
+    """Such as what did not fit into the buffer."""
+
+    def write() -> None:
+        exchange.write(b"and the rest")
+        exchange.unsent = 0
+
+    on_wait(write)
+    exchange.unsent = 1
+    begun = take_over(exchange)
+    exchange.write(b"the beginning ")
+    begun.undo()
+    assert exchange.goes_on(b"the beginning and the rest")
+
+
 @pytest.mark.parametrize("written", [b"", GOOD["chunked"][:-1]], ids=["nothing", "not all"])
-def test_a_server_that_does_not_write_is_given_up(
+def test_a_server_that_does_not_write_what_it_has_is_given_up(
     exchange: Exchange, written: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(takeover, "PATIENCE", 0.01)
-    begun = TakeOver(exchange.fd)
+    exchange.unsent = 1
+    begun = take_over(exchange)
     exchange.write(written)
-    assert begun.finish(PRELUDE, at_once=False) is None
-    assert exchange.goes_on(written)
+    assert begun.finish(PRELUDE) is None
+    if written:
+        assert exchange.heard(1) == b""  # what it writes later would come before this
+    else:
+        assert exchange.goes_on(b"")
+
+
+@pytest.mark.parametrize("size", [300_000, 5_000_000])
+def test_a_server_whose_head_does_not_fit_into_the_buffer_gets_on_if_that_is_read_meanwhile(
+    exchange: Exchange, size: int
+) -> None:
+    response = head(SSE, b"X-Long: " + bytes(size)) + PRELUDE
+    begun = take_over(exchange)
+    server = threading.Thread(target=write_all, args=(exchange, response))
+    server.start()
+    while server.is_alive():
+        assert begun.relieve()
+    taken = begun.finish(PRELUDE)
+    assert not begun.relieve()
+    assert taken is not None
+    assert taken.unsent == closing(response)
+    os.close(taken.fd)
+
+
+def write_all(exchange: Exchange, text: bytes) -> None:
+    while text:
+        text = text[os.write(exchange.fd, text) :]
+
+
+def test_a_server_that_writes_without_end_is_told_that_the_client_has_hung_up(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takeover, "LONGEST_HEAD", 10_000)
+    begun = take_over(exchange)
+    exchange.write(bytes(10_000))
+    assert begun.relieve()
+    exchange.write(b"x")
+    assert begun.relieve()
+    with pytest.raises(BrokenPipeError):
+        exchange.write(b"x")
+    begun.undo()
+    assert exchange.heard(10_001) == bytes(10_000) + b"x"
+
+
+def test_a_head_without_end_is_not_waited_for(
+    exchange: Exchange, on_wait: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takeover, "LONGEST_HEAD", 10_000)
+    monkeypatch.setattr(TakeOver, "undo", lambda self: None)
+    exchange.unsent = 1
+    waits = on_wait(lambda: exchange.write(bytes(1_000)))
+    begun = take_over(exchange)
+    assert begun.finish(PRELUDE) is None
+    assert len(waits) == 11
+    monkeypatch.undo()
+    exchange.unsent = 0
+    begun.undo()
+
+
+def test_one_that_is_dropped_while_it_is_read_from_is_closed(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The garbage collector may come in anywhere, on the thread that reads, too."""
+    begun = take_over(exchange)
+    exchange.write(b"x")
+    drain = TakeOver._drain
+
+    def collect(self: TakeOver, most: float) -> bool:
+        begun.drop()
+        return drain(self, most)
+
+    monkeypatch.setattr(TakeOver, "_drain", collect)
+    reader = threading.Thread(target=begun.relieve)
+    reader.start()
+    reader.join(PATIENCE)
+    assert not reader.is_alive()
+    assert exchange.heard(1) == b""
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
@@ -446,11 +552,12 @@ def test_a_server_that_closes_the_connection_is_not_waited_for(
     exchange: Exchange, when: str, on_wait: Callable[..., list[float]]
 ) -> None:
     waits = on_wait(lambda: os.close(exchange.fd))
-    begun = TakeOver(exchange.fd)
+    exchange.unsent = 1
+    begun = take_over(exchange)
     exchange.write(GOOD["plain"][:30])
     if when == "before":
         os.close(exchange.fd)
-    assert begun.finish(PRELUDE, at_once=False) is None
+    assert begun.finish(PRELUDE) is None
     assert len(waits) == (when == "meanwhile")
     assert exchange.heard(1) == b""
 
@@ -479,7 +586,7 @@ def leaving(exchange: Exchange, leave: Callable[[socket.socket], None], moment: 
     """A take-over whose response is written, and whose client leaves at this moment."""
     if moment == 0:
         leave(exchange.client)
-    begun = TakeOver(exchange.fd)
+    begun = take_over(exchange)
     if moment == 1:
         leave(exchange.client)
     exchange.write(GOOD["chunked"])
@@ -493,7 +600,7 @@ def leaving(exchange: Exchange, leave: Callable[[socket.socket], None], moment: 
 def test_the_connection_of_a_client_that_has_left_is_taken_all_the_same(
     exchange: Exchange, leave: Callable[[socket.socket], None], moment: int
 ) -> None:
-    taken = leaving(exchange, leave, moment).finish(PRELUDE, at_once=True)
+    taken = leaving(exchange, leave, moment).finish(PRELUDE)
     assert taken is not None  # the loop sees that it has left
     os.close(taken.fd)
 
@@ -524,7 +631,8 @@ def test_a_client_that_leaves_while_the_server_is_waited_for_is_no_error(
         exchange.write(GOOD["plain"])
 
     on_wait(go)
-    taken = TakeOver(exchange.fd).finish(PRELUDE, at_once=False)
+    exchange.unsent = 1
+    taken = take_over(exchange).finish(PRELUDE)
     assert taken is not None
     os.close(taken.fd)
 
@@ -541,7 +649,7 @@ def other() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 UNDO: dict[str, Callable[[TakeOver], Any]] = {
     "undo": lambda begun: begun.undo(),
-    "finish": lambda begun: begun.finish(PRELUDE, at_once=True),
+    "finish": lambda begun: begun.finish(PRELUDE),
     "drop": lambda begun: begun.drop(),
 }
 every_undo = pytest.mark.parametrize("undo", UNDO.values(), ids=UNDO)
@@ -551,7 +659,7 @@ every_undo = pytest.mark.parametrize("undo", UNDO.values(), ids=UNDO)
 def test_a_number_that_another_connection_has_by_now_is_not_touched(
     exchange: Exchange, other: tuple[socket.socket, socket.socket], undo: Callable[[TakeOver], Any]
 ) -> None:
-    begun = TakeOver(exchange.fd)
+    begun = take_over(exchange)
     exchange.write(BAD["404"])
     os.dup2(other[0].fileno(), exchange.fd)  # as if it was closed and given away at once
     undo(begun)
@@ -564,7 +672,7 @@ def test_a_number_that_another_connection_has_by_now_is_not_touched(
 def test_a_number_that_is_closed_stays_closed_and_the_client_sees_the_end(
     exchange: Exchange, undo: Callable[[TakeOver], Any]
 ) -> None:
-    begun = TakeOver(exchange.fd)
+    begun = take_over(exchange)
     os.close(exchange.fd)
     undo(begun)
     with pytest.raises(OSError):
@@ -575,7 +683,7 @@ def test_a_number_that_is_closed_stays_closed_and_the_client_sees_the_end(
 def test_a_file_with_the_inode_of_what_was_there_is_another_thing(
     exchange: Exchange, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    begun = TakeOver(exchange.fd)
+    begun = take_over(exchange)
     with (tmp_path / "file").open("wb") as file:
         os.dup2(file.fileno(), exchange.fd)
         fields = list(os.fstat(exchange.fd))
@@ -609,7 +717,7 @@ def test_where_the_system_refuses_a_step_nothing_has_changed(
     with monkeypatch.context() as patched:
         patched.setattr(module, function, refuse)
         with pytest.raises(OSError, match="Too many"):
-            TakeOver(exchange.fd)
+            take_over(exchange)
     assert descriptors() == before
     assert exchange.goes_on(b"")
 
@@ -632,13 +740,13 @@ def room_for(count: int) -> Iterator[None]:
 @pytest.mark.parametrize("count", range(3))
 def test_without_descriptors_nothing_has_changed(exchange: Exchange, count: int) -> None:
     with room_for(count), pytest.raises(OSError, match="Too many"):
-        TakeOver(exchange.fd)
+        take_over(exchange)
     assert exchange.goes_on(b"")
 
 
 def test_three_descriptors_are_enough_and_none_is_needed_to_undo(exchange: Exchange) -> None:
     with room_for(3):
-        begun = TakeOver(exchange.fd)
+        begun = take_over(exchange)
     with room_for(0):
         exchange.write(PRELUDE)
         begun.undo()
@@ -647,14 +755,14 @@ def test_three_descriptors_are_enough_and_none_is_needed_to_undo(exchange: Excha
 
 def test_what_is_not_open_cannot_be_taken() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
-        TakeOver(999_999)
+        TakeOver(999_999, lambda: 0)
 
 
 # -- dropped -----------------------------------------------------------------------------------------------------------
 
 
 def test_one_that_is_dropped_is_undone(exchange: Exchange) -> None:
-    begun = TakeOver(exchange.fd)
+    begun = take_over(exchange)
     exchange.write(PRELUDE)
     begun.drop()
     assert exchange.goes_on(PRELUDE)
@@ -663,7 +771,7 @@ def test_one_that_is_dropped_is_undone(exchange: Exchange) -> None:
 
 
 def test_one_that_another_thread_collects_hangs_up_and_leaves_the_number_to_the_server(exchange: Exchange) -> None:
-    begun = TakeOver(exchange.fd)
+    begun = take_over(exchange)
     exchange.write(PRELUDE)
     for _ in range(2):
         collector = threading.Thread(target=begun.drop)
@@ -677,7 +785,7 @@ def test_one_that_another_thread_collects_hangs_up_and_leaves_the_number_to_the_
 
 
 def test_one_that_is_dropped_in_a_forked_child_is_the_parents(exchange: Exchange) -> None:
-    begun = TakeOver(exchange.fd)
+    begun = take_over(exchange)
     exchange.write(PRELUDE)
     child = os.fork()
     if not child:

@@ -5,6 +5,7 @@ Run by one thread, the server's, but for `close` and `drain`, which the watcher 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -97,9 +98,8 @@ class AttachedStream(Iterator[bytes]):
         if client is None:
             try:
                 client = self._open()
-            except _BusyError as busy:
-                self.close()
-                return self._manager.busy_block(busy.reason, self._request.last_event_id)
+            except BusyError as busy:
+                return self._refuse(busy.reason)
         watch = self._watch
         if watch is not None:
             watch.busy_since = None
@@ -128,11 +128,17 @@ class AttachedStream(Iterator[bytes]):
         """The server is stopping."""
         self._manager.drain()
 
+    def _refuse(self, reason: str) -> bytes:
+        """End without a stream. Returns the only block."""
+        self.close()
+        return self._manager.busy_block(reason, self._request.last_event_id)
+
     def _open(self) -> Client:
         asked = self._request
         if not descriptors.get().take():
             end_connection(asked.host)  # which would take a descriptor until the server closes it
-            raise _BusyError("limit")
+            raise BusyError("limit")
+        self._hold()
         try:
             client = self._manager.subscribe(
                 asked.channels,
@@ -143,23 +149,26 @@ class AttachedStream(Iterator[bytes]):
                 ticket=asked.ticket,
             )
         except ClosedError:
-            raise _BusyError("draining") from None
+            raise BusyError("draining") from None
         except TooManyClientsError:
-            raise _BusyError("limit") from None
+            raise BusyError("limit") from None
         except BackendError:
-            raise _BusyError("backend") from None
+            raise BusyError("backend") from None
         self._client = client
         if asked.resumes and client.counts.gaps:
             # What it has not got was evicted since then. It comes back for the snapshot.
-            raise _BusyError("backend")
-        self._hold()
+            raise BusyError("backend")
+        if self._ended:  # the watcher saw the client leave when there was nothing to close yet
+            self.close()
         return client
 
     def _hold(self) -> None:
-        """The server's thread drives the stream from here on: have it watched."""
-        self._watch = Watch(self, self._request.host, self._manager.send_timeout)
+        """Let the stream have the server's thread, and be watched. Raises `BusyError` if others need that thread."""
+        host = self._request.host
+        self._watch = Watch(self, host, self._manager.send_timeout)
         self._passage = Passage(self._watch)
-        watcher.get().add(self._watch)
+        if not watcher.get().add(self._watch, _most_held(host, self._manager.transport)):
+            raise BusyError("threads")
 
     def _end_if_buffered(self, client: Client, passage: Passage) -> None:
         """End the stream after what there is, if it is held back: its client gets that then, and comes back."""
@@ -171,7 +180,17 @@ class AttachedStream(Iterator[bytes]):
             client.end(BUFFERED)
 
 
-class _BusyError(Exception):
+def _most_held(host: Host, transport: str) -> float:
+    """How many of the server's threads streams may hold."""
+    if host.threads is None:
+        return math.inf
+    if host.threads == 1:
+        return 0
+    # Who asks for detached streams does not expect that a few that stay attached stop the site.
+    return host.threads // 2 if transport == "auto" else math.inf
+
+
+class BusyError(Exception):
     """The stream cannot be opened now."""
 
     def __init__(self, reason: str) -> None:

@@ -18,14 +18,11 @@ from ..hub import Hub
 from ..manager import SSEManager
 from ..process import PerProcess
 from ..wire import chunk
-from .attached import AttachedStream, Request
+from .attached import AttachedStream, BusyError, Request
 from .loop import Adoption, loop
 from .takeover import LONGEST_PRELUDE, TakeOver
 
 _log = logging.getLogger("sse_batcher.transports")
-
-MAX_UNDONE = 3
-"""Take-overs that may fail before no more are tried."""
 
 
 class DetachedStream(AttachedStream):
@@ -34,62 +31,86 @@ class DetachedStream(AttachedStream):
     def __init__(self, manager: SSEManager, request: Request) -> None:
         super().__init__(manager, request)
         self._begun = False
+        self._detaches = True
         self._takeover: TakeOver | None = None
         self._prelude = b""
         self._kept = b""  # what of the first block the server was not given
 
     def __next__(self) -> bytes:
-        takeover, self._takeover = self._takeover, None
+        takeover = self._claim()
         if takeover is not None and self._detach(takeover):
             raise StopIteration
         if self._kept:
             kept, self._kept = self._kept, b""
             return kept
-        block = super().__next__()
-        if self._begun or self._client is None or self._client.farewell is not None:
-            return block
+        if self._begun:
+            return super().__next__()
         self._begun = True
+        self._detaches = choice.get().detaches(self._request.host) and loop.get().can_run()
+        block = super().__next__()
+        if self._client is None or self._client.farewell is not None or not self._detaches:
+            return block
         return self._divert(block)
 
     def close(self) -> None:
-        takeover, self._takeover = self._takeover, None
+        takeover = self._claim()
         if takeover is not None:
             takeover.undo()
         super().close()
 
+    def _claim(self) -> TakeOver | None:
+        """What was begun, to be finished or undone now."""
+        takeover, self._takeover = self._takeover, None
+        if takeover is not None:
+            loop.get().release(takeover)
+        return takeover
+
     def _hold(self) -> None:
-        if self._begun:
+        if not self._detaches:
             super()._hold()
 
     def _divert(self, block: bytes) -> bytes:
         """Begin to take the connection over. Returns what the server is to write."""
-        fd = self._request.host.fd
-        if choice.get().detaches(self._request.host) and fd is not None and loop.get().can_run():
-            try:
-                self._takeover = TakeOver(fd)
-            except OSError as error:
-                _log.warning("a stream stays attached: %s", error)
-            else:
-                # A middleware may drop a response without a close, and answer with something else.
-                weakref.finalize(self, self._takeover.drop).atexit = False
-                self._prelude, self._kept = block[:LONGEST_PRELUDE], block[LONGEST_PRELUDE:]
-                return self._prelude
-        self._hold()
-        return block
+        host = self._request.host
+        assert host.fd is not None
+        try:
+            self._takeover = TakeOver(host.fd, host.unsent)
+        except OSError as error:
+            choice.get().say(logging.WARNING, f"a stream stays attached: {error}")
+            return block if self._stay() else self._refuse("threads")
+        loop.get().attend(self._takeover)
+        # A middleware may drop a response without a close, and answer with something else.
+        weakref.finalize(self, self._takeover.drop).atexit = False
+        self._prelude, self._kept = block[:LONGEST_PRELUDE], block[LONGEST_PRELUDE:]
+        return self._prelude
 
     def _detach(self, takeover: TakeOver) -> bool:
-        host, client = self._request.host, self._client
+        client = self._client
         assert client is not None, "nobody but the server closes a stream that is not watched"
-        taken = takeover.finish(self._prelude, at_once=not host.writes_later)
+        taken = takeover.finish(self._prelude)
         if taken is None:
             client.counts.undone += 1
-            choice.get().count_undone()
-            self._hold()
+            choice.get().say(
+                logging.WARNING,
+                "streams stay attached: a response was not what was expected (a middleware that changes it or reads it "
+                "ahead, or TLS?)",
+            )
+            if not self._stay():
+                client.dismiss("threads")  # its first block is on its way already
             return False
         unsent = taken.unsent + (chunk(self._kept) if taken.chunked else self._kept)
         self._client, self._ended = None, True
         taken = taken._replace(unsent=unsent)
-        loop.get().adopt(Adoption(_hub_of(client), self._manager, client, taken, host))
+        loop.get().adopt(Adoption(_hub_of(client), self._manager, client, taken, self._request.host))
+        return True
+
+    def _stay(self) -> bool:
+        """Go on attached. False if the server's thread is needed for others."""
+        self._detaches = False
+        try:
+            self._hold()
+        except BusyError:
+            return False
         return True
 
 
@@ -101,38 +122,35 @@ class Choice:
     """Whether streams of this process are detached. Each answer, and why, is said once in the log."""
 
     def __init__(self) -> None:
-        self._undone = 0
         self._said: set[str] = set()
 
     def detaches(self, host: Host) -> bool:
-        refusal = self._refusal(host)
-        if refusal is None:
+        refusal = _refusal(host)
+        if refusal is not None:
+            self.say(logging.WARNING, f"streams stay attached, and hold a thread of the server each: {refusal}")
+        elif host.obstacle:
+            self.say(logging.INFO, f"a stream stays attached, and holds a thread of the server: {host.obstacle}")
+        else:
             text = f"streams are detached from the threads of this {host.name}; {_descriptors()}"
             if host.max_requests:
                 text += f". max_requests={host.max_requests} ends all of them each time: leave it out"
             self.say(logging.WARNING if host.max_requests else logging.INFO, text)
-        else:
-            self.say(logging.WARNING, f"streams stay attached, and hold a thread of the server each: {refusal}")
-        return refusal is None
-
-    def count_undone(self) -> None:
-        self._undone += 1
-        _log.warning("a stream stays attached: its response is not what was expected (a middleware, or TLS?)")
+            return True
+        return False
 
     def say(self, level: int, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
             _log.log(level, "%s", text)
 
-    def _refusal(self, host: Host) -> str | None:
-        """Why a stream of this server cannot be detached."""
-        if not hasattr(select, "epoll"):
-            return "there is no epoll (another system than Linux, or gevent)"
-        if not host.lets_go or host.fd is None:
-            return f"{host.name or 'this server'} does not give plain connections away"
-        if self._undone >= MAX_UNDONE:
-            return f"that had to be undone {self._undone} times"
-        return None
+
+def _refusal(host: Host) -> str | None:
+    """Why no stream of this server can be detached."""
+    if not hasattr(select, "epoll"):
+        return "there is no epoll (another system than Linux, or gevent)"
+    if not host.lets_go or host.fd is None:
+        return f"{host.name or 'this server'} does not give plain connections away"
+    return None
 
 
 def _descriptors() -> str:

@@ -27,7 +27,7 @@ from .connection import LEFT, Connection, Task
 from .feed import Feed, Owner
 from .group import AT_ONCE
 from .sending import hang_up
-from .takeover import Taken
+from .takeover import Taken, TakeOver
 
 _log = logging.getLogger("sse_batcher.transports.loop")
 
@@ -119,6 +119,7 @@ class Loop:
         self._connections: dict[int, Connection] = {}
         self._feeds: dict[Hub, Feed] = {}
         self._inbox: deque[Adoption | Task] = deque()  # its single steps are atomic
+        self._attended: dict[TakeOver, None] = {}  # the same
         self._running: deque[tuple[Task, Iterator[None]]] = deque()
         self._kept: dict[Connection, int] = {}  # bytes; those that have taken some last are last
         self._kept_bytes = 0
@@ -169,6 +170,16 @@ class Loop:
             os.eventfd_write(self._bell, 1)
         if self._parked:
             self.can_run()
+
+    def attend(self, takeover: TakeOver) -> None:
+        """See to it that a server whose connection is about to be taken over gets on. Never waits."""
+        self._attended[takeover] = None
+        if self._parked:
+            self.can_run()
+
+    def release(self, takeover: TakeOver) -> None:
+        """The server's thread goes on with it."""
+        self._attended.pop(takeover, None)
 
     # -- for connections, groups and feeds -----------------------------------------------------------------------------
 
@@ -265,6 +276,9 @@ class Loop:
                 feed.owner.drain()
         for feed in list(self._feeds.values()):
             feed.look(now)
+        for takeover in list(self._attended):
+            if not takeover.relieve():
+                self.release(takeover)  # its stream was dropped
         # Some at each tick, all in a round.
         some = list(islice(self._round, 1 + int(len(self._connections) * TICK / ROUND)))
         if not some:
@@ -276,7 +290,7 @@ class Loop:
                 self.lose(connection)
 
     def _is_idle(self) -> bool:
-        return not (self._connections or self._inbox or self._running)
+        return not (self._connections or self._inbox or self._running or self._attended)
 
     def _tell(self, connection: Connection, events: int) -> None:
         if connection.dismissed == LEFT:
@@ -335,6 +349,8 @@ class Loop:
         for fd in (*self._connections, *adoptions, self._bell):
             with suppress(OSError):
                 os.close(fd)
+        for takeover in list(self._attended):
+            takeover.drop()
         self._epoll.close()
 
 

@@ -7,12 +7,14 @@ middleware has put in, and see how it frames the body. Nothing of the server is 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -22,14 +24,18 @@ from .sending import send_to
 PATIENCE = 2.0
 """Seconds for a server that writes from another thread."""
 
-LONGEST_PRELUDE = 16_384
-"""Bytes that may be given to the server as the first of the body. With the head, they have to fit into a socket's
-buffer: nobody reads from it while the server writes."""
+GLANCE = 0.05
+"""Seconds from one look to the next at whether such a server has still something to write."""
 
-LONGEST_HEAD = 65_536
+LONGEST_PRELUDE = 16_384
+"""Bytes that may be given to the server as the first of the body. With the head, they fit into a socket's buffer, if
+that is no longer than is usual: the server does not have to wait until somebody reads from it."""
+
+LONGEST_HEAD = 16_777_216
+"""Bytes after which the server gets no further with what it writes."""
 
 _END_OF_HEAD = b"\r\n\r\n"
-_STATUS = re.compile(rb"HTTP/1\.[01] 200[ \r]")
+_STATUS = re.compile(rb"HTTP/[1-9](\.\d)? 200[ \r]")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
 
 
@@ -44,12 +50,14 @@ class Taken(NamedTuple):
 class TakeOver:
     """One response that is being diverted.
 
-    `fd` is the server's descriptor of the connection, as `host.find_host` gives it. Raises `OSError` where there are no
-    descriptors left, or this is no connection; nothing has changed then.
+    `fd` is the server's descriptor of the connection, and `unsent` says what the server has still to write to it, as
+    `host.find_host` gives them. Raises `OSError` where there are no descriptors left, or this is no connection; nothing
+    has changed then.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, unsent: Callable[[], int]) -> None:
         self._fd = fd
+        self._unsent = unsent
         self._maker = _me()
         self._read = b""
         self._connection = duplicate(fd)
@@ -73,19 +81,42 @@ class TakeOver:
             theirs.close()
         self._tap = ours
         self._over = False
+        # Guards what was read and the tap, until the server's thread claims them. Re-entrant, since the garbage
+        # collector may call `drop` in the middle of `relieve`.
+        self._lock = threading.RLock()
+        self._claimed = False
 
-    def finish(self, prelude: bytes, *, at_once: bool) -> Taken | None:
+    def relieve(self) -> bool:
+        """Make room for what the server writes, so that it never waits for ever. Called by another thread.
+
+        False if the server's thread reads that itself by now.
+        """
+        with self._lock:
+            if not self._claimed:
+                with suppress(OSError):
+                    self._drain(LONGEST_HEAD)
+                    if len(self._read) > LONGEST_HEAD:
+                        self._tap.shutdown(socket.SHUT_RD)
+            return not self._claimed
+
+    def finish(self, prelude: bytes) -> Taken | None:
         """Take the connection, if the server has written a head and this prelude, and nothing else. None if it has not.
 
-        Undone then; the stream goes on attached. `at_once`: the server writes in this thread, so what is not there by
-        now will not come: something between it and us has asked for more before it has passed on what it had.
+        Undone then; the stream goes on attached.
         """
-        deadline = time.monotonic() + (0.0 if at_once else PATIENCE)
+        self._claim()
+        deadline = time.monotonic() + PATIENCE
         try:
-            while not (found := self._look(prelude)):
-                rest = deadline - time.monotonic()
-                if rest <= 0 or not _readable(self._tap, rest):
+            while True:
+                # Asked before the look. If there is nothing left to write, what is not there by now will not come:
+                # something between the server and us has asked for more before it has passed on what it had.
+                unsent = self._unsent()
+                found = self._look(prelude)
+                if found is not None:
+                    break
+                if not unsent or time.monotonic() >= deadline:
                     raise _OtherwiseError
+                _readable(self._tap, GLANCE)
         except (_OtherwiseError, OSError):
             self.undo()
             return None
@@ -98,15 +129,20 @@ class TakeOver:
 
         Where its descriptor is no longer what we have put there, the server has closed it: so do we. Idempotent.
         """
+        self._claim()
         if self._over:
             return
         self._over = True
         try:
             with suppress(OSError):  # closed: so will be the connection
+                everything = self._await_unsent()
                 if os.path.samestat(os.fstat(self._fd), self._diverted):
                     os.dup2(self._connection, self._fd, inheritable=False)
                     self._drain()  # after that: now nobody can write to the tap any more
-                    self._pass_on()
+                    if everything or not self._read:
+                        self._pass_on()
+                    else:
+                        self._shut_down()
         finally:
             os.close(self._connection)
             self._tap.close()
@@ -119,10 +155,17 @@ class TakeOver:
         """
         if self._maker == _me():
             self.undo()
-        elif not self._over:
+            return
+        if self._maker[0] == os.getpid():  # in a forked child, the lock may be held for ever
+            self._claim()
+        if not self._over:
             self._over = True
             os.close(self._connection)
             self._tap.close()
+
+    def _claim(self) -> None:
+        with self._lock:
+            self._claimed = True
 
     def _look(self, prelude: bytes) -> str | None:
         is_open = self._drain()
@@ -131,13 +174,35 @@ class TakeOver:
             raise _OtherwiseError
         return found
 
-    def _drain(self) -> bool:
+    def _drain(self, most: float = math.inf) -> bool:
         """Read all that there is in the tap. False at its end: the server has closed the connection."""
         with suppress(BlockingIOError):
-            while text := self._tap.recv(65_536):
+            while len(self._read) <= most:
+                text = self._tap.recv(65_536)
+                if not text:
+                    return False
                 self._read += text
-            return False
         return True
+
+    def _await_unsent(self) -> bool:
+        """Let another thread of the server write all that it has: it would overtake what is passed on.
+
+        False if that takes too long.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while self._unsent() and self._drain():
+            if time.monotonic() >= deadline:
+                return False
+            _readable(self._tap, GLANCE)
+        return True
+
+    def _shut_down(self) -> None:
+        """Let neither the server nor the client go on: something is missing between what was sent and what follows."""
+        connection = socket.socket(fileno=self._connection)
+        try:
+            connection.shutdown(socket.SHUT_RDWR)
+        finally:
+            connection.detach()
 
     def _pass_on(self) -> None:
         """Send the client what was read. Without a change of the connection's modes, which the server has set."""
@@ -146,9 +211,7 @@ class TakeOver:
             if sent is None:
                 return  # the client is gone, as the server will see itself
             if sent == 0 and not _writable(self._connection, PATIENCE):
-                # It takes nothing. What the server sends next must not follow upon a gap.
-                with socket.socket(fileno=os.dup(self._connection)) as connection:
-                    connection.shutdown(socket.SHUT_RDWR)
+                self._shut_down()  # it takes nothing
                 return
             self._read = self._read[sent:]
 

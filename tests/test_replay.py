@@ -398,7 +398,7 @@ def test_what_is_kept_for_clients_that_take_nothing_is_bounded(
     site.loop.run()
     assert len(list(parse(data + all_bytes(site, one)))) == 60
     assert caplog.text.count("bytes wait for clients that take nothing") == 1
-    assert (site.loop._kept, site.loop._kept_bytes) == ({}, 0)
+    assert (site.loop.kept, site.loop._kept_bytes) == ({}, 0)
 
 
 @pytest.mark.parametrize("size", [10_000, 1_000_000])

@@ -45,6 +45,8 @@ class Loop(Protocol):
     clock: Callable[[], float]
     sends: int
     """How many since the others had their turn."""
+    kept: dict[Connection, int]
+    """How many bytes wait for its client that nobody else has any more; those that have taken some last are last."""
 
     @property
     def turn_is_over(self) -> bool:
@@ -63,7 +65,7 @@ class Loop(Protocol):
         """Tell it when its client has left, and, if asked to, when its socket takes more."""
 
     def keep(self, connection: Connection, size: int) -> None:
-        """So many bytes wait for its client, which nobody else has any more."""
+        """So many do now."""
 
     def forget(self, connection: Connection) -> None:
         """It is about to be closed."""
@@ -123,8 +125,16 @@ class Group(Protocol):
         """So many clients were handed these frames."""
 
 
-Answer = tuple[Slice | None]
-"""To a connection that waits for a slice; None in it if the backend does not have that any more."""
+class Wait:
+    """What a connection waits for: a slice of what only the backend still has."""
+
+    __slots__ = ("answer", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        """Since when it waits, or since its last heartbeat then."""
+        self.answer: tuple[Slice | None] | None = None
+        """None in it if that is gone for good. By the thread that answers, when all of it is there."""
 
 
 class Connection(Member):
@@ -132,7 +142,7 @@ class Connection(Member):
 
     __slots__ = (
         *("dismissed", "fd", "full_since", "group", "live", "rest"),
-        *("_answer", "_bytes", "_frames", "_keeps", "_next_look", "_seen", "_seen_at", "_slice", "_waits_since"),
+        *("_bytes", "_frames", "_next_look", "_seen", "_seen_at", "_slice", "_wait"),
     )
 
     driver = 0  # none that waits for us to leave is the loop's
@@ -148,13 +158,10 @@ class Connection(Member):
         """Why it ends before anything more is handed out. Any thread."""
         self.full_since: float | None = None
         """Since when its socket is full; None if it is not."""
-        self._keeps = True  # what is in `rest`, which nobody else has any more
         self._seen: float | None = None
         self._seen_at = self._next_look = 0.0
         self._slice: Sequence[Frame] = ()
-        self._waits_since: float | None = None
-        """Since when it waits for an answer, or since its last heartbeat then; None if it does not wait."""
-        self._answer: Answer | None = None  # by the thread that answers, when all of it is there
+        self._wait: Wait | None = None
         self._frames, self._bytes = client.handed  # while it is live, less what its group had been handed before
 
     # -- for the hub ---------------------------------------------------------------------------------------------------
@@ -195,12 +202,14 @@ class Connection(Member):
     @property
     def waits(self) -> bool:
         """Whether an answer is still of use. Any thread: at worst, one is made for nothing."""
-        return self._waits_since is not None and self.dismissed is None and self.fd >= 0
+        return self._wait is not None and self.dismissed is None and self.fd >= 0
 
     def answer(self, older: Slice | None) -> None:
         """What it has asked for: the next slice after its cursor, None if it is gone for good. Any thread."""
-        self._answer = (older,)
-        self.group.loop.post(self)
+        wait = self._wait
+        if wait is not None:
+            wait.answer = (older,)
+            self.group.loop.post(self)
 
     # -- for its group -------------------------------------------------------------------------------------------------
 
@@ -244,17 +253,17 @@ class Connection(Member):
             return  # closed since this round began
         if self.group.hub.clock() >= self.lease:
             self.dismiss("lease")
-        if self._waits_since is not None:
-            self._look_while_waiting(now, self._waits_since)
+        if self._wait is not None:
+            self._look_while_it_waits(now, self._wait)
         if now >= self._next_look:
             self._next_look = now + self.group.send_timeout / LOOKS
             self._give_up_if_stalled(now)
 
-    def _look_while_waiting(self, now: float, since: float) -> None:
+    def _look_while_it_waits(self, now: float, wait: Wait) -> None:
         if self.group.hub.closing is not None:
             self.dismiss(self.group.hub.closing)  # it gets the rest from another process
-        elif now - since >= self.group.heartbeat and not self.rest:
-            self._waits_since = now
+        elif now - wait.since >= self.group.heartbeat and not self.rest:
+            wait.since = now
             self._say(self.group.beat)
 
     def _give_up_if_stalled(self, now: float) -> None:
@@ -307,10 +316,8 @@ class Connection(Member):
 
     def _catch_up(self) -> bool:
         """Send what comes next, ask for it, or go live. Whether there is more to do at once."""
-        if self._answer is not None:
-            return self._take_answer(*self._answer)
-        if self._waits_since is not None:
-            return False
+        if self._wait is not None:
+            return self._wait.answer is not None and self._take_answer(*self._wait.answer)
         if not self.group.hub.advance(self):
             return self._ask()
         if not self._slice:
@@ -331,12 +338,12 @@ class Connection(Member):
         group = self.group
         if group.hub.closing is not None:
             return self._end(group.hub.closing)
-        self._waits_since = group.loop.clock()
+        self._wait = Wait(group.loop.clock())
         group.feed.replay(self)
         return False
 
     def _take_answer(self, older: Slice | None) -> bool:
-        self._answer = self._waits_since = None
+        self._wait = None
         if older is None:
             return self._say(self.group.framed(self.group.hub.skip(self))) and self._go_on()
         if older.frames:
@@ -372,7 +379,6 @@ class Connection(Member):
         group.counts.bytes += handed
         group.tally(frames[:begun], 1)
         if self.rest and not shared:
-            self._keeps = True
             self._tell_what_it_keeps()
         return sent == len(data)
 
@@ -385,6 +391,8 @@ class Connection(Member):
 
     def _send_rest(self) -> bool:
         """Whether all of it was taken."""
+        # A part of a frame that the history has, too, is a memoryview from the beginning.
+        keeps = isinstance(self.rest, bytes) or self in self.group.loop.kept
         all_of_it = True
         while self.rest and all_of_it:
             data = bytes(self.rest[:AT_ONCE])
@@ -400,12 +408,11 @@ class Connection(Member):
             self.rest = b""
         else:
             self.wait_for_room()
-        if self._keeps:
+        if keeps:
             self._tell_what_it_keeps()
         return all_of_it
 
     def _tell_what_it_keeps(self) -> None:
         """All of what the rest is a part of."""
-        self._keeps = bool(self.rest)
         whole = self.rest.obj if isinstance(self.rest, memoryview) else self.rest
         self.group.loop.keep(self, memoryview(whole).nbytes)

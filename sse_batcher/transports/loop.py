@@ -121,7 +121,7 @@ class Loop:
         self._inbox: deque[Adoption | Task] = deque()  # its single steps are atomic
         self._attended: dict[TakeOver, None] = {}  # the same
         self._running: deque[tuple[Task, Iterator[None]]] = deque()
-        self._kept: dict[Connection, int] = {}  # bytes; those that have taken some last are last
+        self.kept: dict[Connection, int] = {}
         self._kept_bytes = 0
         self._told_of_kept = False
         self._host: Host | None = None  # of the newest stream: one process, one server
@@ -188,21 +188,21 @@ class Loop:
         self._epoll.modify(connection.fd, events)
 
     def keep(self, connection: Connection, size: int) -> None:
-        self._kept_bytes += size - self._kept.pop(connection, 0)
+        self._kept_bytes += size - self.kept.pop(connection, 0)
         if size:
-            self._kept[connection] = size
-        while self._kept_bytes > MOST_KEPT and len(self._kept) > 1:
+            self.kept[connection] = size
+        while self._kept_bytes > MOST_KEPT and len(self.kept) > 1:
             if not self._told_of_kept:
                 self._told_of_kept = True
                 _log.warning(
                     "%d bytes wait for clients that take nothing: those that have stalled for longest are closed",
                     self._kept_bytes,
                 )
-            next(iter(self._kept)).close(LEFT)
+            next(iter(self.kept)).close(LEFT)
 
     def forget(self, connection: Connection) -> None:
         del self._connections[connection.fd]
-        self._kept_bytes -= self._kept.pop(connection, 0)
+        self._kept_bytes -= self.kept.pop(connection, 0)
         with suppress(OSError):
             # Not left to the end of the descriptor: a child that was forked may have it, too.
             self._epoll.unregister(connection.fd)

@@ -195,7 +195,9 @@ def test_what_the_backend_has_no_more_is_a_gap(site: ReplayingSite) -> None:
 # -- the backend is away -----------------------------------------------------------------------------------------------
 
 
-def test_a_backend_that_is_away_is_asked_again_and_nothing_is_lost(site: ReplayingSite) -> None:
+def test_a_backend_that_is_away_is_asked_again_and_nothing_is_lost(
+    site: ReplayingSite, caplog: pytest.LogCaptureFixture
+) -> None:
     site.deliver(30)
     client = site.waits()
     pauses = []
@@ -212,6 +214,7 @@ def test_a_backend_that_is_away_is_asked_again_and_nothing_is_lost(site: Replayi
     site.wait(LONGEST_PAUSE)
     assert read_again(site, client)[-1] == 35
     assert site.hub.count()["gaps"] == 0
+    assert caplog.text.count("cannot be read again now: it is away") == 1
 
 
 def test_a_client_that_waits_asks_once(site: ReplayingSite) -> None:

@@ -21,6 +21,10 @@ _log = logging.getLogger("sse_batcher.transports.replay")
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 """Seconds until a backend that does not answer is asked again; each pause is twice as long as the last one."""
 
+IDLE = 0.2
+"""Seconds for which the thread stays, because a client that was answered mostly asks again. To start one takes the loop
+as long as ten sends, and much longer while another thread computes."""
+
 
 class Replay:
     """For the connections of one hub. `clock` is in seconds, from any start."""
@@ -31,6 +35,7 @@ class Replay:
         self._asking: deque[Connection] = deque()  # its single steps are atomic
         self._pause = FIRST_PAUSE
         self._next = 0.0  # not before this time
+        self._has_answered = False  # since the thread was last idle
         self._worker = Worker(self, "sse_batcher-replay")
         self._worker.stop()  # its thread ends whenever nobody asks, and is started by the next one who does
 
@@ -53,13 +58,17 @@ class Replay:
                 self._pause = min(2 * self._pause, LONGEST_PAUSE)
                 continue
             self._asking.popleft()
-        return None
+            self._has_answered = True
+        stays, self._has_answered = self._has_answered, False
+        return IDLE if stays else None
 
     def _answer(self, connection: Connection) -> bool:
         """False if the backend does not say. That passes: the stream stays open meanwhile, and loses nothing."""
         try:
             older = self._hub.replay(connection.channels, connection.cursor)
-        except BackendError:
+        except BackendError as error:
+            if self._pause == FIRST_PAUSE:
+                _log.warning("clients wait for what they have missed, which cannot be read again now: %s", error)
             return False
         except Exception:
             _log.exception("a detached stream cannot be replayed: it is closed, and its client comes back")

@@ -20,6 +20,7 @@ from .event import (
     Event,
     check_channel,
     check_type,
+    checked,
     encode_data,
     encode_json,
     encode_string,
@@ -40,8 +41,8 @@ class EventBatcher:
     `sink(batch)` is called for one batch at a time, in order. If it raises, that batch is counted as failed, logged,
     and not tried again. While it does not return, events gather here, up to `max_pending_bytes`.
 
-    `encode` turns data into one line of ASCII JSON, in the caller's thread. `clock` is monotonic time in seconds,
-    `wall` is seconds since 1970; both are for tests, and must not call back.
+    `encode` turns data into one line of ASCII JSON, in the caller's thread; its text is checked there. `clock` is
+    monotonic time in seconds, `wall` is seconds since 1970; both are for tests, and must not call back.
 
     All methods are thread-safe, and safe in a callback, a signal handler, a `__del__` and a logging handler. The
     thread is started by the first event; a forked child starts afresh, without events of its parent. A batcher that
@@ -64,7 +65,7 @@ class EventBatcher:
         check_function("encode", encode)
         self._options = options or BatchOptions()
         self._max_frame_bytes = self._options.max_frame_bytes
-        self._encode = encode
+        self._encode = checked(encode)
         # Names already checked. Written without a lock: at worst two threads check the same name.
         self._rules: dict[str, TypeRules] = {}
         self._channels: set[str] = set()

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from .errors import InvalidEventError
 
@@ -175,7 +175,11 @@ def json_encoder(default: Callable[[Any], Any] | None = None) -> Encode:
     try:
         idle = deque([make()])
     except TypeError:  # this Python has none, or one of another signature
-        return encoder.encode
+
+        def encode_slowly(data: Any) -> str:  # a method cannot be marked
+            return encoder.encode(data)
+
+        return trusted(encode_slowly)
 
     def encode(data: Any) -> str:
         # Each remembers the containers that it is in, to find circles: it is used by one call at a time, also where one
@@ -188,7 +192,29 @@ def json_encoder(default: Callable[[Any], Any] | None = None) -> Encode:
         idle.append(accelerated)
         return text
 
+    return trusted(encode)
+
+
+def trusted(encode: Encode) -> Encode:
+    """Mark an encoder, and return it: its text always passes `check_json`, so that nobody has to check it."""
+    encode.is_trusted = True  # type: ignore[attr-defined]
     return encode
+
+
+def checked(encode: Encode) -> Encode:
+    """This encoder, which raises `ValueError` or `TypeError` for text that does not pass `check_json`.
+
+    One that is `trusted` is returned as it is: the check takes longer than the encoding.
+    """
+    if getattr(encode, "is_trusted", False):
+        return encode
+
+    def encode_and_check(data: Any) -> str:
+        text = encode(data)
+        check_json(text)
+        return str.__str__(text)  # of a subclass, which might join or format in its own way: the text
+
+    return trusted(encode_and_check)
 
 
 encode_json: Encode = json_encoder()
@@ -196,12 +222,72 @@ encode_json: Encode = json_encoder()
 
 
 def encode_data(encode: Encode, data: Any, field: str = "data") -> str:
-    """Encode, and turn what goes wrong into `InvalidEventError` with its cause."""
+    """Encode with a `trusted` encoder, and turn what goes wrong into `InvalidEventError` with its cause."""
     try:
-        text = encode(data)
+        return encode(data)
     except (TypeError, ValueError, RecursionError) as error:
         what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise InvalidEventError(f"the {field} cannot be sent as JSON: {what}", field=field) from error
-    if not text.isascii():  # sizes are counted in characters; the built-in encoder cannot fail here
-        raise InvalidEventError("encode() returned text that is not ASCII: use ensure_ascii=True", field=field)
-    return text
+
+
+def check_json(text: object) -> None:
+    """Raise `ValueError` unless this is JSON on one line of ASCII, and `TypeError` unless it is a string.
+
+    A line end would begin a line of its own on the wire, and sizes are counted in characters. Any depth passes.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"encode() returned {type(text).__name__}, not a str")
+    if not text.isascii():
+        raise ValueError("encode() returned text that is not ASCII: use ensure_ascii=True")
+    if "\n" in text or "\r" in text:
+        raise ValueError("encode() returned text with a line end: leave out the indentation")
+    try:
+        _decoder.decode(text)
+    except RecursionError:  # each version of Python, and each depth of the caller, has another limit
+        _check_deep_json(text)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"encode() returned {constant}, which is not JSON: use allow_nan=False")
+
+
+# Numbers become floats, since an int of thousands of digits is JSON, and Python refuses to read it.
+_decoder = json.JSONDecoder(parse_int=float, parse_constant=_refuse)
+_TOKEN = re.compile(
+    r"""[ \t]*(?:
+    (?P<text> "(?:[^"\\\x00-\x1f] | \\(?:["\\/bfnrt] | u[0-9a-fA-F]{4}))*")
+    | (?P<value> -?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)? | true | false | null)
+    | (?P<sign> [][{}:,])
+    | (?P<end> \Z))""",
+    re.VERBOSE,
+)
+_VALUE = "tv[{"
+
+
+def _check_deep_json(text: str) -> None:
+    """As the decoder, but without recursion: many times slower, and any depth passes."""
+    closing: list[str] = []  # what ends the containers that are open
+    expected = _VALUE  # the kinds of what may come next: a sign, or t(ext), v(alue), k(ey) and e(nd)
+    place = 0
+    while expected:
+        token = _TOKEN.match(text, place)
+        kind = "" if token is None else token["sign"] or str(token.lastgroup)[0]
+        if kind == "t" and "k" in expected:
+            kind = "k"
+        if token is None or kind not in expected:
+            raise ValueError(f"encode() returned text that is not JSON from character {place} on")
+        place = token.end()
+        if kind == "[":
+            closing.append("]")
+            expected = _VALUE + "]"
+        elif kind == "{":
+            closing.append("}")
+            expected = "k}"
+        elif kind == ",":
+            expected = _VALUE if closing[-1] == "]" else "k"
+        elif kind in "k:":
+            expected = ":" if kind == "k" else _VALUE
+        else:
+            if kind in "]}":
+                closing.pop()
+            expected = "" if kind == "e" else "," + closing[-1] if closing else "e"

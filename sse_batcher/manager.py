@@ -33,6 +33,7 @@ from .event import (
     check_pair,
     check_type,
     check_user,
+    checked,
     encode_data,
     json_encoder,
 )
@@ -77,6 +78,7 @@ class SSEManager:
         `sse_batcher.backends.redis.open_redis`. A ready ``redis.Redis`` is taken, too.
     `json_default`
         called for data that JSON does not know, as in `json.JSONEncoder`; `encode` instead replaces the whole encoder.
+        What that returns is checked: it must be JSON on one line of ASCII.
     `revalidate`
         ``revalidate(user)`` says, True or False, whether a user may keep the open streams. Asked on the helper thread,
         once for each user with a stream in every `ClientOptions.revalidate_every` seconds. If it raises, the streams
@@ -397,7 +399,7 @@ class _Life:
         if owner is not None:  # it is None if the garbage collector has begun to collect the manager
             close_at_exit(owner)  # again: the manager may have been made in another process, before a fork
         self.helper = helper = Helper(context)
-        self.encode = encode
+        self.encode = encode = checked(encode)
         self.draining = False
         """Whether a drain is under way, that has not ended the streams yet. A race of two of them is harmless."""
         self._hinted = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import functools
+import json
 import pickle
 import sys
 import threading
@@ -41,6 +43,18 @@ def dedup_key(event_type: str, data: Any) -> Any:
 
 
 OPTIONS = BatchOptions(batch_window=10, max_frame_bytes=MAX_FRAME_BYTES, dedup_key=dedup_key, critical_types=())
+
+
+@pytest.mark.parametrize("make", [EventBatcher, SSEManager], ids=["batcher", "manager"])
+def test_text_of_an_encoder_that_cannot_be_sent_is_refused_in_the_caller(make: Any) -> None:
+    arguments = ([].append,) if make is EventBatcher else ()
+    with make(*arguments, encode=functools.partial(json.dumps, indent=1)) as target:
+        with pytest.raises(InvalidEventError, match="line end"):
+            target.enqueue("t", [1])
+        target.enqueue("t", 1)
+        assert target.flush_all(10)
+        stats = target.get_stats()
+        assert (stats.refused, stats.enqueued, stats.failed) == (1, 1, 0)
 
 
 def circular() -> list:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import functools
 import json
+import re
 import sys
 import unicodedata
 from dataclasses import FrozenInstanceError
@@ -13,12 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_batcher import Batch, Event, InvalidEventError
+from sse_batcher import Batch, Event, InvalidEventError, event
 from sse_batcher.event import (
     check_channel,
     check_channels,
     check_own_channel,
     check_type,
+    checked,
     encode_data,
     encode_json,
     encode_string,
@@ -191,10 +194,72 @@ def test_a_default_is_called_for_what_json_does_not_know() -> None:
     assert json_encoder(default=sorted)({"a": {2, 1}}) == '{"a":[1,2]}'
 
 
-def test_an_encoder_that_returns_other_than_ascii_is_refused() -> None:
-    with pytest.raises(InvalidEventError, match="ensure_ascii=True") as caught:
-        encode_data(lambda data: '"é"', "é")
+@pytest.mark.parametrize(
+    ("encode", "said"),
+    [
+        (lambda data: '"é"', "ensure_ascii=True"),
+        (functools.partial(json.dumps, indent=2), "a line end: leave out the indentation"),
+        (lambda data: "[1,\r2]", "a line end"),
+        (lambda data: '"a\x01"', "Invalid control character"),
+        (lambda data: json.dumps(float("nan")), "NaN, which is not JSON: use allow_nan=False"),
+        (lambda data: json.dumps([-float("inf")]), "-Infinity, which is not JSON"),
+        (lambda data: json.dumps(data).encode(), "bytes, not a str"),
+        (lambda data: None, "NoneType, not a str"),
+        (lambda data: "", "Expecting value"),
+        (str, "Expecting"),
+        (lambda data: "[" * 20_000 + "]" * 19_999, "not JSON from character 39999 on"),
+        (lambda data: "[" * 20_000 + "}" * 20_000, "not JSON from character 20000 on"),
+    ],
+)
+def test_an_encoder_that_returns_no_line_of_json_is_refused(encode: Any, said: str) -> None:
+    with pytest.raises(InvalidEventError, match=re.escape(said)) as caught:
+        encode_data(checked(encode), {"a": ["x"]})
     assert caught.value.field == "data"
+
+
+def test_an_encoder_may_nest_deeper_than_python_reads() -> None:
+    text = '[{"a":' * 100_000 + "null" + "}]" * 100_000
+    assert encode_data(checked(lambda data: text), None) == text
+
+
+def test_an_encoder_may_write_longer_numbers_than_python_reads() -> None:
+    text = "1" * 10_000
+    with pytest.raises(ValueError, match="limit"):
+        json.loads(text)
+    assert encode_data(checked(lambda data: text), None) == text
+
+
+def test_the_text_of_an_encoder_becomes_a_plain_string() -> None:
+    class Shouting(str):
+        def __str__(self) -> str:
+            return self.upper()
+
+    text = encode_data(checked(lambda data: Shouting('"a"')), None)
+    assert (text, type(text)) == ('"a"', str)
+
+
+def test_an_encoder_of_ours_is_not_checked_and_one_that_was_checked_not_twice() -> None:
+    assert checked(encode_json) is encode_json
+    once = checked(json.dumps)
+    assert once is not json.dumps
+    assert checked(once) is once
+
+
+def accepts(check: Any, text: str) -> bool:
+    try:
+        check(text)
+    except ValueError:
+        return False
+    return True
+
+
+@given(json_values, st.lists(st.tuples(st.floats(0, 1), st.sampled_from(["", *'[]{},:"\\ua01-+.eE tfn']))))
+def test_deep_text_is_read_by_the_same_rules(value: Any, changes: list[tuple[float, str]]) -> None:
+    text = json.dumps(value)
+    for place, character in changes[:2]:
+        at = int(place * len(text))
+        text = text[:at] + character + text[at + 1 :]
+    assert accepts(event._check_deep_json, text) == accepts(event._decoder.decode, text)
 
 
 def test_the_data_of_an_event_is_parsed_anew_at_each_access() -> None:

@@ -110,13 +110,13 @@ class History:
         self._raise_floor(channel, position)
 
     def expire(self, now_ms: float) -> None:
-        """Evict what is older than the age limit, if there is one. `now_ms` is milliseconds since 1970."""
+        """Evict what is older than the age limit, if there is one. `now_ms`: by the clock of the frames' `time`."""
         while self._frames and self.is_expired(self._frames[0], now_ms):
             self._evict()
 
     def is_expired(self, frame: Frame, now_ms: float) -> bool:
         """Whether this frame, kept here or elsewhere, is older than the age limit, if there is one."""
-        return self._max_age_ms is not None and frame.batch.timestamp < now_ms - self._max_age_ms
+        return self._max_age_ms is not None and frame.time < now_ms - self._max_age_ms
 
     def covers(self, channels: Iterable[str], cursor: Cursor) -> bool:
         """Whether everything after the cursor is here, for who asks for these channels (and ``*``, as all do)."""

@@ -167,10 +167,13 @@ class Hub:
         with _Tidy(self), self._lock:
             return self._resume(channels, last_event_id, replayed)[0] is not None
 
-    def cursor(self) -> str:
-        """The id of the newest frame: who comes with it gets everything that is published from now on."""
-        with _Tidy(self), self._lock:
-            return self._cursors.format(self._history.head)
+    @property
+    def head(self) -> Any:
+        """The position of the newest frame: a client that has everything up to it gets all that comes from now on.
+
+        Read without the lock, since each request of the site pays for it. A harmless race: an older one brings more.
+        """
+        return self._history.head
 
     def busy_block(self, reason: str, cursor: str | None) -> bytes:
         """The only block of a stream that cannot be served now."""
@@ -259,7 +262,7 @@ class Hub:
                 "clients_by_transport": {"attached": len(members) - detached, "detached": detached},
                 "oldest_stream": max((now - member.opened_at for member in members), default=0.0),
                 "replays": replays,
-                "history_age": 0.0 if oldest is None else max(0.0, time.time() - oldest.batch.timestamp / 1000),
+                "history_age": 0.0 if oldest is None else max(0.0, (self._cursors.now() - oldest.time) / 1000),
             }
         )
 
@@ -292,7 +295,7 @@ class Hub:
         False if some of what it has not got is no longer in the history: see `replay` and `skip`.
         """
         with _Tidy(self), self._lock:
-            self._history.expire(time.time() * 1000)
+            self._history.expire(self._cursors.now())
             if not self._history.covers(member.channels, member.cursor):
                 return False
             most = self._options.queue_frames, self._options.queue_bytes
@@ -309,7 +312,7 @@ class Hub:
         May wait for the backend. Raises `BackendError`.
         """
         older = self._cursors.replay(channels, cursor)
-        now = time.time() * 1000
+        now = self._cursors.now()
         if older is not None and any(self._history.is_expired(frame, now) for frame in older.frames):
             return None
         return older
@@ -444,7 +447,7 @@ class Hub:
         """Where a client goes on, None if it begins anew; and why, if it wanted to go on and cannot. Under the lock."""
         if not last_event_id:
             return None, None
-        self._history.expire(time.time() * 1000)
+        self._history.expire(self._cursors.now())
         cursor = self._cursors.read(last_event_id)
         if cursor.refused is not None:
             return None, cursor.refused

@@ -59,6 +59,9 @@ DRAIN_SECONDS = 5.0
 REOPEN_SECONDS = 2.0
 """How long after a drain a request shows that the server has not stopped."""
 
+UNKNOWN = "unknown"
+"""The cursor of a place that is not known. A stream that begins with it gets ``sse_gap``, and the page its state."""
+
 STUCK_SECONDS = 5.0
 """How long the backend may take for a batch before that is an illness."""
 
@@ -244,8 +247,9 @@ class SSEManager:
         For `subscribe`, which goes on from that place: between the state and the stream nothing is missed, and what
         comes twice was in the state already. Raises `InvalidEventError` for a bad type or data.
         """
-        cursor = self.cursor()
-        encode = self._life.get().encode
+        life = self._life.get()
+        life.backend.open(None)
+        cursor, encode = life.backend.format(life.hub.head), life.encode
         state = [check_pair(pair) for pair in take()]
         blocks = [(check_type(event_type), encode_data(encode, data)) for event_type, data in state]
         ids = [*[None] * (len(blocks) - 1), cursor]
@@ -253,14 +257,22 @@ class SSEManager:
         return Snapshot(cursor, b"".join(block(event=name, data=text, id=id) for (name, text), id in named))
 
     def cursor(self) -> str:
-        """Where the history stands: who subscribes with this `last_event_id` gets all that is delivered from now on.
+        """Where the history stands: a client that subscribes with this `last_event_id` gets all that comes from now on.
 
         Ask for it before you read the state that the events are about; then nothing is missed between the two, and at
-        most something comes twice. Raises `BackendError` where it is not known.
+        most something comes twice. Never waits: where it is not known yet, since Redis has not answered this process,
+        the client gets ``sse_gap`` as soon as its stream begins.
         """
+        return self.format(self.place())
+
+    def place(self) -> Any:
+        """Where the history stands, for `format`. So little work that each request can note it."""
         life = self._life.get()
-        life.backend.open(None)
-        return life.hub.cursor()
+        return life.hub.head if life.backend.is_known() else None
+
+    def format(self, place: Any) -> str:
+        """The cursor that stands for a `place`."""
+        return UNKNOWN if place is None else self._life.get().backend.format(place)
 
     def busy_block(self, reason: str, last_event_id: str | None = None) -> bytes:
         """The one block of a stream that cannot be opened now: the client comes back later, with the same cursor."""

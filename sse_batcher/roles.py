@@ -28,6 +28,9 @@ class Cursors(Protocol):
         May wait a little. Raises `BackendError` where that cannot be said.
         """
 
+    def now(self) -> float:
+        """The time by the clock that gives frames their time, in milliseconds since 1970."""
+
     def normalize(self, cursor: str) -> str | None:
         """A well-formed cursor, of this history or another, made anew from its parts. None for anything else."""
 

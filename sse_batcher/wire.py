@@ -142,12 +142,15 @@ class Frame:
     """
 
     # Weakly referenced: what waits for a client must not keep alive what the history has let go.
-    __slots__ = ("__weakref__", "_plain", "_saved_bytes", "_variants", "batch", "held_bytes", "id", "position")
+    __slots__ = (
+        *("__weakref__", "_plain", "_saved_bytes", "_variants", "batch", "held_bytes", "id", "position", "time"),
+    )
 
-    def __init__(self, batch: Batch, position: Any, id: str) -> None:
+    def __init__(self, batch: Batch, position: Any, id: str, time: int | None = None) -> None:
         self.batch = batch
         self.position = position
         self.id = id
+        self.time = batch.timestamp if time is None else time
         self.held_bytes = 0
         """About the memory that it takes, without variants but `plain`: that, the JSON that it was made of, and their
         Python objects. 0 as long as nobody has asked for `plain`.

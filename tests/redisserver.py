@@ -6,25 +6,49 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from sse_batcher import SSEManager
+
 from .servers import HOST, TIMEOUT, wait_until
-from .services import certificate, program
+from .services import certificate, moved_by, program
 
 
 class RedisServer:
-    """One that can be killed, paused and started again. `saves`: whether it has its data when it is started again."""
+    """One that can be killed, paused and started again. `saves`: whether it has its data when it is started again.
 
-    def __init__(self, folder: Path, *, saves: bool = True, tls: bool = False) -> None:
+    `clock`: how far its clock is from ours at first, as in ``"+1d"``; `set_clock` moves it. None: it cannot be moved.
+    `options` are more of ``redis.conf``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        saves: bool = True,
+        tls: bool = False,
+        clock: str | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         import redis
 
         another = os.environ.get("SSE_TEST_REDIS_SERVER")  # of another version
         self.program = another or program("redis-server", package="redis-server")
         self._folder = folder
         self._saves = saves
+        self._options = options or {}
+        self._clock = folder / "clock"
+        self._environment = dict(os.environ)
+        if clock is not None:
+            if another:
+                pytest.skip("a clock is set for the redis-server of this system, whose allocator can be replaced")
+            self.set_clock(clock)
+            self._environment |= moved_by(self._clock)
         with socket.create_server((HOST, 0)) as free:
             self.port = free.getsockname()[1]
         self._certificate = certificate(folder, HOST) if tls else None
@@ -49,9 +73,10 @@ class RedisServer:
         if self._certificate:
             options |= {"--port": "0", "--tls-port": str(self.port), "--tls-auth-clients": "no"}
             options |= {"--tls-cert-file": str(self._certificate), "--tls-key-file": str(self._certificate)}
+        options |= self._options
         command = [self.program, *(part for option in options.items() for part in option)]
         with (self._folder / "redis.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self._environment)
         wait_until(self._answers, "redis-server answers")
 
     def _answers(self) -> bool:
@@ -83,13 +108,24 @@ class RedisServer:
 
         wait_until(has_all, "the replica has what the master has")
 
+    def set_clock(self, offset: str) -> None:
+        self._clock.write_text(offset)
+
     def config(self, name: str, value: Any) -> None:
         self.client.config_set(name, value)
 
 
+def cursor_of(manager: SSEManager) -> str:
+    """Where the history stands, as soon as this manager knows it."""
+    wait_until(manager._life.get().backend.is_known, "the stream was read")
+    return manager.cursor()
+
+
 @contextmanager
-def redis_server(folder: Path, *, saves: bool = True, tls: bool = False) -> Iterator[RedisServer]:
-    server = RedisServer(folder, saves=saves, tls=tls)
+def redis_server(folder: Path, **options: Any) -> Iterator[RedisServer]:
+    """A `RedisServer` with these options, which has been started. Makes the folder."""
+    folder.mkdir(exist_ok=True)
+    server = RedisServer(folder, **options)
     server.start()
     try:
         yield server

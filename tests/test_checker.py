@@ -691,7 +691,7 @@ def serving_through_faults(
         managers, proxies = [], []
         for _ in range(1 if redis is None else 2):
             manager = stack.enter_context(SSEManager(batching, clients, history=history))
-            manager.cursor()  # the first one is recorded
+            manager.subscribe().close()  # the first one is recorded
             managers.append(manager)
             address = stack.enter_context(serving(app_of(manager)))
             proxies.append(stack.enter_context(FaultProxy(address)))

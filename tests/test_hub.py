@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import fields
 from queue import SimpleQueue
@@ -47,6 +48,9 @@ class Numbers:
             return Cursor(refused="epoch")
         position, _, part = cursor[2:].partition(".")
         return Cursor(int(position), int(part or 0))
+
+    def now(self) -> float:
+        return time.time() * 1000
 
     def normalize(self, cursor: str) -> str | None:
         return cursor

@@ -7,11 +7,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
@@ -24,24 +23,22 @@ from sse_batcher import (
     BackendError,
     BacklogFullError,
     BatchOptions,
-    ClientOptions,
     ConfigurationError,
     HistoryOptions,
     SSEManager,
     stream,
 )
 from sse_batcher.backends import open_backend
-from sse_batcher.backends.entries import Entry, Kick, read_fields, to_fields
+from sse_batcher.backends.entries import Entry, Kick, Unreadable, read_fields, to_fields
 from sse_batcher.backends.redis import RedisBackend
 from sse_batcher.cli import serving
 from sse_batcher.event import Batch, Event
 from sse_batcher.wire import HEARTBEAT
 
-from .redisserver import RedisServer, redis_server, sentinel_of
+from .redisserver import RedisServer, cursor_of, redis_server, sentinel_of
 from .servers import HOST, wait_until
 from .sse_parser import EventStreamParser, ServerEvent, parse
-
-PATIENCE = 15.0
+from .viewers import FORGETFUL, PATIENCE, Make, Viewer, add, flat, managers, publishing, send, wait_until_read
 
 external = pytest.mark.external
 
@@ -82,16 +79,40 @@ MIXED = GOOD | {b"t": b"mixed", b"types": b"t\nu"}
 KICK = to_fields(Entry("0123456789abcdef", 0, Kick("ada", None)))
 
 
+def without(name: bytes) -> dict[bytes, bytes]:
+    return {other: value for other, value in GOOD.items() if other != name}
+
+
 @pytest.mark.parametrize(
     "fields",
     [
         {},
         {b"hello": b"world"},
-        *[{name: value for name, value in GOOD.items() if name != missing} for missing in GOOD],
-        GOOD | {b"v": b"2"},
+        without(b"p"),
+        without(b"n"),
         GOOD | {b"p": b"x" * 16},
+        GOOD | {b"p": b"\xff" * 16},
         GOOD | {b"n": b"-1"},
         GOOD | {b"n": b"9" * 30},
+        GOOD | {b"n": b"0", b"v": b"2"},
+        KICK | {b"kick": b"null"},
+        KICK | {b"kick": b"[" * 100_000},
+        KICK | {b"kick": b'{"user": null, "channel": null}'},
+        KICK | {b"kick": b'{"user": ["a"], "channel": null}'},
+        KICK | {b"kick": b'{"user": "ada", "channel": 7}'},
+    ],
+)
+def test_an_entry_of_others_is_not_taken_for_one_of_ours(fields: dict[bytes, bytes]) -> None:
+    assert read_fields(fields) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *[without(name) for name in (b"v", b"c", b"t", b"e", b"r", b"ts")],
+        GOOD | {b"v": b"2"},
+        GOOD | {b"v": b"\xff"},
+        GOOD | {b"more": b"\xff"},
         GOOD | {b"c": b""},
         GOOD | {b"c": b"a\nb"},
         GOOD | {b"c": b"\xff"},
@@ -104,19 +125,35 @@ KICK = to_fields(Entry("0123456789abcdef", 0, Kick("ada", None)))
         GOOD | {b"e": b"NaN"},
         GOOD | {b"e": '"ü"'.encode()},
         GOOD | {b"e": b"[" * 100_000},
+        GOOD | {b"e": b"[" * 100_000 + b"1,]" + b"]" * 99_999},
         GOOD | {b"r": b'manual","x":"'},
         GOOD | {b"ts": b"now"},
         MIXED | {b"types": b"t"},
         MIXED | {b"types": b"t\nsse_gap"},
-        KICK | {b"kick": b"null"},
-        KICK | {b"kick": b'{"user": null, "channel": null}'},
-        KICK | {b"kick": b'{"user": ["a"], "channel": null}'},
-        KICK | {b"kick": b'{"user": "ada", "channel": 7}'},
     ],
 )
-def test_what_is_no_entry_of_ours_is_not_taken_for_one(fields: dict[bytes, bytes]) -> None:
-    assert read_fields(MIXED) is not None
-    assert read_fields(fields) is None
+def test_a_batch_that_cannot_be_read_is_known_by_number_and_channel(fields: dict[bytes, bytes]) -> None:
+    entry = read_fields(fields)
+    assert entry is not None
+    assert entry[:2] == ("0123456789abcdef", 3)
+    assert isinstance(entry.content, Unreadable)
+    assert entry.content.channel == ("a" if fields.get(b"c") == b"a" else "*")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000 + "]" * 100_000,  # no version of Python reads this
+        '{"a":' * 20_000 + '"\\u2028"' + "}" * 20_000,
+        "1" * 10_000,
+        "1e400",
+    ],
+)
+def test_what_another_python_has_encoded_is_readable_here(text: str) -> None:
+    content = read_fields(GOOD | {b"e": text.encode()})
+    assert content is not None
+    assert isinstance(content.content, Batch)
+    assert content.content.events[0].json == text
 
 
 # -- what may be given -------------------------------------------------------------------------------------------------
@@ -180,85 +217,13 @@ def forgetful(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SSEManager]]:
-    monkeypatch.setattr("sse_batcher.backends.connections.TIMEOUT", 1.0)
-    monkeypatch.setattr("sse_batcher.backends.reader.BLOCK_MS", 100)
-    monkeypatch.setattr("sse_batcher.backends.connections.LONGEST_PAUSE", 0.1)
-    managers = []
-
-    def make_one(
-        backend: Any, batching: Any = None, *, history: HistoryOptions | None = None, **more: Any
-    ) -> SSEManager:
-        batching = batching or BatchOptions(batch_window=0.01, max_batch_size=3)
-        managers.append(SSEManager(batching, ClientOptions(heartbeat=0.2, **more), backend, history=history))
-        return managers[-1]
-
-    yield make_one
-    for manager in managers:
-        manager.shutdown(1.0)
-
-
-class Viewer:
-    """A client of a manager, read by a thread."""
-
-    def __init__(self, manager: SSEManager, *channels: str, cursor: str | None = None, batches: bool = True) -> None:
-        self.client = manager.subscribe(channels or ("default",), cursor, batches=batches)
-        self.events: list[ServerEvent] = []
-        self._news: SimpleQueue[ServerEvent] = SimpleQueue()
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        for block in self.client:
-            for event in parse(block, strict=True) if block != b":\n" else []:
-                self.events.append(event)
-                self._news.put(event)
-
-    def until(self, wanted: Callable[[ServerEvent], bool]) -> list[ServerEvent]:
-        """The events up to this one, which is in time."""
-        got = []
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                got.append(self._news.get(timeout=max(0.0, deadline - time.monotonic())))
-            except Empty:
-                raise AssertionError(f"it did not come: {got}") from None
-            if wanted(got[-1]):
-                return got
-
-    def until_type(self, event_type: str) -> list[ServerEvent]:
-        return self.until(lambda event: event.type == event_type)
-
-    def numbers(self, last: int) -> list[int]:
-        """The data of all events, of batches too, up to this number; gaps as the reason that they give."""
-        return flat(self.until(lambda event: last in flat([event])))
-
-    def __enter__(self) -> Viewer:
-        self.until(lambda event: event.type in {"sse_open", "sse_gap"})
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.client.close()
-        self._thread.join(PATIENCE)
-
-
-def flat(events: list[ServerEvent]) -> list[Any]:
-    values: list[Any] = []
-    for event in events:
-        if event.type.startswith("sse_"):
-            values.append(event.json.get("reason", event.type))
-        else:
-            values += event.json["events"] if event.type.endswith("_batch") else [event.json]
-    return values
-
-
-def send(manager: SSEManager, *numbers: int, channel: str = "default") -> None:
-    for number in numbers:
-        manager.enqueue("n", number, channel=channel)
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    with managers(monkeypatch) as make:
+        yield make
 
 
 @external
-def test_an_event_of_one_process_reaches_the_clients_of_all(server: RedisServer, make: Any) -> None:
+def test_an_event_of_one_process_reaches_the_clients_of_all(server: RedisServer, make: Make) -> None:
     one, two = make(server.url), make(server.url)
     with Viewer(one) as at_one, Viewer(two) as at_two, Viewer(two, "other") as other:
         send(one, *range(10))
@@ -272,7 +237,7 @@ def test_an_event_of_one_process_reaches_the_clients_of_all(server: RedisServer,
 
 
 @external
-def test_a_client_that_returns_to_another_process_has_missed_nothing(server: RedisServer, make: Any) -> None:
+def test_a_client_that_returns_to_another_process_has_missed_nothing(server: RedisServer, make: Make) -> None:
     one = make(server.url)
     with Viewer(one) as viewer:
         send(one, 1)
@@ -287,7 +252,7 @@ def test_a_client_that_returns_to_another_process_has_missed_nothing(server: Red
 
 
 @external
-def test_a_cursor_that_is_newer_than_what_this_process_has_read_is_waited_for(server: RedisServer, make: Any) -> None:
+def test_a_cursor_that_is_newer_than_what_this_process_has_read_is_waited_for(server: RedisServer, make: Make) -> None:
     one, two = make(server.url), make(server.url)
     with Viewer(one) as viewer, Viewer(two):
         for number in range(50):
@@ -308,15 +273,15 @@ def test_a_cursor_that_is_newer_than_what_this_process_has_read_is_waited_for(se
         ("x" * 10_000, "malformed"),
     ],
 )
-def test_a_cursor_that_is_none_is_told(server: RedisServer, make: Any, cursor: str, reason: str) -> None:
+def test_a_cursor_that_is_none_is_told(server: RedisServer, make: Make, cursor: str, reason: str) -> None:
     manager = make(server.url)
-    epoch = manager.cursor().partition("-")[0]
+    epoch = cursor_of(manager).partition("-")[0]
     with Viewer(manager, cursor=cursor.format(epoch=epoch)) as viewer:
         assert flat(viewer.events[:1]) == [reason]
 
 
 @external
-def test_a_kick_reaches_every_process(server: RedisServer, make: Any) -> None:
+def test_a_kick_reaches_every_process(server: RedisServer, make: Make) -> None:
     one, two = make(server.url), make(server.url)
     client = two.subscribe(user="ada")
     next(client)
@@ -331,7 +296,7 @@ def test_a_kick_reaches_every_process(server: RedisServer, make: Any) -> None:
 
 
 @external
-def test_a_kick_counts_the_streams_of_this_process(server: RedisServer, make: Any) -> None:
+def test_a_kick_counts_the_streams_of_this_process(server: RedisServer, make: Make) -> None:
     one, two = make(server.url), make(server.url)
     streams = [manager.subscribe(user="ada") for manager in (one, one, two)]
     assert one.kick(user="ada") == 2
@@ -340,7 +305,7 @@ def test_a_kick_counts_the_streams_of_this_process(server: RedisServer, make: An
 
 
 @external
-def test_a_kick_of_another_process_counts_for_a_stream_that_opens(server: RedisServer, make: Any) -> None:
+def test_a_kick_of_another_process_counts_for_a_stream_that_opens(server: RedisServer, make: Make) -> None:
     one, two = make(server.url), make(server.url)
     _, _, body = stream(two, {"REQUEST_METHOD": "GET"}, user="ada", snapshot=lambda: [("state", "secret")])
     before = two.ticket()
@@ -350,7 +315,7 @@ def test_a_kick_of_another_process_counts_for_a_stream_that_opens(server: RedisS
 
 
 @external
-def test_the_first_stream_of_a_process_is_not_ended_by_an_old_kick(server: RedisServer, make: Any) -> None:
+def test_the_first_stream_of_a_process_is_not_ended_by_an_old_kick(server: RedisServer, make: Make) -> None:
     make(server.url).kick(user="ada")
     _, _, body = stream(make(server.url), {"REQUEST_METHOD": "GET"}, user="ada")
     blocks = iter(body)
@@ -360,7 +325,7 @@ def test_the_first_stream_of_a_process_is_not_ended_by_an_old_kick(server: Redis
 
 
 @external
-def test_a_kick_that_reaches_no_other_process_ends_the_streams_of_this_one(server: RedisServer, make: Any) -> None:
+def test_a_kick_that_reaches_no_other_process_ends_the_streams_of_this_one(server: RedisServer, make: Make) -> None:
     manager = make(server.url)
     client = manager.subscribe(user="ada")
     server.config("maxmemory", 1)
@@ -371,7 +336,7 @@ def test_a_kick_that_reaches_no_other_process_ends_the_streams_of_this_one(serve
 
 
 @external
-def test_who_only_publishes_reads_nothing(server: RedisServer, make: Any) -> None:
+def test_who_only_publishes_reads_nothing(server: RedisServer, make: Make) -> None:
     manager = make(server.url)
     send(manager, 1)
     assert manager.flush_all(PATIENCE)
@@ -380,7 +345,7 @@ def test_who_only_publishes_reads_nothing(server: RedisServer, make: Any) -> Non
 
 
 @external
-def test_two_prefixes_are_two_worlds(server: RedisServer, make: Any) -> None:
+def test_two_prefixes_are_two_worlds(server: RedisServer, make: Make) -> None:
     ours, theirs = make(server.url + "?prefix=ours"), make(server.url + "?prefix=theirs")
     with Viewer(ours) as viewer:
         send(theirs, 1)
@@ -390,7 +355,7 @@ def test_two_prefixes_are_two_worlds(server: RedisServer, make: Any) -> None:
 
 
 @external
-def test_a_ready_client_is_taken_and_its_settings_made_ours(server: RedisServer, make: Any) -> None:
+def test_a_ready_client_is_taken_and_its_settings_made_ours(server: RedisServer, make: Make) -> None:
     import redis
 
     client = redis.Redis(host="127.0.0.1", port=server.port, decode_responses=True)
@@ -401,7 +366,7 @@ def test_a_ready_client_is_taken_and_its_settings_made_ours(server: RedisServer,
 
 
 @external
-def test_a_password_and_tls_are_in_the_url(make: Any, tmp_path: Path) -> None:
+def test_a_password_and_tls_are_in_the_url(make: Make, tmp_path: Path) -> None:
     with redis_server(tmp_path, tls=True) as server:
         server.config("requirepass", "secret")
         manager = make(server.url.replace("//", "//:secret@"))
@@ -411,7 +376,7 @@ def test_a_password_and_tls_are_in_the_url(make: Any, tmp_path: Path) -> None:
 
 
 @external
-def test_a_sentinel_says_where_redis_is(server: RedisServer, make: Any, tmp_path: Path) -> None:
+def test_a_sentinel_says_where_redis_is(server: RedisServer, make: Make, tmp_path: Path) -> None:
     with sentinel_of(server, tmp_path) as port:
         manager = make(f"redis+sentinel://127.0.0.1:{port}/shop/0")
         with Viewer(manager) as viewer:
@@ -420,7 +385,7 @@ def test_a_sentinel_says_where_redis_is(server: RedisServer, make: Any, tmp_path
 
 
 @external
-def test_own_clients_get_what_is_pending_before_the_end(server: RedisServer, make: Any) -> None:
+def test_own_clients_get_what_is_pending_before_the_end(server: RedisServer, make: Make) -> None:
     manager = make(server.url, BatchOptions(batch_window=10))
     with Viewer(manager) as viewer:
         send(manager, 1, 2)
@@ -431,17 +396,8 @@ def test_own_clients_get_what_is_pending_before_the_end(server: RedisServer, mak
 # -- faults ------------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def publishing(manager: SSEManager, *numbers: int) -> Iterator[None]:
-    """A thread sends these events, ``range(*numbers)``, one after the other meanwhile."""
-    thread = threading.Thread(target=lambda: send(manager, *range(*numbers)))
-    thread.start()
-    yield
-    thread.join(PATIENCE)
-
-
 @external
-def test_redis_that_is_killed_and_comes_back_with_its_data_loses_nothing(server: RedisServer, make: Any) -> None:
+def test_redis_that_is_killed_and_comes_back_with_its_data_loses_nothing(server: RedisServer, make: Make) -> None:
     one, two = make(server.url), make(server.url)
     with Viewer(one) as at_one, Viewer(two) as at_two:
         for round_ in range(3):
@@ -456,7 +412,7 @@ def test_redis_that_is_killed_and_comes_back_with_its_data_loses_nothing(server:
 
 
 @external
-def test_redis_that_comes_back_without_its_data_is_told(forgetful: RedisServer, make: Any) -> None:
+def test_redis_that_comes_back_without_its_data_is_told(forgetful: RedisServer, make: Make) -> None:
     manager = make(forgetful.url)
     with Viewer(manager) as viewer:
         send(manager, 1)
@@ -472,7 +428,7 @@ def test_redis_that_comes_back_without_its_data_is_told(forgetful: RedisServer, 
 
 
 @external
-def test_redis_that_is_flushed_is_told(server: RedisServer, make: Any) -> None:
+def test_redis_that_is_flushed_is_told(server: RedisServer, make: Make) -> None:
     manager = make(server.url)
     with Viewer(manager) as viewer:
         send(manager, 1)
@@ -484,7 +440,7 @@ def test_redis_that_is_flushed_is_told(server: RedisServer, make: Any) -> None:
 
 
 @external
-def test_where_only_the_epoch_is_lost_nothing_comes_twice(server: RedisServer, make: Any) -> None:
+def test_where_only_the_epoch_is_lost_nothing_comes_twice(server: RedisServer, make: Make) -> None:
     manager = make(server.url)
     with Viewer(manager) as viewer:
         send(manager, 1, 2)
@@ -496,7 +452,7 @@ def test_where_only_the_epoch_is_lost_nothing_comes_twice(server: RedisServer, m
 
 
 @external
-def test_redis_that_stops_for_a_while_holds_up_nobody_and_loses_nothing(server: RedisServer, make: Any) -> None:
+def test_redis_that_stops_for_a_while_holds_up_nobody_and_loses_nothing(server: RedisServer, make: Make) -> None:
     one, two = make(server.url), make(server.url)
     with Viewer(one) as at_one, Viewer(two) as at_two:
         server.signal(signal.SIGSTOP)
@@ -512,7 +468,7 @@ def test_redis_that_stops_for_a_while_holds_up_nobody_and_loses_nothing(server: 
 
 @external
 def test_connections_that_are_cut_again_and_again_lose_nothing_and_double_nothing(
-    server: RedisServer, make: Any
+    server: RedisServer, make: Make
 ) -> None:
     one, two = make(server.url), make(server.url)
     with Viewer(one) as at_one, Viewer(two) as at_two:
@@ -526,7 +482,7 @@ def test_connections_that_are_cut_again_and_again_lose_nothing_and_double_nothin
 
 @external
 def test_redis_without_memory_takes_nothing_until_it_has_some_and_the_backlog_is_bounded(
-    server: RedisServer, make: Any
+    server: RedisServer, make: Make
 ) -> None:
     manager = make(server.url, BatchOptions(max_pending_bytes=20_000, batch_window=0.01))
     with Viewer(manager) as viewer:
@@ -541,7 +497,7 @@ def test_redis_without_memory_takes_nothing_until_it_has_some_and_the_backlog_is
 
 
 @external
-def test_what_was_trimmed_before_it_was_read_is_told(server: RedisServer, make: Any) -> None:
+def test_what_was_trimmed_before_it_was_read_is_told(server: RedisServer, make: Make) -> None:
     manager = make(server.url)
     with Viewer(manager) as viewer:
         send(manager, 1)
@@ -561,7 +517,7 @@ def test_what_was_trimmed_before_it_was_read_is_told(server: RedisServer, make: 
 
 @external
 def test_a_number_that_is_missing_is_told_and_one_that_comes_again_is_not_delivered(
-    server: RedisServer, make: Any
+    server: RedisServer, make: Make
 ) -> None:
     with Viewer(make(server.url)) as viewer:
         for number in (1, 2, 2, 1, 3):
@@ -574,7 +530,7 @@ def test_a_number_that_is_missing_is_told_and_one_that_comes_again_is_not_delive
 
 
 @external
-def test_a_kick_that_fails_makes_no_gap(server: RedisServer, make: Any) -> None:
+def test_a_kick_that_fails_makes_no_gap(server: RedisServer, make: Make) -> None:
     manager = make(server.url)
     with Viewer(manager) as viewer:
         send(manager, 1)
@@ -589,7 +545,7 @@ def test_a_kick_that_fails_makes_no_gap(server: RedisServer, make: Any) -> None:
 
 @external
 def test_entries_of_others_are_ignored_and_counted(
-    server: RedisServer, make: Any, caplog: pytest.LogCaptureFixture
+    server: RedisServer, make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager = make(server.url)
     with Viewer(manager) as viewer:
@@ -598,11 +554,11 @@ def test_entries_of_others_are_ignored_and_counted(
         send(manager, 1)
         assert viewer.numbers(1) == [1]
     assert manager.get_stats().ignored == 3
-    assert len([record for record in caplog.records if "none of ours" in record.getMessage()]) == 1
+    assert len([record for record in caplog.records if "not one of ours" in record.getMessage()]) == 1
 
 
 @external
-def test_a_stream_that_cannot_know_where_it_begins_is_told_to_come_back(server: RedisServer, make: Any) -> None:
+def test_a_stream_that_cannot_know_where_it_begins_is_told_to_come_back(server: RedisServer, make: Make) -> None:
     server.kill()
     manager = make(server.url)
     with pytest.raises(BackendError):
@@ -627,7 +583,7 @@ def test_a_stream_that_cannot_know_where_it_begins_is_told_to_come_back(server: 
 
 
 @external
-def test_a_shutdown_stays_within_its_time_though_redis_is_away(server: RedisServer, make: Any) -> None:
+def test_a_shutdown_stays_within_its_time_though_redis_is_away(server: RedisServer, make: Make) -> None:
     manager = make(server.url)
     with Viewer(manager) as viewer:
         server.kill()
@@ -640,10 +596,10 @@ def test_a_shutdown_stays_within_its_time_though_redis_is_away(server: RedisServ
 
 @external
 def test_a_fresh_process_knows_of_a_quiet_channel_as_long_as_nothing_was_trimmed(
-    server: RedisServer, make: Any
+    server: RedisServer, make: Make
 ) -> None:
     one = make(server.url)
-    start = one.cursor()
+    start = cursor_of(one)
     send(one, *range(100), channel="busy")
     assert one.flush_all(PATIENCE)
     with Viewer(make(server.url), "quiet", cursor=start) as viewer:
@@ -652,7 +608,7 @@ def test_a_fresh_process_knows_of_a_quiet_channel_as_long_as_nothing_was_trimmed
 
 @external
 def test_a_pause_of_redis_in_the_middle_of_a_burst_loses_nothing_and_doubles_nothing(
-    server: RedisServer, make: Any
+    server: RedisServer, make: Make
 ) -> None:
     one, two = make(server.url), make(server.url)
     with Viewer(one) as at_one, Viewer(two) as at_two:
@@ -666,13 +622,13 @@ def test_a_pause_of_redis_in_the_middle_of_a_burst_loses_nothing_and_doubles_not
 
 @external
 def test_a_reader_that_waits_for_news_ends_at_once_and_without_a_word(
-    server: RedisServer, make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("sse_batcher.backends.connections.TIMEOUT", 30.0)
     monkeypatch.setattr("sse_batcher.backends.reader.BLOCK_MS", 20_000)
     managers = [make(server.url) for _ in range(20)]
     for manager in managers:
-        manager.cursor()
+        cursor_of(manager)
     wait_until(lambda: int(server.client.info()["blocked_clients"]) == 20, "all readers wait")
     began = time.monotonic()
     for manager in managers:
@@ -682,7 +638,7 @@ def test_a_reader_that_waits_for_news_ends_at_once_and_without_a_word(
 
 
 @external
-def test_a_manager_that_was_shut_down_has_left_redis(server: RedisServer, make: Any) -> None:
+def test_a_manager_that_was_shut_down_has_left_redis(server: RedisServer, make: Make) -> None:
     manager = make(server.url)
     with Viewer(manager) as viewer:
         send(manager, 1)
@@ -718,10 +674,10 @@ def sentinel(tmp_path: Path, server: RedisServer, replica: RedisServer) -> Itera
 
 @external
 def test_where_the_master_dies_all_goes_on_at_the_next_one(
-    server: RedisServer, replica: RedisServer, sentinel: str, make: Any
+    server: RedisServer, replica: RedisServer, sentinel: str, make: Make
 ) -> None:
     one, two = make(sentinel), make(sentinel)
-    start = one.cursor()
+    start = cursor_of(one)
     with Viewer(one) as at_one, Viewer(two) as at_two:
         send(one, *range(100))
         for viewer in (at_one, at_two):
@@ -740,10 +696,10 @@ def test_where_the_master_dies_all_goes_on_at_the_next_one(
 
 @external
 def test_what_the_next_master_has_not_got_is_told(
-    server: RedisServer, replica: RedisServer, sentinel: str, make: Any
+    server: RedisServer, replica: RedisServer, sentinel: str, make: Make
 ) -> None:
     one, two = make(sentinel, BatchOptions(max_batch_size=1)), make(sentinel, history=FORGETFUL)
-    start = one.cursor()
+    start = cursor_of(one)
     with Viewer(one) as at_one, Viewer(two) as at_two:
         send(one, *range(10))
         for viewer in (at_one, at_two):
@@ -760,7 +716,7 @@ def test_what_the_next_master_has_not_got_is_told(
         send(one, *range(20, 30))
         assert one.flush_all(2 * PATIENCE)
         for viewer in (at_one, at_two):
-            assert flat(viewer.until_type("sse_gap")) == ["overflow"]
+            assert flat(viewer.until_type("sse_gap")) == ["epoch"]
         send(one, 30)
         for viewer in (at_one, at_two):
             numbers = viewer.numbers(30)
@@ -769,36 +725,19 @@ def test_what_the_next_master_has_not_got_is_told(
     for manager in (one, two, three):
         for cursor in (start, replicated, unknown):
             with Viewer(manager, cursor=cursor) as viewer:
-                assert (manager, cursor, flat(viewer.events[:1])) == (manager, cursor, ["too_old"])
+                assert (manager, cursor, flat(viewer.events[:1])) == (manager, cursor, ["epoch"])
 
 
 # -- older cursors than a process's own history ------------------------------------------------------------------------
-
-FORGETFUL = HistoryOptions(history_bytes=1)  # the newest frame alone
-
-
-def add(server: RedisServer, number: int, data: Any = None, *, channel: str = "default", timestamp: int = 0) -> str:
-    """Another publisher adds this batch of his: the id of its entry."""
-    text = json.dumps(number if data is None else data)
-    batch = Batch(channel, "n", (Event("n", channel, text),), "manual", timestamp)
-    id: bytes = server.client.xadd("sse_batcher:stream", to_fields(Entry("fedcba9876543210", number, batch)))
-    return id.decode()
-
-
-def wait_until_read(manager: SSEManager) -> None:
-    """Until what is in the stream now was delivered here."""
-    manager.enqueue("last", 0, channel="nobody")
-    assert manager.flush_all(PATIENCE)
-    assert manager._life.get().backend.wait_until_delivered(PATIENCE)
 
 
 @external
 @pytest.mark.parametrize("batches", [True, False], ids=["batches", "no batches"])
 def test_what_a_process_has_no_more_is_read_from_redis_in_order_and_once_while_more_comes(
-    server: RedisServer, make: Any, batches: bool
+    server: RedisServer, make: Make, batches: bool
 ) -> None:
     manager, other = make(server.url, history=FORGETFUL), make(server.url)
-    start = manager.cursor()
+    start = cursor_of(manager)
     send(other, *range(1_000))
     assert other.flush_all(PATIENCE)
     with publishing(other, 1_000, 3_000):
@@ -839,7 +778,7 @@ def read_to(response: HTTPResponse, last: Any) -> list[ServerEvent]:
 @external
 def test_what_only_redis_has_reaches_detached_streams(server: RedisServer, make: Any) -> None:
     manager, other = make(server.url, history=FORGETFUL, transport="auto"), make(server.url)
-    start = manager.cursor()
+    start = cursor_of(manager)
     send(other, *range(300))
     assert other.flush_all(PATIENCE)
     wait_until_read(manager)
@@ -855,7 +794,7 @@ def test_what_only_redis_has_reaches_detached_streams(server: RedisServer, make:
 @external
 def test_a_detached_stream_outlives_redis_in_the_middle_of_its_replay(server: RedisServer, make: Any) -> None:
     manager = make(server.url, history=FORGETFUL, transport="auto")
-    start = manager.cursor()
+    start = cursor_of(manager)
     text = "x" * 10_000
     for number in range(600):
         manager.enqueue("n", [number, text])
@@ -879,7 +818,7 @@ def test_a_detached_stream_outlives_redis_in_the_middle_of_its_replay(server: Re
 
 
 @external
-def test_a_reader_that_is_slow_is_helped_from_redis(server: RedisServer, make: Any) -> None:
+def test_a_reader_that_is_slow_is_helped_from_redis(server: RedisServer, make: Make) -> None:
     manager = make(server.url, history=FORGETFUL, queue_frames=2)
     client = manager.subscribe()
     next(client)
@@ -894,7 +833,7 @@ def test_a_reader_that_is_slow_is_helped_from_redis(server: RedisServer, make: A
 
 
 @external
-def test_a_part_of_a_batch_that_only_redis_has_is_gone_on_with(server: RedisServer, make: Any) -> None:
+def test_a_part_of_a_batch_that_only_redis_has_is_gone_on_with(server: RedisServer, make: Make) -> None:
     manager = make(server.url, BatchOptions(batch_window=10, max_batch_size=5), history=FORGETFUL)
     with Viewer(manager, batches=False) as viewer:
         send(manager, *range(10))
@@ -909,9 +848,9 @@ def test_a_part_of_a_batch_that_only_redis_has_is_gone_on_with(server: RedisServ
 
 
 @external
-def test_of_what_redis_has_each_client_gets_what_it_asked_for(server: RedisServer, make: Any) -> None:
+def test_of_what_redis_has_each_client_gets_what_it_asked_for(server: RedisServer, make: Make) -> None:
     manager = make(server.url, BatchOptions(max_batch_size=1), history=FORGETFUL)
-    start = manager.cursor()
+    start = cursor_of(manager)
     for number in range(300):
         send(manager, number, channel="rare" if number % 100 == 50 else "busy")
     manager.broadcast("n", "all")
@@ -925,9 +864,9 @@ def test_of_what_redis_has_each_client_gets_what_it_asked_for(server: RedisServe
 
 
 @external
-def test_what_redis_has_trimmed_meanwhile_is_told(server: RedisServer, make: Any) -> None:
+def test_what_redis_has_trimmed_meanwhile_is_told(server: RedisServer, make: Make) -> None:
     manager = make(server.url, BatchOptions(max_batch_size=1), history=FORGETFUL)
-    start = manager.cursor()
+    start = cursor_of(manager)
     send(manager, *range(200))
     assert manager.flush_all(PATIENCE)
     wait_until_read(manager)
@@ -945,9 +884,9 @@ def test_what_redis_has_trimmed_meanwhile_is_told(server: RedisServer, make: Any
 
 
 @external
-def test_from_redis_too_nothing_comes_twice_and_no_hole_is_passed(server: RedisServer, make: Any) -> None:
+def test_from_redis_too_nothing_comes_twice_and_no_hole_is_passed(server: RedisServer, make: Make) -> None:
     manager = make(server.url, history=FORGETFUL)
-    start = manager.cursor()
+    start = cursor_of(manager)
     for number in (1, 2, 2, 1, 3):
         add(server, number)
     wait_until_read(manager)
@@ -968,11 +907,11 @@ def test_from_redis_too_nothing_comes_twice_and_no_hole_is_passed(server: RedisS
 
 @external
 def test_doubles_that_are_forgotten_are_not_passed(
-    server: RedisServer, make: Any, monkeypatch: pytest.MonkeyPatch
+    server: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sse_batcher.backends.reader.MAX_DOUBLES", 2)
     manager = make(server.url, history=FORGETFUL)
-    start = manager.cursor()
+    start = cursor_of(manager)
     ids = [add(server, number) for number in (1, 1, 1, 1, 2, 3)]
     wait_until_read(manager)
     with Viewer(manager, cursor=start) as viewer:
@@ -982,10 +921,10 @@ def test_doubles_that_are_forgotten_are_not_passed(
 
 
 @external
-def test_an_entry_that_is_gone_from_the_end_makes_it_another_line(server: RedisServer, make: Any) -> None:
+def test_an_entry_that_is_gone_from_the_end_makes_it_another_line(server: RedisServer, make: Make) -> None:
     """As where a replica that had got less becomes the master."""
     manager = make(server.url, history=FORGETFUL)
-    start = manager.cursor()
+    start = cursor_of(manager)
     for number in (1, 2, 3):
         add(server, number)
     wait_until_read(manager)
@@ -999,25 +938,26 @@ def test_an_entry_that_is_gone_from_the_end_makes_it_another_line(server: RedisS
 
 
 @external
-def test_what_is_older_than_it_may_be_is_not_replayed_from_redis(server: RedisServer, make: Any) -> None:
-    manager = make(server.url, history=HistoryOptions(history_bytes=1, history_age=60))
-    start = manager.cursor()
+def test_what_is_older_than_it_may_be_is_not_replayed_from_redis(server: RedisServer, make: Make) -> None:
     now = int(time.time() * 1000)
-    old = add(server, 1, timestamp=now - 61_000)
+    old = add(server, 1, id=f"{now - 61_000}-0", timestamp=now)  # by the clock of Redis, not of the publisher
     for number in (2, 3):
-        add(server, number, timestamp=now)
+        add(server, number, timestamp=now - 61_000)
+    manager = make(server.url, history=HistoryOptions(history_bytes=1, history_age=60))
+    epoch = cursor_of(manager).partition("-")[0]
+    start = f"{epoch}-{now - 61_001}-0"
     wait_until_read(manager)
     assert not manager.can_resume(["default"], start)
-    with Viewer(manager, cursor=f"{start.partition('-')[0]}-{old}") as viewer:
+    with Viewer(manager, cursor=f"{epoch}-{old}") as viewer:
         assert viewer.numbers(3) == [2, 3]
 
 
 @external
 def test_where_redis_does_not_say_an_old_cursor_is_told_to_come_back_and_an_open_stream_of_a_gap(
-    server: RedisServer, make: Any
+    server: RedisServer, make: Make
 ) -> None:
     manager = make(server.url, history=FORGETFUL)
-    start = manager.cursor()
+    start = cursor_of(manager)
     send(manager, *range(200))
     assert manager.flush_all(PATIENCE)
     wait_until_read(manager)
@@ -1036,7 +976,7 @@ def test_where_redis_does_not_say_an_old_cursor_is_told_to_come_back_and_an_open
 
 
 @external
-def test_an_event_can_be_sent_from_the_command_line(server: RedisServer, make: Any) -> None:
+def test_an_event_can_be_sent_from_the_command_line(server: RedisServer, make: Make) -> None:
     app = Flask("shop")
     app.config["SSE_BACKEND"] = server.url
     SSE(app)

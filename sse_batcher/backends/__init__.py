@@ -35,6 +35,9 @@ class Backend(Protocol):
     def kick(self, user: Hashable, channel: str | None) -> None:
         """Have these streams ended, in each process. Raises `BackendError`."""
 
+    def is_known(self) -> bool:
+        """Whether it is known here where the history stands. Begins to find out; never waits."""
+
     def open(self, cursor: str | None) -> None:
         """Have the history here, up to where this client has been. May wait a little; raises `BackendError`."""
 
@@ -46,7 +49,7 @@ class Backend(Protocol):
 
     @property
     def silent_for(self) -> float:
-        """Seconds for which it owes an answer."""
+        """Seconds for which it owes an answer, to anybody here who waits for one."""
 
     @property
     def answered_ago(self) -> float:
@@ -54,7 +57,9 @@ class Backend(Protocol):
 
     @property
     def ignored(self) -> int:
-        """Entries of others that were met and ignored."""
+        """Entries that were met and ignored: those of others, and those that cannot be read."""
+
+    def now(self) -> float: ...
 
     def format(self, position: Any) -> str: ...
 

@@ -6,8 +6,10 @@ The one module that imports redis-py, inside functions: it is an extra.
 from __future__ import annotations
 
 import importlib
+import logging
 import random
 import re
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ from ..errors import BackendError, ConfigurationError
 
 if TYPE_CHECKING:
     import redis
+
+_log = logging.getLogger("sse_batcher.backends.redis")
 
 PREFIX = "sse_batcher"
 TIMEOUT = 5.0
@@ -61,11 +65,19 @@ def _copy(client: redis.Redis) -> redis.Redis:
 
 
 class Link:
-    """One client of Redis, made by the first call. Each is for one thread at a time, but for `disconnect`."""
+    """One user of Redis: its client, made by the first call, and what is known of the answers to it.
 
-    def __init__(self, connect: Callable[[], Any]) -> None:
+    `task` says what it is for, in the log. Each is for one thread at a time, but for `disconnect` and the properties.
+    What one user is refused says nothing about another: each has its own rights, its own commands and its own log line.
+    """
+
+    def __init__(self, connect: Callable[[], Any], task: str) -> None:
         self._connect = connect
+        self._task = task
         self._client: Any = None
+        self._asked_at: float | None = None
+        self._answered_at: float | None = None
+        self._failing = False
 
     @property
     def client(self) -> Any:
@@ -77,17 +89,91 @@ class Link:
         """Close its connections: a call that is under way fails. Any thread."""
         client = self._client
         if client is not None:
-            client.connection_pool.disconnect()
+            try:
+                client.connection_pool.disconnect()
+            except ValueError:
+                # fakeredis: a connection that waits for an answer cannot be closed by another thread. The call ends by
+                # itself soon.
+                _log.debug("a connection is closed later: its call is still running", exc_info=True)
 
     def drop(self) -> None:
         """Give the client up: the next call makes another. Left to the garbage collector it would stay connected."""
         self.disconnect()
         self._client = None
 
+    # -- its answers ---------------------------------------------------------------------------------------------------
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds for which Redis owes it an answer, or has answered with errors only."""
+        since = self._asked_at
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def answered_ago(self) -> float:
+        """Seconds since the last answer that was no error; if there was none, since the first question."""
+        since = self._answered_at
+        return self.silent_for if since is None else time.monotonic() - since
+
+    def ask(self) -> None:
+        """Call before each try."""
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+
+    def succeed(self) -> None:
+        """Call after a try that succeeded."""
+        self._answered_at = time.monotonic()
+        self.rest()
+        if self._failing:
+            self._failing = False
+            _log.info("%s Redis works again", self._task)
+
+    def fail(self, error: Exception) -> None:
+        """Call after a try that failed, and will be repeated. Drops the client."""
+        self.drop()
+        if not self._failing:
+            self._failing = True
+            text = str(error).rstrip(".")
+            _log.error(
+                "%s Redis fails: %s. It is tried again, and not logged until it works.%s",
+                self._task,
+                text,
+                _advice(error),
+            )
+
+    def rest(self) -> None:
+        """Call when nothing more is asked for now."""
+        self._asked_at = None
+
 
 def errors() -> tuple[type[Exception], ...]:
     """What redis-py raises, and `BackendError`, our own word for what is not as it should be."""
     return _redis().exceptions.RedisError, BackendError, OSError
+
+
+def _advice(error: Exception) -> str:
+    """What to do about an error that does not go away by itself; empty for all others."""
+    exceptions = _redis().exceptions
+    if isinstance(error, exceptions.NoPermissionError):
+        return ' The README lists the rights that its user needs, under "Several processes, several hosts".'
+    if isinstance(error, exceptions.MovedError) or "MOVED " in str(error):  # redis-py 5 has no class for it here
+        return (
+            " In a cluster, add ?prefix={sse} to the URL, so that both keys are in one slot, and use the address of "
+            "the node that has this slot."
+        )
+    if isinstance(error, exceptions.ReadOnlyError):
+        return " This is a replica: connect to the master, or through redis+sentinel://."
+    return ""
+
+
+def conflict() -> type[Exception]:
+    """What redis-py raises if a key that was watched has changed."""
+    return _redis().exceptions.WatchError  # type: ignore[no-any-return]
+
+
+def is_exhausted(error: Exception) -> bool:
+    """Whether Redis says that the stream has an entry with the largest possible id, so that none can be added."""
+    return isinstance(error, _redis().exceptions.ResponseError) and "last possible ID" in str(error)
 
 
 def pauses() -> Iterator[float]:

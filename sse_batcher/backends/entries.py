@@ -11,17 +11,21 @@ from collections.abc import Hashable
 from typing import NamedTuple
 
 from ..errors import SSEBatcherError
-from ..event import BROADCAST, MIXED, Batch, Event, check_channel, check_type
+from ..event import BROADCAST, MIXED, Batch, Event, check_channel, check_json, check_type
 
-Position = tuple[int, int, int]
-"""The generation (how many epochs this process has met before), and the two numbers of the entry's id."""
+Position = tuple[int, int, int, int]
+"""The generation (how many epochs this process has met before), the two numbers of the entry's id, and 0.
 
-START: Position = (0, 0, 0)
+With 1 at the end, it is the place right after that entry and before any other: `after` makes it. An id alone would not
+do, since there may be none between two entries.
+"""
+
+START: Position = (0, 0, 0, 0)
 VERSION = b"1"
 
 _PUBLISHER = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
-_REASONS = frozenset({"time_window", "size_limit", "leading", "critical", "manual", "shutdown"})
+_REASON = re.compile(r"[a-z_]{1,32}", re.ASCII)  # a later version may have more of them
 
 
 class Kick(NamedTuple):
@@ -29,6 +33,13 @@ class Kick(NamedTuple):
 
     user: Hashable
     channel: str | None
+
+
+class Unreadable(NamedTuple):
+    """A batch of this channel that cannot be read, and why: it is of a later version, or broken."""
+
+    channel: str
+    reason: str
 
 
 class Entry(NamedTuple):
@@ -39,18 +50,18 @@ class Entry(NamedTuple):
 
     publisher: str
     number: int
-    content: Batch | Kick | None
+    content: Batch | Kick | Unreadable | None
 
 
 def to_fields(entry: Entry) -> dict[bytes, bytes]:
-    """The fields of an entry. Events are lines, since their JSON has none."""
+    """The fields of an entry with a batch, a kick, or None. Events are lines, since their JSON has none."""
     fields = {"v": VERSION.decode(), "p": entry.publisher, "n": str(entry.number)}
     content = entry.content
     if isinstance(content, Kick):
         fields["kick"] = json.dumps({"user": content.user, "channel": content.channel})
     elif content is None:
         fields["begin"] = ""
-    else:
+    elif isinstance(content, Batch):
         fields |= {
             "c": content.channel,
             "t": content.type,
@@ -64,21 +75,35 @@ def to_fields(entry: Entry) -> dict[bytes, bytes]:
 
 
 def read_fields(fields: dict[bytes, bytes]) -> Entry | None:
-    """What an entry says, None where it is none of ours: it comes from outside, and may be anything."""
+    """What an entry says, None if it is not one of ours: it comes from outside, and may be anything.
+
+    Publisher, number and channel mean the same in every version. So an entry that has the first two, and cannot be read
+    otherwise, is a batch that its clients will not get.
+    """
     try:
-        if fields.get(b"v") != VERSION:
-            return None
-        text = {name.decode(): value.decode() for name, value in fields.items()}
-        if not (_PUBLISHER.fullmatch(text["p"]) and _NUMBER.fullmatch(text["n"])):
-            return None
-        return Entry(text["p"], int(text["n"]), _read_content(text))
-    except (KeyError, TypeError, ValueError, RecursionError, SSEBatcherError):
+        publisher, number = fields[b"p"].decode(), fields[b"n"].decode()
+    except (KeyError, ValueError):
         return None
+    if not (_PUBLISHER.fullmatch(publisher) and _NUMBER.fullmatch(number)):
+        return None
+    try:
+        if fields[b"v"] != VERSION:
+            raise ValueError(f"version {fields[b'v'][:20]!r} is not known here")
+        content = _read_content({name.decode(): value.decode() for name, value in fields.items()})
+    except (KeyError, TypeError, ValueError, RecursionError, SSEBatcherError) as error:
+        if number == "0":
+            return None  # not a batch
+        return Entry(publisher, int(number), Unreadable(channel_of(fields), repr(error)[:200]))
+    return Entry(publisher, int(number), content)
 
 
-def is_for(fields: dict[bytes, bytes], channels: set[bytes]) -> bool:
-    """Whether it is a batch of one of these channels, as far as can be said without reading it."""
-    return fields.get(b"c") in channels
+def channel_of(fields: dict[bytes, bytes]) -> str:
+    """The channel of a batch, found without reading all of it. ``*`` if it has none, or none that can be read."""
+    try:
+        channel = fields[b"c"].decode()
+        return channel if channel == BROADCAST else check_channel(channel)
+    except (KeyError, ValueError):
+        return BROADCAST
 
 
 def _read_content(text: dict[str, str]) -> Batch | Kick | None:
@@ -100,25 +125,14 @@ def _read_batch(text: dict[str, str]) -> Batch:
     if channel != BROADCAST:
         check_channel(channel)
     types = text["types"].split("\n") if batch_type == MIXED else [check_type(batch_type)] * len(texts)
-    if text["r"] not in _REASONS or not _NUMBER.fullmatch(text["ts"]):
-        raise ValueError(text["r"])
+    if not _REASON.fullmatch(text["r"]) or not _NUMBER.fullmatch(text["ts"]):
+        raise ValueError("a bad reason or timestamp")
     for event_type in set(types):
         check_type(event_type)
     for data in texts:
-        _check_json(data)
+        check_json(data)
     events = tuple(Event(event_type, channel, data) for event_type, data in zip(types, texts, strict=True))
     return Batch(channel, batch_type, events, text["r"], int(text["ts"]))
-
-
-def _check_json(text: str) -> None:
-    """Refuse what is no JSON on one line of ASCII. A carriage return would begin a line of its own on the wire."""
-    if not text.isascii() or "\r" in text:
-        raise ValueError(text)
-    json.loads(text, parse_constant=_refuse)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
 
 
 def numbers(id: bytes | str) -> tuple[int, int]:
@@ -127,7 +141,13 @@ def numbers(id: bytes | str) -> tuple[int, int]:
 
 
 def id_of(position: Position) -> str:
+    """The id of the entry at this position, or right before it."""
     return f"{position[1]}-{position[2]}"
+
+
+def after(position: Position) -> Position:
+    """The place right after this entry."""
+    return (*position[:3], 1)
 
 
 def before(numbers: tuple[int, int]) -> tuple[int, int]:

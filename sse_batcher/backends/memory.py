@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from collections.abc import Hashable, Iterable
 
 from ..event import Batch
@@ -46,8 +47,14 @@ class MemoryBackend:
         assert receiver is not None, "connect() comes first"
         receiver.dismiss("kicked", user, channel)
 
+    def is_known(self) -> bool:
+        return True
+
     def open(self, cursor: str | None) -> None:
         """All of it is here."""
+
+    def now(self) -> float:
+        return time.time() * 1000
 
     def wait_until_delivered(self, timeout: float | None) -> bool:
         return True

@@ -12,7 +12,8 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from ..errors import BackendError
@@ -20,8 +21,8 @@ from ..event import BROADCAST, Batch
 from ..roles import Receiver
 from ..wire import Frame
 from ..worker import Worker
-from .connections import Link, errors, pauses
-from .entries import START, Entry, Kick, Position, before, id_of, numbers, read_fields, to_fields
+from .connections import Link, conflict, errors, pauses
+from .entries import START, Entry, Kick, Position, Unreadable, after, before, id_of, numbers, read_fields, to_fields
 
 _log = logging.getLogger("sse_batcher.backends.redis")
 
@@ -32,8 +33,14 @@ AT_ONCE = 500
 MAX_PUBLISHERS = 10_000
 MAX_DOUBLES = 1_000
 """Entries that came twice, of which it is known."""
+UNREADABLE_SECONDS = 1.0
+"""How long, at least, after clients were told of entries that cannot be read, until they are told again."""
 
 _EPOCH = re.compile(rb"[0-9a-f]{8}")
+
+
+RawEntry = tuple[bytes, dict[bytes, bytes]]
+"""The id of an entry, and its fields."""
 
 
 class Keys:
@@ -45,24 +52,36 @@ class Keys:
 
 
 class State:
-    """What is known of the stream. `changed` guards and tells of `ready`, `read`, `generation` and `epochs`."""
+    """What is known of the stream.
+
+    `changed` guards and tells of `ready`, `read`, `settled`, `generation` and `epochs`. `publisher` names this process
+    among those that publish.
+    """
 
     def __init__(self) -> None:
+        self.publisher = secrets.token_hex(8)
         self.changed = threading.Condition()
         self.adding = threading.Lock()  # held by who adds an entry, so that numbers rise in the stream, too
         self.ready = False
+        self.known = False  # whether it has been ready: never False again
         self.gave_up = False
         self.read: Position = START
+        self.head: Position = START
+        """The newest place that the receiver knows. By the reader, before it says in `read` that it was there."""
         self.generation = 0
         self.epochs: dict[int, str] = {}
+        self.added = 0
+        """The number of our newest batch that Redis has taken. By who adds it."""
+        self.settled = 0
+        """Our batches up to this number were read back, or are gone. By the reader."""
         self.ignored = 0
         # For who reads older entries again, up to `read`: those not to be delivered, and before what place nothing can
         # be had whole. Written by the reader, before it says in `read` that it was there.
         self.floor: Position = START
         self.doubles: OrderedDict[Position, None] = OrderedDict()
-        self._asked_at: float | None = None
-        self._answered_at: float | None = None
-        self._failing = False
+        # Milliseconds from our monotonic clock to the clock of Redis; until that is known, to the system's. By the
+        # reader; one number, so that others always see a whole one.
+        self._to_redis = time.time() * 1000 - time.monotonic() * 1000
 
     def note_double(self, position: Position) -> None:
         """This entry was there before, under another position."""
@@ -71,51 +90,50 @@ class State:
             self.floor = max(self.floor, next(iter(self.doubles)))  # first this: it is not known of any more
             self.doubles.popitem(last=False)
 
-    @property
-    def silent_for(self) -> float:
-        since = self._asked_at
-        return 0.0 if since is None else time.monotonic() - since
+    # -- the clock that makes the ids ----------------------------------------------------------------------------------
 
-    @property
-    def answered_ago(self) -> float:
-        since = self._answered_at
-        return self.silent_for if since is None else time.monotonic() - since
+    def now(self) -> float:
+        """The time of Redis, in milliseconds since 1970: the time of its newest entry, or later."""
+        return time.monotonic() * 1000 + self._to_redis
 
-    def tell_question(self) -> None:
-        if self._asked_at is None:
-            self._asked_at = time.monotonic()
+    def set_clock(self, seconds: int, microseconds: int) -> None:
+        """Redis has just said that it is so late."""
+        self._to_redis = seconds * 1000 + microseconds / 1000 - time.monotonic() * 1000
 
-    def tell_answer(self) -> None:
-        self._answered_at = time.monotonic()
-        self.wait_no_more()
-        if self._failing:
-            self._failing = False
-            _log.info("Redis answers again")
-
-    def wait_no_more(self) -> None:
-        self._asked_at = None
-
-    def tell_failure(self, what: str, error: Exception) -> None:
-        if not self._failing:
-            self._failing = True
-            _log.error("Redis %s: %s. It is tried again until it does; nothing more is logged until then", what, error)
+    def see_time(self, milliseconds: int) -> None:
+        """There is an entry of this time."""
+        if milliseconds > self.now():
+            self._to_redis = milliseconds - time.monotonic() * 1000
 
 
 class Reader:
-    """The thread that reads the stream. Holds the receiver weakly, so that a dropped manager ends it."""
+    """The thread that reads the stream. Holds the receiver weakly, so that a dropped manager ends it.
 
-    def __init__(self, receiver: Receiver, keys: Keys, frames: int, connect: Any, state: State) -> None:
+    `clock` is monotonic time in seconds.
+    """
+
+    def __init__(
+        self, receiver: Receiver, keys: Keys, link: Link, state: State, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.started = False
+        self._link = link
         self._receiver = weakref.ref(receiver)
         self._keys = keys
-        self._frames = frames
         self._state = state
-        self._link = Link(connect)
+        self._clock = clock
         self._closed = threading.Event()
         self._pauses = pauses()
-        self._anchor = b""  # the id of the entry that is still there if nothing after it was trimmed
-        self._lost = ""  # why something before the next entry is missing
+        # An entry that is still there if nothing after it was trimmed: the one read last, or the first one to be read.
+        # With its fields: after a failover another one may have got the same id. None: nothing that was read is there.
+        self._anchor: RawEntry | None = None
         self._numbers: OrderedDict[str, int] = OrderedDict()  # of each publisher, the newest that was read
+        # The same, when the line of entries broke last: what was read before that is not where others have it.
+        self._numbers_before: dict[str, int] = {}
+        self._moved = False  # such an entry has come again, or another line begins, and clients were not told of it yet
+        # The channels of entries that cannot be read, of which clients were not told yet; and when they may be told.
+        self._untold: dict[str, None] = {}
+        self._next_telling = float("-inf")
+        self._has_logged = False
         self._worker = Worker(self, "sse_batcher-redis")
 
     def start(self) -> None:
@@ -137,9 +155,9 @@ class Reader:
         receiver = self._receiver()
         if receiver is None or self._closed.is_set():
             self._link.drop()
-            self._state.wait_no_more()
+            self._link.rest()
             return None
-        self._state.tell_question()
+        self._link.ask()
         try:
             if not self._state.ready:
                 self._find_epoch(receiver)
@@ -147,13 +165,13 @@ class Reader:
         except Exception as error:
             if self._closed.is_set():
                 return 0.0  # whatever redis-py makes of a connection that was cut under it
-            self._link.drop()
             if not isinstance(error, errors()):
+                self._link.drop()
                 raise
-            self._state.tell_failure("cannot be read", error)
+            self._link.fail(error)
             return next(self._pauses)
         self._pauses = pauses()
-        self._state.tell_answer()
+        self._link.succeed()
         return 0.0
 
     # -- the first look, and the first at another stream ---------------------------------------------------------------
@@ -162,128 +180,227 @@ class Reader:
         """See whether this is a stream that was not met before, and begin where it begins."""
         state = self._state
         epoch, first = self._look()
-        if not _EPOCH.fullmatch(epoch) or not first:
-            self._begin_epoch(replaces=bool(epoch) and not _EPOCH.fullmatch(epoch))
+        if not self._is_current(epoch) and (not _EPOCH.fullmatch(epoch) or not first or self._was_met(epoch)):
+            self._begin_epoch(epoch)
             epoch, first = self._look()
         if not _EPOCH.fullmatch(epoch):
-            raise BackendError(f"the key {self._keys.epoch} holds {epoch!r}, which is no epoch")
-        name = epoch.decode()
-        if state.epochs.get(state.generation) == name:
+            raise BackendError(f"the key {self._keys.epoch} holds {epoch!r}, which is not an epoch")
+        if self._is_current(epoch):
             return
-        reason = "epoch" if state.epochs else "too_old"
+        begins = not state.epochs
+        if not begins:
+            _log.warning(
+                "the stream %s is not the one that was read before: Redis has lost data, another master has taken "
+                "over, or somebody has deleted a key. Clients get sse_gap",
+                self._keys.stream,
+            )
         with state.changed:
-            state.generation += bool(state.epochs)
-            state.epochs[state.generation] = name
+            state.generation += not begins
+            state.epochs[state.generation] = epoch.decode()
             state.changed.notify_all()
         # The numbers stay: where it is only the key that was lost, what is in the stream was had already.
-        position: Position = (state.generation, *(before(numbers(first)) if first else (0, 0)))
-        self._lose(receiver, BROADCAST, position, reason)
-        self._lost = ""
-        self._advance(position)
+        self._break_line()
         self._anchor = first
+        position: Position = (state.generation, *(before(numbers(first[0])) if first else (0, 0)), 0)
+        if begins:
+            self._lose(receiver, BROADCAST, position, "too_old")
+        # Clients are told after what they have had already, or as soon as there is nothing more: a moment later.
+        self._moved = not begins
+        self._advance(position)
 
-    def _look(self) -> tuple[bytes, bytes]:
-        """The epoch, and the id of the first entry."""
+    def _is_current(self, epoch: bytes) -> bool:
+        return epoch.decode("ascii", "replace") == self._state.epochs.get(self._state.generation)
+
+    def _was_met(self, epoch: bytes) -> bool:
+        """Whether it is an older one that has come back: there may be cursors of it that mean something else."""
+        return epoch.decode("ascii", "replace") in self._state.epochs.values()
+
+    def _look(self) -> tuple[bytes, RawEntry | None]:
+        """The epoch, and the first entry. Takes the time, too."""
         pipeline = self._link.client.pipeline(transaction=False)
         pipeline.get(self._keys.epoch)
         pipeline.xrange(self._keys.stream, count=1)
-        epoch, entries = pipeline.execute()
-        return epoch or b"", entries[0][0] if entries else b""
+        pipeline.time()
+        epoch, entries, now = pipeline.execute()
+        self._state.set_clock(*now)
+        return epoch or b"", (entries[0][0], entries[0][1]) if entries else None
 
-    def _begin_epoch(self, *, replaces: bool) -> None:
-        """Give the epoch a name, if it has none, and an entry with it.
+    def _begin_epoch(self, known: bytes) -> None:
+        """Give the epoch another name than this one, unless another process has done so, and an entry with it.
 
         Every place that anybody is told of it is that of this entry, or after it: so where the stream begins says
         whether all is there. Versions of Redis before 7 have no other way to tell.
         """
-        pipeline = self._link.client.pipeline(transaction=True)
-        pipeline.set(self._keys.epoch, secrets.token_hex(4), nx=not replaces)
-        pipeline.xadd(self._keys.stream, to_fields(Entry(secrets.token_hex(8), 0, None)))
-        pipeline.execute()
+        with self._link.client.pipeline(transaction=True) as pipeline:
+            pipeline.watch(self._keys.epoch)
+            if (pipeline.get(self._keys.epoch) or b"") != known:
+                return
+            pipeline.xadd(self._keys.stream, to_fields(Entry(secrets.token_hex(8), 0, None)))  # first, see above
+            pipeline.multi()
+            pipeline.set(self._keys.epoch, secrets.token_hex(4))
+            with suppress(conflict()):
+                pipeline.execute()
 
     # -- the stream ----------------------------------------------------------------------------------------------------
 
     def _read_on(self, receiver: Receiver) -> None:
-        state, keys = self._state, self._keys
+        state, keys, anchor = self._state, self._keys, self._anchor
+        added = state.added  # before the question, so that the answer is about all of these
         # In one go: what is new, and afterwards whether this is still the same stream, and whether the last entry read
         # is still there, or the first one that is to be. If it is, nothing after it was trimmed.
         pipeline = self._link.client.pipeline(transaction=False)
         pipeline.xread({keys.stream: id_of(state.read)}, count=AT_ONCE, block=BLOCK_MS if state.ready else None)
         pipeline.get(keys.epoch)
-        pipeline.xrange(keys.stream, min=self._anchor or "-", max=self._anchor or "+", count=1)
+        pipeline.xrange(keys.stream, *(("-", "+") if anchor is None else (anchor[0], anchor[0])), count=1)
         news, epoch, kept = pipeline.execute()
-        entries = _entries(news)
-        if epoch is None or epoch.decode("ascii", "replace") != state.epochs[state.generation]:
+        if not self._is_current(epoch or b""):
             self._set_ready(False)
             return
-        if self._anchor and not kept:
-            self._lost = self._lost or "overflow"
-            state.floor = max(state.floor, state.read)
+        if anchor is not None and not (kept and tuple(kept[0]) == anchor):
+            kept = self._link.client.xrange(keys.stream, count=1)
+            if not self._is_older(kept):
+                self._break_line()
+                self._lose(receiver, BROADCAST, after(state.read), "overflow")
+        elif anchor is not None:
+            kept = []
+        if self._is_older(kept):
+            # What was read last is gone, and there is something before it: not trimmed, but another line of entries,
+            # whose ids may be below those that clients have.
+            self._begin_epoch(epoch)
+            self._set_ready(False)
+            return
+        entries = _entries(news)
         self._deliver(receiver, entries)
-        if not entries and not state.ready:
-            self._set_ready(True)
+        if entries:
+            state.see_time(numbers(entries[-1][0])[0])
+        self._tell_rest(receiver)
+        if not entries:
+            self._tell_moved(receiver)
+            with state.changed:
+                state.settled = max(state.settled, added)
+                state.changed.notify_all()
+            if not state.ready:
+                self._set_ready(True)
+
+    def _is_older(self, found: list[RawEntry]) -> bool:
+        """Whether there is an entry that has an id up to that of the last one read."""
+        return bool(found) and numbers(found[0][0]) <= self._state.read[1:3]
+
+    def _break_line(self) -> None:
+        """What was read up to now is not in the stream any more, or not where it was."""
+        self._anchor = None
+        self._numbers_before = dict(self._numbers)
 
     def _set_ready(self, ready: bool) -> None:
         state = self._state
         with state.changed:
             state.ready = ready
+            state.known = state.known or ready
             state.gave_up = state.gave_up and not ready
             state.changed.notify_all()
 
-    def _deliver(self, receiver: Receiver, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> None:
+    def _deliver(self, receiver: Receiver, entries: Iterable[RawEntry]) -> None:
         state = self._state
         for id, fields in entries:
-            position: Position = (state.generation, *numbers(id))
+            position: Position = (state.generation, *numbers(id), 0)
+            if position <= state.read:
+                continue  # a proxy has repeated an answer
             entry = read_fields(fields)
             if entry is None:
                 state.ignored += 1
                 if state.ignored == 1:
-                    _log.warning("an entry of %s is none of ours and ignored: %s", self._keys.stream, id)
-            elif self._had(entry):
-                state.note_double(position)
+                    _log.warning("an entry of %s is not one of ours, and is ignored: %s", self._keys.stream, id)
+            elif isinstance(entry.content, Kick):
+                receiver.dismiss("kicked", *entry.content)
             elif entry.content is not None:
-                self._deliver_one(receiver, entry.content, position)
-            self._advance(position)
-            self._anchor = id
+                self._deliver_batch(receiver, entry, position)
+            self._advance(position, entry)
+            self._anchor = id, fields
 
-    def _deliver_one(self, receiver: Receiver, content: Batch | Kick, position: Position) -> None:
-        if self._lost:
-            # Up to here, and not to just before it: there may be no place between this entry and the last one.
-            self._lose(receiver, BROADCAST, position, self._lost)
-        if isinstance(content, Kick):
-            receiver.dismiss("kicked", *content)
-        elif not self._lost:
-            epoch = self._state.epochs[position[0]]
-            try:
-                receiver.deliver(Frame(content, position, f"{epoch}-{id_of(position)}"))
-            except Exception:  # or it would be read again and again
-                _log.exception("a batch of %s cannot be delivered, and is lost", self._keys.stream)
-                self._lose(receiver, content.channel, position)
-        self._lost = ""
-
-    def _lose(self, receiver: Receiver, channel: str, position: Position, reason: str = "publish_failed") -> None:
-        self._state.floor = max(self._state.floor, position)
-        receiver.lose(channel, position, reason)
-
-    def _had(self, entry: Entry) -> bool:
-        """Whether it was read before: its publisher added it twice, since it had no answer. Notes what is missing."""
-        if not isinstance(entry.content, Batch):
-            return False
+    def _deliver_batch(self, receiver: Receiver, entry: Entry, position: Position) -> None:
+        """Deliver a batch, unless it was read before: a publisher that had no answer adds it again."""
+        state, number, content = self._state, entry.number, entry.content
         last = self._numbers.pop(entry.publisher, None)
-        self._numbers[entry.publisher] = entry.number if last is None else max(last, entry.number)
+        self._numbers[entry.publisher] = number if last is None else max(last, number)
         if len(self._numbers) > MAX_PUBLISHERS:
             self._numbers.popitem(last=False)
-        if last is not None and entry.number > last + 1:
-            self._lost = self._lost or "publish_failed"
-        return last is not None and entry.number <= last
+        if last is not None and number <= last:
+            state.note_double(position)
+            self._moved = self._moved or number <= self._numbers_before.get(entry.publisher, -1)
+            return
+        self._tell_moved(receiver)
+        if last is not None and number > last + 1:
+            self._lose(receiver, BROADCAST, after(state.read), "publish_failed")
+        if isinstance(content, Unreadable):
+            self._note_unreadable(receiver, content, position)
+        elif isinstance(content, Batch):
+            # If the clock of Redis was set back, ids have the time of the newest one until it has come to that again.
+            time = int(state.now()) if state.ready and position[1] == state.read[1] else position[1]
+            frame = Frame(content, position, f"{state.epochs[position[0]]}-{id_of(position)}", time)
+            try:
+                receiver.deliver(frame)
+                state.head = position
+            except Exception:  # or it would be read again and again
+                _log.exception("a batch of %s cannot be delivered, and is lost", self._keys.stream)
+                self._lose(receiver, content.channel, position, "publish_failed")
 
-    def _advance(self, position: Position) -> None:
-        with self._state.changed:
-            self._state.read = position
-            self._state.changed.notify_all()
+    def _note_unreadable(self, receiver: Receiver, content: Unreadable, position: Position) -> None:
+        state = self._state
+        state.ignored += 1
+        self._untold[content.channel] = None
+        if not self._has_logged:
+            self._has_logged = True
+            _log.error(
+                "a batch of %s cannot be read: %s. Its clients get sse_gap. If another process has a newer version of "
+                "sse_batcher, upgrade this one. Further ones are counted as ignored, and not logged",
+                self._keys.stream,
+                content.reason,
+            )
+        # Here and now, so that the place is exact; older ones have no clients yet that could be told too often.
+        if not state.known or self._clock() >= self._next_telling:
+            self._tell_unreadable(receiver, position)
+
+    def _tell_unreadable(self, receiver: Receiver, position: Position) -> None:
+        """Let the clients of these channels know that they have missed something before this place."""
+        for channel in self._untold:
+            receiver.lose(channel, position, "publish_failed")
+        self._state.head = position
+        self._untold.clear()
+        if self._state.known:
+            self._next_telling = self._clock() + UNREADABLE_SECONDS
+
+    def _tell_rest(self, receiver: Receiver) -> None:
+        if self._untold and self._clock() >= self._next_telling:
+            # Clients may have got later ones meanwhile, and have come back with their cursors.
+            place = after(self._state.read)
+            self._state.floor = max(self._state.floor, place)
+            self._tell_unreadable(receiver, place)
+
+    def _tell_moved(self, receiver: Receiver) -> None:
+        """Let all clients know that this is another line of entries.
+
+        What was in the old one may be lost. What this process had already, and is at another place now, it does not
+        deliver: a client that comes from another process may have missed it there, and would miss it here, too.
+        """
+        if self._moved:
+            self._moved = False
+            self._lose(receiver, BROADCAST, after(self._state.read), "epoch")
+
+    def _lose(self, receiver: Receiver, channel: str, position: Position, reason: str) -> None:
+        self._state.floor = max(self._state.floor, position)
+        receiver.lose(channel, position, reason)
+        self._state.head = position
+
+    def _advance(self, position: Position, entry: Entry | None = None) -> None:
+        state = self._state
+        with state.changed:
+            state.read = position
+            if entry is not None and entry.publisher == state.publisher:
+                state.settled = max(state.settled, entry.number)
+            state.changed.notify_all()
 
 
-def _entries(news: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+def _entries(news: Any) -> list[RawEntry]:
     """Those of the one stream, in each shape that versions of redis-py and of the protocol give it."""
     if not news:
         return []

@@ -9,150 +9,254 @@ too. Follows https://redis.io/docs/latest/commands/xadd/ and xread.
 
 from __future__ import annotations
 
+import logging
 import re
-import secrets
 import threading
-from collections.abc import Callable, Hashable, Iterable
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import BackendError
-from ..event import Batch
+from ..event import Batch, check_channel
 from ..history import Cursor, Slice
 from ..roles import Receiver
-from ..worker import Deadline
 from .archive import Archive
-from .connections import Link, connector, errors, pauses
-from .entries import START, Entry, Kick, Position, numbers, to_fields
+from .connections import Link, connector, errors, is_exhausted, pauses
+from .entries import START, Entry, Kick, Position, to_fields
 from .reader import Keys, Reader, State
 
+_log = logging.getLogger("sse_batcher.backends.redis")
+
 OPEN_SECONDS = 2.0
-"""How long a new client waits for the history, or for the reader to come to where the client has been."""
+"""How long a new client waits for the history, if it is one of the few that may wait for long. A kick waits, too."""
+MAX_WAITING = 2
+"""How many clients may wait for so long at once. Each holds a thread of the server."""
+SHORT_SECONDS = 0.1
+"""How long all others wait: as long as it takes if all is well."""
+CATCH_UP_SECONDS = 0.5
+"""How long a new client waits, at most, until the reader comes to where it has been."""
 
 # A cursor comes from outside: it is matched whole, bounded, and rebuilt from its parts.
-_CURSOR = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,19})(?:\.([1-9][0-9]{0,8}))?", re.ASCII)
+_CURSOR = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,19})(?:(-1)|\.([1-9][0-9]{0,8}))?", re.ASCII)
 
 
 class RedisBackend:
-    """`connect` makes a ``redis.Redis``. `prefix`: of the two keys. `frames`: about how many entries are kept."""
+    """`connect` makes a ``redis.Redis``. `prefix`: of the two keys. `frames`: about how many entries are kept.
+
+    `clock` is monotonic time in seconds.
+    """
 
     start = START
 
-    def __init__(self, connect: Callable[[], Any], prefix: str, frames: int) -> None:
+    def __init__(
+        self, connect: Callable[[], Any], prefix: str, frames: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._frames = frames
         self._keys = Keys(prefix)
         self._connect = connect
-        self._publisher = secrets.token_hex(8)
+        self._clock = clock
         self._number = 0
-        self._link = Link(connect)  # of who publishes
+        # One for each user of Redis: what one is refused says nothing about the others.
+        self._publishing = Link(connect, "Publishing to")
+        self._reading = Link(connect, "Reading from")
         self._closing = threading.Event()
         self._state = State()
         self._reader: Reader | None = None
-        self._archive = Archive(self._keys, connect, self._state)
-        self._published: Position = START  # the newest of our own
+        self._archive = Archive(self._keys, connect, self._state, self._reading)
+        self._waiting = threading.BoundedSemaphore(MAX_WAITING)
 
     def connect(self, receiver: Receiver) -> None:
-        self._reader = Reader(receiver, self._keys, self._frames, self._connect, self._state)
+        self._reader = Reader(receiver, self._keys, self._reading, self._state, self._clock)
 
     def publish(self, batch: Batch) -> None:
         """Add an entry, however long it takes: what comes meanwhile waits in the batcher. Raises after `close` only."""
-        with self._state.adding:
+        state, link = self._state, self._publishing
+        with state.adding:
             self._number += 1
-            fields = to_fields(Entry(self._publisher, self._number, batch))
+            fields = to_fields(Entry(state.publisher, self._number, batch))
             for pause in pauses():
+                link.ask()
                 try:
-                    self._published = max(self._published, self._xadd(fields))
-                    return
+                    self._add(fields)
                 except errors() as error:
-                    self._link.drop()
                     if self._closing.is_set():
+                        link.drop()
                         raise
-                    self._state.tell_failure("takes no batches", error)
+                    link.fail(error)
+                else:
+                    link.succeed()
+                    state.added = self._number
+                    return
                 # The number stays: an entry that was added though no answer came is known by it, and read once.
                 self._closing.wait(pause)
 
     def kick(self, user: Hashable, channel: str | None) -> None:
-        """Have all processes end these streams. Raises `BackendError` where Redis does not take it."""
+        """Have all processes end these streams. Raises `BackendError` if Redis does not take it."""
         if not isinstance(user, (str, int, type(None))):
             raise ValueError(f"between processes a user is a str or an int, not {user!r}")
+        if channel is not None:
+            check_channel(channel)  # no process would understand it
         # Who publishes holds it for as long as Redis is away.
         if not self._state.adding.acquire(timeout=OPEN_SECONDS):
             raise BackendError("Redis does not take anything, and so no kick: try again")
         try:
-            self._xadd(to_fields(Entry(self._publisher, 0, Kick(user, channel))))
+            self._add(to_fields(Entry(self._state.publisher, 0, Kick(user, channel))))
+            self._publishing.succeed()
         except errors() as error:
-            self._link.drop()
+            self._publishing.drop()
             raise BackendError(f"Redis did not take the kick: {error}") from error
         finally:
             self._state.adding.release()
 
-    def _xadd(self, fields: dict[bytes, bytes]) -> Position:
-        self._state.tell_question()
-        id = self._link.client.xadd(self._keys.stream, fields, maxlen=self._frames, approximate=True)
-        self._state.tell_answer()
-        return (self._state.generation, *numbers(id))
+    def _add(self, fields: dict[bytes, bytes]) -> None:
+        """Add an entry, with `adding` held. Raises what redis-py raises."""
+        try:
+            self._publishing.client.xadd(self._keys.stream, fields, maxlen=self._frames)
+        except errors() as error:
+            if not is_exhausted(error):
+                raise
+            self._begin_again(fields)
+
+    def _begin_again(self, fields: dict[bytes, bytes]) -> None:
+        """Begin the stream again with this entry, since one of somebody else has the largest id that can be.
+
+        No entry can follow that one, even after it was deleted. Readers see that ids are lower than before, and clients
+        get ``sse_gap``.
+        """
+        key = self._keys.stream
+        with self._publishing.client.pipeline(transaction=True) as pipeline:
+            pipeline.watch(key)
+            try:
+                pipeline.xadd(key, fields, maxlen=self._frames)
+                return  # another process has begun it again
+            except errors() as error:
+                if not is_exhausted(error):
+                    raise
+            pipeline.multi()
+            pipeline.delete(key)
+            pipeline.xadd(key, fields, maxlen=self._frames)
+            pipeline.execute()
+        _log.warning(
+            "the stream %s was deleted and begun again: an entry of somebody else had the largest possible id, so that "
+            "nothing could be added. Clients get sse_gap",
+            key,
+        )
 
     # -- clients -------------------------------------------------------------------------------------------------------
 
+    def is_known(self) -> bool:
+        """Whether it is known where the history stands. Begins to read it; never waits."""
+        if not self._state.known:
+            self._start()
+        return self._state.known
+
     def open(self, cursor: str | None) -> None:
-        """Have the history here, up to where this client has been. Raises `BackendError` where that cannot be had."""
+        """Have the history here, up to where this client has been. Raises `BackendError` if that cannot be had.
+
+        A few may wait for long, since that holds a thread of the server, and anybody may open streams.
+        """
+        self._start()
+        with self._patience() as seconds:
+            self._wait_until_ready(seconds)
+            place = self.read(cursor).position if cursor else None
+            if place is not None and self._is_ahead(place):
+                self._wait_for(place, min(seconds, CATCH_UP_SECONDS))
+
+    @contextmanager
+    def _patience(self) -> Iterator[float]:
+        """For how many seconds the caller may wait."""
+        if not self._waiting.acquire(blocking=False):
+            yield SHORT_SECONDS
+            return
+        try:
+            yield OPEN_SECONDS
+        finally:
+            self._waiting.release()
+
+    def _wait_until_ready(self, seconds: float) -> None:
         state = self._state
+        with state.changed:
+            if not state.changed.wait_for(lambda: state.ready, 0 if state.gave_up else seconds):
+                # Clients that come next do not wait for as long.
+                state.gave_up = state.gave_up or seconds == OPEN_SECONDS
+                raise BackendError("Redis does not answer: it is not known where a new stream would begin")
+
+    def _is_ahead(self, place: Position) -> bool:
+        return place[:3] > self._state.read[:3]
+
+    def _wait_for(self, place: Position, seconds: float) -> None:
+        """Wait until the reader is at this place of the future, if there is one.
+
+        The client may come from a process that has read further than this one. But it may also have made the place up:
+        Redis is asked first.
+        """
+        state = self._state
+        if self._archive.has(place):
+            with state.changed:
+                if not state.changed.wait_for(lambda: not self._is_ahead(place), seconds):
+                    raise BackendError("this process has not read as far as the client has")
+
+    def _start(self) -> None:
         assert self._reader is not None, "connect() comes first"
         self._reader.start()
-        deadline = Deadline(OPEN_SECONDS)
-        with state.changed:
-            if not state.changed.wait_for(lambda: state.ready, 0 if state.gave_up else deadline.left()):
-                state.gave_up = True  # who comes next does not wait for as long
-                raise BackendError("Redis does not answer: it is not known where a new stream would begin")
-            # He may come from a process that has read further than this one.
-            place = self.read(cursor).position if cursor else None
-            if place is not None:
-                state.changed.wait_for(lambda: state.read >= place, min(0.5, deadline.left() or 0.0))
 
     def wait_until_delivered(self, timeout: float | None) -> bool:
-        """Wait until what this process has published was read back, where it reads at all."""
-        state = self._state
+        """Wait until what this process has published was read back, if it reads at all."""
+        state, added = self._state, self._state.added
         if self._reader is None or not self._reader.started:
             return True
         with state.changed:
-            return state.changed.wait_for(lambda: state.read >= self._published, timeout)
+            return state.changed.wait_for(lambda: state.settled >= added, timeout)
 
     def close(self, timeout: float | None) -> bool:
         self._closing.set()
         self._archive.close()
         if self._state.adding.acquire(blocking=False):  # who holds it may have to wait for Redis
-            self._link.drop()
+            self._publishing.drop()
             self._state.adding.release()
         return self._reader is None or self._reader.close(timeout)
 
     @property
     def silent_for(self) -> float:
-        """Seconds for which Redis owes an answer."""
-        return self._state.silent_for
+        """Seconds for which Redis owes an answer, to the one that has waited for longest."""
+        return max(self._publishing.silent_for, self._reading.silent_for)
 
     @property
     def answered_ago(self) -> float:
-        """Seconds since Redis has answered, or, where it never has, since it was first asked."""
-        return self._state.answered_ago
+        """Seconds since Redis has answered all that ask; if it never has, since it was first asked."""
+        if self._reader is None or not self._reader.started:
+            return self._publishing.answered_ago
+        # The reader asks all the time, the publisher only if there is something to publish.
+        return max(self._publishing.silent_for, self._reading.answered_ago)
 
     @property
     def ignored(self) -> int:
-        """Entries that are none of ours, or broken."""
+        """Entries that are not ours, or cannot be read."""
         return self._state.ignored
+
+    def now(self) -> float:
+        """The time of Redis, as far as it is known here, in milliseconds since 1970."""
+        return self._state.now()
 
     # -- cursors -------------------------------------------------------------------------------------------------------
 
     def format(self, position: Position) -> str:
-        generation, milliseconds, sequence = position
-        return f"{self._state.epochs[generation]}-{milliseconds}-{sequence}"
+        generation, milliseconds, sequence, is_after = position
+        return f"{self._state.epochs[generation]}-{milliseconds}-{sequence}{'-1' if is_after else ''}"
 
     def read(self, cursor: str) -> Cursor:
         match = _CURSOR.fullmatch(cursor)
-        if match is None or int(match[3]) >= 2**64:  # which Redis would refuse
+        if match is None or int(match[2]) >= 2**64 or int(match[3]) >= 2**64:  # which Redis would refuse
             return Cursor(refused="malformed")
         state = self._state
         if match[1] != state.epochs.get(state.generation):
             return Cursor(refused="epoch")
-        return Cursor((state.generation, int(match[2]), int(match[3])), int(match[4] or 0))
+        position: Position = (state.generation, int(match[2]), int(match[3]), int(bool(match[4])))
+        if state.head < position and position[:3] <= state.read[:3]:
+            # Another process has told its clients of something there: here, nothing has come since the head.
+            return Cursor(state.head)
+        return Cursor(position, int(match[5] or 0))
 
     def replay(self, channels: Iterable[str], cursor: Cursor) -> Slice | None:
         """What the stream still has after this cursor, where the process's own history does not."""

@@ -1,0 +1,582 @@
+"""The stream in Redis becomes another one, or its ids go back: clients get a gap at once, and lose nothing silently."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from sse_batcher import BatchOptions, HistoryOptions, SSEManager
+from sse_batcher.backends.connections import Link
+from sse_batcher.backends.entries import Entry, Kick, to_fields
+from sse_batcher.backends.reader import Keys, Reader, State
+from sse_batcher.backends.redis import RedisBackend
+from sse_batcher.event import Batch, Event
+from sse_batcher.history import Cursor
+
+from .redisserver import RedisServer, cursor_of, redis_server, sentinel_of
+from .servers import HOST, wait_until
+from .viewers import EPOCH, FORGETFUL, PATIENCE, STREAM, Make, Viewer, add, flat, managers, send, wait_until_read
+
+external = pytest.mark.external
+
+LARGEST = f"{2**64 - 1}-{2**64 - 1}"
+MINUTE = 60_000
+DAY = 24 * 60 * MINUTE
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    with managers(monkeypatch) as make:
+        yield make
+
+
+def in_ms(milliseconds: int) -> str:
+    """An id of that time from now."""
+    return f"{int(time.time() * 1000) + milliseconds}-0"
+
+
+def state_of(manager: SSEManager) -> State:
+    backend = manager._life.get().backend
+    assert isinstance(backend, RedisBackend)
+    return backend._state
+
+
+def names_of(events: list[Any]) -> list[str]:
+    return [event.type for event in events]
+
+
+def assert_told(values: list[Any]) -> None:
+    """Numbers rise by one, unless a gap says that some may be missing. Reasons are between them."""
+    last = None
+    for value in values:
+        if isinstance(value, str):
+            last = None
+            continue
+        assert last is None or value == last + 1, f"{value} after {last}, and no gap: {values}"
+        last = value
+
+
+# -- ids below what was read -------------------------------------------------------------------------------------------
+
+
+@external
+def test_ids_that_go_back_are_told_at_once_and_nothing_is_lost(server: RedisServer, make: Make) -> None:
+    one, two = make(server.url), make(server.url)
+    with Viewer(one) as at_one, Viewer(two) as at_two:
+        add(server, 1, id=in_ms(10 * MINUTE))  # as if the clock was right until now, and is set back
+        for viewer in (at_one, at_two):
+            assert viewer.numbers(1) == [1]
+        old = at_one.events[-1].id
+        server.client.delete(STREAM)
+        send(one, 10)
+        for viewer in (at_one, at_two):
+            assert flat(viewer.until_type("sse_gap")) == ["epoch"]
+        send(one, *range(11, 20))
+        for viewer in (at_one, at_two):
+            values = viewer.numbers(19)
+            assert values[-9:] == [*range(11, 20)]
+        for manager in (one, two, make(server.url)):
+            with Viewer(manager, cursor=old) as viewer:
+                assert flat(viewer.events[:1]) == ["epoch"]
+    assert at_one.events[-1].id == at_two.events[-1].id  # all processes agree on one new name
+    assert one.get_stats().gaps <= 3
+
+
+@external
+def test_a_gap_is_told_though_nothing_comes_after_it(server: RedisServer, make: Make) -> None:
+    manager = make(server.url)
+    with Viewer(manager) as viewer:
+        add(server, 1)
+        viewer.numbers(1)
+        server.client.delete(STREAM)
+        assert flat(viewer.until_type("sse_gap")) == ["overflow"]
+
+
+@external
+def test_what_was_published_below_what_was_read_is_waited_for(server: RedisServer, make: Make) -> None:
+    manager = make(server.url)
+    backend = manager._life.get().backend
+    with Viewer(manager) as viewer:
+        add(server, 1, id=in_ms(10 * MINUTE))
+        viewer.numbers(1)
+        server.client.delete(STREAM)
+        send(manager, 2)
+        assert manager.flush_all(PATIENCE)
+        assert backend.wait_until_delivered(PATIENCE)
+        assert manager.get_stats().history_frames == 2  # the hub has it, and not only Redis
+        viewer.until_type("sse_gap")
+
+
+@external
+def test_own_batches_that_were_trimmed_unread_are_not_waited_for(server: RedisServer, make: Make) -> None:
+    manager = make(server.url)
+    send(manager, 1)
+    assert manager.flush_all(PATIENCE)
+    server.client.xtrim(STREAM, maxlen=0, approximate=False)
+    cursor_of(manager)  # reads from now on
+    assert manager._life.get().backend.wait_until_delivered(PATIENCE)
+
+
+@external
+def test_a_kick_below_what_was_read_is_not_lost(server: RedisServer, make: Make) -> None:
+    one, two = make(server.url), make(server.url)
+    client = two.subscribe(user="ada")
+    next(client)
+    with Viewer(two) as viewer:
+        add(server, 1, id=in_ms(10 * MINUTE))
+        viewer.numbers(1)
+        server.client.delete(STREAM)
+        one.kick(user="ada")
+        viewer.until_type("sse_gap")
+        assert b"kicked" in b"".join(client)
+
+
+@external
+def test_an_entry_with_the_largest_id_does_not_stop_the_site(
+    server: RedisServer, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two, three = make(server.url), make(server.url), make(server.url)
+    with Viewer(one) as at_one, Viewer(two) as at_two:
+        send(one, 1)
+        for viewer in (at_one, at_two):
+            viewer.numbers(1)
+        old = at_one.events[-1].id
+        server.client.xadd(STREAM, {"hello": "world"}, id=LARGEST)
+        wait_until(lambda: two.get_stats().ignored == 1, "it is read")
+        for number, manager in enumerate((one, two, three), 2):  # each of them finds that it can add nothing
+            send(manager, number)
+        for manager in (one, two, three):
+            assert manager.flush_all(PATIENCE)
+        for viewer in (at_one, at_two):
+            viewer.until_type("sse_gap")
+        send(one, 5)
+        for viewer in (at_one, at_two):
+            viewer.numbers(5)
+            assert_told(flat(viewer.events))
+            assert {"epoch", 5} <= set(flat(viewer.events))
+        with Viewer(one, cursor=old) as viewer:
+            assert flat(viewer.events[:1]) == ["epoch"]
+    assert len([record for record in caplog.records if "was deleted and begun again" in record.getMessage()]) == 1
+
+
+@external
+def test_the_largest_id_that_was_deleted_again_does_not_stop_it_either(server: RedisServer, make: Make) -> None:
+    manager = make(server.url)
+    with Viewer(manager) as viewer:
+        server.client.xadd(STREAM, {"hello": "world"}, id=LARGEST)
+        wait_until(lambda: manager.get_stats().ignored == 1, "it is read")
+        server.client.xdel(STREAM, LARGEST)
+        send(manager, 1)
+        assert flat(viewer.until_type("sse_gap")) == ["epoch"]
+        send(manager, 2)
+        assert viewer.numbers(2)[-1] == 2
+
+
+@external
+def test_ids_of_twenty_digits_have_cursors(server: RedisServer, make: Make) -> None:
+    manager = make(server.url)
+    with Viewer(manager) as viewer:
+        server.client.xadd(STREAM, {"hello": "world"}, id=f"{2**64 - 1}-5")
+        send(manager, 1)
+        viewer.numbers(1)
+        cursor = viewer.events[-1].id
+        send(manager, 2)
+        viewer.numbers(2)
+    with Viewer(manager, cursor=cursor) as viewer:
+        assert viewer.numbers(2) == [2]
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unsteady(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server whose clock can be set."""
+    with redis_server(tmp_path, clock="+0") as server:
+        yield server
+
+
+@external
+def test_a_clock_that_is_set_back_with_a_stream_deleted_is_told(unsteady: RedisServer, make: Make) -> None:
+    manager = make(unsteady.url)
+    with Viewer(manager) as viewer:
+        unsteady.set_clock("+1d")
+        send(manager, 1)
+        viewer.numbers(1)
+        unsteady.set_clock("+0")
+        unsteady.client.delete(STREAM)
+        send(manager, 2, 3)
+        assert flat(viewer.until_type("sse_gap"))[-1] == "epoch"
+        send(manager, 4)
+        viewer.numbers(4)
+        assert_told(flat(viewer.events))
+
+
+@external
+def test_a_clock_that_jumps_a_day_ahead_and_back_is_not_noticed(unsteady: RedisServer, make: Make) -> None:
+    manager = make(unsteady.url)
+    start = cursor_of(manager)
+    with Viewer(manager) as viewer:
+        for number, clock in enumerate(["+0", "+1d", "-1d", "+2d", "+0"]):
+            unsteady.set_clock(clock)
+            send(manager, number)
+            assert viewer.numbers(number) == [number]
+    with Viewer(manager, cursor=start) as viewer:
+        assert viewer.numbers(4) == [*range(5)]
+    assert manager.get_stats().gaps == 0
+
+
+@external
+def test_the_age_of_a_frame_goes_by_the_clock_of_redis(tmp_path: Path, make: Make) -> None:
+    for clock in ("+1d", "-1d"):
+        with redis_server(tmp_path / clock, clock=clock) as server:
+            manager = make(server.url, history=HistoryOptions(history_age=60))
+            start = cursor_of(manager)
+            with Viewer(manager) as viewer:
+                send(manager, 1)
+                viewer.numbers(1)
+            assert 0 <= manager.get_stats().history_age < 60
+            with Viewer(manager, cursor=start) as viewer:
+                assert viewer.numbers(1) == [1]
+            state_of(manager).see_time(int(time.time() * 1000) + 2 * DAY)
+            with Viewer(manager, cursor=start) as viewer:
+                assert flat(viewer.events[:1]) == ["too_old"]
+            assert manager.shutdown(PATIENCE)
+
+
+@external
+def test_frames_do_not_age_at_once_after_the_clock_was_set_back(unsteady: RedisServer, make: Make) -> None:
+    """All ids have the time of the newest one then, for a day."""
+    manager = make(unsteady.url, history=HistoryOptions(history_age=60))
+    with Viewer(manager) as viewer:
+        unsteady.set_clock("+1d")
+        send(manager, 1)
+        viewer.numbers(1)
+        unsteady.set_clock("+0")
+        state_of(manager).see_time(int(time.time() * 1000) + DAY + 2 * MINUTE)  # two minutes later
+        send(manager, 2)
+        viewer.numbers(2)
+        cursor = viewer.events[-1].id
+        send(manager, 3)
+        viewer.numbers(3)
+    with Viewer(manager, cursor=cursor) as viewer:
+        assert viewer.numbers(3) == [3]
+
+
+def test_the_time_of_redis_is_at_least_that_of_its_newest_entry() -> None:
+    state = State()
+    state.set_clock(1_000, 500_000)
+    assert 1_000_500 <= state.now() < 1_060_000
+    state.see_time(900_000)
+    assert state.now() < 1_060_000
+    state.see_time(9_000_000)
+    assert 9_000_000 <= state.now() < 9_060_000
+
+
+# -- another master ----------------------------------------------------------------------------------------------------
+
+
+@external
+@pytest.mark.parametrize("clock", ["-1h", "-1s", "+0"])
+def test_a_failover_under_load_to_a_clock_that_is_behind_is_told(tmp_path: Path, make: Make, clock: str) -> None:
+    """The next master lacks the newest entries, and gives out ids that clients may have already."""
+    with (
+        redis_server(tmp_path / "master", clock="+0") as master,
+        redis_server(tmp_path / "replica", clock=clock) as replica,
+    ):
+        replica.follow(master)
+        with sentinel_of(master, tmp_path) as port:
+            client = redis.Redis(host=HOST, port=port, socket_timeout=PATIENCE)
+            wait_until(lambda: bool(client.sentinel_slaves("shop")), "the sentinel knows the replica")
+            client.close()
+            url = f"redis+sentinel://{HOST}:{port}/shop/0"
+            one, two = make(url), make(url)
+            sent, stop = 0, threading.Event()
+
+            def load() -> None:
+                nonlocal sent
+                while not stop.wait(0.002):
+                    send(one, sent)
+                    sent += 1
+
+            with Viewer(one) as at_one, Viewer(two) as at_two:
+                thread = threading.Thread(target=load)
+                thread.start()
+                try:
+                    at_two.numbers(50)
+                    master.client.execute_command("ACL", "SETUSER", "default", "-psync", "-sync")
+                    master.client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+                    at_two.numbers(sent + 50)  # which the replica has not got
+                    cursor = at_two.events[-1].id
+                    master.kill()
+                    for viewer in (at_one, at_two):
+                        viewer.until_type("sse_gap")
+                finally:
+                    stop.set()
+                    thread.join(PATIENCE)
+                assert one.flush_all(2 * PATIENCE)
+                send(one, sent)
+                for viewer in (at_one, at_two):
+                    viewer.numbers(sent)
+                    assert_told(flat(viewer.events[1:]))
+            for manager in (one, two, make(url)):
+                with Viewer(manager, cursor=cursor) as viewer:
+                    assert flat(viewer.events[:1]) == ["epoch"]
+
+
+# -- where a batch is, is where every process has it -------------------------------------------------------------------
+
+
+@external
+def test_what_was_had_before_the_line_broke_is_not_silently_missed_by_others(server: RedisServer, make: Make) -> None:
+    """A process that has read on skips what it had. A client of one that has not must not miss it there."""
+    old = make(server.url)
+    with Viewer(old) as viewer:
+        ids = [add(server, number) for number in (1, 2, 3)]
+        viewer.numbers(3)
+        server.client.delete(EPOCH)
+        viewer.until_type("sse_gap")
+        new = make(server.url)
+        epoch = cursor_of(new).partition("-")[0]
+        with Viewer(new, cursor=f"{epoch}-{ids[0]}") as other:
+            assert other.numbers(3) == [2, 3]
+        with Viewer(old, cursor=f"{epoch}-{ids[0]}") as other:
+            assert flat(other.events[:1]) == ["too_old"]
+        add(server, 4)
+        assert viewer.numbers(4) == [4]
+
+
+@external
+def test_a_batch_that_comes_again_on_another_line_is_not_silently_missed(server: RedisServer, make: Make) -> None:
+    """It was read, then lost by a failover before its publisher had an answer, and added again behind others."""
+    manager = make(server.url)
+    with Viewer(manager) as viewer:
+        add(server, 1)
+        add(server, 2)
+        viewer.numbers(2)
+        server.client.xtrim(STREAM, maxlen=0, approximate=False)  # it is gone
+        viewer.until_type("sse_gap")
+        between = add(server, 1, 10, publisher="0123456789abcdef")
+        viewer.numbers(10)
+        add(server, 2)
+        viewer.until_type("sse_gap")
+    epoch = manager.cursor().partition("-")[0]
+    with Viewer(manager, cursor=f"{epoch}-{between}") as viewer:
+        assert flat(viewer.events[:1]) == ["too_old"]
+
+
+@external
+def test_an_epoch_that_comes_back_gets_another_name(server: RedisServer, make: Make) -> None:
+    """As where a replica that has missed the change becomes the master."""
+    manager = make(server.url)
+    with Viewer(manager) as viewer:
+        add(server, 1)
+        viewer.numbers(1)
+        old = viewer.events[-1].id
+        name = server.client.get(EPOCH)
+        server.client.set(EPOCH, "12345678")
+        viewer.until_type("sse_gap")
+        server.client.set(EPOCH, name)
+        viewer.until_type("sse_gap")
+        add(server, 2)
+        viewer.numbers(2)
+        with Viewer(manager, cursor=old) as other:
+            assert flat(other.events[:1]) == ["epoch"]
+
+
+@external
+def test_a_place_between_two_entries_has_a_cursor(server: RedisServer, make: Make) -> None:
+    manager = make(server.url)
+    with Viewer(manager) as viewer:
+        add(server, 1)
+        viewer.numbers(1)
+        server.client.xtrim(STREAM, maxlen=0, approximate=False)
+        [gap] = viewer.until_type("sse_gap")
+        assert gap.id == viewer.events[1].id + "-1"
+    with Viewer(manager, cursor=gap.id) as viewer:
+        assert names_of(viewer.events[:1]) == ["sse_open"]
+        add(server, 2)
+        assert viewer.numbers(2) == [2]
+
+
+@external
+def test_a_place_between_two_entries_is_one_for_other_processes_too(server: RedisServer, make: Make) -> None:
+    manager = make(server.url)
+    with Viewer(manager) as viewer:
+        add(server, 1)
+        viewer.numbers(1)
+        server.client.delete(EPOCH)
+        [gap] = viewer.until_type("sse_gap")
+        assert gap.id.endswith("-1")
+    with Viewer(make(server.url), cursor=gap.id) as viewer:
+        assert names_of(viewer.events[:1]) == ["sse_open"]
+        add(server, 2)
+        assert viewer.numbers(2) == [2]
+
+
+class Received:
+    """A receiver that writes down what it is given."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def deliver(self, frame: Any) -> None:
+        self.told.append((frame.batch.events[0].json, frame.position[1:]))
+
+    def lose(self, channel: str, position: Any, reason: str = "publish_failed") -> None:
+        self.told.append((reason, channel, position[1:]))
+
+    def dismiss(self, reason: str, user: Any = None, channel: str | None = None) -> None:
+        self.told.append((reason, user, channel))
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Reading:
+    """A reader that is given entries by hand, and what its receiver is told."""
+
+    def __init__(self, *, known: bool = True) -> None:
+        self.clock = Clock()
+        self.received = Received()
+        self.state = State()
+        self.state.epochs[0] = "00000000"
+        self.state.known = known
+        self._reader = Reader(self.received, Keys("x"), Link(lambda: None, "Reading from"), self.state, self.clock)
+
+    def read(self, *entries: tuple[int, dict[bytes, bytes]]) -> list[tuple[Any, ...]]:
+        """What it tells when it reads these in one turn: a number, which is the id, and the fields."""
+        self.received.told.clear()
+        self._reader._deliver(self.received, [(f"{id}-0".encode(), fields) for id, fields in entries])
+        self._reader._tell_rest(self.received)
+        return self.received.told
+
+
+def fields(
+    number: int, *, channel: str = "a", publisher: str = "0123456789abcdef", **more: bytes
+) -> dict[bytes, bytes]:
+    batch = Batch(channel, "t", (Event("t", channel, str(number)),), "manual", 5)
+    entry = Entry(publisher, number, batch)
+    return to_fields(entry) | {name.encode(): value for name, value in more.items()}
+
+
+def newer(number: int, **more: Any) -> dict[bytes, bytes]:
+    return fields(number, v=b"2", **more)
+
+
+def test_an_answer_that_comes_twice_is_read_once() -> None:
+    reading = Reading()
+    kick = to_fields(Entry("0123456789abcdef", 0, Kick("ada", None)))
+    entries = [(1, fields(1)), (2, kick), (3, {b"hello": b"world"})]
+    assert reading.read(*entries) == [("1", (1, 0, 0)), ("kicked", "ada", None)]
+    assert reading.read(*entries, (4, fields(2))) == [("2", (4, 0, 0))]
+    assert reading.state.ignored == 1
+    assert reading.state.read == (0, 4, 0, 0)
+
+
+# -- batches that cannot be read ---------------------------------------------------------------------------------------
+
+
+def test_a_batch_of_a_later_version_is_told_to_its_channel() -> None:
+    reading = Reading()
+    assert reading.read((1, fields(1)), (2, newer(2)), (3, fields(3))) == [
+        ("1", (1, 0, 0)),
+        ("publish_failed", "a", (2, 0, 0)),
+        ("3", (3, 0, 0)),  # the number went on: nothing is missing for others
+    ]
+    assert reading.state.ignored == 1
+    assert reading.state.floor == (0, 0, 0, 0)  # for those who read again, the entry itself says it
+
+
+def test_a_broken_batch_whose_channel_is_not_known_is_told_to_all() -> None:
+    assert Reading().read((1, fields(1, e=b"NaN", c=b"\xff"))) == [("publish_failed", "*", (1, 0, 0))]
+
+
+def test_clients_are_told_of_unreadable_batches_once_a_second() -> None:
+    reading = Reading()
+    assert len(reading.read((1, newer(1)))) == 1
+    reading.clock.now = 0.9
+    assert reading.read((2, newer(2)), (3, newer(3, channel="b", publisher="f" * 16)), (4, fields(3))) == [
+        ("3", (4, 0, 0))
+    ]
+    reading.clock.now = 1.0
+    assert reading.read() == [("publish_failed", "a", (4, 0, 1)), ("publish_failed", "b", (4, 0, 1))]
+    assert reading.state.floor == (0, 4, 0, 1)  # clients may have come back in between
+    reading.clock.now = 9.0
+    assert reading.read() == []
+    assert reading.read((5, newer(4))) == [("publish_failed", "a", (5, 0, 0))]
+
+
+def test_before_there_are_clients_each_unreadable_batch_has_its_place() -> None:
+    reading = Reading(known=False)
+    told = reading.read((1, newer(1)), (2, newer(2)), (3, newer(3, channel="b")))
+    assert told == [("publish_failed", channel, (id, 0, 0)) for channel, id in (("a", 1), ("a", 2), ("b", 3))]
+    reading.state.known = True
+    assert reading.read((4, newer(4))) == [("publish_failed", "a", (4, 0, 0))]
+
+
+def test_an_unreadable_batch_that_comes_twice_is_told_once() -> None:
+    reading = Reading()
+    assert len(reading.read((1, newer(1)), (2, newer(1)))) == 1
+
+
+@external
+def test_what_cannot_be_read_is_a_gap_for_the_clients_it_was_for(
+    server: RedisServer, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = make(server.url, history=FORGETFUL)
+    with Viewer(manager) as viewer, Viewer(manager, "quiet") as quiet:
+        first = add(server, 1)
+        for number in (2, 3):
+            server.client.xadd(STREAM, newer(number, channel="default", publisher="fedcba9876543210"))
+        add(server, 4)
+        add(server, 5, "end", channel="quiet")
+        assert flat(viewer.until_type("sse_gap")) == [1, "publish_failed"]
+        assert flat(quiet.until(lambda event: event.json == "end")) == ["end"]
+    epoch = manager.cursor().partition("-")[0]
+    wait_until_read(manager)
+    # Neither the history nor Redis bring a client over that place, but they do so for others.
+    for other in (manager, make(server.url, history=FORGETFUL)):
+        with Viewer(other, cursor=f"{epoch}-{first}") as viewer:
+            assert flat(viewer.events[:1]) == ["too_old"]
+        with Viewer(other, "quiet", cursor=f"{epoch}-{first}") as viewer:
+            assert names_of(viewer.events[:1]) == ["sse_open"]
+    assert manager.get_stats().ignored == 2
+    assert len([record for record in caplog.records if "cannot be read" in record.getMessage()]) == 2  # a process each
+
+
+@external
+def test_redis_is_not_read_over_what_cannot_be_read(server: RedisServer, make: Make) -> None:
+    manager = make(server.url, BatchOptions(max_batch_size=1), history=FORGETFUL)
+    start = cursor_of(manager)
+    send(manager, *range(100))
+    server.client.xadd(STREAM, newer(1, channel="default", publisher="fedcba9876543210"))
+    send(manager, *range(100, 200))
+    wait_until_read(manager)
+    backend = manager._life.get().backend
+    state = backend._state
+    assert isinstance(backend, RedisBackend)
+    epoch = start.partition("-")[0]
+    entries = server.client.xrange(STREAM)
+    [place] = [number for number, (_, entry) in enumerate(entries) if entry[b"v"] == b"2"]
+    for number in (place - 1, place):
+        cursor = backend.read(f"{epoch}-{entries[number][0].decode()}")
+        assert isinstance(cursor, Cursor)
+        found = backend.replay(["default"], cursor)
+        assert (found is None) == (number < place), state

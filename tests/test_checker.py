@@ -43,7 +43,7 @@ from sse_batcher.wire import HEARTBEAT, Frame
 
 from .checker import Browser, Connection, Facts, Got, Sent, Violation, judge, judge_publishing
 from .fault_proxy import FaultProxy, Faults
-from .redisserver import redis_server
+from .redisserver import cursor_of, redis_server
 from .servers import wait_until
 from .sse_parser import ServerEvent
 
@@ -617,7 +617,7 @@ class Service:
     def __init__(self, managers: Sequence[SSEManager], record: Record, proxies: Sequence[FaultProxy]) -> None:
         self.managers = managers
         self.record = record
-        self.start = managers[0].cursor()
+        self.start = cursor_of(managers[0])
         self.facts = record.facts if len(managers) == 1 else lambda: (10**9, 0)
         self._proxies = cycle(proxies)
 

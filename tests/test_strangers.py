@@ -16,7 +16,7 @@ import pytest
 
 from sse_batcher import SSEManager
 
-from .redisserver import redis_server
+from .redisserver import cursor_of, redis_server
 from .servers import HOST, SERVERS, TIMEOUT, Server, Stream, gunicorn, with_threads
 from .sse_parser import EventStreamParser
 from .test_leaving import process_of, read_until, reset, serving_app, wait_for_clients
@@ -177,7 +177,7 @@ def filled(tmp_path: Path) -> Iterator[tuple[str, str]]:
     folder = tmp_path / "redis"
     folder.mkdir()
     with redis_server(folder) as redis, SSEManager(backend=redis.url) as manager:
-        start = manager.cursor()
+        start = cursor_of(manager)
         for number in range(NUMBERS):
             manager.enqueue("item", [number, "x" * 5_000])
         assert manager.flush_all(TIMEOUT)

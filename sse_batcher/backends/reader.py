@@ -356,8 +356,8 @@ class Reader:
                 self._keys.stream,
                 content.reason,
             )
-        # Here and now, so that the place is exact; older ones have no clients yet that could be told too often.
-        if not state.known or self._clock() >= self._next_telling:
+        # Here and now, so that the place is exact. Before there are clients, none can be told too often.
+        if self._clock() >= self._next_telling:
             self._tell_unreadable(receiver, position)
 
     def _tell_unreadable(self, receiver: Receiver, position: Position) -> None:

@@ -137,28 +137,34 @@ class Hub:
         `TooManyClientsError`, and `BackendError` where it is not known whether it can go on.
         """
         replayed = self._is_replayed(channels, last_event_id)
-        with _Tidy(self), self._lock:
-            if self.closing is not None:
-                raise ClosedError("this manager was shut down and takes no more clients")
-            self._check_limits(user)
-            cursor, refused = self._resume(channels, last_event_id, replayed)
-            resumed = cursor is not None
-            if cursor is None:
-                cursor = self._cursors.read(snapshot.cursor) if snapshot else Cursor(self._history.head)
-            client = Client(self, self._options, ClientInfo(next(self._numbers), channels, user), cursor, batches)
-            if cursor.position == self._history.head and not cursor.part:
-                client.go_live()
-            self._replays += resumed
-            self._enroll(client)
-            self._enlist(client, channels)
-            # Under the same lock: a dismissal either comes before this look, or finds the client among the members.
-            dismissed = None if ticket is None else self._dismissals.after(ticket, user, channels)
-        client.state = snapshot.blocks if snapshot and not resumed else b""
-        # The id comes with the state: who is cut off before that has to get it again.
-        client.first_block = self._opening(client, refused, named=not client.state, granted=channels)
-        if dismissed is not None:
-            client.dismiss(dismissed)
-        self._on_connect(client.info)
+        client: Client | None = None
+        try:
+            with _Tidy(self), self._lock:
+                if self.closing is not None:
+                    raise ClosedError("this manager was shut down and takes no more clients")
+                self._check_limits(user)
+                cursor, refused = self._resume(channels, last_event_id, replayed)
+                resumed = cursor is not None
+                if cursor is None:
+                    cursor = self._cursors.read(snapshot.cursor) if snapshot else Cursor(self._history.head)
+                client = Client(self, self._options, ClientInfo(next(self._numbers), channels, user), cursor, batches)
+                if cursor.position == self._history.head and not cursor.part:
+                    client.go_live()
+                self._replays += resumed
+                self._enroll(client)
+                self._enlist(client, channels)
+                # Under the same lock: a dismissal either comes before this look, or finds the client in the lists.
+                dismissed = None if ticket is None else self._dismissals.after(ticket, user, channels)
+            client.state = snapshot.blocks if snapshot and not resumed else b""
+            # The id comes with the state: a client that is cut off before that has to get it again.
+            client.first_block = self._opening(client, refused, named=not client.state, granted=channels)
+            if dismissed is not None:
+                client.dismiss(dismissed)
+            self._on_connect(client.info)
+        except BaseException:
+            if client is not None:
+                self.remove(client, "left")  # the caller does not get it
+            raise
         return client
 
     def can_resume(self, channels: tuple[str, ...], last_event_id: str | None) -> bool:

@@ -23,16 +23,16 @@ def is_mine(lock: threading.RLock) -> bool:
     return bool(lock._is_owned())  # type: ignore[attr-defined]
 
 
-def run_if_free(lock: threading.RLock, function: Callable[[], None]) -> bool:
-    """Call the function with the lock held, unless another thread holds it, or a frame below on this one. Never waits.
+def run_if_free(lock: threading.RLock, function: Callable[[], object], timeout: float = 0.0) -> bool:
+    """Call the function with the lock held, unless another thread holds it, or a frame below on this one.
 
-    Returns whether it was called.
+    Waits for another thread for up to `timeout` seconds. Returns whether the function was called.
     """
     if is_mine(lock):
         return False
     try:
         # Inside the `try`: it is also released if something is raised as soon as it is held.
-        if not lock.acquire(blocking=False):
+        if not lock.acquire(timeout=timeout):
             return False
         function()
     finally:

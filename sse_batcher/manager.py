@@ -193,8 +193,13 @@ class SSEManager:
         ticket = life.hub.ticket if ticket is None else ticket
         life.backend.open(last_event_id)
         client = life.hub.connect(names, last_event_id, batches=batches, snapshot=snapshot, user=name, ticket=ticket)
-        if self.revalidate is not None and name is not None:
-            life.rights.watch(name)
+        try:
+            # After the stream is listed: a question that ends now asks again for users that have one.
+            if self.revalidate is not None and name is not None:
+                life.rights.watch(name)
+        except BaseException:
+            client.close()  # the caller does not get it
+            raise
         return client
 
     def ticket(self) -> int:

@@ -13,13 +13,13 @@ import os
 import select
 import socket
 import struct
-import threading
 import time
 import weakref
 from contextlib import suppress
 from typing import Any, Protocol
 
 from .host import Host, duplicate
+from .locks import new_lock
 from .process import PerProcess
 from .worker import Worker
 
@@ -68,7 +68,7 @@ class Watch:
         self._seen: float | None = None
         self._seen_at = 0.0
         # Guards the duplicate's end: a shutdown must not meet a number that belongs to another connection by now.
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._connection = None if host.fd is None else _duplicate(host.fd)
 
     def fileno(self) -> int:

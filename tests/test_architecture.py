@@ -162,6 +162,25 @@ def test_no_thread_is_started_inside_a_with_statement(module: str) -> None:
     assert found == []
 
 
+@pytest.mark.parametrize("module", [module for module in TREES if module not in {"locks", "demo", "report"}])
+def test_locks_are_those_that_an_exception_cannot_leave_held(module: str) -> None:
+    """See `locks`: no lock of another kind, no `acquire` by hand, no ``with`` of a `Condition`."""
+    found = []
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            name = node.func.attr
+            without_lock = name == "Condition" and not node.args
+            if name in {"Lock", "RLock", "Semaphore", "BoundedSemaphore", "acquire"} or without_lock:
+                found.append(where(module, node))
+        elif isinstance(node, ast.With):
+            held = [item.context_expr for item in node.items]
+            conditions = {"changed", "_left"}
+            found += [
+                where(module, node) for each in held if isinstance(each, ast.Attribute) and each.attr in conditions
+            ]
+    assert found == []
+
+
 @every_module
 def test_no_bare_except(module: str) -> None:
     bare = [node for node in ast.walk(TREES[module]) if isinstance(node, ast.ExceptHandler) and node.type is None]

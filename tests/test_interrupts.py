@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from sse_batcher import BatchOptions, EventBatcher, SSEManager
+from sse_batcher import BatchOptions, Client, EventBatcher, SSEManager
 
 from .interrupts import interrupt
 from .test_reentrance import run
@@ -138,10 +138,28 @@ def test_a_manager_survives_an_exception_anywhere(call: Callable[[SSEManager], A
             blocks = (block for block in client if b"event: job" in block)
             assert in_thread(lambda: next(blocks))  # noqa: B023
             client.close()
-            assert in_thread(manager.get_stats).clients >= 1
             if not interrupted:
                 break
         assert place > 10
+
+
+def test_a_client_that_nobody_got_is_forgotten() -> None:
+    with SSEManager() as manager:
+        for place in count():
+            client: Client | None = None
+
+            def subscribe() -> None:
+                nonlocal client
+                client = manager.subscribe(user="u")
+
+            interrupted = interrupt(subscribe, place)
+            if client is not None:
+                client.close()
+            stats = in_thread(manager.get_stats)
+            assert (stats.clients, stats.clients_by_channel) == (0, {})
+            if not interrupted:
+                break
+        assert place > 20
 
 
 def test_a_client_that_is_interrupted_while_it_leaves_is_forgotten() -> None:

@@ -6,13 +6,13 @@ connections, and what is held of the answers.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..errors import BackendError
 from ..event import BROADCAST, Batch
 from ..history import Cursor, Slice
+from ..locks import new_lock, run_if_free
 from ..wire import Frame
 from .connections import Link, errors
 from .entries import Position, Unreadable, before, channel_of, id_of, numbers, read_fields
@@ -36,7 +36,7 @@ class Archive:
         self._state = state
         self._reader = reader
         self._link = Link(connect, "Replaying from")
-        self._reading = threading.Lock()
+        self._reading = new_lock()
         self._closed = False
 
     def has(self, position: Position) -> bool:
@@ -98,19 +98,22 @@ class Archive:
 
     def _ask(self, queue: Callable[[Any], object]) -> Any:
         """What is queued, in one go."""
-        if self._reader.silent_for > SILENT_SECONDS or not self._reading.acquire(timeout=WAIT_SECONDS):
+        answers: list[Any] = []
+
+        def ask() -> None:
+            try:
+                pipeline = self._link.client.pipeline(transaction=False)
+                queue(pipeline)
+                answers.extend(pipeline.execute())
+                self._link.succeed()
+            except errors() as error:
+                if self._closed:
+                    self._link.drop()
+                else:
+                    self._link.fail(error)
+                raise BackendError(f"Redis cannot be read again: {error}") from error
+
+        answers_others = self._reader.silent_for <= SILENT_SECONDS
+        if not (answers_others and run_if_free(self._reading, ask, timeout=WAIT_SECONDS)):
             raise BackendError("Redis does not answer those that ask for older entries")
-        try:
-            pipeline = self._link.client.pipeline(transaction=False)
-            queue(pipeline)
-            answer = pipeline.execute()
-            self._link.succeed()
-            return answer
-        except errors() as error:
-            if self._closed:
-                self._link.drop()
-            else:
-                self._link.fail(error)
-            raise BackendError(f"Redis cannot be read again: {error}") from error
-        finally:
-            self._reading.release()
+        return answers

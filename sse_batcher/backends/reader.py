@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import BackendError
 from ..event import BROADCAST, Batch
+from ..locks import new_lock
 from ..roles import Receiver
 from ..wire import Frame
 from ..worker import Worker
@@ -54,14 +55,16 @@ class Keys:
 class State:
     """What is known of the stream.
 
-    `changed` guards and tells of `ready`, `read`, `settled`, `generation` and `epochs`. `publisher` names this process
-    among those that publish.
+    `lock` guards `ready`, `read`, `settled`, `generation` and `epochs`, and `changed` tells of them. `adding` is held
+    while an entry is added, so that numbers rise in the stream, too. `publisher` names this process among those that
+    publish.
     """
 
     def __init__(self) -> None:
         self.publisher = secrets.token_hex(8)
-        self.changed = threading.Condition()
-        self.adding = threading.Lock()  # held by who adds an entry, so that numbers rise in the stream, too
+        self.lock = new_lock()
+        self.changed = threading.Condition(self.lock)
+        self.adding = new_lock()
         self.ready = False
         self.known = False  # whether it has been ready: never False again
         self.gave_up = False
@@ -194,7 +197,7 @@ class Reader:
                 "over, or somebody has deleted a key. Clients get sse_gap",
                 self._keys.stream,
             )
-        with state.changed:
+        with state.lock:
             state.generation += not begins
             state.epochs[state.generation] = epoch.decode()
             state.changed.notify_all()
@@ -276,7 +279,7 @@ class Reader:
         self._tell_rest(receiver)
         if not entries:
             self._tell_moved(receiver)
-            with state.changed:
+            with state.lock:
                 state.settled = max(state.settled, added)
                 state.changed.notify_all()
             if not state.ready:
@@ -293,7 +296,7 @@ class Reader:
 
     def _set_ready(self, ready: bool) -> None:
         state = self._state
-        with state.changed:
+        with state.lock:
             state.ready = ready
             state.known = state.known or ready
             state.gave_up = state.gave_up and not ready
@@ -393,7 +396,7 @@ class Reader:
 
     def _advance(self, position: Position, entry: Entry | None = None) -> None:
         state = self._state
-        with state.changed:
+        with state.lock:
             state.read = position
             if entry is not None and entry.publisher == state.publisher:
                 state.settled = max(state.settled, entry.number)

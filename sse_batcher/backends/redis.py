@@ -13,13 +13,13 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from ..errors import BackendError
 from ..event import Batch, check_channel
 from ..history import Cursor, Slice
+from ..locks import run_if_free
 from ..roles import Receiver
 from .archive import Archive
 from .connections import Link, connector, errors, is_exhausted, pauses
@@ -64,7 +64,8 @@ class RedisBackend:
         self._state = State()
         self._reader: Reader | None = None
         self._archive = Archive(self._keys, connect, self._state, self._reading)
-        self._waiting = threading.BoundedSemaphore(MAX_WAITING)
+        # Callers of `open` that may wait for long. A harmless race: of those that come at once, one more may.
+        self._waiting: dict[object, None] = {}
 
     def connect(self, receiver: Receiver) -> None:
         self._reader = Reader(receiver, self._keys, self._reading, self._state, self._clock)
@@ -97,17 +98,18 @@ class RedisBackend:
             raise ValueError(f"between processes a user is a str or an int, not {user!r}")
         if channel is not None:
             check_channel(channel)  # no process would understand it
-        # Who publishes holds it for as long as Redis is away.
-        if not self._state.adding.acquire(timeout=OPEN_SECONDS):
+
+        def add() -> None:
+            try:
+                self._add(to_fields(Entry(self._state.publisher, 0, Kick(user, channel))))
+                self._publishing.succeed()
+            except errors() as error:
+                self._publishing.drop()
+                raise BackendError(f"Redis did not take the kick: {error}") from error
+
+        # The batcher's thread holds it for as long as Redis is away.
+        if not run_if_free(self._state.adding, add, timeout=OPEN_SECONDS):
             raise BackendError("Redis does not take anything, and so no kick: try again")
-        try:
-            self._add(to_fields(Entry(self._state.publisher, 0, Kick(user, channel))))
-            self._publishing.succeed()
-        except errors() as error:
-            self._publishing.drop()
-            raise BackendError(f"Redis did not take the kick: {error}") from error
-        finally:
-            self._state.adding.release()
 
     def _add(self, fields: dict[bytes, bytes]) -> None:
         """Add an entry, with `adding` held. Raises what redis-py raises."""
@@ -157,26 +159,22 @@ class RedisBackend:
         A few may wait for long, since that holds a thread of the server, and anybody may open streams.
         """
         self._start()
-        with self._patience() as seconds:
+        me = object()
+        try:
+            seconds = SHORT_SECONDS
+            if len(self._waiting) < MAX_WAITING:
+                self._waiting[me] = None
+                seconds = OPEN_SECONDS
             self._wait_until_ready(seconds)
             place = self.read(cursor).position if cursor else None
             if place is not None and self._is_ahead(place):
                 self._wait_for(place, min(seconds, CATCH_UP_SECONDS))
-
-    @contextmanager
-    def _patience(self) -> Iterator[float]:
-        """For how many seconds the caller may wait."""
-        if not self._waiting.acquire(blocking=False):
-            yield SHORT_SECONDS
-            return
-        try:
-            yield OPEN_SECONDS
         finally:
-            self._waiting.release()
+            self._waiting.pop(me, None)
 
     def _wait_until_ready(self, seconds: float) -> None:
         state = self._state
-        with state.changed:
+        with state.lock:
             if not state.changed.wait_for(lambda: state.ready, 0 if state.gave_up else seconds):
                 # Clients that come next do not wait for as long.
                 state.gave_up = state.gave_up or seconds == OPEN_SECONDS
@@ -193,7 +191,7 @@ class RedisBackend:
         """
         state = self._state
         if self._archive.has(place):
-            with state.changed:
+            with state.lock:
                 if not state.changed.wait_for(lambda: not self._is_ahead(place), seconds):
                     raise BackendError("this process has not read as far as the client has")
 
@@ -206,15 +204,13 @@ class RedisBackend:
         state, added = self._state, self._state.added
         if self._reader is None or not self._reader.started:
             return True
-        with state.changed:
+        with state.lock:
             return state.changed.wait_for(lambda: state.settled >= added, timeout)
 
     def close(self, timeout: float | None) -> bool:
         self._closing.set()
         self._archive.close()
-        if self._state.adding.acquire(blocking=False):  # who holds it may have to wait for Redis
-            self._publishing.drop()
-            self._state.adding.release()
+        run_if_free(self._state.adding, self._publishing.drop)  # a thread that holds it may have to wait for Redis
         return self._reader is None or self._reader.close(timeout)
 
     @property

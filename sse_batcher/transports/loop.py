@@ -132,7 +132,7 @@ class Loop:
         self._manners = Manners(clock)
         self._next_tick = 0.0
         self._round: Iterator[Connection] = iter(())
-        self._parked = True  # the thread is not there, or about to end
+        self._parked = True  # the thread is not there, or about to end; by the thread, so that it cannot be left wrong
         self._worker = Worker(self, "sse_batcher-loop")
         self._worker.stop()  # its thread ends whenever no stream is left, and is started by the next one
 
@@ -153,7 +153,6 @@ class Loop:
     def can_run(self) -> bool:
         """Whether there is a thread, or can be: there is none any more when the process ends."""
         if self._parked:
-            self._parked = False
             self._worker.wake()
         return self._worker.ensure()
 
@@ -232,7 +231,7 @@ class Loop:
             self._parked = True
             if self._is_idle():
                 return None
-            self._parked = False
+        self._parked = False
         try:
             self.turn(TICK)
         except BaseException:
@@ -244,6 +243,8 @@ class Loop:
         """Wait up to `patience` seconds for something to do, and do some of it."""
         busy = self._running or self._inbox
         happened = self._epoll.poll(0 if busy else patience)
+        if not happened:
+            self._rung = False  # also if a caller was interrupted between the flag and the bell
         if not busy:
             self._manners.begin()
         for fd, events in happened:

@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from ..host import duplicate
+from ..locks import new_lock
 from .sending import send_to
 
 PATIENCE = 2.0
@@ -83,7 +84,7 @@ class TakeOver:
         self._over = False
         # Guards what was read and the tap, until the server's thread claims them. Re-entrant, since the garbage
         # collector may call `drop` in the middle of `relieve`.
-        self._lock = threading.RLock()
+        self._lock = new_lock()
         self._claimed = False
 
     def relieve(self) -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 import sse_batcher
 
 ROOT = str(Path(sse_batcher.__file__).parent)
-_EVENTS = {"call", "c_return"} if sys.version_info >= (3, 11) else {"call", "return", "c_return"}
 
 
 class Interrupt(Exception):
@@ -22,13 +21,13 @@ def interrupt(call: Callable[[], Any], place: int) -> bool:
     """Make a call, and raise at this place of our code, counted from 0. False if the call ends before it is reached.
 
     A place is where a function of ours begins, and where a function written in C has returned to it: there CPython runs
-    signal handlers, and what they raise is raised by the call, as here. Up to 3.10 it does so after other calls, too.
+    signal handlers, and what they raise is raised by the call, as here.
     """
     seen = 0
 
     def profile(frame: FrameType, event: str, _: object) -> None:
         nonlocal seen
-        if event in _EVENTS and frame.f_code.co_filename.startswith(ROOT):
+        if event in {"call", "c_return"} and frame.f_code.co_filename.startswith(ROOT):
             if seen == place:
                 sys.setprofile(None)
                 raise Interrupt

@@ -24,6 +24,9 @@ from .test_reentrance import run
 
 PATIENCE = 10.0
 
+# CPython reports what is raised in a callback of weakref, and goes on.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def in_thread(function: Callable[[], Any]) -> Any:
     """What it returns in another thread. Fails if a lock that is left held makes it wait."""
@@ -35,11 +38,11 @@ def in_thread(function: Callable[[], Any]) -> Any:
 class Watched:
     """A batcher, what was accepted by it, and what came out of it."""
 
-    def __init__(self, batch_window: float = 0.001) -> None:
+    def __init__(self) -> None:
         self.delivered: list[int] = []
         self.accepted: list[int] = []
         self.numbers = count()
-        self.batcher = EventBatcher(self.sink, BatchOptions(batch_window=batch_window, max_batch_size=3))
+        self.batcher = EventBatcher(self.sink, BatchOptions(batch_window=10, max_batch_size=3))
 
     def sink(self, batch: Any) -> None:
         self.delivered += [event.data for event in batch.events]
@@ -87,7 +90,6 @@ def test_a_batcher_survives_an_exception_anywhere(watched: Watched, call: Callab
     assert place > 5
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised in a callback of weakref
 def test_the_first_event_may_be_interrupted_anywhere() -> None:
     for place in count():
         watched = Watched()
@@ -99,10 +101,9 @@ def test_the_first_event_may_be_interrupted_anywhere() -> None:
     assert place > 20
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised in a callback of weakref
 def test_close_may_be_interrupted_anywhere_and_called_again() -> None:
     for place in count():
-        watched = Watched(batch_window=10)
+        watched = Watched()
         watched.enqueue()
         interrupted = interrupt(lambda: watched.batcher.close(PATIENCE), place)  # noqa: B023
         assert in_thread(lambda: watched.batcher.close(PATIENCE))  # noqa: B023

@@ -55,7 +55,7 @@ class Home(Protocol):
     def catch_up(self, client: Client) -> bytes | None:
         """Give a client that is behind its next slice of the history, or make it live where there is none.
 
-        May wait for the backend. Returns the block that it has to be told first, if any.
+        May wait for the backend. Returns the block that has to come first, if any.
         """
 
     def farewell(self, client: Member, reason: str, *, named: bool = True) -> bytes:

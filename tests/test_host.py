@@ -517,7 +517,7 @@ def test_a_body_is_an_obstacle(find: Find, plain: socket.socket, headers: dict[s
     ("protocol", "detaches"),
     [("HTTP/1.1", True), ("HTTP/2.0", True), ("HTTP/3", True), ("HTTP/0.9", False), ("FOO/1.1", False)],
 )
-def test_uwsgi_is_told_of_the_version_that_the_browser_speaks_to_nginx(
+def test_uwsgi_gets_the_version_that_the_browser_speaks_to_nginx(
     protocol: str, detaches: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(connection_fd=lambda: 7, cores=3, opt={}))

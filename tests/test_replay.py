@@ -249,7 +249,7 @@ def test_a_kick_ends_a_stream_that_waits(site: ReplayingSite) -> None:
     assert has_ended(client)
     site.archive.answers = math.inf
     site.wait(LONGEST_PAUSE)
-    assert site.archive.asked == [0]  # nobody needs the answer any more
+    assert site.archive.asked == [0]  # the answer is of no use any more
 
 
 def test_an_answer_that_comes_after_a_kick_is_not_sent(site: ReplayingSite) -> None:
@@ -440,7 +440,7 @@ def replay_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "sse_batcher-replay"]
 
 
-def test_the_thread_is_there_while_somebody_waits(threaded: Threaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_thread_is_there_while_a_client_waits(threaded: Threaded, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = threading.Event()
     hub = threaded.manager._life.get().hub
 

@@ -48,7 +48,7 @@ OWN = {("cheroot", "a body to come"), ("gunicorn", "a body to come"), ("gunicorn
 
 
 @each_server
-def test_odd_requests_keep_nobody_from_a_thread(name: str, tmp_path: Path) -> None:
+def test_odd_requests_leave_threads_to_others(name: str, tmp_path: Path) -> None:
     with serving_app(COMMANDS[name], tmp_path, transport="auto") as server, ExitStack() as stack:
         for what, request in ODD.items():
             if (name, what) in OWN:
@@ -77,7 +77,7 @@ def connect(server: Server, request: bytes) -> socket.socket:
 
 
 def read_on(connection: socket.socket) -> None:
-    """Up to the stream's first block; close it where the answer ends. Some servers wait for the rest of the request."""
+    """Up to the stream's first block; close it if the answer ends. Some servers wait for the rest of the request."""
     connection.settimeout(0.1)
     heard = b""
     with suppress(TimeoutError):

@@ -497,7 +497,7 @@ def write_all(exchange: Exchange, text: bytes) -> None:
         text = text[os.write(exchange.fd, text) :]
 
 
-def test_a_server_that_writes_without_end_is_told_that_the_client_has_hung_up(
+def test_a_server_that_writes_without_end_finds_that_the_client_has_hung_up(
     exchange: Exchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(takeover, "LONGEST_HEAD", 10_000)

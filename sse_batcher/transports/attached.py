@@ -186,7 +186,7 @@ def _most_held(host: Host, transport: str) -> float:
         return math.inf
     if host.threads == 1:
         return 0
-    # Who asks for detached streams does not expect that a few that stay attached stop the site.
+    # An app that asks for detached streams does not expect that a few attached ones stop the site.
     return host.threads // 2 if transport == "auto" else math.inf
 
 

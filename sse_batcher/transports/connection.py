@@ -46,7 +46,7 @@ class Loop(Protocol):
     sends: int
     """How many since the others had their turn."""
     kept: dict[Connection, int]
-    """How many bytes wait for its client that nobody else has any more; those that have taken some last are last."""
+    """The bytes that are kept for one client alone, which has not taken them yet. In the order of its last progress."""
 
     @property
     def turn_is_over(self) -> bool:
@@ -65,7 +65,7 @@ class Loop(Protocol):
         """Tell it when its client has left, and, if asked to, when its socket takes more."""
 
     def keep(self, connection: Connection, size: int) -> None:
-        """So many do now."""
+        """Note how many bytes are kept for this client alone. Closes others if that is too much in all."""
 
     def forget(self, connection: Connection) -> None:
         """It is about to be closed."""
@@ -205,7 +205,7 @@ class Connection(Member):
         return self._wait is not None and self.dismissed is None and self.fd >= 0
 
     def answer(self, older: Slice | None) -> None:
-        """What it has asked for: the next slice after its cursor, None if it is gone for good. Any thread."""
+        """Bring what it has asked for: the next slice after its cursor, None if that is gone for good. Any thread."""
         wait = self._wait
         if wait is not None:
             wait.answer = (older,)
@@ -359,7 +359,7 @@ class Connection(Member):
         return self._say(block + LAST_CHUNK if group.chunked else block)
 
     def _send(self, frames: Sequence[Frame], *, shared: bool = True) -> bool:
-        """Send these frames. Whether all of it was taken. `shared`: the history keeps them, too."""
+        """Send these frames. Whether all of it was taken. `shared`: the history has them, too."""
         group = self.group
         pieces = [group.encoded(frame) for frame in frames]
         if self.cursor.part and frames[0].position == self.cursor.position:
@@ -391,7 +391,7 @@ class Connection(Member):
 
     def _send_rest(self) -> bool:
         """Whether all of it was taken."""
-        # A part of a frame that the history has, too, is a memoryview from the beginning.
+        # The rest of a frame is a memoryview from the beginning. The history has that, too, unless `kept` counts it.
         keeps = isinstance(self.rest, bytes) or self in self.group.loop.kept
         all_of_it = True
         while self.rest and all_of_it:
@@ -413,6 +413,6 @@ class Connection(Member):
         return all_of_it
 
     def _tell_what_it_keeps(self) -> None:
-        """All of what the rest is a part of."""
+        """Count the whole that the rest is a part of, since that is what stays in memory."""
         whole = self.rest.obj if isinstance(self.rest, memoryview) else self.rest
         self.group.loop.keep(self, memoryview(whole).nbytes)

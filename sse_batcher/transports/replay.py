@@ -1,8 +1,8 @@
 """Replay: reading again what only the backend still has, for detached clients, on a thread of its own.
 
-The loop's thread asks, and never waits; the answers come back to it by `Connection.answer`. The thread is there while
-somebody waits for an answer. It holds one slice at a time: a connection asks for the next one when its socket has taken
-the last, so a client that reads slowly keeps nobody waiting.
+The loop's thread asks, and never waits; the answers come back to it by `Connection.answer`. The other thread is there
+while connections wait for an answer. A connection asks for the next slice when its socket has taken the last one, so a
+client that reads slowly does not hold up the others.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Replay:
         self._next = 0.0  # not before this time
         self._has_answered = False  # since the thread was last idle
         self._worker = Worker(self, "sse_batcher-replay")
-        self._worker.stop()  # its thread ends whenever nobody asks, and is started by the next one who does
+        self._worker.stop()  # its thread ends when nothing is asked, and is started by the next question
 
     def ask(self, connection: Connection) -> None:
         """Have the connection answered soon. By the loop's thread."""
@@ -47,7 +47,7 @@ class Replay:
             connection.dismiss(LEFT)  # the process ends: the client comes back, to another one
 
     def work(self) -> float | None:
-        """One turn of the thread, for `Worker`: answer all, the first who has asked first."""
+        """One turn of the thread, for `Worker`: answer all, in the order in which they have asked."""
         while self._asking:
             rest = self._next - self._clock()
             if rest > 0:

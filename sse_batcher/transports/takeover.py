@@ -29,11 +29,11 @@ GLANCE = 0.05
 """Seconds from one look to the next at whether such a server has still something to write."""
 
 LONGEST_PRELUDE = 16_384
-"""Bytes that may be given to the server as the first of the body. With the head, they fit into a socket's buffer, if
-that is no longer than is usual: the server does not have to wait until somebody reads from it."""
+"""Bytes that may be given to the server as the first of the body. With a head of the usual size, they fit into a
+socket's buffer, so that the server does not have to wait until the loop reads from it."""
 
 LONGEST_HEAD = 16_777_216
-"""Bytes after which the server gets no further with what it writes."""
+"""Bytes after which the server can write no more: it finds that the client has hung up."""
 
 _END_OF_HEAD = b"\r\n\r\n"
 _STATUS = re.compile(rb"HTTP/[1-9](\.\d)? 200[ \r]")
@@ -52,7 +52,7 @@ class TakeOver:
     """One response that is being diverted.
 
     `fd` is the server's descriptor of the connection, and `unsent` says what the server has still to write to it, as
-    `host.find_host` gives them. Raises `OSError` where there are no descriptors left, or this is no connection; nothing
+    `host.find_host` gives them. Raises `OSError` if there are no descriptors left, or this is no connection. Nothing
     has changed then.
     """
 

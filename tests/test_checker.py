@@ -259,9 +259,9 @@ class SteppedLock:
         self._turns = turns
         self._owner: Any = None
 
-    def acquire(self, blocking: bool = True) -> bool:
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         self._turns.place()
-        while blocking and self._owner is not None:
+        while blocking and timeout < 0 and self._owner is not None:
             self._turns.place()
         if self._owner is not None:
             return False

@@ -490,19 +490,19 @@ class Clock:
 class Reading:
     """A reader that is given entries by hand, and what its receiver is told."""
 
-    def __init__(self, *, known: bool = True) -> None:
+    def __init__(self, *, known: bool = True, client: Any = None) -> None:
         self.clock = Clock()
         self.received = Received()
         self.state = State()
         self.state.epochs[0] = "00000000"
         self.state.known = known
-        self._reader = Reader(self.received, Keys("x"), Link(lambda: None, "Reading from"), self.state, self.clock)
+        self.reader = Reader(self.received, Keys("x"), Link(lambda: client, "Reading from"), self.state, self.clock)
 
     def read(self, *entries: tuple[int, dict[bytes, bytes]]) -> list[tuple[Any, ...]]:
         """What it tells when it reads these in one turn: a number, which is the id, and the fields."""
         self.received.told.clear()
-        self._reader._deliver(self.received, [(f"{id}-0".encode(), fields) for id, fields in entries])
-        self._reader._tell_rest(self.received)
+        self.reader._deliver(self.received, [(f"{id}-0".encode(), fields) for id, fields in entries])
+        self.reader._tell_rest(self.received)
         return self.received.told
 
 
@@ -526,6 +526,70 @@ def test_an_answer_that_comes_twice_is_read_once() -> None:
     assert reading.read(*entries, (4, fields(2))) == [("2", (4, 0, 0))]
     assert reading.state.ignored == 1
     assert reading.state.read == (0, 4, 0, 0)
+
+
+class Garbled:
+    """A client of Redis whose proxy repeats, loses or exchanges answers."""
+
+    def __init__(self, *answer: Any) -> None:
+        self.answer = answer
+        self.connection_pool = self
+
+    def pipeline(self, *, transaction: bool) -> Garbled:
+        return self
+
+    def xread(self, *_: Any, **__: Any) -> None: ...
+    def get(self, *_: Any) -> None: ...
+    def disconnect(self) -> None: ...
+
+    def xrange(self, *_: Any, **__: Any) -> Any:
+        return self.answer[-1]
+
+    def execute(self) -> Any:
+        return self.answer
+
+
+NEWS = (b"1-0", {b"hello": b"world"})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ([NEWS], b"00000000", []),
+        ([[b"x:stream", [b"1-0"]]], b"00000000", []),
+        ([[b"x:stream", [NEWS]]], [NEWS], b"00000000"),
+        ({b"x:stream": 7}, b"00000000", []),
+        (b"OK", b"00000000", []),
+        ([], b"00000000"),
+        ([], b"00000000", b"OK"),
+        ([], b"00000000", 7),
+        ([], 7, []),
+        7,
+    ],
+)
+def test_an_answer_to_something_else_is_a_connection_that_failed(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    reading = Reading(client=Garbled(*answer) if isinstance(answer, tuple) else Garbled(answer))
+    reading.state.ready = True
+    pause = reading.reader.work()
+    assert pause is not None
+    assert pause > 0  # it tries again
+    assert reading.received.told == []
+    assert reading.state.read == (0, 0, 0, 0)
+    assert "an answer to something else" in caplog.text
+
+
+def test_a_batch_is_added_again_if_the_answer_is_one_to_something_else() -> None:
+    class Client(Garbled):
+        def xadd(self, key: str, fields: dict[bytes, bytes], *, maxlen: int) -> Any:
+            added.append(fields)
+            return answers.pop()
+
+    added: list[dict[bytes, bytes]] = []
+    answers: list[Any] = [b"1-0", [], None]
+    backend = RedisBackend(Client, "x", 10)
+    backend.publish(Batch("a", "t", (Event("t", "a", "1"),), "manual", 5))
+    assert len(added) == 3
+    assert added[0] == added[1] == added[2]  # with the same number, by which readers know it
 
 
 # -- batches that cannot be read ---------------------------------------------------------------------------------------

@@ -128,6 +128,7 @@ def test_a_right_that_is_missing_shows_in_health_and_once_in_the_log(
     wait_until(lambda: other._answered_at != before, "the other one has an answer")
     assert manager.ill() == "backend"
     assert refused.silent_for > 0.5
+    assert manager.get_stats().backend_silent > 0.5
     [line] = [text for level, text in log_lines(caplog) if level >= logging.ERROR]
     assert line.startswith(f"{name} Redis fails: ")
     assert 'The README lists the rights that its user needs, under "Several processes, several hosts".' in line

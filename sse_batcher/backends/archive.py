@@ -14,7 +14,7 @@ from ..event import BROADCAST, Batch
 from ..history import Cursor, Slice
 from ..locks import new_lock, run_if_free
 from ..wire import Frame
-from .connections import Link, errors
+from .connections import Link, errors, understood
 from .entries import Position, Unreadable, before, channel_of, id_of, numbers, read_fields
 from .reader import Keys, RawEntry, State
 
@@ -104,7 +104,8 @@ class Archive:
             try:
                 pipeline = self._link.client.pipeline(transaction=False)
                 queue(pipeline)
-                answers.extend(pipeline.execute())
+                with understood():
+                    answers.extend(pipeline.execute())
                 self._link.succeed()
             except errors() as error:
                 if self._closed:

@@ -11,6 +11,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
@@ -164,6 +165,18 @@ def _advice(error: Exception) -> str:
     if isinstance(error, exceptions.ReadOnlyError):
         return " This is a replica: connect to the master, or through redis+sentinel://."
     return ""
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Turn what redis-py raises for an answer of another kind into `BackendError`.
+
+    A proxy that repeats or loses a part of an answer shifts all that follow: the connection has to be given up.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise BackendError(f"it gives an answer to something else: {error!r}") from error
 
 
 def conflict() -> type[Exception]:

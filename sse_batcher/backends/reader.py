@@ -22,7 +22,7 @@ from ..locks import new_lock
 from ..roles import Receiver
 from ..wire import Frame
 from ..worker import Worker
-from .connections import Link, conflict, errors, pauses
+from .connections import Link, conflict, errors, pauses, understood
 from .entries import START, Entry, Kick, Position, Unreadable, after, before, id_of, numbers, read_fields, to_fields
 
 _log = logging.getLogger("sse_batcher.backends.redis")
@@ -224,9 +224,10 @@ class Reader:
         pipeline.get(self._keys.epoch)
         pipeline.xrange(self._keys.stream, count=1)
         pipeline.time()
-        epoch, entries, now = pipeline.execute()
-        self._state.set_clock(*now)
-        return epoch or b"", (entries[0][0], entries[0][1]) if entries else None
+        with understood():
+            epoch, first, now = pipeline.execute()
+            self._state.set_clock(*now)
+            return _text(epoch), next(iter(_raw(first)), None)
 
     def _begin_epoch(self, known: bytes) -> None:
         """Give the epoch another name than this one, unless another process has done so, and an entry with it.
@@ -255,12 +256,15 @@ class Reader:
         pipeline.xread({keys.stream: id_of(state.read)}, count=AT_ONCE, block=BLOCK_MS if state.ready else None)
         pipeline.get(keys.epoch)
         pipeline.xrange(keys.stream, *(("-", "+") if anchor is None else (anchor[0], anchor[0])), count=1)
-        news, epoch, kept = pipeline.execute()
-        if not self._is_current(epoch or b""):
+        with understood():
+            news, epoch, kept = pipeline.execute()
+            entries, epoch, kept = _entries(news), _text(epoch), _raw(kept)
+        if not self._is_current(epoch):
             self._set_ready(False)
             return
-        if anchor is not None and not (kept and tuple(kept[0]) == anchor):
-            kept = self._link.client.xrange(keys.stream, count=1)
+        if anchor is not None and kept != [anchor]:
+            with understood():
+                kept = _raw(self._link.client.xrange(keys.stream, count=1))
             if not self._is_older(kept):
                 self._break_line()
                 self._lose(receiver, BROADCAST, after(state.read), "overflow")
@@ -272,7 +276,6 @@ class Reader:
             self._begin_epoch(epoch)
             self._set_ready(False)
             return
-        entries = _entries(news)
         self._deliver(receiver, entries)
         if entries:
             state.see_time(numbers(entries[-1][0])[0])
@@ -409,5 +412,22 @@ def _entries(news: Any) -> list[RawEntry]:
         return []
     if isinstance(news, dict):
         (entries,) = news.values()
-        return [entry for group in entries for entry in group] if entries and isinstance(entries[0], list) else entries
-    return list(news[0][1])
+        return _raw(
+            [entry for group in entries for entry in group] if entries and isinstance(entries[0], list) else entries
+        )
+    return _raw(news[0][1])
+
+
+def _raw(found: Any) -> list[RawEntry]:
+    """What was found. Raises `TypeError` or `ValueError` if these are no entries."""
+    entries = [(id, fields) for id, fields in found]
+    if not all(isinstance(id, bytes) and isinstance(fields, dict) for id, fields in entries):
+        raise TypeError("entries are expected")
+    return entries
+
+
+def _text(found: Any) -> bytes:
+    """The value of a key, empty if there is none. Raises `TypeError` if this is none."""
+    if not isinstance(found, (bytes, type(None))):
+        raise TypeError("the value of a key is expected")
+    return found or b""

@@ -22,8 +22,8 @@ from ..history import Cursor, Slice
 from ..locks import run_if_free
 from ..roles import Receiver
 from .archive import Archive
-from .connections import Link, connector, errors, is_exhausted, pauses
-from .entries import START, Entry, Kick, Position, to_fields
+from .connections import Link, connector, errors, is_exhausted, pauses, understood
+from .entries import START, Entry, Kick, Position, numbers, to_fields
 from .reader import Keys, Reader, State
 
 _log = logging.getLogger("sse_batcher.backends.redis")
@@ -112,9 +112,10 @@ class RedisBackend:
             raise BackendError("Redis does not take anything, and so no kick: try again")
 
     def _add(self, fields: dict[bytes, bytes]) -> None:
-        """Add an entry, with `adding` held. Raises what redis-py raises."""
+        """Add an entry, with `adding` held. Raises one of `errors`."""
         try:
-            self._publishing.client.xadd(self._keys.stream, fields, maxlen=self._frames)
+            with understood():
+                numbers(self._publishing.client.xadd(self._keys.stream, fields, maxlen=self._frames))
         except errors() as error:
             if not is_exhausted(error):
                 raise

@@ -91,7 +91,8 @@ class EventBatcher:
             text = encode_data(self._encode, data)
             if len(text) > self._max_frame_bytes:
                 raise InvalidEventError(
-                    f"the data has {len(text)} bytes of JSON, more than max_frame_bytes={self._max_frame_bytes}",
+                    f"the data has {len(text)} bytes of JSON, more than max_frame_bytes={self._max_frame_bytes}: let "
+                    f"the page fetch the rest, or raise max_frame_bytes (SSE_MAX_FRAME_BYTES)",
                     field="data",
                 )
             field = rules.dedup_key

@@ -7,6 +7,7 @@ context, so that it pins no database connection.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
@@ -57,6 +58,8 @@ def create_blueprint(extension: Extension, url_prefix: str, cors: Cors, *, told:
 
     unchecked = ["the config, which is complete at the first stream"]
 
+    failed_snapshots = itertools.count(1)
+
     def view() -> Response:
         """``GET ?channel=a&channel=b``: the stream of these channels, of ``default`` where none is named."""
         try:
@@ -80,8 +83,8 @@ def create_blueprint(extension: Extension, url_prefix: str, cors: Cors, *, told:
             raise
         except Exception:
             # No error status for what may pass: a browser would give up for good.
-            _log.exception("the snapshot failed; the client is told to come back")
-            busy = manager.busy_block("backend", last_event_id(environ))
+            _log_failure(channels, next(failed_snapshots))
+            busy = manager.busy_block("snapshot", last_event_id(environ))
             return current_app.response_class([busy], headers=list(HEADERS))
         # The mark of what is passed on as it is, such as files: functions that would read it leave it out.
         response_class = _endless(current_app.response_class)  # type: ignore[arg-type]  # for mypy, a class has no hash
@@ -155,6 +158,16 @@ class _Endless(BaseResponse):
 def _endless(response_class: type[Response]) -> type[Response]:
     """The app's own class of responses, for one that has no end."""
     return type("StreamResponse", (_Endless, response_class), {})
+
+
+def _log_failure(channels: tuple[str, ...], failures: int) -> None:
+    """In the handler of what a snapshot has raised. Seldom: every open page comes back, again and again."""
+    if failures & (failures - 1) == 0:  # 1, 2, 4, 8 ...
+        _log.exception(
+            "a snapshot for the channels %r failed; failures so far: %d. Clients get sse_busy and come back",
+            channels,
+            failures,
+        )
 
 
 def _uncached(response: Response) -> Response:

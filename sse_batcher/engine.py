@@ -206,7 +206,10 @@ class Engine:
             except IndexError:
                 continue  # another thread has changed the inbox meanwhile
         self.count_refusal()
-        raise ClosedError("this batcher was closed: enqueue before destroy(), close() or shutdown()")
+        raise ClosedError(
+            "this was shut down in this process, and stays closed. If something goes on after it, such as the next "
+            "task of a worker, call flush_all() instead of shutdown(), close() or destroy()"
+        )
 
     def _is_settled(self) -> bool:
         """Whether all that was accepted has been delivered, or has failed."""

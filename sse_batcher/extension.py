@@ -113,6 +113,8 @@ class SSE(Hooks):
         if has_app_context():
             return self._hooks_of(_real(current_app)).manager
         alive = self._alive()
+        if not alive:
+            raise RuntimeError("no app has this SSE: call sse.init_app(app) first")
         if len(alive) != 1:
             raise RuntimeError(
                 f"there is no app context, and {len(alive)} apps have this SSE: take sse.manager inside an app "

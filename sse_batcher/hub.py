@@ -31,7 +31,9 @@ from .roles import Cursors, Feed, Listener
 
 RETRY_AFTER_LEASE_MS = (100, 1_000)
 RETRY_AT_LIMIT_MS = (10_000, 30_000)
-_RETRY_MS = {"lease": RETRY_AFTER_LEASE_MS} | dict.fromkeys(("limit", "threads", "http2"), RETRY_AT_LIMIT_MS)
+_RETRY_MS = {"lease": RETRY_AFTER_LEASE_MS} | dict.fromkeys(
+    ("limit", "threads", "http2", "snapshot"), RETRY_AT_LIMIT_MS
+)
 """When a client comes back that was refused, or sent away, for one of these reasons."""
 
 

@@ -18,6 +18,7 @@ import weakref
 from contextlib import suppress
 from typing import Any, Protocol
 
+from .errors import TooManyClientsError
 from .host import Host, duplicate
 from .locks import new_lock
 from .process import PerProcess
@@ -29,7 +30,7 @@ TICK = 0.2
 """Seconds between two looks at whether the server is stopping, and at who takes nothing."""
 
 FULL = 0.8
-"""The part of a server's threads that streams may hold before it is said aloud."""
+"""The part of a server's threads that streams may hold before the log says so; it does, too, if one is left."""
 
 SAMPLE = 10
 """How many streams are asked at once whether their server is stopping."""
@@ -139,7 +140,7 @@ class Watcher:
         self._parked = True  # the thread is not there, or about to end
         self._next_tick = 0.0
         self._asked = 0
-        self._told_of_threads = self._told_of_refusals = self._told_of_buffering = False
+        self._told_of_threads = self._told_of_refusals = self._told_of_buffering = self._told_of_limit = False
         self._worker = Worker(self, "sse_batcher-watcher")
         self._worker.stop()  # its thread ends whenever no stream is left, and is started by the next one
 
@@ -229,6 +230,16 @@ class Watcher:
                 "Until then, such streams end at once with all that there is, and the clients come back for more"
             )
 
+    def tell_of_limit(self, error: TooManyClientsError) -> None:
+        """Log once that a stream is refused, and by which option."""
+        if not self._told_of_limit:
+            self._told_of_limit = True
+            _log.warning(
+                "a stream is refused, as all further ones are that exceed a limit: %s. Their clients get sse_busy "
+                "(limit) and come back after 10 to 30 seconds",
+                error,
+            )
+
     def _leave(self, watch: Watch) -> None:
         self.remove(watch)
         stream = watch.stream()
@@ -237,7 +248,7 @@ class Watcher:
 
     def _tell_if_full(self, host: Host) -> None:
         held = len(self._watches)
-        if self._told_of_threads or host.threads is None or held < FULL * host.threads:
+        if self._told_of_threads or host.threads is None or held < min(FULL * host.threads, host.threads - 1):
             return
         self._told_of_threads = True
         _log.warning(

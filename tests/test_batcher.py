@@ -542,7 +542,7 @@ def test_close_delivers_what_is_pending_without_waiting_for_windows(sink: Sink) 
 def test_after_close_events_are_refused_and_flush_and_close_are_true(sink: Sink) -> None:
     with EventBatcher(sink) as batcher:
         batcher.enqueue("log", 1)
-    with pytest.raises(ClosedError, match="was closed"):
+    with pytest.raises(ClosedError, match="was shut down"):
         batcher.enqueue("log", 2)
     assert batcher.flush_all(0)
     assert batcher.destroy(0)

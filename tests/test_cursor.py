@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -316,10 +317,21 @@ def test_a_hook_that_fails_is_logged_and_the_client_comes_back_where_it_was(
         assert response.status_code == 200
         assert response.content_type == "text/event-stream; charset=utf-8"
         (busy,) = parse(response.data, strict=True)
-    assert (busy.type, busy.json, busy.id) == ("sse_busy", {"reason": "backend"}, "00000000-7")
+    assert (busy.type, busy.json, busy.id) == ("sse_busy", {"reason": "snapshot"}, "00000000-7")
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("sse_batcher.blueprint", logging.ERROR)
     assert record.exc_info
+
+
+def test_a_hook_that_fails_again_and_again_does_not_fill_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    State(site).value = lambda: 1 / 0
+    for _ in range(9):
+        with site.open():
+            pass
+    assert [record.args[1] for record in caplog.records if isinstance(record.args, tuple)] == [1, 2, 4, 8]
+    with site.open() as response:
+        (retry,) = re.findall(rb"retry: (\d+)", response.data)
+    assert 10_000 <= int(retry) <= 30_000
     assert site.manager.get_stats().clients == 0
 
 

@@ -150,7 +150,8 @@ class AttachedStream(Iterator[bytes]):
             )
         except ClosedError:
             raise BusyError("draining") from None
-        except TooManyClientsError:
+        except TooManyClientsError as error:
+            watcher.get().tell_of_limit(error)
             raise BusyError("limit") from None
         except BackendError:
             raise BusyError("backend") from None

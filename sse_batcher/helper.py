@@ -1,4 +1,4 @@
-"""The helper: one thread a manager on which app code runs that belongs to no request.
+"""A helper: a thread of a manager on which app code runs that belongs to no request.
 
 So neither the thread that delivers batches nor one that serves clients ever waits for an app's receiver.
 """
@@ -26,7 +26,10 @@ class Helper:
     """Runs tasks one after the other, each inside `context()`. Its thread is started by the first."""
 
     def __init__(
-        self, context: Callable[[], AbstractContextManager[object]], clock: Callable[[], float] = time.monotonic
+        self,
+        context: Callable[[], AbstractContextManager[object]],
+        clock: Callable[[], float] = time.monotonic,
+        name: str = "sse_batcher-helper",
     ) -> None:
         self.dropped = 0
         self._context = context
@@ -36,7 +39,7 @@ class Helper:
         self._orders: queue.SimpleQueue[tuple[float, int, Task]] = queue.SimpleQueue()
         self._later: list[tuple[float, int, Task]] = []  # a heap; the thread's own
         self._closed = False
-        self._worker = Worker(self, "sse_batcher-helper")
+        self._worker = Worker(self, name)
 
     def post(self, task: Task) -> None:
         """Have `task` run soon. Never waits: with 1,000 waiting, or where no thread can be started, it is dropped and

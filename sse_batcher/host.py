@@ -71,7 +71,7 @@ def duplicate(fd: int) -> int:
 
 
 def find_host(environ: Mapping[str, Any]) -> Host:
-    """Look at the request's `environ`, in the thread that serves it. Never raises."""
+    """Look at the request's `environ`, in the thread that serves it. Raises nothing of its own."""
     for find in (_gunicorn, _werkzeug, _waitress, _uwsgi, _mod_wsgi, _cheroot):
         host = _ask(partial(find, environ))
         if isinstance(host, Host):
@@ -289,13 +289,22 @@ def _ends(main: threading.Thread) -> bool:
 
 # -- looking -----------------------------------------------------------------------------------------------------------
 
+_ODD = (
+    *(ArithmeticError, AttributeError, LookupError, OSError, ReferenceError),
+    *(RuntimeError, SystemError, TypeError, ValueError),
+)
+"""What objects of another shape than we know may raise. Nothing more: a time limit of the app, which a signal handler
+raises at any moment, must pass. To us, the server would look like one that we do not know."""
+
 
 def _get(value: Any, *names: str) -> Any:
     """An attribute of an attribute and so on; None where there is no such thing."""
     for name in names:
         try:
             value = getattr(value, name)
-        except Exception:
+        except TimeoutError:  # an OSError, but also what time limits are made of
+            raise
+        except _ODD:
             return None
     return value
 
@@ -304,7 +313,9 @@ def _ask(function: Any) -> Any:
     """What it returns, or None."""
     try:
         return function()
-    except Exception:
+    except TimeoutError:
+        raise
+    except _ODD:
         return None
 
 

@@ -83,9 +83,9 @@ class SSEManager:
         called for data that JSON does not know, as in `json.JSONEncoder`; `encode` instead replaces the whole encoder.
         What that returns is checked: it must be JSON on one line of ASCII.
     `revalidate`
-        ``revalidate(user)`` says, True or False, whether a user may keep the open streams. Asked on the helper thread,
-        once for each user with a stream in every `ClientOptions.revalidate_every` seconds. If it raises, the streams
-        stay open. A coroutine function is a `TypeError`.
+        ``revalidate(user)`` says, True or False, whether a user may keep the open streams. Asked on a thread of its
+        own, once for each user with a stream in every `ClientOptions.revalidate_every` seconds. If it raises, the
+        streams stay open. A coroutine function is a `TypeError`.
     `context`
         makes a context manager in which that, and receivers of signals, run on the helper thread.
 
@@ -384,6 +384,7 @@ class SSEManager:
         life.hub.close("shutdown")
         ended = life.hub.wait_until_left(deadline.left())
         closed = life.backend.close(deadline.left())
+        life.questions.close(0)  # an answer of the app that is under way is of no use any more
         return life.helper.close(deadline.left()) and closed and ended and delivered
 
     close = shutdown
@@ -416,6 +417,8 @@ class _Life:
         if owner is not None:  # it is None if the garbage collector has begun to collect the manager
             close_at_exit(owner)  # again: the manager may have been made in another process, before a fork
         self.helper = helper = Helper(context)
+        # A thread of its own: while an answer takes long, signals and log lines go on.
+        self.questions = Helper(context, name="sse_batcher-revalidate")
         self.encode = encode = checked(encode)
         self.draining = False
         """Whether a drain is under way, that has not ended the streams yet. A race of two of them is harmless."""
@@ -456,7 +459,7 @@ class _Life:
             asked = manager()
             return True if asked is None or asked.revalidate is None else asked.revalidate(user)
 
-        self.rights = Rights(may_stay, clients.revalidate_every, self.hub, helper)
+        self.rights = Rights(may_stay, clients.revalidate_every, self.hub, self.questions)
         publisher.connect(self.hub)
 
         self.warn_if_cut_off = warn_if_cut_off = _cut_off_warning(owner, self.hub)

@@ -1,6 +1,6 @@
 """Rights: asks, every so often, whether a user may still have the streams that are open.
 
-The questions run on the helper thread, one at a time; `watch` is called by any thread.
+The questions run on the thread of a helper, one at a time; `watch` is called by any thread.
 """
 
 from __future__ import annotations

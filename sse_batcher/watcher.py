@@ -248,7 +248,7 @@ class Watcher:
 
     def _tell_if_full(self, host: Host) -> None:
         held = len(self._watches)
-        if self._told_of_threads or host.threads is None or held < min(FULL * host.threads, host.threads - 1):
+        if self._told_of_threads or host.threads is None or held < min(FULL * host.threads, max(2, host.threads - 1)):
             return
         self._told_of_threads = True
         _log.warning(

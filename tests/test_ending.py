@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sse_batcher import Client, ClientOptions, InvalidEventError, SSEManager, TooManyClientsError, stream
+from sse_batcher import Client, ClientOptions, InvalidEventError, SSEManager, TooManyClientsError, signals, stream
 from sse_batcher.helper import Helper, Task
 from sse_batcher.host import Host
 from sse_batcher.hub import Hub, Snapshot
@@ -633,7 +633,29 @@ def test_a_user_who_returns_while_the_last_question_of_him_ends_is_asked_about(
     assert site.questions == ["ada"]
 
 
-def test_a_manager_asks_on_the_helper_thread_and_ends_the_stream() -> None:
+def test_an_answer_that_takes_long_delays_no_signal_and_no_shutdown() -> None:
+    entered, free, told = threading.Event(), threading.Event(), threading.Event()
+
+    def answer(user: object) -> bool:
+        entered.set()
+        return free.wait(30)
+
+    def connected(sender: object, **values: object) -> None:
+        told.set()
+
+    manager = SSEManager(clients=ClientOptions(revalidate_every=0.01), revalidate=answer)
+    try:
+        manager.subscribe(user=7)
+        assert entered.wait(10)
+        with signals.client_connected.connected_to(connected):
+            manager.subscribe()
+            assert told.wait(10)
+        assert manager.shutdown()
+    finally:
+        free.set()
+
+
+def test_a_manager_asks_on_a_thread_of_its_own_and_ends_the_stream() -> None:
     asked: list[tuple[Hashable, str]] = []
 
     def may_stay(user: Hashable) -> bool:
@@ -645,7 +667,7 @@ def test_a_manager_asks_on_the_helper_thread_and_ends_the_stream() -> None:
         nobody = manager.subscribe()  # is not asked about
         assert [event.json for event in parse(b"".join(client))][-1] == {"reason": "revoked"}
         nobody.close()
-    assert asked == [(7, "sse_batcher-helper")] * 3
+    assert asked == [(7, "sse_batcher-revalidate")] * 3
 
 
 # -- the helper's later tasks ------------------------------------------------------------------------------------------

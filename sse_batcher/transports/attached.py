@@ -116,13 +116,16 @@ class AttachedStream(Iterator[bytes]):
     def close(self) -> None:
         """Called by the server at the end, whatever happened, and by the watcher when the client has left."""
         self._ended = True
-        client, watch, self._client, self._watch = self._client, self._watch, None, None
+        # Each is forgotten after it is closed, which may be done twice: the next call does what is interrupted here.
+        client, watch = self._client, self._watch
         if client is not None:
             client.close()
+            self._client = None
         if watch is not None:
             if client is not None and client.farewell == "shutdown":
                 watch.end_connection()
             watcher.get().remove(watch)
+            self._watch = None
 
     def drain(self) -> None:
         """The server is stopping."""

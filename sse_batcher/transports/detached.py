@@ -17,7 +17,6 @@ from ..host import Host
 from ..hub import Hub
 from ..manager import SSEManager
 from ..process import PerProcess
-from ..wire import chunk
 from .attached import AttachedStream, BusyError, Request
 from .loop import Adoption, loop
 from .takeover import LONGEST_PRELUDE, TakeOver
@@ -38,8 +37,11 @@ class DetachedStream(AttachedStream):
 
     def __next__(self) -> bytes:
         takeover = self._claim()
-        if takeover is not None and self._detach(takeover):
-            raise StopIteration
+        if takeover is not None:
+            detached = self._detach(takeover)
+            self._takeover = None  # not before: `close` gives back what was interrupted
+            if detached:
+                raise StopIteration
         if self._kept:
             kept, self._kept = self._kept, b""
             return kept
@@ -53,14 +55,17 @@ class DetachedStream(AttachedStream):
         return self._divert(block)
 
     def close(self) -> None:
-        takeover = self._claim()
-        if takeover is not None:
-            takeover.undo()
-        super().close()
+        try:
+            takeover = self._claim()
+            if takeover is not None:
+                takeover.undo()
+                self._takeover = None
+        finally:
+            super().close()
 
     def _claim(self) -> TakeOver | None:
-        """What was begun, to be finished or undone now."""
-        takeover, self._takeover = self._takeover, None
+        """What was begun, to be finished or undone now. Both may be done twice."""
+        takeover = self._takeover
         if takeover is not None:
             loop.get().release(takeover)
         return takeover
@@ -85,9 +90,10 @@ class DetachedStream(AttachedStream):
         return self._prelude
 
     def _detach(self, takeover: TakeOver) -> bool:
-        client = self._client
+        client, adopt = self._client, loop.get().adopt
         assert client is not None, "nobody but the server closes a stream that is not watched"
-        taken = takeover.finish(self._prelude)
+        hub = _hub_of(client)
+        taken = takeover.finish(self._prelude, self._kept)
         if taken is None:
             client.counts.undone += 1
             choice.get().say(
@@ -98,10 +104,9 @@ class DetachedStream(AttachedStream):
             if not self._stay():
                 client.dismiss("threads")  # its first block is on its way already
             return False
-        unsent = taken.unsent + (chunk(self._kept) if taken.chunked else self._kept)
+        # At once: only this knows of the connection. If something is raised before the loop has it, it is lost.
+        adopt(Adoption(hub, self._manager, client, taken, self._request.host))
         self._client, self._ended = None, True
-        taken = taken._replace(unsent=unsent)
-        loop.get().adopt(Adoption(_hub_of(client), self._manager, client, taken, self._request.host))
         return True
 
     def _stay(self) -> bool:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from ..host import duplicate
 from ..locks import new_lock
+from ..wire import chunk
 from .sending import send_to
 
 PATIENCE = 2.0
@@ -64,7 +65,7 @@ class TakeOver:
         self._connection = duplicate(fd)
         try:
             ours, theirs = socket.socketpair()
-        except OSError:
+        except BaseException:
             os.close(self._connection)
             raise
         try:
@@ -74,7 +75,8 @@ class TakeOver:
             ours.setblocking(False)
             self._diverted = os.fstat(theirs.fileno())
             os.dup2(theirs.fileno(), fd, inheritable=False)
-        except OSError:
+        except BaseException:
+            # If it comes after the change, from a signal handler, this ends the connection, and the client comes back.
             os.close(self._connection)
             ours.close()
             raise
@@ -100,10 +102,10 @@ class TakeOver:
                         self._tap.shutdown(socket.SHUT_RD)
             return not self._claimed
 
-    def finish(self, prelude: bytes) -> Taken | None:
+    def finish(self, prelude: bytes, rest: bytes = b"") -> Taken | None:
         """Take the connection, if the server has written a head and this prelude, and nothing else. None if it has not.
 
-        Undone then; the stream goes on attached.
+        Undone then; the stream goes on attached. `rest` is to be sent after the prelude.
         """
         self._claim()
         deadline = time.monotonic() + PATIENCE
@@ -121,9 +123,12 @@ class TakeOver:
         except (_OtherwiseError, OSError):
             self.undo()
             return None
-        self._over = True
+        chunked = found == "chunked"
+        taken = Taken(self._connection, _closing(self._read) + (chunk(rest) if chunked else rest), chunked)
+        # Last: whatever is raised before, the connection is still here to be given back.
         self._tap.close()
-        return Taken(self._connection, _closing(self._read), found == "chunked")
+        self._over = True
+        return taken
 
     def undo(self) -> None:
         """Give the connection back, and send what the server has written meanwhile.

@@ -62,6 +62,11 @@ class TakeOver:
         self._unsent = unsent
         self._maker = _me()
         self._read = b""
+        self._over = False
+        # Guards what was read and the tap, until the server's thread claims them. Re-entrant, since the garbage
+        # collector may call `drop` in the middle of `relieve`.
+        self._lock = new_lock()
+        self._claimed = False
         self._connection = duplicate(fd)
         try:
             ours, theirs = socket.socketpair()
@@ -83,11 +88,6 @@ class TakeOver:
         finally:
             theirs.close()
         self._tap = ours
-        self._over = False
-        # Guards what was read and the tap, until the server's thread claims them. Re-entrant, since the garbage
-        # collector may call `drop` in the middle of `relieve`.
-        self._lock = new_lock()
-        self._claimed = False
 
     def relieve(self) -> bool:
         """Make room for what the server writes, so that it never waits for ever. Called by another thread.

@@ -161,7 +161,8 @@ def test_what_another_python_has_encoded_is_readable_here(text: str) -> None:
 
 @pytest.mark.parametrize(
     "backend",
-    ["http://localhost", "redis:", "", None, 7, "redis://localhost:port", "redis+sentinel://localhost:26379", "memory"],
+    ["http://localhost", "redis:", "", None, 7, "redis://localhost:port", "redis+sentinel://localhost:26379", "memory"]
+    + [f"{scheme}://localhost/0?prefx=shop" for scheme in ("redis", "rediss", "redis+sentinel", "unix")],
 )
 def test_a_backend_that_cannot_be_meant_is_refused(backend: Any) -> None:
     with pytest.raises(ConfigurationError):

@@ -47,9 +47,10 @@ def connector(backend: Any) -> tuple[Callable[[], Any], str]:
             client = _sentinel(urlsplit(url), query)
         else:
             client = redis.Redis.from_url(f"{url}?{urlencode(query)}")
+        _copy(client).connection_pool.make_connection()  # not connected; a misspelled option is found here
     except (ValueError, TypeError) as error:
         raise ConfigurationError(
-            f"the backend {_without_password(backend)} cannot be meant: {error}", option="backend"
+            f"the backend {_without_password(backend)} is not valid: {error}", option="backend"
         ) from error
     return partial(_copy, client), prefix
 

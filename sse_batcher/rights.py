@@ -45,10 +45,18 @@ class Rights:
     def watch(self, user: Hashable) -> None:
         """Ask about this user from now on, for as long as there is a stream of this user."""
         mine = object()
-        if self._asked.setdefault(user, mine) is mine:
-            self._helper.post_later(self._every, lambda: self._question(user))
+        try:
+            if self._asked.setdefault(user, mine) is mine:
+                self._helper.post_later(self._every, lambda: self._question(user, mine))
+        except BaseException:
+            # A signal handler's: without a question on its way, none would follow. Posted twice, it is asked once.
+            if self._asked.get(user) is mine:
+                self._helper.post_later(self._every, lambda: self._question(user, mine))
+            raise
 
-    def _question(self, user: Hashable) -> None:
+    def _question(self, user: Hashable, mine: object) -> None:
+        if self._asked.get(user) is not mine:
+            return  # it was posted twice, and asked already
         try:
             if self._hub.has_user(user) and not self._may_stay(user):
                 self._hub.dismiss("revoked", user)

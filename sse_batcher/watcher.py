@@ -69,7 +69,7 @@ class Watch:
         self._seen: float | None = None
         self._seen_at = 0.0
         # Guards the duplicate's end: a shutdown must not meet a number that belongs to another connection by now.
-        self._lock = new_lock()
+        self.lock = new_lock()
         self._connection = None if host.fd is None else _duplicate(host.fd)
 
     def fileno(self) -> int:
@@ -83,7 +83,7 @@ class Watch:
         Counted from its last sign of life and not from the block's beginning: who reads slowly is served slowly. Also
         where all of it fits into the kernel's buffers, or into the server's own: the other side may be gone for good.
         """
-        with self._lock, suppress(OSError):
+        with self.lock, suppress(OSError):
             if self._connection is None:
                 return
             seen = sign_of_life(self._connection, self.busy_since)
@@ -112,12 +112,12 @@ class Watch:
 
     def end_connection(self) -> None:
         """Let the server see that no further request will come, once the stream is sent and the server is stopping."""
-        with self._lock:
+        with self.lock:
             if self._connection is not None:
                 _end_requests(self.host, self._connection)
 
     def close(self) -> None:
-        with self._lock:
+        with self.lock:
             connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -167,15 +167,17 @@ class Watcher:
 
     def remove(self, watch: Watch) -> None:
         """Watch it no more. Idempotent."""
-        try:
-            del self._watches[watch]
-        except KeyError:
+        if watch not in self._watches:
             return
-        fd = watch.fileno()
-        if self._by_fd.pop(fd, None) is not None:
-            with suppress(OSError):
-                self._epoll.unregister(fd)
+        with watch.lock:  # or its number might be that of another connection by the time it is unregistered
+            fd = watch.fileno()
+            if self._by_fd.get(fd) is watch:
+                with suppress(OSError):
+                    self._epoll.unregister(fd)
+                del self._by_fd[fd]
         watch.close()
+        # Last: a removal that is interrupted is done once more.
+        self._watches.pop(watch, None)
         if self._epoll is not None and not self._watches:
             os.eventfd_write(self._bell, 1)
 
@@ -320,13 +322,20 @@ def _duplicate(fd: int) -> socket.socket | None:
         number = duplicate(fd)
     except OSError:
         return None
+    connection: socket.socket | None = None
     try:
         blocking = os.get_blocking(fd)
         connection = socket.socket(fileno=number)
         os.set_blocking(fd, blocking)  # `socket.setdefaulttimeout` has changed it, for the server's descriptor, too
-    except OSError:
-        os.close(number)
-        return None
+    except BaseException as error:
+        with suppress(OSError):
+            if connection is None:
+                os.close(number)
+            else:
+                connection.close()
+        if isinstance(error, OSError):
+            return None
+        raise
     return connection
 
 

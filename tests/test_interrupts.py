@@ -5,7 +5,9 @@ Whatever is raised wherever: what was accepted is delivered once, counts are rig
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +20,9 @@ from typing import Any
 import pytest
 
 from sse_batcher import BatchOptions, Client, EventBatcher, SSEManager
+from sse_batcher.host import Host
+from sse_batcher.rights import Rights
+from sse_batcher.watcher import Watch, Watcher
 
 from .interrupts import interrupt
 from .test_reentrance import run
@@ -174,6 +179,65 @@ def test_a_client_that_is_interrupted_while_it_leaves_is_forgotten() -> None:
             if not interrupted:
                 break
         assert place > 10
+
+
+class Later:
+    """Stands in for the helper thread: keeps what is to run later."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Callable[[], None]] = []
+
+    def post_later(self, seconds: float, task: Callable[[], None]) -> None:
+        self.tasks.append(task)
+
+
+class Everybody:
+    """A hub in which each user has a stream until it is dismissed."""
+
+    def __init__(self) -> None:
+        self.dismissed: list[Any] = []
+
+    def has_user(self, user: Any) -> bool:
+        return user not in self.dismissed
+
+    def dismiss(self, reason: str, user: Any) -> None:
+        self.dismissed.append(user)
+
+
+def test_a_user_is_asked_about_once_though_the_watch_was_interrupted() -> None:
+    for place in count():
+        later, hub, asked = Later(), Everybody(), list[Any]()
+        rights = Rights(lambda user: bool(asked.append(user)), 1, hub, later)  # type: ignore[arg-type] # noqa: B023
+        interrupted = interrupt(lambda: rights.watch("u"), place)  # noqa: B023
+        rights.watch("u")  # for the next stream
+        for task in later.tasks:
+            task()
+        assert (asked, hub.dismissed) == (["u"], ["u"])
+        if not interrupted:
+            break
+    assert place > 1
+
+
+def test_a_watch_that_is_removed_under_interrupts_leaves_nothing() -> None:
+    class Stream:
+        def close(self) -> None: ...
+        def drain(self) -> None: ...
+
+    watcher, stream = Watcher(), Stream()
+    watcher._worker.ensure = lambda: True  # type: ignore[method-assign]
+    for place in count():
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            watch = Watch(stream, Host("", ours.fileno(), None, lambda: False), 30)
+            watcher.add(watch)
+            interrupted = interrupt(lambda: watcher.remove(watch), place)  # noqa: B023
+            watcher.remove(watch)
+            assert (watch.fileno(), watcher._by_fd, watcher._watches) == (-1, {}, {})
+        if not interrupted:
+            break
+    assert place > 3
+    watcher._epoll.close()
+    os.close(watcher._bell)
 
 
 def test_an_exhausted_stack_harms_only_the_call_that_meets_it(watched: Watched) -> None:

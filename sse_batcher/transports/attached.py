@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -90,6 +91,7 @@ class AttachedStream(Iterator[bytes]):
         self._watch: Watch | None = None
         self._passage: Passage | None = None
         self._ended = False
+        self._finalizer: weakref.finalize[..., AttachedStream] | None = None
 
     def __next__(self) -> bytes:
         client = self._client  # before the look at `_ended`, which the watcher sets before it takes the client away
@@ -159,6 +161,9 @@ class AttachedStream(Iterator[bytes]):
         except BackendError:
             raise BusyError("backend") from None
         self._client = client
+        # Whatever becomes of this: a middleware may drop it, and a signal handler may interrupt its `close`.
+        self._finalizer = weakref.finalize(self, client.close)
+        self._finalizer.atexit = False
         if asked.resumes and client.counts.gaps:
             # What it has not got was evicted since then. It comes back for the snapshot.
             raise BusyError("backend")

@@ -107,6 +107,8 @@ class DetachedStream(AttachedStream):
         # At once: only this knows of the connection. If something is raised before the loop has it, it is lost.
         adopt(Adoption(hub, self._manager, client, taken, self._request.host))
         self._client, self._ended = None, True
+        if self._finalizer is not None:
+            self._finalizer.detach()  # the stream goes on without this
         return True
 
     def _stay(self) -> bool:

@@ -80,13 +80,13 @@ class TakeOver:
             ours.setblocking(False)
             self._diverted = os.fstat(theirs.fileno())
             os.dup2(theirs.fileno(), fd, inheritable=False)
+            theirs.close()
         except BaseException:
             # If it comes after the change, from a signal handler, this ends the connection, and the client comes back.
             os.close(self._connection)
             ours.close()
-            raise
-        finally:
             theirs.close()
+            raise
         self._tap = ours
 
     def relieve(self) -> bool:

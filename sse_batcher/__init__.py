@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import signals
-from .batcher import EventBatcher
+from .batching.batcher import EventBatcher
 from .client import Client
 from .errors import (
     BackendError,

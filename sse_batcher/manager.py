@@ -17,7 +17,7 @@ from blinker import NamedSignal
 
 from . import signals
 from .backends import open_backend
-from .batcher import EventBatcher
+from .batching.batcher import EventBatcher
 from .client import Client, ClientInfo
 from .errors import BackendError, InvalidEventError, SSEBatcherError
 from .event import (

@@ -19,9 +19,9 @@ ROOT = Path(sse_batcher.__file__).parent
 
 # A module imports only what stands before it. Each module has its place here, and so has the package itself.
 LAYERS = """
-    errors event functions options wire window stats
+    errors event functions options wire batching.window stats
     history dismissals
-    process waiting locks worker host descriptors watcher engine batcher
+    process waiting locks worker host descriptors watcher batching.engine batching.batcher batching
     client roles hub
     backends.memory backends.entries backends.connections backends.reader backends.archive
     backends.redis backends
@@ -36,7 +36,7 @@ LAYERS = """
 ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
 
 PURE = {
-    *("errors", "event", "functions", "options", "wire", "window", "stats", "history", "dismissals"),
+    *("errors", "event", "functions", "options", "wire", "batching.window", "stats", "history", "dismissals"),
     *("cors", "backends.entries"),
 }
 KNOWS_FLASK = {"extension", "page", "blueprint", "commands", "cli", "__main__"}

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sse_batcher import BacklogFullError, Batch, BatchOptions, ClosedError, EventBatcher, InvalidEventError
-from sse_batcher.engine import _Flush
-from sse_batcher.window import NOW
+from sse_batcher.batching.engine import _Flush
+from sse_batcher.batching.window import NOW
 
 from .batching import SteppedBatcher
 

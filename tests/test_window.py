@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sse_batcher import wire
+from sse_batcher.batching.window import NEVER, NOW, Windows
 from sse_batcher.event import Event, encode_json
 from sse_batcher.options import BatchOptions
-from sse_batcher.window import NEVER, NOW, Windows
 
 from .batching import SteppedBatcher
 

@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sse_batcher import Batch, BatchOptions, Event, InvalidEventError
+from sse_batcher.batching.window import Windows
 from sse_batcher.event import check_channel, check_type, encode_json
-from sse_batcher.window import Windows
 from sse_batcher.wire import HEARTBEAT, Frame, batch_block, block, chunk, comment, control, envelope_bytes, mixed_bytes
 from tests.sse_parser import EventStreamParser, GrammarError, ServerEvent, parse
 

@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from .engine import Engine
-from .errors import InvalidEventError, SSEBatcherError
-from .event import (
+from ..errors import InvalidEventError, SSEBatcherError
+from ..event import (
     DEFAULT_CHANNEL,
     Batch,
     Encode,
@@ -25,10 +24,11 @@ from .event import (
     encode_json,
     encode_string,
 )
-from .functions import check_function
-from .options import BatchOptions, TypeRules
-from .process import PerProcess
-from .stats import BatcherStats
+from ..functions import check_function
+from ..options import BatchOptions, TypeRules
+from ..process import PerProcess
+from ..stats import BatcherStats
+from .engine import Engine
 
 _log = logging.getLogger("sse_batcher.batcher")
 

@@ -14,15 +14,15 @@ import queue
 from collections import Counter, deque
 from collections.abc import Callable
 
-from .errors import BacklogFullError, ClosedError
-from .event import Batch, Event
-from .locks import is_mine, new_lock, run_if_free
-from .options import BatchOptions, TypeRules
-from .process import close_at_exit
-from .stats import BatcherStats
-from .waiting import take
+from ..errors import BacklogFullError, ClosedError
+from ..event import Batch, Event
+from ..locks import is_mine, new_lock, run_if_free
+from ..options import BatchOptions, TypeRules
+from ..process import close_at_exit
+from ..stats import BatcherStats
+from ..waiting import take
+from ..worker import Deadline, Worker
 from .window import NEVER, NOW, Windows
-from .worker import Deadline, Worker
 
 _log = logging.getLogger("sse_batcher.engine")
 

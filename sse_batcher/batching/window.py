@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from .event import BROADCAST, MIXED, Event
-from .options import BatchOptions, TypeRules
-from .wire import envelope_bytes, mixed_bytes
+from ..event import BROADCAST, MIXED, Event
+from ..options import BatchOptions, TypeRules
+from ..wire import envelope_bytes, mixed_bytes
 
 NOW = float("-inf")
 NEVER = float("inf")

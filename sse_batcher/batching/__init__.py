@@ -1,0 +1,1 @@
+"""Batching: what travels together, and when."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from . import signals
 from .batching.batcher import EventBatcher
-from .client import Client
 from .errors import (
     BackendError,
     BacklogFullError,
@@ -22,6 +21,7 @@ from .errors import (
 from .event import Batch, Event
 from .manager import SSEManager
 from .options import BatchOptions, ClientOptions, HistoryOptions
+from .streams.client import Client
 from .wsgi import stream
 
 if TYPE_CHECKING:

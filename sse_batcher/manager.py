@@ -18,7 +18,6 @@ from blinker import NamedSignal
 from . import signals
 from .backends import open_backend
 from .batching.batcher import EventBatcher
-from .client import Client, ClientInfo
 from .errors import BackendError, InvalidEventError, SSEBatcherError
 from .event import (
     BROADCAST,
@@ -40,11 +39,12 @@ from .event import (
 from .functions import check_function
 from .helper import Helper
 from .host import Host
-from .hub import Farewell, Hub, Snapshot
 from .options import BatchOptions, ClientOptions, HistoryOptions, batch_options
 from .process import PerProcess, close_at_exit, require_threads
-from .rights import Ask, Rights
 from .stats import ManagerStats
+from .streams.client import Client, ClientInfo
+from .streams.hub import Farewell, Hub, Snapshot
+from .streams.revalidation import Ask, Rights
 from .wire import block
 from .worker import Deadline
 

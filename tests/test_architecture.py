@@ -20,12 +20,12 @@ ROOT = Path(sse_batcher.__file__).parent
 # A module imports only what stands before it. Each module has its place here, and so has the package itself.
 LAYERS = """
     errors event functions options wire batching.window stats
-    history dismissals
+    streams.history streams.dismissals
     process waiting locks worker host descriptors watcher batching.engine batching.batcher batching
-    client roles hub
+    streams.client streams.roles streams.hub
     backends.memory backends.entries backends.connections backends.reader backends.archive
     backends.redis backends
-    signals helper rights manager prometheus
+    signals helper streams.revalidation streams manager prometheus
     transports.attached transports.sending transports.takeover
     transports.connection transports.group transports.replay transports.feed transports.loop transports.detached
     transports wsgi
@@ -36,7 +36,17 @@ LAYERS = """
 ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
 
 PURE = {
-    *("errors", "event", "functions", "options", "wire", "batching.window", "stats", "history", "dismissals"),
+    *(
+        "errors",
+        "event",
+        "functions",
+        "options",
+        "wire",
+        "batching.window",
+        "stats",
+        "streams.history",
+        "streams.dismissals",
+    ),
     *("cors", "backends.entries"),
 }
 KNOWS_FLASK = {"extension", "page", "blueprint", "commands", "cli", "__main__"}
@@ -103,9 +113,17 @@ def where(module: str, node: ast.AST) -> str:
 
 
 def test_the_imports_are_read_as_they_are_meant() -> None:
-    assert ours("transports.attached") == {"client", "descriptors", "errors", "host", "hub", "manager", "watcher"}
+    assert ours("transports.attached") == {
+        "streams.client",
+        "descriptors",
+        "errors",
+        "host",
+        "streams.hub",
+        "manager",
+        "watcher",
+    }
     assert {"signals", "manager", "extension"} <= ours("")
-    assert {"wire", "client", "event"} <= ours("hub")
+    assert {"wire", "streams.client", "event"} <= ours("streams.hub")
     assert {"flask", "json", "weakref"} <= foreign("extension")
 
 

@@ -36,9 +36,9 @@ from sse_batcher.backends.memory import MemoryBackend
 from sse_batcher.backends.redis import RedisBackend, open_redis
 from sse_batcher.cli import serving
 from sse_batcher.event import Batch, Event
-from sse_batcher.hub import Hub
 from sse_batcher.options import TRANSPORTS
-from sse_batcher.roles import Receiver
+from sse_batcher.streams.hub import Hub
+from sse_batcher.streams.roles import Receiver
 from sse_batcher.wire import HEARTBEAT, Frame
 
 from .checker import Browser, Connection, Facts, Got, Sent, Violation, judge, judge_publishing
@@ -431,7 +431,8 @@ class Interleavings(RuleBasedStateMachine):
         self.turns = Turns()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(
-            "sse_batcher.client.queue", SimpleNamespace(SimpleQueue=lambda: SteppedQueue(self.turns), Empty=queue.Empty)
+            "sse_batcher.streams.client.queue",
+            SimpleNamespace(SimpleQueue=lambda: SteppedQueue(self.turns), Empty=queue.Empty),
         )
         self.record = Record(HISTORY)
         self.backend = RecordedBackend(self.record)

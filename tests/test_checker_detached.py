@@ -17,8 +17,8 @@ import pytest
 from hypothesis import Phase, settings
 
 from sse_batcher.event import BROADCAST, Batch
-from sse_batcher.history import Cursor, Slice
-from sse_batcher.hub import Hub
+from sse_batcher.streams.history import Cursor, Slice
+from sse_batcher.streams.hub import Hub
 from sse_batcher.transports.connection import Connection
 from sse_batcher.transports.feed import Feed
 from sse_batcher.transports.loop import Adoption, Loop

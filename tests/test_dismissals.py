@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_batcher.dismissals import Dismissals
+from sse_batcher.streams.dismissals import Dismissals
 
 USERS = st.sampled_from([None, "ada", "7", 7])
 CHANNELS = st.sampled_from([None, "a", "b", "c"])

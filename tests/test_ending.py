@@ -15,8 +15,8 @@ import pytest
 from sse_batcher import Client, ClientOptions, InvalidEventError, SSEManager, TooManyClientsError, signals, stream
 from sse_batcher.helper import Helper, Task
 from sse_batcher.host import Host
-from sse_batcher.hub import Hub, Snapshot
-from sse_batcher.rights import QUIET_SECONDS, Rights
+from sse_batcher.streams.hub import Hub, Snapshot
+from sse_batcher.streams.revalidation import QUIET_SECONDS, Rights
 from sse_batcher.wire import HEARTBEAT
 
 from .sse_parser import ServerEvent, parse
@@ -98,7 +98,7 @@ def test_a_silent_stream_ends_when_its_lease_is_over_and_not_at_the_next_heartbe
         clock.now += timeout
         return source.get_nowait()
 
-    monkeypatch.setattr("sse_batcher.client.take", pass_time)
+    monkeypatch.setattr("sse_batcher.streams.client.take", pass_time)
     assert [next(client) for _ in range(6)] == [HEARTBEAT] * 6
     assert last(client).json == {"reason": "lease"}
     assert waited == [15] * 6 + [10]

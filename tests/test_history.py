@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_batcher import HistoryOptions, history
+from sse_batcher import HistoryOptions
 from sse_batcher.event import Batch, Event, encode_json
-from sse_batcher.history import Cursor, History
+from sse_batcher.streams import history
+from sse_batcher.streams.history import Cursor, History
 from sse_batcher.wire import Frame, chunk
 
 MANY = 10**9

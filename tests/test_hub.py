@@ -23,10 +23,10 @@ from sse_batcher import (
     SSEManager,
     TooManyClientsError,
 )
-from sse_batcher.client import Counts
 from sse_batcher.event import Batch, Event
-from sse_batcher.history import Cursor
-from sse_batcher.hub import Hub, _Tidy
+from sse_batcher.streams.client import Counts
+from sse_batcher.streams.history import Cursor
+from sse_batcher.streams.hub import Hub, _Tidy
 from sse_batcher.wire import HEARTBEAT, Frame
 
 from .sse_parser import parse

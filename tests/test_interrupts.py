@@ -21,7 +21,7 @@ import pytest
 
 from sse_batcher import BatchOptions, Client, EventBatcher, SSEManager
 from sse_batcher.host import Host
-from sse_batcher.rights import Rights
+from sse_batcher.streams.revalidation import Rights
 from sse_batcher.watcher import Watch, Watcher
 
 from .interrupts import interrupt

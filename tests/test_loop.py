@@ -17,7 +17,7 @@ import pytest
 
 from sse_batcher import HistoryOptions, SSEManager
 from sse_batcher.event import Batch, Event
-from sse_batcher.history import MAX_FLOORS
+from sse_batcher.streams.history import MAX_FLOORS
 from sse_batcher.transports import connection as connections
 from sse_batcher.transports import group as groups
 from sse_batcher.transports.feed import Feed

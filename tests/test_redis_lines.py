@@ -17,7 +17,7 @@ from sse_batcher.backends.entries import Entry, Kick, to_fields
 from sse_batcher.backends.reader import Keys, Reader, State
 from sse_batcher.backends.redis import RedisBackend
 from sse_batcher.event import Batch, Event
-from sse_batcher.history import Cursor
+from sse_batcher.streams.history import Cursor
 
 from .redisserver import RedisServer, cursor_of, redis_server, sentinel_of
 from .servers import HOST, wait_until

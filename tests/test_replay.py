@@ -18,7 +18,7 @@ import pytest
 
 from sse_batcher import BackendError, HistoryOptions
 from sse_batcher.event import BROADCAST, Batch, Event
-from sse_batcher.history import Cursor, Slice
+from sse_batcher.streams.history import Cursor, Slice
 from sse_batcher.transports.loop import Adoption
 from sse_batcher.transports.replay import FIRST_PAUSE, LONGEST_PAUSE
 from sse_batcher.transports.takeover import Taken

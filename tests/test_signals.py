@@ -13,7 +13,7 @@ import pytest
 from blinker import NamedSignal
 
 from sse_batcher import Batch, BatchOptions, Client, Event, InvalidEventError, SSEManager, signals
-from sse_batcher.client import ClientInfo
+from sse_batcher.streams.client import ClientInfo
 from tests.sse_parser import take
 
 HELPER = "sse_batcher-helper"

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from ..errors import ConfigurationError
 from ..event import Batch
-from ..history import Cursor, Slice
-from ..roles import Receiver
+from ..streams.history import Cursor, Slice
+from ..streams.roles import Receiver
 from .memory import MemoryBackend
 from .redis import open_redis
 

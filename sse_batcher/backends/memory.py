@@ -11,8 +11,8 @@ import time
 from collections.abc import Hashable, Iterable
 
 from ..event import Batch
-from ..history import Cursor, Slice
-from ..roles import Receiver
+from ..streams.history import Cursor, Slice
+from ..streams.roles import Receiver
 from ..wire import Frame
 
 # A cursor comes from outside: it is matched whole, bounded, and rebuilt from its parts.

@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import BackendError
 from ..event import BROADCAST, Batch
 from ..locks import new_lock
-from ..roles import Receiver
+from ..streams.roles import Receiver
 from ..wire import Frame
 from ..worker import Worker
 from .connections import Link, conflict, errors, pauses, understood

@@ -18,9 +18,9 @@ from typing import Any
 
 from ..errors import BackendError
 from ..event import Batch, check_channel
-from ..history import Cursor, Slice
 from ..locks import run_if_free
-from ..roles import Receiver
+from ..streams.history import Cursor, Slice
+from ..streams.roles import Receiver
 from .archive import Archive
 from .connections import Link, connector, errors, is_exhausted, pauses, understood
 from .entries import START, Entry, Kick, Position, numbers, to_fields

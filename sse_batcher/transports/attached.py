@@ -11,12 +11,12 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ..client import Client
 from ..descriptors import descriptors
 from ..errors import BackendError, ClosedError, TooManyClientsError
 from ..host import Host
-from ..hub import Snapshot
 from ..manager import SSEManager
+from ..streams.client import Client
+from ..streams.hub import Snapshot
 from ..watcher import Watch, end_connection, watcher
 
 

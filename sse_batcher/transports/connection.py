@@ -14,9 +14,9 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from ..client import Client, Counts, Member
-from ..history import Cursor, Slice
-from ..hub import Hub
+from ..streams.client import Client, Counts, Member
+from ..streams.history import Cursor, Slice
+from ..streams.hub import Hub
 from ..watcher import sign_of_life
 from ..wire import LAST_CHUNK, Frame, chunk
 from .sending import hang_up, has_taken_all, send_to

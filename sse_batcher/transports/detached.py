@@ -12,11 +12,11 @@ import select
 import weakref
 from typing import Any, cast
 
-from ..client import Client
 from ..host import Host
-from ..hub import Hub
 from ..manager import SSEManager
 from ..process import PerProcess
+from ..streams.client import Client
+from ..streams.hub import Hub
 from .attached import AttachedStream, BusyError, Request
 from .loop import Adoption, loop
 from .takeover import LONGEST_PRELUDE, TakeOver

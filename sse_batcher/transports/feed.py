@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from ..client import Client, Counts
 from ..event import BROADCAST
-from ..hub import Hub
+from ..streams.client import Client, Counts
+from ..streams.hub import Hub
 from ..wire import Frame
 from .connection import Connection, Loop
 from .group import Group

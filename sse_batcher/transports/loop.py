@@ -18,10 +18,10 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
-from ..client import Client
 from ..host import Host
-from ..hub import Hub
 from ..process import PerProcess
+from ..streams.client import Client
+from ..streams.hub import Hub
 from ..worker import Worker
 from .connection import LEFT, Connection, Task
 from .feed import Feed, Owner

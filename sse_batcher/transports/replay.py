@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ..errors import BackendError
-from ..hub import Hub
+from ..streams.hub import Hub
 from ..worker import Worker
 from .connection import LEFT, Connection
 

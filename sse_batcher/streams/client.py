@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 from weakref import ref
 
+from ..options import ClientOptions
+from ..waiting import take
+from ..wire import HEARTBEAT, Frame
 from .history import Cursor, Slice
-from .options import ClientOptions
-from .waiting import take
-from .wire import HEARTBEAT, Frame
 
 Reference = Callable[[], Frame | None]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable
 from typing import Any, Protocol
 
+from ..wire import Frame
 from .client import Counts
 from .history import Cursor, Slice
-from .wire import Frame
 
 
 class Cursors(Protocol):

@@ -19,14 +19,14 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple, TypeVar
 
-from . import wire
+from .. import wire
+from ..errors import BackendError, ClosedError, TooManyClientsError
+from ..event import BROADCAST
+from ..locks import new_lock, run_if_free
+from ..options import ClientOptions, HistoryOptions
 from .client import Client, ClientInfo, Counts, Member
 from .dismissals import Dismissals
-from .errors import BackendError, ClosedError, TooManyClientsError
-from .event import BROADCAST
 from .history import Cursor, History, Slice
-from .locks import new_lock, run_if_free
-from .options import ClientOptions, HistoryOptions
 from .roles import Cursors, Feed, Listener
 
 RETRY_AFTER_LEASE_MS = (100, 1_000)

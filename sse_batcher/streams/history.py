@@ -11,9 +11,9 @@ from collections import OrderedDict, deque
 from collections.abc import Container, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from .event import BROADCAST
-from .options import HistoryOptions
-from .wire import Frame
+from ..event import BROADCAST
+from ..options import HistoryOptions
+from ..wire import Frame
 
 MAX_FLOORS = 10_000
 """How many channels have a floor of their own."""

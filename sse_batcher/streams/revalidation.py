@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from .functions import described
-from .helper import Helper
+from ..functions import described
+from ..helper import Helper
 from .hub import Hub
 
 _log = logging.getLogger("sse_batcher.rights")

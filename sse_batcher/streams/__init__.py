@@ -1,0 +1,1 @@
+"""Streams: which clients get which frames, and what is kept for those that return."""

@@ -23,8 +23,8 @@ LAYERS = """
     streams.history streams.dismissals
     process waiting locks worker host descriptors watcher batching.engine batching.batcher batching
     streams.client streams.roles streams.hub
-    backends.memory backends.entries backends.connections backends.reader backends.archive
-    backends.redis backends
+    backends.memory backends.redis.entries backends.redis.connections backends.redis.reader backends.redis.archive
+    backends.redis.backend backends.redis backends
     signals helper streams.revalidation streams manager prometheus
     transports.attached transports.sending transports.takeover
     transports.connection transports.group transports.replay transports.feed transports.loop transports.detached
@@ -47,7 +47,7 @@ PURE = {
         "streams.history",
         "streams.dismissals",
     ),
-    *("cors", "backends.entries"),
+    *("cors", "backends.redis.entries"),
 }
 KNOWS_FLASK = {"extension", "page", "blueprint", "commands", "cli", "__main__"}
 IMPURE_MODULES = {
@@ -155,7 +155,7 @@ def test_nothing_is_imported_that_is_not_declared(module: str) -> None:
     extra = {
         "commands": {"click"},
         "prometheus": {"prometheus_client"},
-        "backends.connections": {"redis"},
+        "backends.redis.connections": {"redis"},
         "manager": {"redis"},  # the type
     }.get(module, set())
     assert foreign(module) <= set(sys.stdlib_module_names) | {"flask", "werkzeug", "blinker"} | extra

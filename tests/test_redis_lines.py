@@ -12,10 +12,10 @@ import pytest
 import redis
 
 from sse_batcher import BatchOptions, HistoryOptions, SSEManager
-from sse_batcher.backends.connections import Link
-from sse_batcher.backends.entries import Entry, Kick, to_fields
-from sse_batcher.backends.reader import Keys, Reader, State
-from sse_batcher.backends.redis import RedisBackend
+from sse_batcher.backends.redis.backend import RedisBackend
+from sse_batcher.backends.redis.connections import Link
+from sse_batcher.backends.redis.entries import Entry, Kick, to_fields
+from sse_batcher.backends.redis.reader import Keys, Reader, State
 from sse_batcher.event import Batch, Event
 from sse_batcher.streams.history import Cursor
 
@@ -122,8 +122,8 @@ def test_processes_that_see_the_same_change_agree_on_one_epoch(server: RedisServ
 def test_what_was_published_is_waited_for_no_longer_than_it_takes(
     server: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_batcher.backends.connections.TIMEOUT", 60.0)
-    monkeypatch.setattr("sse_batcher.backends.reader.BLOCK_MS", 50_000)
+    monkeypatch.setattr("sse_batcher.backends.redis.backend.connections.TIMEOUT", 60.0)
+    monkeypatch.setattr("sse_batcher.backends.redis.backend.reader.BLOCK_MS", 50_000)
     manager = make(server.url)
     cursor_of(manager)
     send(manager, 1)

@@ -16,7 +16,7 @@ import pytest
 from flask import Flask, render_template_string
 
 from sse_batcher import SSE, BackendError, InvalidEventError, SSEManager
-from sse_batcher.backends.connections import Link
+from sse_batcher.backends.redis.connections import Link
 
 from .redisserver import RedisServer, cursor_of, redis_server
 from .servers import HOST, wait_until
@@ -276,7 +276,7 @@ def test_a_cursor_of_the_future_waits_for_nothing(server: RedisServer, make: Mak
 def test_a_cursor_that_is_ahead_while_redis_is_silent_comes_back_later(
     server: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_batcher.backends.archive.SILENT_SECONDS", 0.5)
+    monkeypatch.setattr("sse_batcher.backends.redis.backend.archive.SILENT_SECONDS", 0.5)
     one, two = make(server.url), make(server.url)
     with Viewer(one) as viewer, Viewer(two):
         send(one, 1)
@@ -298,7 +298,7 @@ def test_a_client_that_is_ahead_of_a_reader_that_is_late_is_sent_away_with_its_c
     server: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No false gap: the entry is there, and the reader will come to it."""
-    monkeypatch.setattr("sse_batcher.backends.redis.CATCH_UP_SECONDS", 0.01)
+    monkeypatch.setattr("sse_batcher.backends.redis.backend.CATCH_UP_SECONDS", 0.01)
     manager = make(server.url)
     cursor_of(manager)
     stuck, go_on = threading.Event(), threading.Event()
@@ -336,7 +336,7 @@ def in_threads(count: int, function: Callable[[], Any]) -> tuple[list[threading.
 
 
 def test_two_clients_at_most_wait_long_for_redis(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sse_batcher.backends.redis.OPEN_SECONDS", 60.0)
+    monkeypatch.setattr("sse_batcher.backends.redis.backend.OPEN_SECONDS", 60.0)
     manager = make(NOWHERE)
     backend: Any = manager._life.get().backend
     threads, returned = in_threads(8, lambda: backend.open(None))
@@ -354,7 +354,7 @@ def test_a_page_does_not_wait_for_redis_and_its_stream_begins_with_a_gap(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("OPEN_SECONDS", "SHORT_SECONDS"):
-        monkeypatch.setattr(f"sse_batcher.backends.redis.{name}", 1_000.0)  # more than the test may take
+        monkeypatch.setattr(f"sse_batcher.backends.redis.backend.{name}", 1_000.0)  # more than the test may take
     app = Flask("site", static_folder=None)
     app.config["SSE_BACKEND"] = NOWHERE
     sse = SSE(app)

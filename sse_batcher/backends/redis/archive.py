@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..errors import BackendError
-from ..event import BROADCAST, Batch
-from ..locks import new_lock, run_if_free
-from ..streams.history import Cursor, Slice
-from ..wire import Frame
+from ...errors import BackendError
+from ...event import BROADCAST, Batch
+from ...locks import new_lock, run_if_free
+from ...streams.history import Cursor, Slice
+from ...wire import Frame
 from .connections import Link, errors, understood
 from .entries import Position, Unreadable, before, channel_of, id_of, numbers, read_fields
 from .reader import Keys, RawEntry, State

@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
-from ..errors import BackendError
-from ..event import Batch, check_channel
-from ..locks import run_if_free
-from ..streams.history import Cursor, Slice
-from ..streams.roles import Receiver
+from ...errors import BackendError
+from ...event import Batch, check_channel
+from ...locks import run_if_free
+from ...streams.history import Cursor, Slice
+from ...streams.roles import Receiver
 from .archive import Archive
 from .connections import Link, connector, errors, is_exhausted, pauses, understood
 from .entries import START, Entry, Kick, Position, numbers, to_fields

@@ -10,8 +10,8 @@ import re
 from collections.abc import Hashable
 from typing import NamedTuple
 
-from ..errors import SSEBatcherError
-from ..event import BROADCAST, MIXED, Batch, Event, check_channel, check_json, check_type
+from ...errors import SSEBatcherError
+from ...event import BROADCAST, MIXED, Batch, Event, check_channel, check_json, check_type
 
 Position = tuple[int, int, int, int]
 """The generation (how many epochs this process has met before), the two numbers of the entry's id, and 0.

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
-from ..errors import BackendError, ConfigurationError
+from ...errors import BackendError, ConfigurationError
 
 if TYPE_CHECKING:
     import redis

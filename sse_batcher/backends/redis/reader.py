@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from ..errors import BackendError
-from ..event import BROADCAST, Batch
-from ..locks import new_lock
-from ..streams.roles import Receiver
-from ..wire import Frame
-from ..worker import Worker
+from ...errors import BackendError
+from ...event import BROADCAST, Batch
+from ...locks import new_lock
+from ...streams.roles import Receiver
+from ...wire import Frame
+from ...worker import Worker
 from .connections import Link, conflict, errors, pauses, understood
 from .entries import START, Entry, Kick, Position, Unreadable, after, before, id_of, numbers, read_fields, to_fields
 

@@ -22,8 +22,8 @@ from werkzeug.wsgi import ClosingIterator
 from .cors import Cors
 from .errors import InvalidEventError
 from .event import DEFAULT_CHANNEL, check_channels
-from .host import find_host
 from .manager import SSEManager
+from .transports.server import find_host
 from .wire import HEADERS
 from .wsgi import last_event_id, stream
 
@@ -96,7 +96,7 @@ def create_blueprint(extension: Extension, url_prefix: str, cors: Cors, *, told:
         Anybody may ask, so it must cost no more than any small page: nothing here looks at the clients.
         """
         manager = extension.manager
-        manager.reopen(find_host(request.environ))
+        manager.reopen(find_host(request.environ).is_stopping)
         illness = manager.ill()
         answer = jsonify(status=illness or "ok", backend_answered=round(manager.backend_answered, 3))
         answer.status_code = 503 if illness else 200

@@ -38,7 +38,6 @@ from .event import (
 )
 from .functions import check_function
 from .helper import Helper
-from .host import Host
 from .options import BatchOptions, ClientOptions, HistoryOptions, batch_options
 from .process import PerProcess, close_at_exit, require_threads
 from .stats import ManagerStats
@@ -362,14 +361,14 @@ class SSEManager:
         except RuntimeError:  # no thread can be started at the end of a process
             drain()
 
-    def reopen(self, host: Host) -> None:
+    def reopen(self, is_stopping: Callable[[], bool]) -> None:
         """Take clients again after a drain, if the server has gone on. To be called in a request that it serves.
 
         What looked like its end may have been the end of the main thread alone, or of another server of this process.
         It has gone on if it serves a request some time after the drain, and does not say now that it is stopping.
         """
         hub = self._life.get().hub
-        if hub.closing is not None and not host.is_stopping() and hub.reopen(REOPEN_SECONDS):
+        if hub.closing is not None and not is_stopping() and hub.reopen(REOPEN_SECONDS):
             _log.info("the server has not stopped: streams open again")
 
     def shutdown(self, timeout: float | None = 5.0) -> bool:

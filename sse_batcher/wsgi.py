@@ -12,11 +12,11 @@ from urllib.parse import unquote_plus
 
 from .errors import BackendError, InvalidEventError
 from .event import DEFAULT_CHANNEL, check_channels, check_user
-from .host import Host, find_host
 from .manager import SSEManager
 from .transports import open_stream
 from .transports.attached import Request
-from .transports.detached import choice
+from .transports.detached.stream import choice
+from .transports.server import Host, find_host
 from .wire import HEADERS
 
 _METHODS = "GET, HEAD, OPTIONS"
@@ -69,7 +69,7 @@ def stream(
         return "200 OK", list(HEADERS), iter(())  # no list: of one, werkzeug would tell the length
     ticket = manager.ticket() if ticket is None else ticket
     cursor, host = last_event_id(environ), find_host(environ)
-    manager.reopen(host)
+    manager.reopen(host.is_stopping)
     resumes, state, refusal = False, None, _refusal(manager, host)
     if refusal is None and snapshot is not None:
         try:

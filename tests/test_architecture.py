@@ -21,14 +21,17 @@ ROOT = Path(sse_batcher.__file__).parent
 LAYERS = """
     errors event functions options wire batching.window stats
     streams.history streams.dismissals
-    process waiting locks worker host descriptors watcher batching.engine batching.batcher batching
+    process waiting locks worker batching.engine batching.batcher batching
     streams.client streams.roles streams.hub
     backends.memory backends.redis.entries backends.redis.connections backends.redis.reader backends.redis.archive
     backends.redis.backend backends.redis backends
-    signals helper streams.revalidation streams manager prometheus
-    transports.attached transports.sending transports.takeover
-    transports.connection transports.group transports.replay transports.feed transports.loop transports.detached
-    transports wsgi
+    signals helper streams.revalidation streams
+    transports.server transports.descriptors transports.watcher
+    manager prometheus
+    transports.attached transports.detached.sending transports.detached.takeover
+    transports.detached.connection transports.detached.group transports.detached.replay transports.detached.feed
+    transports.detached.loop
+    transports.detached.stream transports.detached transports wsgi
     cors hooks blueprint commands page extension
     sse_batcher
     scenarios demo report cli __main__
@@ -115,12 +118,12 @@ def where(module: str, node: ast.AST) -> str:
 def test_the_imports_are_read_as_they_are_meant() -> None:
     assert ours("transports.attached") == {
         "streams.client",
-        "descriptors",
+        "transports.descriptors",
         "errors",
-        "host",
+        "transports.server",
         "streams.hub",
         "manager",
-        "watcher",
+        "transports.watcher",
     }
     assert {"signals", "manager", "extension"} <= ours("")
     assert {"wire", "streams.client", "event"} <= ours("streams.hub")

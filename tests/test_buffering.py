@@ -16,9 +16,9 @@ from flask import Flask, Response, request, session
 from flask_compress import Compress
 
 from sse_batcher import SSE, SSEManager, stream
-from sse_batcher.host import Host
 from sse_batcher.transports.attached import LATER, Passage
-from sse_batcher.watcher import Watch
+from sse_batcher.transports.server import Host
+from sse_batcher.transports.watcher import Watch
 
 from .servers import SERVERS, Server, Stream, running, wait_until
 from .sse_parser import parse

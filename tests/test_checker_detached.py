@@ -19,10 +19,10 @@ from hypothesis import Phase, settings
 from sse_batcher.event import BROADCAST, Batch
 from sse_batcher.streams.history import Cursor, Slice
 from sse_batcher.streams.hub import Hub
-from sse_batcher.transports.connection import Connection
-from sse_batcher.transports.feed import Feed
-from sse_batcher.transports.loop import Adoption, Loop
-from sse_batcher.transports.takeover import Taken
+from sse_batcher.transports.detached.connection import Connection
+from sse_batcher.transports.detached.feed import Feed
+from sse_batcher.transports.detached.loop import Adoption, Loop
+from sse_batcher.transports.detached.takeover import Taken
 from sse_batcher.wire import Frame, chunk
 
 from .checker import Facts, Violation
@@ -266,11 +266,11 @@ class DetachedInterleavings(Interleavings):
             self.loop = SteppedLoop(self.network)
             for module, names in USED.items():
                 for name in names:
-                    self.patch.setattr(f"sse_batcher.transports.{module}.{name}", getattr(self.network, name))
-            self.patch.setattr("sse_batcher.transports.loop._prepare", lambda fd: None)
+                    self.patch.setattr(f"sse_batcher.transports.detached.{module}.{name}", getattr(self.network, name))
+            self.patch.setattr("sse_batcher.transports.detached.loop._prepare", lambda fd: None)
             for module in ("group", "loop"):  # a turn for others after each send
-                self.patch.setattr(f"sse_batcher.transports.{module}.AT_ONCE", 1)
-            self.patch.setattr("sse_batcher.transports.loop.TURN", 0)
+                self.patch.setattr(f"sse_batcher.transports.detached.{module}.AT_ONCE", 1)
+            self.patch.setattr("sse_batcher.transports.detached.loop.TURN", 0)
             for name in ("_told", "_first"):
                 self.patch.setattr(Feed, name, stepped(name, self.turns), raising=False)
         return DetachedViewer(self.hub, self.record, channels, self.loop, self.network, chunked="b" in channels)

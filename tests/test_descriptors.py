@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from sse_batcher import SSEManager, descriptors, stream
-from sse_batcher.descriptors import PAUSE, Descriptors, reserve
-from sse_batcher.host import Host
+from sse_batcher import SSEManager, stream
 from sse_batcher.process import PerProcess
-from sse_batcher.watcher import end_connection
+from sse_batcher.transports import descriptors
+from sse_batcher.transports.descriptors import PAUSE, Descriptors, reserve
+from sse_batcher.transports.server import Host
+from sse_batcher.transports.watcher import end_connection
 
 from .servers import Stream, gunicorn, running, wait_until
 from .sse_parser import parse

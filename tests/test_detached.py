@@ -24,14 +24,15 @@ import pytest
 
 import sse_batcher
 from sse_batcher import BatchOptions, ClientOptions, SSEManager
-from sse_batcher.host import HIGH, Host
 from sse_batcher.process import PerProcess
-from sse_batcher.transports import detached, open_stream, takeover
+from sse_batcher.transports import open_stream
 from sse_batcher.transports.attached import Request
-from sse_batcher.transports.detached import Choice, DetachedStream
-from sse_batcher.transports.loop import Loop, loop
-from sse_batcher.transports.takeover import TakeOver
-from sse_batcher.watcher import Watch, watcher
+from sse_batcher.transports.detached import takeover
+from sse_batcher.transports.detached.loop import Loop, loop
+from sse_batcher.transports.detached.stream import Choice, DetachedStream
+from sse_batcher.transports.detached.takeover import TakeOver
+from sse_batcher.transports.server import HIGH, Host
+from sse_batcher.transports.watcher import Watch, watcher
 from sse_batcher.wire import HEADERS, LAST_CHUNK
 from tests.servers import TIMEOUT, wait_until
 from tests.sse_parser import EventStreamParser, ServerEvent
@@ -190,7 +191,7 @@ def _no_descriptor_is_left() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_was_said_or_undone_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = PerProcess(Choice)
-    monkeypatch.setattr(detached, "choice", choice)
+    monkeypatch.setattr("sse_batcher.transports.detached.stream.choice", choice)
     monkeypatch.setattr(sse_batcher.transports, "choice", choice)
     monkeypatch.setattr(watcher.get(), "_told_of_refusals", False)
 
@@ -389,7 +390,7 @@ def test_a_first_block_about_as_long_as_what_the_server_may_get_arrives_whole(
     def measure(body: Body) -> Body:
         first = body._open().first_block  # type: ignore[attr-defined]
         blocks.append(first)
-        monkeypatch.setattr(detached, "LONGEST_PRELUDE", len(first) - more)
+        monkeypatch.setattr("sse_batcher.transports.detached.stream.LONGEST_PRELUDE", len(first) - more)
         return body
 
     client = stream(server, measure)
@@ -432,7 +433,7 @@ def test_a_stream_that_the_loop_cannot_take_in_ends_alone(
     first.take(1)
     assert settled(manager) == (0, 1)
     with monkeypatch.context() as patched:
-        patched.setattr("sse_batcher.transports.loop.Connection", fail)
+        patched.setattr("sse_batcher.transports.detached.loop.Connection", fail)
         second = Exchange()
         Server().serve(second.fd, detached_stream(manager, second.fd))
         assert second.heard(1) == b""

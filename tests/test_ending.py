@@ -14,9 +14,9 @@ import pytest
 
 from sse_batcher import Client, ClientOptions, InvalidEventError, SSEManager, TooManyClientsError, signals, stream
 from sse_batcher.helper import Helper, Task
-from sse_batcher.host import Host
 from sse_batcher.streams.hub import Hub, Snapshot
 from sse_batcher.streams.revalidation import QUIET_SECONDS, Rights
+from sse_batcher.transports.server import Host
 from sse_batcher.wire import HEARTBEAT
 
 from .sse_parser import ServerEvent, parse

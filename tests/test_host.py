@@ -27,7 +27,7 @@ from flask import Flask, Response, request
 from werkzeug.serving import make_server
 
 import sse_batcher
-from sse_batcher.host import Host, find_host
+from sse_batcher.transports.server import Host, find_host
 
 from .servers import GTHREAD, HOST, SERVERS, THREADS, TIMEOUT, gunicorn, running, wait_until
 
@@ -181,7 +181,7 @@ def test_a_main_thread_that_ended_before_the_stream_began_means_nothing(main_thr
 
 SCRIPT = """
 import threading
-from sse_batcher.host import find_host
+from sse_batcher.transports.server import find_host
 
 def serve():
     host = find_host({})

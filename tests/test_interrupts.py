@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from sse_batcher import BatchOptions, Client, EventBatcher, SSEManager
-from sse_batcher.host import Host
 from sse_batcher.streams.revalidation import Rights
-from sse_batcher.watcher import Watch, Watcher
+from sse_batcher.transports.server import Host
+from sse_batcher.transports.watcher import Watch, Watcher
 
 from .interrupts import interrupt
 from .test_reentrance import run

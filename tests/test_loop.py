@@ -18,11 +18,11 @@ import pytest
 from sse_batcher import HistoryOptions, SSEManager
 from sse_batcher.event import Batch, Event
 from sse_batcher.streams.history import MAX_FLOORS
-from sse_batcher.transports import connection as connections
-from sse_batcher.transports import group as groups
-from sse_batcher.transports.feed import Feed
-from sse_batcher.transports.loop import COURTESY, OFTEN, SELDOM, TICK, Adoption, Loop, Manners
-from sse_batcher.transports.takeover import Taken
+from sse_batcher.transports.detached import connection as connections
+from sse_batcher.transports.detached import group as groups
+from sse_batcher.transports.detached.feed import Feed
+from sse_batcher.transports.detached.loop import COURTESY, OFTEN, SELDOM, TICK, Adoption, Loop, Manners
+from sse_batcher.transports.detached.takeover import Taken
 from sse_batcher.wire import LAST_CHUNK, Frame, chunk
 
 from .sse_parser import ServerEvent, parse
@@ -656,8 +656,8 @@ def test_what_a_client_was_handed_is_what_it_has_read(site: Site) -> None:
 
 def take_turns_after(sends: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("group", "loop"):
-        monkeypatch.setattr(f"sse_batcher.transports.{module}.AT_ONCE", sends)
-    monkeypatch.setattr("sse_batcher.transports.loop.TURN", 0)
+        monkeypatch.setattr(f"sse_batcher.transports.detached.{module}.AT_ONCE", sends)
+    monkeypatch.setattr("sse_batcher.transports.detached.loop.TURN", 0)
 
 
 def test_another_group_has_its_turn_while_a_large_one_is_sent_to(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -868,8 +868,8 @@ class Counted:
         self.clock = Clock()
         self.taken: float | None = None  # seconds for which another thread has the lock after each pause
         self.manners = Manners(self.clock)
-        monkeypatch.setattr("sse_batcher.transports.loop._switches", lambda: self.waits)
-        monkeypatch.setattr("sse_batcher.transports.loop.time", SimpleNamespace(sleep=self._sleep))
+        monkeypatch.setattr("sse_batcher.transports.detached.loop._switches", lambda: self.waits)
+        monkeypatch.setattr("sse_batcher.transports.detached.loop.time", SimpleNamespace(sleep=self._sleep))
 
     def _sleep(self, seconds: float) -> None:
         self.pauses += 1

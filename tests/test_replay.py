@@ -19,9 +19,9 @@ import pytest
 from sse_batcher import BackendError, HistoryOptions
 from sse_batcher.event import BROADCAST, Batch, Event
 from sse_batcher.streams.history import Cursor, Slice
-from sse_batcher.transports.loop import Adoption
-from sse_batcher.transports.replay import FIRST_PAUSE, LONGEST_PAUSE
-from sse_batcher.transports.takeover import Taken
+from sse_batcher.transports.detached.loop import Adoption
+from sse_batcher.transports.detached.replay import FIRST_PAUSE, LONGEST_PAUSE
+from sse_batcher.transports.detached.takeover import Taken
 from sse_batcher.wire import HEARTBEAT, Frame, chunk
 
 from .servers import wait_until
@@ -381,7 +381,7 @@ def test_a_client_that_takes_nothing_of_its_replay_is_given_up(make: Callable[..
 def test_what_is_kept_for_clients_that_take_nothing_is_bounded(
     make: Callable[..., ReplayingSite], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sse_batcher.transports.loop.MOST_KEPT", 70_000)
+    monkeypatch.setattr("sse_batcher.transports.detached.loop.MOST_KEPT", 70_000)
     site = make()
     for _ in range(60):
         site.deliver(1, "x" * 20_000)
@@ -408,7 +408,7 @@ def test_what_is_kept_for_clients_that_take_nothing_is_bounded(
 def test_a_first_block_that_is_taken_little_by_little_arrives_whole(
     site: ReplayingSite, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_batcher.transports.loop.MOST_KEPT", 1_000)  # one client may always have more
+    monkeypatch.setattr("sse_batcher.transports.detached.loop.MOST_KEPT", 1_000)  # one client may always have more
     client = site.hub.connect(("default",))
     first = next(client) + b"event: state\ndata: " + b"x" * size + b"\n\n"
     ours, theirs = socket.socketpair()

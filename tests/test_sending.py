@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import sse_batcher
-from sse_batcher.transports import sending
+from sse_batcher.transports.detached import sending
 
 ROOT = Path(sse_batcher.__file__).parents[1]
 PATIENCE = 10.0
@@ -184,7 +184,7 @@ def test_the_signal_of_a_broken_pipe_kills_nobody() -> None:
     """Python ignores it; a host that embeds Python may not."""
     script = """
 import signal, socket
-from sse_batcher.transports.sending import send_to
+from sse_batcher.transports.detached.sending import send_to
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 ours, theirs = socket.socketpair()
 with ours:

@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from sse_batcher.host import HIGH
-from sse_batcher.transports import takeover
-from sse_batcher.transports.takeover import LONGEST_PRELUDE, Taken, TakeOver
+from sse_batcher.transports.detached import takeover
+from sse_batcher.transports.detached.takeover import LONGEST_PRELUDE, Taken, TakeOver
+from sse_batcher.transports.server import HIGH
 from sse_batcher.wire import LAST_CHUNK, chunk
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux's /proc shows what is open")

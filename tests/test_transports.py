@@ -14,7 +14,7 @@ import pytest
 from sse_batcher import BatchOptions, ClientOptions, HistoryOptions, SSEManager, stream
 from sse_batcher.cli import serving
 from sse_batcher.options import TRANSPORTS
-from sse_batcher.transports.loop import loop
+from sse_batcher.transports.detached.loop import loop
 
 from .servers import wait_until
 from .sse_parser import EventStreamParser, ServerEvent

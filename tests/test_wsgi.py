@@ -11,7 +11,7 @@ from wsgiref.validate import validator
 import pytest
 
 from sse_batcher import BatchOptions, ClientOptions, SSEManager, stream, wsgi
-from sse_batcher.host import Host
+from sse_batcher.transports.server import Host
 from sse_batcher.wire import HEADERS
 from tests.sse_parser import EventStreamParser, ServerEvent, parse, take
 

@@ -9,7 +9,7 @@ import logging
 
 from ..manager import SSEManager
 from .attached import AttachedStream, Request
-from .detached import DetachedStream, choice
+from .detached.stream import DetachedStream, choice
 
 
 def open_stream(manager: SSEManager, request: Request) -> AttachedStream:

@@ -11,13 +11,13 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ..descriptors import descriptors
 from ..errors import BackendError, ClosedError, TooManyClientsError
-from ..host import Host
 from ..manager import SSEManager
 from ..streams.client import Client
 from ..streams.hub import Snapshot
-from ..watcher import Watch, end_connection, watcher
+from .descriptors import descriptors
+from .server import Host
+from .watcher import Watch, end_connection, watcher
 
 
 class Request(NamedTuple):

@@ -18,11 +18,11 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
-from ..host import Host
-from ..process import PerProcess
-from ..streams.client import Client
-from ..streams.hub import Hub
-from ..worker import Worker
+from ...process import PerProcess
+from ...streams.client import Client
+from ...streams.hub import Hub
+from ...worker import Worker
+from ..server import Host
 from .connection import LEFT, Connection, Task
 from .feed import Feed, Owner
 from .group import AT_ONCE

@@ -18,11 +18,11 @@ import weakref
 from contextlib import suppress
 from typing import Any, Protocol
 
-from .errors import TooManyClientsError
-from .host import Host, duplicate
-from .locks import new_lock
-from .process import PerProcess
-from .worker import Worker
+from ..errors import TooManyClientsError
+from ..locks import new_lock
+from ..process import PerProcess
+from ..worker import Worker
+from .server import Host, duplicate
 
 _log = logging.getLogger("sse_batcher.watcher")
 

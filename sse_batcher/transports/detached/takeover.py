@@ -18,9 +18,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-from ..host import duplicate
-from ..locks import new_lock
-from ..wire import chunk
+from ...locks import new_lock
+from ...wire import chunk
+from ..server import duplicate
 from .sending import send_to
 
 PATIENCE = 2.0

@@ -14,11 +14,11 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from ..streams.client import Client, Counts, Member
-from ..streams.history import Cursor, Slice
-from ..streams.hub import Hub
+from ...streams.client import Client, Counts, Member
+from ...streams.history import Cursor, Slice
+from ...streams.hub import Hub
+from ...wire import LAST_CHUNK, Frame, chunk
 from ..watcher import sign_of_life
-from ..wire import LAST_CHUNK, Frame, chunk
 from .sending import hang_up, has_taken_all, send_to
 from .takeover import Taken
 

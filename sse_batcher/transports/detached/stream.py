@@ -12,12 +12,12 @@ import select
 import weakref
 from typing import Any, cast
 
-from ..host import Host
-from ..manager import SSEManager
-from ..process import PerProcess
-from ..streams.client import Client
-from ..streams.hub import Hub
-from .attached import AttachedStream, BusyError, Request
+from ...manager import SSEManager
+from ...process import PerProcess
+from ...streams.client import Client
+from ...streams.hub import Hub
+from ..attached import AttachedStream, BusyError, Request
+from ..server import Host
 from .loop import Adoption, loop
 from .takeover import LONGEST_PRELUDE, TakeOver
 

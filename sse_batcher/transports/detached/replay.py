@@ -11,9 +11,9 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
-from ..errors import BackendError
-from ..streams.hub import Hub
-from ..worker import Worker
+from ...errors import BackendError
+from ...streams.hub import Hub
+from ...worker import Worker
 from .connection import LEFT, Connection
 
 _log = logging.getLogger("sse_batcher.transports.replay")

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from ..streams.client import Client, Counts
-from ..streams.history import Cursor
-from ..streams.hub import Hub
-from ..wire import HEARTBEAT, Frame, chunk
+from ...streams.client import Client, Counts
+from ...streams.history import Cursor
+from ...streams.hub import Hub
+from ...wire import HEARTBEAT, Frame, chunk
 from .connection import LEFT, Connection, Loop
 from .sending import FLAGS, send, sized, taken
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from ..event import BROADCAST
-from ..streams.client import Client, Counts
-from ..streams.hub import Hub
-from ..wire import Frame
+from ...event import BROADCAST
+from ...streams.client import Client, Counts
+from ...streams.hub import Hub
+from ...wire import Frame
 from .connection import Connection, Loop
 from .group import Group
 from .replay import Replay

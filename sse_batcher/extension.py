@@ -33,7 +33,7 @@ from .options import (
     batch_options,
 )
 from .page import add_page_cursor
-from .process import require_threads
+from .runtime.process import require_threads
 
 _log = logging.getLogger("sse_batcher.extension")
 

@@ -37,15 +37,15 @@ from .event import (
     json_encoder,
 )
 from .functions import check_function
-from .helper import Helper
 from .options import BatchOptions, ClientOptions, HistoryOptions, batch_options
-from .process import PerProcess, close_at_exit, require_threads
+from .runtime.app_thread import Helper
+from .runtime.process import PerProcess, close_at_exit, require_threads
+from .runtime.worker import Deadline
 from .stats import ManagerStats
 from .streams.client import Client, ClientInfo
 from .streams.hub import Farewell, Hub, Snapshot
 from .streams.revalidation import Ask, Rights
 from .wire import block
-from .worker import Deadline
 
 if TYPE_CHECKING:
     import redis

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 from hypothesis import settings
 
-from sse_batcher import process
+from sse_batcher.runtime import process
 
 # The same examples in every CI run; more, and other ones, on a developer's machine with --hypothesis-profile=search.
 settings.register_profile("ci", derandomize=True, deadline=None)

@@ -14,7 +14,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
-from sse_batcher import BatchOptions, SSEManager, process
+from sse_batcher import BatchOptions, SSEManager
+from sse_batcher.runtime import process
 
 logging.basicConfig(format="%(levelname)s %(message)s")
 process.EXIT_SECONDS = float(os.environ.get("EXIT_SECONDS", "30"))

@@ -19,19 +19,18 @@ ROOT = Path(sse_batcher.__file__).parent
 
 # A module imports only what stands before it. Each module has its place here, and so has the package itself.
 LAYERS = """
-    errors event functions options wire batching.window stats
-    streams.history streams.dismissals
-    process waiting locks worker batching.engine batching.batcher batching
-    streams.client streams.roles streams.hub
+    errors event functions options wire stats
+    runtime.process runtime.waiting runtime.locks runtime.worker runtime.app_thread runtime
+    batching.window batching.engine batching.batcher batching
+    streams.history streams.dismissals streams.client streams.roles streams.hub streams.revalidation streams
     backends.memory backends.redis.entries backends.redis.connections backends.redis.reader backends.redis.archive
     backends.redis.backend backends.redis backends
-    signals helper streams.revalidation streams
+    signals manager prometheus
     transports.server transports.descriptors transports.watcher
-    manager prometheus
     transports.attached transports.detached.sending transports.detached.takeover
     transports.detached.connection transports.detached.group transports.detached.replay transports.detached.feed
-    transports.detached.loop
-    transports.detached.stream transports.detached transports wsgi
+    transports.detached.loop transports.detached.stream transports.detached transports
+    wsgi
     cors hooks blueprint commands page extension
     sse_batcher
     scenarios demo report cli __main__
@@ -183,7 +182,7 @@ def test_no_thread_is_started_inside_a_with_statement(module: str) -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("module", [module for module in TREES if module not in {"locks", "demo", "report"}])
+@pytest.mark.parametrize("module", [module for module in TREES if module not in {"runtime.locks", "demo", "report"}])
 def test_locks_are_those_that_an_exception_cannot_leave_held(module: str) -> None:
     """See `locks`: no lock of another kind, no `acquire` by hand, no ``with`` of a `Condition`."""
     found = []

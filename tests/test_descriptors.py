@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from sse_batcher import SSEManager, stream
-from sse_batcher.process import PerProcess
+from sse_batcher.runtime.process import PerProcess
 from sse_batcher.transports import descriptors
 from sse_batcher.transports.descriptors import PAUSE, Descriptors, reserve
 from sse_batcher.transports.server import Host

@@ -24,7 +24,7 @@ import pytest
 
 import sse_batcher
 from sse_batcher import BatchOptions, ClientOptions, SSEManager
-from sse_batcher.process import PerProcess
+from sse_batcher.runtime.process import PerProcess
 from sse_batcher.transports import open_stream
 from sse_batcher.transports.attached import Request
 from sse_batcher.transports.detached import takeover

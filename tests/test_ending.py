@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sse_batcher import Client, ClientOptions, InvalidEventError, SSEManager, TooManyClientsError, signals, stream
-from sse_batcher.helper import Helper, Task
+from sse_batcher.runtime.app_thread import Helper, Task
 from sse_batcher.streams.hub import Hub, Snapshot
 from sse_batcher.streams.revalidation import QUIET_SECONDS, Rights
 from sse_batcher.transports.server import Host

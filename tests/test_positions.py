@@ -13,7 +13,7 @@ import pytest
 
 from sse_batcher import BatchOptions, Client, HistoryOptions, SSEManager, stream
 from sse_batcher.event import Batch, Event
-from sse_batcher.locks import is_mine
+from sse_batcher.runtime.locks import is_mine
 from sse_batcher.wire import HEARTBEAT, Frame
 from tests.sse_parser import EventStreamParser, parse
 

@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
-from sse_batcher import process
-from sse_batcher.process import EXIT_SECONDS, PerProcess, close_at_exit
+from sse_batcher.runtime import process
+from sse_batcher.runtime.process import EXIT_SECONDS, PerProcess, close_at_exit
 
 from .conftest import AsProcess
 

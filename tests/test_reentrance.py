@@ -361,7 +361,7 @@ def test_events_that_come_when_no_thread_can_be_started_any_more_are_delivered(w
 def test_an_exit_with_a_stuck_sink_does_not_hang() -> None:
     run(
         """
-    import sse_batcher.process
+    import sse_batcher.runtime.process
     stuck = threading.Event()
     batcher = EventBatcher(lambda batch: stuck.wait())
     sse_batcher.process.EXIT_SECONDS = 0.1

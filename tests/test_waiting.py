@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sse_batcher.waiting import take
+from sse_batcher.runtime.waiting import take
 
 
 class Cautious(queue.SimpleQueue):  # type: ignore[type-arg]

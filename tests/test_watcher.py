@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from sse_batcher import Client, ClientOptions, SSEManager, signals
-from sse_batcher.process import PerProcess
+from sse_batcher.runtime.process import PerProcess
 from sse_batcher.transports.attached import AttachedStream, Request
 from sse_batcher.transports.server import Host
 from sse_batcher.transports.watcher import SAMPLE, Watch, Watcher, _under_way

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sse_batcher.worker import Deadline, Worker
+from sse_batcher.runtime.worker import Deadline, Worker
 
 PATIENCE = 10.0
 

@@ -26,7 +26,7 @@ from ..event import (
 )
 from ..functions import check_function
 from ..options import BatchOptions, TypeRules
-from ..process import PerProcess
+from ..runtime.process import PerProcess
 from ..stats import BatcherStats
 from .engine import Engine
 

@@ -16,12 +16,12 @@ from collections.abc import Callable
 
 from ..errors import BacklogFullError, ClosedError
 from ..event import Batch, Event
-from ..locks import is_mine, new_lock, run_if_free
 from ..options import BatchOptions, TypeRules
-from ..process import close_at_exit
+from ..runtime.locks import is_mine, new_lock, run_if_free
+from ..runtime.process import close_at_exit
+from ..runtime.waiting import take
+from ..runtime.worker import Deadline, Worker
 from ..stats import BatcherStats
-from ..waiting import take
-from ..worker import Deadline, Worker
 from .window import NEVER, NOW, Windows
 
 _log = logging.getLogger("sse_batcher.engine")

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, TypeVar
 from .. import wire
 from ..errors import BackendError, ClosedError, TooManyClientsError
 from ..event import BROADCAST
-from ..locks import new_lock, run_if_free
 from ..options import ClientOptions, HistoryOptions
+from ..runtime.locks import new_lock, run_if_free
 from .client import Client, ClientInfo, Counts, Member
 from .dismissals import Dismissals
 from .history import Cursor, History, Slice

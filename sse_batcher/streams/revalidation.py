@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from ..functions import described
-from ..helper import Helper
+from ..runtime.app_thread import Helper
 from .hub import Hub
 
 _log = logging.getLogger("sse_batcher.rights")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..process import PerProcess
+from ..runtime.process import PerProcess
 
 _log = logging.getLogger("sse_batcher.descriptors")
 

@@ -19,9 +19,9 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from ..errors import TooManyClientsError
-from ..locks import new_lock
-from ..process import PerProcess
-from ..worker import Worker
+from ..runtime.locks import new_lock
+from ..runtime.process import PerProcess
+from ..runtime.worker import Worker
 from .server import Host, duplicate
 
 _log = logging.getLogger("sse_batcher.watcher")

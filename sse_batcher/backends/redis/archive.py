@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import BackendError
 from ...event import BROADCAST, Batch
-from ...locks import new_lock, run_if_free
+from ...runtime.locks import new_lock, run_if_free
 from ...streams.history import Cursor, Slice
 from ...wire import Frame
 from .connections import Link, errors, understood

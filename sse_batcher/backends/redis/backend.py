@@ -18,7 +18,7 @@ from typing import Any
 
 from ...errors import BackendError
 from ...event import Batch, check_channel
-from ...locks import run_if_free
+from ...runtime.locks import run_if_free
 from ...streams.history import Cursor, Slice
 from ...streams.roles import Receiver
 from .archive import Archive

@@ -18,10 +18,10 @@ from typing import Any
 
 from ...errors import BackendError
 from ...event import BROADCAST, Batch
-from ...locks import new_lock
+from ...runtime.locks import new_lock
+from ...runtime.worker import Worker
 from ...streams.roles import Receiver
 from ...wire import Frame
-from ...worker import Worker
 from .connections import Link, conflict, errors, pauses, understood
 from .entries import START, Entry, Kick, Position, Unreadable, after, before, id_of, numbers, read_fields, to_fields
 

@@ -18,10 +18,10 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
-from ...process import PerProcess
+from ...runtime.process import PerProcess
+from ...runtime.worker import Worker
 from ...streams.client import Client
 from ...streams.hub import Hub
-from ...worker import Worker
 from ..server import Host
 from .connection import LEFT, Connection, Task
 from .feed import Feed, Owner

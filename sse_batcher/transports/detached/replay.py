@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable
 
 from ...errors import BackendError
+from ...runtime.worker import Worker
 from ...streams.hub import Hub
-from ...worker import Worker
 from .connection import LEFT, Connection
 
 _log = logging.getLogger("sse_batcher.transports.replay")

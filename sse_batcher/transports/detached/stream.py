@@ -13,7 +13,7 @@ import weakref
 from typing import Any, cast
 
 from ...manager import SSEManager
-from ...process import PerProcess
+from ...runtime.process import PerProcess
 from ...streams.client import Client
 from ...streams.hub import Hub
 from ..attached import AttachedStream, BusyError, Request

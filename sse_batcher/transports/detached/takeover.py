@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-from ...locks import new_lock
+from ...runtime.locks import new_lock
 from ...wire import chunk
 from ..server import duplicate
 from .sending import send_to

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
-from .errors import ConfigurationError
+from ..errors import ConfigurationError
 
 _log = logging.getLogger("sse_batcher.process")
 

@@ -1,0 +1,1 @@
+"""Runtime: what the library has of threads, locks and processes."""

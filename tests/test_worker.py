@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sse_batcher.runtime.worker import Deadline, Worker
+from sse_batcher.runtime.worker import Deadline, Worker, take
 
 PATIENCE = 10.0
 
@@ -208,3 +209,36 @@ def test_a_deadline_is_one_limit_for_several_waits() -> None:
     deadline = Deadline(PATIENCE)
     first, second = deadline.left(), deadline.left()
     assert PATIENCE >= first >= second > PATIENCE / 2
+
+
+# -- the look that must come before the wait ---------------------------------------------------------------------------
+
+
+class Cautious(SimpleQueue):  # type: ignore[type-arg]
+    """A queue that waits with a time limit only right after a look at it, as CPython up to 3.12 needs it."""
+
+    looked = False
+
+    def get_nowait(self) -> Any:
+        self.looked = True
+        return super().get_nowait()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        assert self.looked or not block, "this would wait for ever where the time is up at once"
+        return super().get(block, timeout)
+
+
+def test_what_is_there_is_taken_at_once() -> None:
+    source = Cautious()
+    source.put(1)
+    source.put(2)
+    assert [take(source, None), take(source, 0.0)] == [1, 2]
+
+
+def test_a_queue_that_was_just_emptied_is_looked_at_before_it_is_waited_for() -> None:
+    source = Cautious()
+    source.put(1)
+    source.get_nowait()
+    source.looked = False
+    with pytest.raises(queue.Empty):
+        take(source, 1e-9)

@@ -19,8 +19,7 @@ from ..event import Batch, Event
 from ..options import BatchOptions, TypeRules
 from ..runtime.locks import is_mine, new_lock, run_if_free
 from ..runtime.process import close_at_exit
-from ..runtime.waiting import take
-from ..runtime.worker import Deadline, Worker
+from ..runtime.worker import Deadline, Worker, take
 from ..stats import BatcherStats
 from .window import NEVER, NOW, Windows
 

@@ -20,11 +20,11 @@ import time
 import weakref
 from contextlib import suppress
 from types import FrameType
-from typing import Protocol
-
-from .waiting import take
+from typing import Protocol, TypeVar
 
 _log = logging.getLogger("sse_batcher.worker")
+
+T = TypeVar("T")
 
 
 class Owner(Protocol):
@@ -43,6 +43,19 @@ class Deadline:
 
     def left(self) -> float | None:
         return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+
+def take(source: queue.SimpleQueue[T], timeout: float | None) -> T:
+    """Take the next thing out of a queue that nobody else takes from, within `timeout` seconds (None: no limit).
+
+    Raises `queue.Empty`. Not just ``source.get(timeout=timeout)``: CPython up to 3.12 then waits for ever, if the last
+    take had not waited and the time is up before the first look (the rest of the time is negative then, which means
+    no limit). A look that finds nothing leaves the queue in a state in which this cannot be.
+    """
+    try:
+        return source.get_nowait()
+    except queue.Empty:
+        return source.get(timeout=timeout)
 
 
 class _Term:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from weakref import ref
 
 from ..options import ClientOptions
-from ..runtime.waiting import take
+from ..runtime.worker import take
 from ..wire import HEARTBEAT, Frame
 from .history import Cursor, Slice
 

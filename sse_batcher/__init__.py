@@ -25,7 +25,7 @@ from .streams.client import Client
 from .wsgi import stream
 
 if TYPE_CHECKING:
-    from .extension import SSE
+    from .flask.extension import SSE
 
 __all__ = [
     "SSE",
@@ -52,7 +52,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Flask is imported by who uses `SSE`, not by a script that only publishes.
     if name == "SSE":
-        from .extension import SSE  # noqa: PLC0415
+        from .flask.extension import SSE  # noqa: PLC0415
 
         return SSE
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ from flask.sessions import SecureCookieSession, SessionInterface
 from werkzeug.test import TestResponse, create_environ
 
 from sse_batcher import SSE, ConfigurationError
-from sse_batcher.cors import Cors
+from sse_batcher.flask.cors import Cors
 from sse_batcher.options import TRANSPORTS
 
 from .sse_parser import parse

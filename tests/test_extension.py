@@ -33,7 +33,7 @@ from sse_batcher import (
     signals,
     stream,
 )
-from sse_batcher.extension import KEYS
+from sse_batcher.flask.extension import KEYS
 from sse_batcher.wire import HEADERS
 from tests.sse_parser import ServerEvent, take
 
@@ -183,7 +183,7 @@ class Recorder:
 @pytest.fixture
 def options_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Which options a manager is made with under this config."""
-    monkeypatch.setattr("sse_batcher.extension.SSEManager", Recorder)
+    monkeypatch.setattr("sse_batcher.flask.extension.SSEManager", Recorder)
 
     def options(**config: Any) -> dict[str, Any]:
         app = Flask(__name__)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from .errors import ConfigurationError
+from ..errors import ConfigurationError
 
 ANY = "*"
 _ORIGIN = re.compile(r"https?://[a-z0-9.\-\[\]:]+\Z|[a-z][a-z0-9+.\-]*://[a-z0-9.\-]+\Z")

@@ -19,13 +19,13 @@ from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Response as BaseResponse
 from werkzeug.wsgi import ClosingIterator
 
+from ..errors import InvalidEventError
+from ..event import DEFAULT_CHANNEL, check_channels
+from ..manager import SSEManager
+from ..transports.server import find_host
+from ..wire import HEADERS
+from ..wsgi import last_event_id, stream
 from .cors import Cors
-from .errors import InvalidEventError
-from .event import DEFAULT_CHANNEL, check_channels
-from .manager import SSEManager
-from .transports.server import find_host
-from .wire import HEADERS
-from .wsgi import last_event_id, stream
 
 _log = logging.getLogger("sse_batcher.blueprint")
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import click
 from flask.cli import AppGroup, with_appcontext
 
+from ..errors import InvalidEventError
+from ..event import BROADCAST, DEFAULT_CHANNEL
 from .blueprint import Extension
-from .errors import InvalidEventError
-from .event import BROADCAST, DEFAULT_CHANNEL
 
 PUBLISH_SECONDS = 10.0
 

@@ -9,10 +9,10 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from .errors import InvalidEventError
-from .event import DEFAULT_CHANNEL, check_own_channel, check_pair, check_user
-from .functions import check_function, described
-from .manager import SSEManager
+from ..errors import InvalidEventError
+from ..event import DEFAULT_CHANNEL, check_own_channel, check_pair, check_user
+from ..functions import check_function, described
+from ..manager import SSEManager
 
 _log = logging.getLogger("sse_batcher.hooks")
 

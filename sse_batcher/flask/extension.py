@@ -16,14 +16,10 @@ from typing import Any, TypeVar
 from flask import Flask, current_app, has_app_context
 from werkzeug.local import LocalProxy
 
-from .blueprint import NAME, create_blueprint
-from .commands import create_commands
-from .cors import Cors
-from .errors import ConfigurationError
-from .event import DEFAULT_CHANNEL, NOT_GIVEN, Encode, NotGiven, encode_json, json_encoder
-from .hooks import AppHooks, Hooks
-from .manager import SSEManager
-from .options import (
+from ..errors import ConfigurationError
+from ..event import DEFAULT_CHANNEL, NOT_GIVEN, Encode, NotGiven, encode_json, json_encoder
+from ..manager import SSEManager
+from ..options import (
     BATCH_OPTION_NAMES,
     CLIENT_OPTION_NAMES,
     HISTORY_OPTION_NAMES,
@@ -32,8 +28,12 @@ from .options import (
     HistoryOptions,
     batch_options,
 )
-from .page import add_page_cursor
-from .runtime.process import require_threads
+from ..runtime.process import require_threads
+from .blueprint import NAME, create_blueprint
+from .cli import create_commands
+from .cors import Cors
+from .hooks import AppHooks, Hooks
+from .page_cursor import add_page_cursor
 
 _log = logging.getLogger("sse_batcher.extension")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import Flask, has_request_context, request
 
-from .manager import SSEManager
+from ..manager import SSEManager
 
 _log = logging.getLogger("sse_batcher.page")
 

@@ -1,0 +1,1 @@
+"""The Flask extension. Only this package imports Flask."""

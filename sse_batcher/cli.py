@@ -19,10 +19,10 @@ from typing import Any
 from flask import Flask, Response, abort, request
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from . import report
-from .demo import Demo, Setting
+from .demo import report
+from .demo.scenarios import SCENARIOS
+from .demo.simulation import Demo, Setting
 from .errors import ClosedError
-from .scenarios import SCENARIOS
 from .wsgi import stream
 
 # A browser cannot be made to send this from a foreign page without asking us first (CORS), and we never agree.
@@ -182,7 +182,7 @@ def _say(line: str, file: Any = None) -> None:
 
 def create_demo(demo: Demo) -> Flask:
     """The app: the page, its streams, and what the buttons do."""
-    app = Flask(__name__)
+    app = Flask(__name__, static_folder="demo/static")
 
     @app.before_request
     def _only_our_page_changes_anything() -> None:

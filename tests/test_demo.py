@@ -25,9 +25,9 @@ from flask.testing import FlaskClient
 
 import sse_batcher
 from sse_batcher.cli import create_demo, main
-from sse_batcher.demo import Demo, Setting
+from sse_batcher.demo.scenarios import LISTS, SCENARIOS, SERVERS, Happening
+from sse_batcher.demo.simulation import Demo, Setting
 from sse_batcher.errors import ClosedError
-from sse_batcher.scenarios import LISTS, SCENARIOS, SERVERS, Happening
 
 PACKAGE = Path(sse_batcher.__file__).parent
 MARK = {"X-Requested-With": "sse_batcher"}
@@ -407,7 +407,7 @@ def test_the_page_has_nothing_inline_and_loads_only_what_is_there(client: FlaskC
 
 
 def test_the_script_makes_no_html_of_text() -> None:
-    script = "".join(path.read_text() for path in (PACKAGE / "static").glob("*.js"))
+    script = "".join(path.read_text() for path in (PACKAGE / "demo" / "static").glob("*.js"))
     assert "textContent" in script
     for unsafe in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "srcdoc"):
         assert unsafe not in script

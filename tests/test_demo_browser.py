@@ -21,8 +21,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request,
 
 import sse_batcher
 from sse_batcher.cli import create_demo, serving
-from sse_batcher.demo import Demo
-from sse_batcher.scenarios import SCENARIOS, TYPES, Happening
+from sse_batcher.demo.scenarios import SCENARIOS, TYPES, Happening
+from sse_batcher.demo.simulation import Demo
 
 from .browser import chromium
 

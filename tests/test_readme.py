@@ -36,7 +36,7 @@ def test_its_first_two_commands_set_up_and_run_the_demo_and_the_tests() -> None:
 
 def test_the_button_to_press_first_is_on_the_demos_page() -> None:
     named = re.findall(r'press "([^"]+)"', README)
-    page = (ROOT / "sse_batcher" / "static" / "demo.html").read_text()
+    page = (ROOT / "sse_batcher" / "demo" / "static" / "demo.html").read_text()
     assert len(named) == 1
     assert set(named) <= set(re.findall(r"<button[^>]*>([^<]*?) *<", page))
 

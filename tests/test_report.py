@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from sse_batcher import report
 from sse_batcher.cli import main, serving
-from sse_batcher.report import MODES, Latency, MeasuringError, Row, as_json, as_table, measure
-from sse_batcher.scenarios import SCENARIOS, TYPES
+from sse_batcher.demo import report
+from sse_batcher.demo.report import MODES, Latency, MeasuringError, Row, as_json, as_table, measure
+from sse_batcher.demo.scenarios import SCENARIOS, TYPES
 
 from .test_readme import README
 

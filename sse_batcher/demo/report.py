@@ -25,11 +25,11 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any, NamedTuple
 
-from .errors import SSEBatcherError
-from .manager import SSEManager
-from .options import BatchOptions
+from ..errors import SSEBatcherError
+from ..manager import SSEManager
+from ..options import BatchOptions
+from ..wsgi import stream
 from .scenarios import SCENARIOS, Happening, Scenario
-from .wsgi import stream
 
 MODES: Mapping[str, bool | BatchOptions] = {
     "unbatched": False,

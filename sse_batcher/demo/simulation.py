@@ -13,9 +13,9 @@ import weakref
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from .errors import ClosedError
-from .manager import SSEManager
-from .options import BatchOptions
+from ..errors import ClosedError
+from ..manager import SSEManager
+from ..options import BatchOptions
 from .scenarios import Happening, Scenario
 
 CLOSING_SECONDS = 1.0

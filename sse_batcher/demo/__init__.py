@@ -1,0 +1,1 @@
+"""The demo: a simulated hub, its events batched and not, in a browser or as a report."""

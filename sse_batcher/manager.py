@@ -1,6 +1,6 @@
 """`SSEManager`: batcher, backend and hub as one thing, without any web framework.
 
-All methods from any thread. What belongs to one process is a `_Life`, made at the first use in it.
+All methods from any thread. What belongs to one process is a `_ProcessState`, made at the first use in it.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from .event import (
 )
 from .functions import check_function
 from .options import BatchOptions, ClientOptions, HistoryOptions, batch_options
-from .runtime.app_thread import Helper
+from .runtime.app_thread import AppThread
 from .runtime.process import PerProcess, close_at_exit, require_threads
 from .runtime.worker import Deadline
 from .stats import ManagerStats
 from .streams.client import Client, ClientInfo
 from .streams.hub import Farewell, Hub, Snapshot
-from .streams.revalidation import Ask, Rights
+from .streams.revalidation import Ask, Revalidator
 from .wire import block
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class SSEManager:
         own, once for each user with a stream in every `ClientOptions.revalidate_every` seconds. If it raises, the
         streams stay open. A coroutine function is a `TypeError`.
     `context`
-        makes a context manager in which that, and receivers of signals, run on the helper thread.
+        makes a context manager in which that, and receivers of signals, run on the app thread.
 
     Raises `ConfigurationError` for options that cannot be meant. Starts no thread before it is used. All methods are
     thread-safe. A forked child starts afresh: without its parent's clients, events and counts. A manager that is
@@ -117,9 +117,9 @@ class SSEManager:
         self._clients = clients or ClientOptions()
         open_backend(backend, kept.history_frames)  # refused here, not at the first event
         self.revalidate = revalidate
-        self._life = PerProcess(
+        self._process = PerProcess(
             functools.partial(
-                _Life,
+                _ProcessState,
                 weakref.ref(self),
                 batch_options(batching),
                 self._clients,
@@ -148,7 +148,7 @@ class SSEManager:
 
         Returns in microseconds. Raises as `EventBatcher.enqueue` does; the channel ``*`` is refused, too.
         """
-        batcher = self._life.get().batcher
+        batcher = self._process.get().batcher
         try:
             if channel == BROADCAST:
                 batcher.refuse(broadcast_named())
@@ -160,7 +160,7 @@ class SSEManager:
     def broadcast(self, event_type: str, data: Any) -> None:
         """Send an event to all clients, whatever their channels. Otherwise as `enqueue`."""
         try:
-            self._life.get().batcher.enqueue(event_type, data, channel=BROADCAST)
+            self._process.get().batcher.enqueue(event_type, data, channel=BROADCAST)
         except SSEBatcherError as error:
             self._refused(error, event_type, BROADCAST)
             raise
@@ -186,16 +186,16 @@ class SSEManager:
         Raises `InvalidEventError` for channels or a user that may not be, `TooManyClientsError` where a limit is
         reached, `BackendError` where it is not known where a stream would begin, and `ClosedError` after `shutdown`.
         """
-        life = self._life.get()
+        process = self._process.get()
         names = check_channels(channels)
         name = None if user is None else check_user(user)
-        ticket = life.hub.ticket if ticket is None else ticket
-        life.backend.open(last_event_id)
-        client = life.hub.connect(names, last_event_id, batches=batches, snapshot=snapshot, user=name, ticket=ticket)
+        ticket = process.hub.ticket if ticket is None else ticket
+        process.backend.open(last_event_id)
+        client = process.hub.connect(names, last_event_id, batches=batches, snapshot=snapshot, user=name, ticket=ticket)
         try:
             # After the stream is listed: a question that ends now asks again for users that have one.
             if self.revalidate is not None and name is not None:
-                life.rights.watch(name)
+                process.revalidator.watch(name)
         except BaseException:
             client.close()  # the caller does not get it
             raise
@@ -207,10 +207,10 @@ class SSEManager:
         A kick that comes after it counts for that stream, though it was not open then: it ends with its first step. Of
         other processes, kicks count from when they arrive here.
         """
-        life = self._life.get()
+        process = self._process.get()
         with suppress(BackendError):  # then no stream can be opened either
-            life.backend.open(None)  # or what others have kicked long ago would look new
-        return life.hub.ticket
+            process.backend.open(None)  # or what others have kicked long ago would look new
+        return process.hub.ticket
 
     def kick(self, *, user: str | int | NotGiven = NOT_GIVEN, channel: str | NotGiven = NOT_GIVEN) -> int:
         """End the streams of this user, or of this channel, or of this user in this channel, in all processes.
@@ -230,20 +230,20 @@ class SSEManager:
         where = None if isinstance(channel, NotGiven) else check_channel(channel)
         if where == BROADCAST:
             raise InvalidEventError("'*' is no channel to kick: name one, or shut the manager down", field="channel")
-        life = self._life.get()
-        life.warn_if_cut_off()
+        process = self._process.get()
+        process.warn_if_cut_off()
         # Here first, whatever becomes of the others. What comes back from the backend finds nothing left to end.
-        ended = life.hub.dismiss("kicked", who, where)
+        ended = process.hub.dismiss("kicked", who, where)
         if not ended and who is not None:
-            life.hint_at_other_type(who)
-        life.backend.kick(who, where)
+            process.hint_at_other_type(who)
+        process.backend.kick(who, where)
         return ended
 
     def can_resume(self, channels: Iterable[str], last_event_id: str | None) -> bool:
         """Whether a client that comes with this id now gets all that it has missed, and needs no snapshot."""
-        life = self._life.get()
-        life.backend.open(last_event_id)
-        return life.hub.can_resume(check_channels(channels), last_event_id)
+        process = self._process.get()
+        process.backend.open(last_event_id)
+        return process.hub.can_resume(check_channels(channels), last_event_id)
 
     def snapshot(self, take: Callable[[], Iterable[tuple[str, Any]]]) -> Snapshot:
         """Note where the history stands, then take the state: ``take()`` gives ``(event_type, data)`` pairs.
@@ -251,9 +251,9 @@ class SSEManager:
         For `subscribe`, which goes on from that place: between the state and the stream nothing is missed, and what
         comes twice was in the state already. Raises `InvalidEventError` for a bad type or data.
         """
-        life = self._life.get()
-        life.backend.open(None)
-        cursor, encode = life.backend.format(life.hub.head), life.encode
+        process = self._process.get()
+        process.backend.open(None)
+        cursor, encode = process.backend.format(process.hub.head), process.encode
         state = [check_pair(pair) for pair in take()]
         blocks = [(check_type(event_type), encode_data(encode, data)) for event_type, data in state]
         ids = [*[None] * (len(blocks) - 1), cursor]
@@ -271,16 +271,16 @@ class SSEManager:
 
     def place(self) -> Any:
         """Where the history stands, for `format`. So little work that each request can note it."""
-        life = self._life.get()
-        return life.hub.head if life.backend.is_known() else None
+        process = self._process.get()
+        return process.hub.head if process.backend.is_known() else None
 
     def format(self, place: Any) -> str:
         """The cursor that stands for a `place`."""
-        return UNKNOWN if place is None else self._life.get().backend.format(place)
+        return UNKNOWN if place is None else self._process.get().backend.format(place)
 
     def busy_block(self, reason: str, last_event_id: str | None = None) -> bytes:
         """The one block of a stream that cannot be opened now: the client comes back later, with the same cursor."""
-        return self._life.get().hub.busy_block(reason, last_event_id)
+        return self._process.get().hub.busy_block(reason, last_event_id)
 
     @property
     def reaches_others(self) -> bool:
@@ -304,38 +304,38 @@ class SSEManager:
 
     def flush_all(self, timeout: float | None = None) -> bool:
         """Close all windows now, and wait until the backend has taken what was enqueued before. See `EventBatcher`."""
-        return self._life.get().batcher.flush_all(timeout)
+        return self._process.get().batcher.flush_all(timeout)
 
     def get_stats(self) -> ManagerStats:
         """Counters of this process, as a frozen value."""
-        life = self._life.get()
-        batcher = life.batcher.get_stats()
-        counts: dict[str, Any] = batcher.as_dict() | life.hub.count()
-        counts["thread_restarts"] += life.hub.thread_restarts
+        process = self._process.get()
+        batcher = process.batcher.get_stats()
+        counts: dict[str, Any] = batcher.as_dict() | process.hub.count()
+        counts["thread_restarts"] += process.hub.thread_restarts
         return ManagerStats(
             **counts,
-            signals_dropped=life.helper.dropped,
-            backend_silent=life.backend.silent_for,
-            backend_answered=life.backend.answered_ago,
-            ignored=life.backend.ignored,
+            signals_dropped=process.app_thread.dropped,
+            backend_silent=process.backend.silent_for,
+            backend_answered=process.backend.answered_ago,
+            ignored=process.backend.ignored,
         )
 
-    def ill(self) -> str | None:
+    def unhealthy_reason(self) -> str | None:
         """Why this process cannot serve streams as it should, None if it can. For health checks.
 
         ``draining``: it is being shut down. ``backend``: that has not answered, or not taken a batch, for five seconds.
         Takes no lock and looks at no client, so that anybody may ask.
         """
-        life = self._life.get()
-        if life.hub.closing:
+        process = self._process.get()
+        if process.hub.closing:
             return "draining"
-        stuck = max(life.batcher.publishing_for, life.backend.silent_for)
+        stuck = max(process.batcher.publishing_for, process.backend.silent_for)
         return "backend" if stuck > STUCK_SECONDS else None
 
     @property
     def backend_answered(self) -> float:
         """As in `ManagerStats`. Takes no lock and looks at no client."""
-        return self._life.get().backend.answered_ago
+        return self._process.get().backend.answered_ago
 
     def drain(self) -> None:
         """Deliver what is pending, end all streams with ``sse_bye``, and take no more; events are still accepted.
@@ -343,17 +343,17 @@ class SSEManager:
         Returns at once. For a server that seems to be stopping, and waits for its streams. `reopen` undoes it if the
         server goes on. Calls while it is drained change nothing.
         """
-        life = self._life.get()
-        if life.draining or life.hub.closing is not None:
+        process = self._process.get()
+        if process.draining or process.hub.closing is not None:
             return
-        life.draining = True
+        process.draining = True
 
         def drain() -> None:
             deadline = Deadline(DRAIN_SECONDS)
-            life.batcher.flush_all(deadline.left())
-            life.backend.wait_until_delivered(deadline.left())
-            life.draining = False  # before the streams end: the next drain must count, should they open again
-            life.hub.close("shutdown", for_good=False)
+            process.batcher.flush_all(deadline.left())
+            process.backend.wait_until_delivered(deadline.left())
+            process.draining = False  # before the streams end: the next drain must count, should they open again
+            process.hub.close("shutdown", for_good=False)
 
         _log.info("the server seems to be stopping: all streams end")
         try:
@@ -367,7 +367,7 @@ class SSEManager:
         What looked like its end may have been the end of the main thread alone, or of another server of this process.
         It has gone on if it serves a request some time after the drain, and does not say now that it is stopping.
         """
-        hub = self._life.get().hub
+        hub = self._process.get().hub
         if hub.closing is not None and not is_stopping() and hub.reopen(REOPEN_SECONDS):
             _log.info("the server has not stopped: streams open again")
 
@@ -377,14 +377,14 @@ class SSEManager:
         True if within `timeout` seconds (None: no limit) everything was delivered and every stream that another thread
         iterates has ended. Idempotent.
         """
-        life = self._life.get()
+        process = self._process.get()
         deadline = Deadline(timeout)
-        delivered = life.batcher.destroy(timeout) and life.backend.wait_until_delivered(deadline.left())
-        life.hub.close("shutdown")
-        ended = life.hub.wait_until_left(deadline.left())
-        closed = life.backend.close(deadline.left())
-        life.questions.close(0)  # an answer of the app that is under way is of no use any more
-        return life.helper.close(deadline.left()) and closed and ended and delivered
+        delivered = process.batcher.destroy(timeout) and process.backend.wait_until_delivered(deadline.left())
+        process.hub.close("shutdown")
+        ended = process.hub.wait_until_left(deadline.left())
+        closed = process.backend.close(deadline.left())
+        process.questions.close(0)  # an answer of the app that is under way is of no use any more
+        return process.app_thread.close(deadline.left()) and closed and ended and delivered
 
     close = shutdown
 
@@ -398,7 +398,7 @@ class SSEManager:
         signals.send(signals.event_refused, self, error=error, event_type=event_type, channel=channel)
 
 
-class _Life:
+class _ProcessState:
     """One process's part of a manager."""
 
     def __init__(
@@ -415,9 +415,9 @@ class _Life:
         owner = manager()
         if owner is not None:  # it is None if the garbage collector has begun to collect the manager
             close_at_exit(owner)  # again: the manager may have been made in another process, before a fork
-        self.helper = helper = Helper(context)
+        self.app_thread = app_thread = AppThread(context)
         # A thread of its own: while an answer takes long, signals and log lines go on.
-        self.questions = Helper(context, name="sse_batcher-revalidate")
+        self.questions = AppThread(context, name="sse_batcher-revalidate")
         self.encode = encode = checked(encode)
         self.draining = False
         """Whether a drain is under way, that has not ended the streams yet. A race of two of them is harmless."""
@@ -427,12 +427,12 @@ class _Life:
             # Weakly: a thread of ours must not keep a manager alive that everybody else has dropped.
             sender = manager()
             if sender is not None and signal.receivers:
-                helper.post(lambda: signals.send(signal, sender, **values))
+                app_thread.post(lambda: signals.send(signal, sender, **values))
 
         def tell_end(client: ClientInfo, farewell: Farewell) -> None:
             # Not here: the garbage collector may end a stream, on a thread that is in the middle of a log call.
             if _log.isEnabledFor(logging.INFO):
-                helper.post(
+                app_thread.post(
                     lambda: _log.info(
                         "stream %d (%s) ended after %.1f s, %d frames, %d bytes: %s",
                         client.id,
@@ -458,7 +458,7 @@ class _Life:
             asked = manager()
             return True if asked is None or asked.revalidate is None else asked.revalidate(user)
 
-        self.rights = Rights(may_stay, clients.revalidate_every, self.hub, self.questions)
+        self.revalidator = Revalidator(may_stay, clients.revalidate_every, self.hub, self.questions)
         publisher.connect(self.hub)
 
         self.warn_if_cut_off = warn_if_cut_off = _cut_off_warning(owner, self.hub)
@@ -491,7 +491,7 @@ def _cut_off_warning(manager: SSEManager | None, hub: Hub) -> Callable[[], None]
     A server forks its workers before it has streams. So a parent with open streams has forked this process for a job,
     unless it has streams of its own. To be called before this process has its own part of the manager.
     """
-    parent = None if manager is None or manager.reaches_others else manager._life.inherited()
+    parent = None if manager is None or manager.reaches_others else manager._process.inherited()
     is_cut_off = parent is not None and not parent.hub.is_empty()
 
     def warn() -> None:

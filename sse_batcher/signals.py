@@ -4,7 +4,7 @@ The sender of each is the `SSEManager`. Connect with ``signals.client_connected.
 manager with ``.connect(receiver, sender=manager)``; blinker holds receivers weakly. A receiver that raises is logged
 and hurts nobody.
 
-`event_refused` is sent in the thread whose call is refused. The others are sent on the manager's helper thread, under
+`event_refused` is sent in the thread whose call is refused. The others are sent on the manager's app thread, under
 Flask in a fresh app context, with plain values; what happens faster than receivers take it is dropped and counted
 (``signals_dropped`` in the stats), and nothing waits for them.
 """

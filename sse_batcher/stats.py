@@ -87,4 +87,4 @@ class ManagerStats(BatcherStats):
     ignored: int = 0
     """Entries of others that were met in the backend's stream and ignored."""
     signals_dropped: int = 0
-    """Signals not sent, and log lines not written, because the helper thread's queue was full."""
+    """Signals not sent, and log lines not written, because the app thread's queue was full."""

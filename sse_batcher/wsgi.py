@@ -15,8 +15,8 @@ from .event import DEFAULT_CHANNEL, check_channels, check_user
 from .manager import SSEManager
 from .transports import open_stream
 from .transports.attached import Request
-from .transports.detached.stream import choice
-from .transports.server import Host, find_host
+from .transports.detached.stream import detach_policy
+from .transports.server import ServerInfo, inspect_server
 from .wire import HEADERS
 
 _METHODS = "GET, HEAD, OPTIONS"
@@ -68,9 +68,9 @@ def stream(
     if method == "HEAD":
         return "200 OK", list(HEADERS), iter(())  # no list: of one, werkzeug would tell the length
     ticket = manager.ticket() if ticket is None else ticket
-    cursor, host = last_event_id(environ), find_host(environ)
-    manager.reopen(host.is_stopping)
-    resumes, state, refusal = False, None, _refusal(manager, host)
+    cursor, server = last_event_id(environ), inspect_server(environ)
+    manager.reopen(server.is_stopping)
+    resumes, state, refusal = False, None, _refusal(manager, server)
     if refusal is None and snapshot is not None:
         try:
             resumes = manager.can_resume(names, cursor)
@@ -80,14 +80,14 @@ def stream(
     if refusal is not None:
         return "200 OK", list(HEADERS), [manager.busy_block(refusal, cursor)]
     batches = _query(environ, "batch") != "0"
-    request = Request(names, host, cursor, batches, state, resumes, name, ticket)
+    request = Request(names, server, cursor, batches, state, resumes, name, ticket)
     return "200 OK", list(HEADERS), open_stream(manager, request)
 
 
-def _refusal(manager: SSEManager, host: Host) -> str | None:
+def _refusal(manager: SSEManager, server: ServerInfo) -> str | None:
     """Why a stream of this server cannot be opened now, before anything is done for it."""
-    if host.http2 and manager.http2 == "refuse":
-        choice.get().say(logging.WARNING, _REFUSED_HTTP2)
+    if server.http2 and manager.http2 == "refuse":
+        detach_policy.get().say(logging.WARNING, _REFUSED_HTTP2)
         return "http2"
     return None
 

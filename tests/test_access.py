@@ -287,7 +287,7 @@ def test_health_says_ok_or_why_not(make_site: MakeSite, monkeypatch: pytest.Monk
 
     assert health() == (200, {"status": "ok", "backend_answered": 0.0}, "no-store")
     site.manager.enqueue("item", 1)
-    engine = site.manager._life.get().batcher._engine.get()
+    engine = site.manager._process.get().batcher._engine.get()
     engine._publishing_since = engine._clock() - 5.1
     assert health() == (503, {"status": "backend", "backend_answered": 0.0}, "no-store")
     engine._publishing_since = None
@@ -297,10 +297,10 @@ def test_health_says_ok_or_why_not(make_site: MakeSite, monkeypatch: pytest.Monk
 
 def test_health_takes_no_lock(make_site: MakeSite) -> None:
     manager = make_site().manager
-    life, answers = manager._life.get(), SimpleQueue[Any]()
-    asking = threading.Thread(target=lambda: answers.put((manager.ill(), manager.backend_answered)))
-    engine = life.batcher._engine.get()
-    with life.hub._lock, engine._counters, engine._turn:
+    process, answers = manager._process.get(), SimpleQueue[Any]()
+    asking = threading.Thread(target=lambda: answers.put((manager.unhealthy_reason(), manager.backend_answered)))
+    engine = process.batcher._engine.get()
+    with process.hub._lock, engine._counters, engine._turn:
         asking.start()
         assert answers.get(timeout=PATIENCE) == (None, 0.0)
     asking.join(PATIENCE)
@@ -312,7 +312,7 @@ def test_health_looks_at_no_client(make_site: MakeSite, monkeypatch: pytest.Monk
     def count() -> None:
         pytest.fail("it counts the clients")
 
-    monkeypatch.setattr(site.manager._life.get().hub, "count", count)
+    monkeypatch.setattr(site.manager._process.get().hub, "count", count)
     assert site.request("/events/health").status_code == 200
 
 

@@ -93,8 +93,8 @@ def test_positions_rise_and_each_has_an_id_that_leads_back_to_it(backend: Backen
     assert positions[0] > backend.start
     for frame in received.frames:
         assert backend.format(frame.position) == frame.id
-        assert backend.read(frame.id).position == frame.position
-        part = backend.read(frame.id + ".2")
+        assert backend.parse(frame.id).position == frame.position
+        part = backend.parse(frame.id + ".2")
         assert (part.position, part.part) == (frame.position, 2)
         assert backend.normalize(frame.id) == frame.id
 
@@ -103,7 +103,7 @@ def test_positions_rise_and_each_has_an_id_that_leads_back_to_it(backend: Backen
     "cursor", ["", "x", "-", "1-1", "G" * 8 + "-1-1", "٣" * 8, "0" * 8 + "-01", "x" * 10_000, "\0"]
 )
 def test_what_is_no_cursor_is_malformed(backend: Backend, cursor: str) -> None:
-    assert backend.read(cursor).refused == "malformed"
+    assert backend.parse(cursor).refused == "malformed"
     assert backend.normalize(cursor) is None
 
 
@@ -111,7 +111,7 @@ def test_a_cursor_of_another_history_is_one_and_not_ours(backend: Backend, recei
     backend.publish(batch("1"))
     received.wait_for(frames=1)
     theirs = "00000000" + received.frames[0].id[8:]
-    assert backend.read(theirs).refused == "epoch"
+    assert backend.parse(theirs).refused == "epoch"
     assert backend.normalize(theirs) == theirs
 
 

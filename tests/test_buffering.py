@@ -17,7 +17,7 @@ from flask_compress import Compress
 
 from sse_batcher import SSE, SSEManager, stream
 from sse_batcher.transports.attached import LATER, Passage
-from sse_batcher.transports.server import Host
+from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import Watch
 
 from .servers import SERVERS, Server, Stream, running, wait_until
@@ -269,7 +269,7 @@ def test_what_was_written_counts_whether_it_was_sent_or_not() -> None:
         theirs = socket.create_connection(listener.getsockname())
         ours, _ = listener.accept()
     with ours, theirs:
-        watch = Watch(Watched(), Host("", ours.fileno(), None, lambda: False), 30)
+        watch = Watch(Watched(), ServerInfo("", ours.fileno(), None, lambda: False), 30)
         assert watch.written() is None  # no request: maybe nothing is counted
         theirs.sendall(b"GET")
         assert ours.recv(3) == b"GET"
@@ -291,10 +291,10 @@ def test_what_was_written_counts_whether_it_was_sent_or_not() -> None:
 def test_of_other_sockets_than_tcp_nothing_is_known() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        watch = Watch(Watched(), Host("", ours.fileno(), None, lambda: False), 30)
+        watch = Watch(Watched(), ServerInfo("", ours.fileno(), None, lambda: False), 30)
         assert watch.written() is None
         watch.close()
-    assert Watch(Watched(), Host("", None, None, lambda: False), 30).written() is None
+    assert Watch(Watched(), ServerInfo("", None, None, lambda: False), 30).written() is None
 
 
 # -- middleware under real servers -------------------------------------------------------------------------------------

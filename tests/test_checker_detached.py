@@ -17,9 +17,9 @@ import pytest
 from hypothesis import Phase, settings
 
 from sse_batcher.event import BROADCAST, Batch
-from sse_batcher.streams.history import Cursor, Slice
+from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.streams.hub import Hub
-from sse_batcher.transports.detached.connection import Connection
+from sse_batcher.transports.detached.connection import SocketClient
 from sse_batcher.transports.detached.feed import Feed
 from sse_batcher.transports.detached.loop import Adoption, Loop
 from sse_batcher.transports.detached.takeover import Taken
@@ -126,7 +126,7 @@ class SteppedLoop(Loop):
         self._worker: Any = STEPPED
         self._steps = self._replays = False
 
-    def _take_in(self, adoption: Adoption) -> Connection | None:
+    def _take_in(self, adoption: Adoption) -> SocketClient | None:
         found = super()._take_in(adoption)
         for feed in self._feeds.values():
             feed._replay._worker = STEPPED
@@ -308,7 +308,7 @@ class ReplayedInterleavings(DetachedInterleavings):
         self.patch.setattr(self.backend, "replay", self.replay)
         self.others.append(self.loop.replays)
 
-    def replay(self, channels: Iterable[str], cursor: Cursor) -> Slice | None:
+    def replay(self, channels: Iterable[str], cursor: ResumePoint) -> Slice | None:
         self.turns.place()
         asked = {*channels, BROADCAST}
         after = cursor.position - bool(cursor.part)

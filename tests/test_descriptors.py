@@ -17,7 +17,7 @@ from sse_batcher import SSEManager, stream
 from sse_batcher.runtime.process import PerProcess
 from sse_batcher.transports import descriptors
 from sse_batcher.transports.descriptors import PAUSE, Descriptors, reserve
-from sse_batcher.transports.server import Host
+from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import end_connection
 
 from .servers import Stream, gunicorn, running, wait_until
@@ -158,7 +158,7 @@ def test_gunicorn_sees_that_a_refused_connection_brings_no_further_request(name:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        end_connection(Host(name, ours.fileno(), None, lambda: False))
+        end_connection(ServerInfo(name, ours.fileno(), None, lambda: False))
         if name == "waitress":  # which might look before it has sent all
             with pytest.raises(BlockingIOError):
                 ours.recv(1)

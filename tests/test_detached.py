@@ -29,9 +29,9 @@ from sse_batcher.transports import open_stream
 from sse_batcher.transports.attached import Request
 from sse_batcher.transports.detached import takeover
 from sse_batcher.transports.detached.loop import Loop, loop
-from sse_batcher.transports.detached.stream import Choice, DetachedStream
+from sse_batcher.transports.detached.stream import DetachedStream, DetachPolicy
 from sse_batcher.transports.detached.takeover import TakeOver
-from sse_batcher.transports.server import HIGH, Host
+from sse_batcher.transports.server import HIGH, ServerInfo
 from sse_batcher.transports.watcher import Watch, watcher
 from sse_batcher.wire import HEADERS, LAST_CHUNK
 from tests.servers import TIMEOUT, wait_until
@@ -141,7 +141,7 @@ class Stream:
         self.exchange = exchange or Exchange()
         fd = self.exchange.fd
         sent = Sent()
-        host = Host(name, fd, None, lambda: False, lets_go, sent.rest, max_requests=max_requests)
+        host = ServerInfo(name, fd, None, lambda: False, lets_go, sent.rest, max_requests=max_requests)
         body = (middleware or nothing)(open_stream(manager, Request(("default",), host, **request)))
         self.thread = threading.Thread(target=server.serve, args=(fd, body, sent), daemon=True)
         self.thread.start()
@@ -190,9 +190,9 @@ def _no_descriptor_is_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _nothing_was_said_or_undone_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    choice = PerProcess(Choice)
-    monkeypatch.setattr("sse_batcher.transports.detached.stream.choice", choice)
-    monkeypatch.setattr(sse_batcher.transports, "choice", choice)
+    policy = PerProcess(DetachPolicy)
+    monkeypatch.setattr("sse_batcher.transports.detached.stream.detach_policy", policy)
+    monkeypatch.setattr(sse_batcher.transports, "detach_policy", policy)
     monkeypatch.setattr(watcher.get(), "_told_of_refusals", False)
 
 
@@ -361,7 +361,7 @@ def watched() -> int:
 
 
 def detached_stream(manager: SSEManager, fd: int | None, **host: Any) -> DetachedStream:
-    described = Host("fake", fd, None, lambda: False, lets_go=True)._replace(**host)
+    described = ServerInfo("fake", fd, None, lambda: False, lets_go=True)._replace(**host)
     return DetachedStream(manager, Request(("default",), described))
 
 
@@ -433,7 +433,7 @@ def test_a_stream_that_the_loop_cannot_take_in_ends_alone(
     first.take(1)
     assert settled(manager) == (0, 1)
     with monkeypatch.context() as patched:
-        patched.setattr("sse_batcher.transports.detached.loop.Connection", fail)
+        patched.setattr("sse_batcher.transports.detached.loop.SocketClient", fail)
         second = Exchange()
         Server().serve(second.fd, detached_stream(manager, second.fd))
         assert second.heard(1) == b""
@@ -767,7 +767,7 @@ def test_without_epoll_streams_stay_attached_and_that_is_said_once(
 
 
 def test_an_app_that_asks_for_attached_streams_is_told_once_of_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    request = Request(("default",), Host("fake", None, None, lambda: False, lets_go=True))
+    request = Request(("default",), ServerInfo("fake", None, None, lambda: False, lets_go=True))
     with SSEManager(BatchOptions(batch_window=0)) as manager, caplog.at_level(logging.INFO, LOG):
         for _ in range(2):
             assert not isinstance(open_stream(manager, request), DetachedStream)
@@ -898,7 +898,7 @@ def test_without_descriptors_and_threads_a_stream_is_refused(
 
 def test_attached_streams_of_an_app_that_asks_for_them_may_hold_all_threads_but_the_only_one() -> None:
     def attached_stream(manager: SSEManager, threads: int) -> Any:
-        host = Host("fake", None, threads, lambda: False, lets_go=True)
+        host = ServerInfo("fake", None, threads, lambda: False, lets_go=True)
         return open_stream(manager, Request(("default",), host))
 
     with SSEManager(BatchOptions(batch_window=0)) as manager, ExitStack() as stack:
@@ -1051,7 +1051,7 @@ def test_an_exception_in_the_middle_of_a_take_over_costs_no_more_than_its_stream
     left = descriptors()
     for place in itertools.count():
         exchange, server = Exchange(), Server()
-        host = Host("fake", exchange.fd, None, lambda: False, lets_go=True)
+        host = ServerInfo("fake", exchange.fd, None, lambda: False, lets_go=True)
         body = open_stream(manager, Request(("default",), host))
         interrupted = interrupt(lambda: server.write(exchange.fd, server.response(body)), place)  # noqa: B023
         body.close()

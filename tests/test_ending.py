@@ -1,4 +1,4 @@
-"""How a stream is ended, and who is not let in: leases, limits, kicks, and users whose rights have changed."""
+"""How a stream is ended, and who is not let in: leases, limits, kicks, and users whose revalidator have changed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from sse_batcher import Client, ClientOptions, InvalidEventError, SSEManager, TooManyClientsError, signals, stream
-from sse_batcher.runtime.app_thread import Helper, Task
+from sse_batcher.runtime.app_thread import AppThread, Task
 from sse_batcher.streams.hub import Hub, Snapshot
-from sse_batcher.streams.revalidation import QUIET_SECONDS, Rights
-from sse_batcher.transports.server import Host
+from sse_batcher.streams.revalidation import QUIET_SECONDS, Revalidator
+from sse_batcher.transports.server import ServerInfo
 from sse_batcher.wire import HEARTBEAT
 
 from .sse_parser import ServerEvent, parse
@@ -422,7 +422,7 @@ def test_a_kick_while_subscribe_waits_for_the_backend_counts(
     make: Callable[..., SSEManager], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager = make()
-    backend = manager._life.get().backend
+    backend = manager._process.get().backend
     monkeypatch.setattr(backend, "open", lambda cursor: manager.kick(user="ada"))
     assert told(manager.subscribe(user="ada"))[-1][:2] == ("sse_bye", "kicked")
 
@@ -444,11 +444,11 @@ def test_a_user_who_is_revoked_loses_a_stream_that_opens_meanwhile() -> None:
             assert [event.json for event in parse(b"".join(client))][-1] == {"reason": "revoked"}
 
 
-# -- rights that change ------------------------------------------------------------------------------------------------
+# -- revalidation ------------------------------------------------------------------------------------------------------
 
 
-class Later(Helper):
-    """A helper whose time is set by hand, and whose tasks run here."""
+class Later(AppThread):
+    """An app thread whose time is set by hand, and whose tasks run here."""
 
     def __init__(self) -> None:
         super().__init__(nullcontext)
@@ -468,11 +468,11 @@ class Asked:
 
     def __init__(self) -> None:
         self.delivery = Delivery()
-        self.helper = Later()
+        self.app_thread = Later()
         self.answers: dict[Hashable, Any] = {}
         self.questions: list[Hashable] = []
         self.clock = Clock()
-        self.rights = Rights(self.answer, 30, self.delivery.hub, self.helper, self.clock)
+        self.revalidator = Revalidator(self.answer, 30, self.delivery.hub, self.app_thread, self.clock)
 
     def answer(self, user: Hashable) -> Any:
         self.questions.append(user)
@@ -483,7 +483,7 @@ class Asked:
 
     def connect(self, user: Hashable) -> Client:
         client = connect(self.delivery.hub, user)
-        self.rights.watch(user)
+        self.revalidator.watch(user)
         next(client)
         return client
 
@@ -496,9 +496,9 @@ def site() -> Asked:
 def test_each_user_is_asked_about_once_in_each_period_however_many_streams_he_has(site: Asked) -> None:
     for user in ("ada", "ada", "bob"):
         site.connect(user)
-    assert [seconds for seconds, _ in site.helper.orders] == [30, 30]
+    assert [seconds for seconds, _ in site.app_thread.orders] == [30, 30]
     for _ in range(2):
-        site.helper.pass_time()
+        site.app_thread.pass_time()
     assert site.questions == ["ada", "bob"] * 2
 
 
@@ -506,7 +506,7 @@ def test_who_may_not_stay_loses_all_his_streams_before_anything_more_is_sent(sit
     his, other = [site.connect("ada") for _ in range(2)], site.connect("bob")
     site.delivery.deliver()
     site.answers["ada"] = False
-    site.helper.pass_time()
+    site.app_thread.pass_time()
     assert [last(client).json for client in his] == [{"reason": "revoked"}] * 2
     assert numbers(other, 1) == [1]
 
@@ -517,13 +517,13 @@ def test_an_answer_that_fails_or_is_none_ends_nothing_is_logged_and_asked_again(
 ) -> None:
     client = site.connect("ada")
     site.answers["ada"] = answer
-    site.helper.pass_time()
+    site.app_thread.pass_time()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "'ada'" in caplog.text
     site.delivery.deliver()
     assert numbers(client, 1) == [1]
     site.answers["ada"] = False
-    site.helper.pass_time()
+    site.app_thread.pass_time()
     assert last(client).json == {"reason": "revoked"}
 
 
@@ -538,19 +538,19 @@ def test_several_errors_in_a_row_are_an_error_in_the_log(site: Asked, caplog: py
     site.connect("ada")
     site.connect("bob")
     site.answers["ada"] = AttributeError("'NoneType' object has no attribute 'active'")
-    site.helper.pass_time()
+    site.app_thread.pass_time()
     assert logged(caplog) == [("WARNING", "Errors in a row: 1; users with errors: 1.")]
-    site.helper.pass_time()
+    site.app_thread.pass_time()
     assert logged(caplog) == []
-    site.helper.pass_time()
+    site.app_thread.pass_time()
     assert "must return False for a user who may not stay, also for one who was deleted" in caplog.text
     assert "AttributeError" in caplog.text
     assert logged(caplog) == [("ERROR", "Errors in a row: 3; users with errors: 1.")]
     site.answers["ada"] = True
-    site.helper.pass_time()
+    site.app_thread.pass_time()
     site.clock.now += QUIET_SECONDS
     site.answers["ada"] = None
-    site.helper.pass_time()
+    site.app_thread.pass_time()
     assert logged(caplog) == [("WARNING", "Errors in a row: 1; users with errors: 1.")]
 
 
@@ -559,29 +559,29 @@ def test_a_database_that_is_away_is_not_logged_for_each_user(site: Asked, caplog
         site.connect(user)
         site.answers[user] = RuntimeError("the database is away")
     for _ in range(5):
-        site.helper.pass_time()
+        site.app_thread.pass_time()
     assert [level for level, _ in logged(caplog)] == ["WARNING", "ERROR"]
     site.clock.now += QUIET_SECONDS
-    site.helper.pass_time()
+    site.app_thread.pass_time()
     assert logged(caplog) == [("ERROR", "Errors in a row: 6; users with errors: 100.")]
 
 
 def test_the_errors_of_users_who_have_left_are_forgotten(site: Asked) -> None:
     client = site.connect("ada")
     site.answers["ada"] = None
-    site.helper.pass_time()
+    site.app_thread.pass_time()
     client.close()
-    site.helper.pass_time()
-    assert site.rights._errors == {}
+    site.app_thread.pass_time()
+    assert site.revalidator._errors == {}
 
 
 def test_a_user_is_asked_about_again_whatever_was_raised(site: Asked) -> None:
     site.connect("ada")
     site.answers["ada"] = SystemExit()  # as a time limit of gevent, no Exception
     with pytest.raises(SystemExit):
-        site.helper.pass_time()
+        site.app_thread.pass_time()
     site.answers["ada"] = True
-    site.helper.pass_time()
+    site.app_thread.pass_time()
     assert site.questions == ["ada", "ada"]
 
 
@@ -601,17 +601,17 @@ def test_revalidate_must_not_be_async(make: Callable[..., SSEManager]) -> None:
 def test_an_answer_that_is_a_coroutine_is_an_error(site: Asked, caplog: pytest.LogCaptureFixture) -> None:
     site.connect("ada")
     site.answers["ada"] = answer_later("ada")
-    site.helper.pass_time()
+    site.app_thread.pass_time()
     assert "revalidate returned a coroutine instead of True or False" in caplog.text
 
 
 def test_nobody_asks_about_a_user_who_has_left_until_he_is_back(site: Asked) -> None:
     site.connect("ada").close()
-    site.helper.pass_time()
+    site.app_thread.pass_time()
     assert site.questions == []
-    assert site.helper.orders == []
+    assert site.app_thread.orders == []
     site.connect("ada")
-    site.helper.pass_time()
+    site.app_thread.pass_time()
     assert site.questions == ["ada"]
 
 
@@ -628,8 +628,8 @@ def test_a_user_who_returns_while_the_last_question_of_him_ends_is_asked_about(
         return answer
 
     monkeypatch.setattr(site.delivery.hub, "has_user", has_left)
-    site.helper.pass_time()
-    site.helper.pass_time()
+    site.app_thread.pass_time()
+    site.app_thread.pass_time()
     assert site.questions == ["ada"]
 
 
@@ -670,25 +670,25 @@ def test_a_manager_asks_on_a_thread_of_its_own_and_ends_the_stream() -> None:
     assert asked == [(7, "sse_batcher-revalidate")] * 3
 
 
-# -- the helper's later tasks ------------------------------------------------------------------------------------------
+# -- the app thread's later tasks --------------------------------------------------------------------------------------
 
 
 def test_a_task_for_later_runs_when_its_time_has_come_and_those_of_the_same_time_in_their_order(clock: Clock) -> None:
-    helper = Helper(nullcontext, clock)
+    app_thread = AppThread(nullcontext, clock)
     ran: list[str] = []
     for seconds, name in [(5, "b"), (5, "c"), (1, "a")]:
-        helper._orders.put((clock.now + seconds, next(helper._numbers), lambda name=name: ran.append(name)))  # type: ignore[misc]
-    assert helper.work() == 1
+        app_thread._orders.put((clock.now + seconds, next(app_thread._numbers), lambda name=name: ran.append(name)))  # type: ignore[misc]
+    assert app_thread.work() == 1
     clock.now += 1
-    assert (helper.work(), ran) == (4, ["a"])
+    assert (app_thread.work(), ran) == (4, ["a"])
     clock.now += 4
-    assert (helper.work(), ran) == (None, ["a", "b", "c"])
+    assert (app_thread.work(), ran) == (None, ["a", "b", "c"])
 
 
-def test_a_helper_that_is_closed_forgets_what_was_for_later() -> None:
-    helper = Helper(nullcontext)
-    helper.post_later(3600, lambda: pytest.fail("it was closed before"))
-    assert helper.close(PATIENCE)
+def test_an_app_thread_that_is_closed_forgets_what_was_for_later() -> None:
+    app_thread = AppThread(nullcontext)
+    app_thread.post_later(3600, lambda: pytest.fail("it was closed before"))
+    assert app_thread.close(PATIENCE)
 
 
 # -- a server that stops -----------------------------------------------------------------------------------------------
@@ -708,7 +708,7 @@ def test_draining_delivers_what_is_pending_then_ends_all_streams_and_still_takes
     assert manager.flush_all(PATIENCE)
     [busy] = parse(b"".join(body_of(manager)))
     assert busy.json == {"reason": "draining"}
-    assert manager.ill() == "draining"
+    assert manager.unhealthy_reason() == "draining"
     assert manager.shutdown()
 
 
@@ -719,9 +719,9 @@ class Drained:
         self.manager = manager
         self.clock = clock
         self.stopping = False
-        host = Host("a server", None, None, lambda: self.stopping)
-        monkeypatch.setattr("sse_batcher.wsgi.find_host", lambda environ: host)
-        manager._life.get().hub.clock = clock
+        host = ServerInfo("a server", None, None, lambda: self.stopping)
+        monkeypatch.setattr("sse_batcher.wsgi.inspect_server", lambda environ: host)
+        manager._process.get().hub.clock = clock
         self.drain()
 
     def drain(self) -> None:
@@ -750,14 +750,14 @@ def test_a_request_some_time_after_a_drain_opens_streams_again(drained: Drained)
         assert drained.first() == "sse_busy"
     drained.clock.now += 0.2
     assert [drained.first() for _ in range(2)] == ["sse_open"] * 2
-    assert drained.manager.ill() is None
+    assert drained.manager.unhealthy_reason() is None
 
 
 def test_no_stream_opens_while_the_server_still_says_that_it_stops(drained: Drained) -> None:
     drained.stopping = True
     drained.clock.now += 30
     assert drained.first() == "sse_busy"
-    assert drained.manager.ill() == "draining"
+    assert drained.manager.unhealthy_reason() == "draining"
     drained.stopping = False
     assert drained.first() == "sse_open"
 
@@ -789,7 +789,7 @@ def test_what_a_stream_saves_is_counted() -> None:
             for number in range(30):
                 manager.enqueue("itém", {"n": number, "text": "as long as an event of a hub, or about that"})
             assert manager.flush_all(PATIENCE)
-            while client.cursor.position < manager._life.get().hub._history.head:
+            while client.point.position < manager._process.get().hub._history.head:
                 next(client)
             sizes[manager] = client.counts.bytes - before
             client.close()
@@ -808,13 +808,13 @@ def test_streams_that_go_on_are_counted_and_those_that_begin_are_not(make: Calla
     assert manager.get_stats().replays == 1
 
 
-def test_the_end_of_a_stream_is_logged_on_the_helper_thread(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_end_of_a_stream_is_logged_on_the_app_thread(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "sse_batcher.manager"), SSEManager() as manager:
         client = manager.subscribe(["a", "b"])
         next(client)
         client.close()
     (record,) = caplog.records
-    assert record.threadName == "sse_batcher-helper"
+    assert record.threadName == "sse_batcher-app"
     expected = rf"stream 1 \('a', 'b'\) ended after 0\.\d s, 0 frames, {client.counts.bytes} bytes: left"
     assert re.fullmatch(expected, record.getMessage())
 

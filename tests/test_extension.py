@@ -840,7 +840,7 @@ def test_closing_a_stream_twice_is_closing_it_once(make_app: MakeApp) -> None:
         body.close()
         assert sse.manager.get_stats().clients == 0
         assert list(body) == []
-        assert sse.manager.shutdown()  # after which the helper thread has done all it had to
+        assert sse.manager.shutdown()  # after which the app thread has done all it had to
     assert (left.get(timeout=5), left.empty()) == ("left", True)
 
 
@@ -953,7 +953,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
-def test_receivers_on_the_helper_thread_are_in_their_apps_context(make_app: MakeApp) -> None:
+def test_receivers_on_the_app_thread_are_in_their_apps_context(make_app: MakeApp) -> None:
     first, sse = make_app(name="first")
     second, _ = make_app(sse, name="second")
     seen: SimpleQueue[tuple] = SimpleQueue()
@@ -964,7 +964,7 @@ def test_receivers_on_the_helper_thread_are_in_their_apps_context(make_app: Make
     with signals.client_connected.connected_to(receiver):
         for app in (first, second):
             assert status(app) == 200
-            assert seen.get(timeout=5) == (app.name, True, False, "sse_batcher-helper")
+            assert seen.get(timeout=5) == (app.name, True, False, "sse_batcher-app")
 
 
 def test_logs_are_ours_and_never_the_apps(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:

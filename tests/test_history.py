@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sse_batcher import HistoryOptions
 from sse_batcher.event import Batch, Event, encode_json
 from sse_batcher.streams import history
-from sse_batcher.streams.history import Cursor, History
+from sse_batcher.streams.history import History, ResumePoint
 from sse_batcher.wire import Frame, chunk
 
 MANY = 10**9
@@ -47,7 +47,7 @@ def filled(channels: Sequence[str], **options: Any) -> History:
     return kept
 
 
-def positions(kept: History, *channels: str, after: Cursor, frames: int = MANY, size: int = MANY) -> list[Any]:
+def positions(kept: History, *channels: str, after: ResumePoint, frames: int = MANY, size: int = MANY) -> list[Any]:
     return [found.position for found in kept.read(channels, after, frames, size)]
 
 
@@ -57,7 +57,7 @@ def positions(kept: History, *channels: str, after: Cursor, frames: int = MANY, 
 def test_the_oldest_frames_go_when_there_are_too_many() -> None:
     kept = filled("aaaaa", history_frames=3)
     assert (len(kept), kept.head) == (3, 5)
-    assert positions(kept, "a", after=Cursor(0)) == [3, 4, 5]
+    assert positions(kept, "a", after=ResumePoint(0)) == [3, 4, 5]
 
 
 def test_the_oldest_frames_go_when_they_take_too_much_memory() -> None:
@@ -78,7 +78,7 @@ def test_the_newest_frame_is_kept_however_large_it_is() -> None:
     for position in (1, 2):
         made = frame(position, size=500)
         kept.append(made)
-        assert positions(kept, "a", after=Cursor(position - 1)) == [position]
+        assert positions(kept, "a", after=ResumePoint(position - 1)) == [position]
         assert kept.bytes == made.held_bytes
 
 
@@ -140,7 +140,7 @@ def test_a_frame_that_cannot_be_encoded_changes_nothing() -> None:
         kept.append(bad)
     assert (len(kept), kept.bytes, kept.head) == (2, before, 2)
     kept.append(frame(4))
-    assert positions(kept, "a", after=Cursor(1)) == [2, 4]
+    assert positions(kept, "a", after=ResumePoint(1)) == [2, 4]
 
 
 def test_what_is_older_than_the_age_goes_even_the_newest() -> None:
@@ -148,12 +148,12 @@ def test_what_is_older_than_the_age_goes_even_the_newest() -> None:
     for position in (1, 2, 3):
         kept.append(frame(position, timestamp=position * 1_000))
     kept.expire(12_000)  # the second is just as old as it may be
-    assert positions(kept, "a", after=Cursor(1)) == [2, 3]
-    assert not kept.covers(["a"], Cursor(0))
+    assert positions(kept, "a", after=ResumePoint(1)) == [2, 3]
+    assert not kept.covers(["a"], ResumePoint(0))
     kept.expire(60_000)
     assert (len(kept), kept.bytes, kept.head) == (0, 0, 3)
-    assert not kept.covers(["a"], Cursor(2))
-    assert kept.covers(["a"], Cursor(3))
+    assert not kept.covers(["a"], ResumePoint(2))
+    assert kept.covers(["a"], ResumePoint(3))
 
 
 def test_without_an_age_nothing_gets_too_old() -> None:
@@ -167,47 +167,54 @@ def test_without_an_age_nothing_gets_too_old() -> None:
 
 def test_a_cursor_is_covered_from_the_newest_evicted_frame_on() -> None:
     kept = filled("aaaaa", history_frames=3)
-    assert [kept.covers(["a"], Cursor(position)) for position in range(6)] == [False, False, True, True, True, True]
+    assert [kept.covers(["a"], ResumePoint(position)) for position in range(6)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_ten_times_the_history_in_a_busy_channel_makes_no_gap_in_a_quiet_one() -> None:
     kept = filled(["quiet", "busy", *["busy"] * 100], history_frames=10)
-    assert kept.covers(["quiet"], Cursor(1))
-    assert positions(kept, "quiet", after=Cursor(1)) == []
-    assert not kept.covers(["busy"], Cursor(1))
-    assert not kept.covers(["quiet", "busy"], Cursor(1))
-    assert not kept.covers(["quiet"], Cursor(0))  # its one frame is gone
+    assert kept.covers(["quiet"], ResumePoint(1))
+    assert positions(kept, "quiet", after=ResumePoint(1)) == []
+    assert not kept.covers(["busy"], ResumePoint(1))
+    assert not kept.covers(["quiet", "busy"], ResumePoint(1))
+    assert not kept.covers(["quiet"], ResumePoint(0))  # its one frame is gone
 
 
 def test_a_channel_in_which_nothing_was_ever_published_is_covered_from_the_start() -> None:
-    assert filled(["busy"] * 100, history_frames=10).covers(["quiet"], Cursor(0))
+    assert filled(["busy"] * 100, history_frames=10).covers(["quiet"], ResumePoint(0))
 
 
 def test_a_broadcast_that_is_gone_is_missed_by_everybody() -> None:
     kept = filled("a*bbb", history_frames=3)
     for channel in ("a", "b", "never used"):
-        assert not kept.covers([channel], Cursor(1))
-        assert kept.covers([channel], Cursor(2))
+        assert not kept.covers([channel], ResumePoint(1))
+        assert kept.covers([channel], ResumePoint(2))
 
 
 def test_a_frame_of_which_a_part_is_missing_must_still_be_there() -> None:
     kept = filled("aaaa", history_frames=2)
-    assert not kept.covers(["a"], Cursor(2, part=1))
-    assert kept.covers(["a"], Cursor(2))
-    assert kept.covers(["a"], Cursor(3, part=1))
+    assert not kept.covers(["a"], ResumePoint(2, part=1))
+    assert kept.covers(["a"], ResumePoint(2))
+    assert kept.covers(["a"], ResumePoint(3, part=1))
 
 
 def test_forgotten_channels_have_one_floor_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "MAX_FLOORS", 2)
     kept = filled(["a", "b", "c", "d", "e"], history_frames=1)
     # Those of c and d are known, those of a and b forgotten: who asks for another channel is told rather than trusted.
-    assert not kept.covers(["a"], Cursor(1))
-    assert kept.covers(["a"], Cursor(2))
-    assert not kept.covers(["never used"], Cursor(1))
-    assert not kept.covers(["c"], Cursor(2))
-    assert kept.covers(["c"], Cursor(3))
-    assert not kept.covers(["d"], Cursor(3))
-    assert kept.covers(["a", "b"], Cursor(2))
+    assert not kept.covers(["a"], ResumePoint(1))
+    assert kept.covers(["a"], ResumePoint(2))
+    assert not kept.covers(["never used"], ResumePoint(1))
+    assert not kept.covers(["c"], ResumePoint(2))
+    assert kept.covers(["c"], ResumePoint(3))
+    assert not kept.covers(["d"], ResumePoint(3))
+    assert kept.covers(["a", "b"], ResumePoint(2))
 
 
 def test_the_channel_forgotten_is_the_one_whose_last_eviction_is_the_longest_ago(
@@ -215,11 +222,11 @@ def test_the_channel_forgotten_is_the_one_whose_last_eviction_is_the_longest_ago
 ) -> None:
     monkeypatch.setattr(history, "MAX_FLOORS", 2)
     kept = filled(["a", "b", "a", "c", "e"], history_frames=1)
-    assert kept.covers(["b"], Cursor(2))  # forgotten, so that the floor in common is 2
-    assert kept.covers(["never used"], Cursor(2))
-    assert not kept.covers(["never used"], Cursor(1))
-    assert not kept.covers(["a"], Cursor(2))
-    assert kept.covers(["a"], Cursor(3))
+    assert kept.covers(["b"], ResumePoint(2))  # forgotten, so that the floor in common is 2
+    assert kept.covers(["never used"], ResumePoint(2))
+    assert not kept.covers(["never used"], ResumePoint(1))
+    assert not kept.covers(["a"], ResumePoint(2))
+    assert kept.covers(["a"], ResumePoint(3))
 
 
 def test_the_number_of_floors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,15 +243,15 @@ def test_a_lost_frame_is_missed_by_who_asks_for_its_channel() -> None:
     kept = filled("aab")
     kept.lose("a", 4)
     assert kept.head == 4
-    assert not kept.covers(["a"], Cursor(3))
-    assert kept.covers(["a"], Cursor(4))
-    assert kept.covers(["b"], Cursor(0))
+    assert not kept.covers(["a"], ResumePoint(3))
+    assert kept.covers(["a"], ResumePoint(4))
+    assert kept.covers(["b"], ResumePoint(0))
 
 
 def test_a_lost_broadcast_is_missed_by_everybody() -> None:
     kept = filled("a")
     kept.lose("*", 2)
-    assert not kept.covers(["b"], Cursor(1))
+    assert not kept.covers(["b"], ResumePoint(1))
 
 
 def test_a_lost_frame_stays_missed_when_older_ones_are_evicted_after_it() -> None:
@@ -252,8 +259,8 @@ def test_a_lost_frame_stays_missed_when_older_ones_are_evicted_after_it() -> Non
     kept.lose("a", 3)
     kept.append(frame(4))  # and 1 goes
     kept.append(frame(5))  # and 2 goes
-    assert not kept.covers(["a"], Cursor(2))
-    assert kept.covers(["a"], Cursor(3))
+    assert not kept.covers(["a"], ResumePoint(2))
+    assert kept.covers(["a"], ResumePoint(3))
 
 
 def test_a_lost_frame_stays_missed_when_its_channel_was_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,56 +270,56 @@ def test_a_lost_frame_stays_missed_when_its_channel_was_forgotten(monkeypatch: p
     for position in (5, 6, 7):
         kept.append(frame(position, "c"))  # b and * are evicted, so that a is forgotten; then a, which brings it back
     assert list(kept._floors) == ["*", "a"]
-    assert not kept.covers(["a"], Cursor(3))
-    assert kept.covers(["a"], Cursor(4))
+    assert not kept.covers(["a"], ResumePoint(3))
+    assert kept.covers(["a"], ResumePoint(4))
 
 
 # -- slices ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_slice_has_at_most_so_many_frames() -> None:
-    assert positions(filled("aaaaa"), "a", after=Cursor(1), frames=3) == [2, 3, 4]
+    assert positions(filled("aaaaa"), "a", after=ResumePoint(1), frames=3) == [2, 3, 4]
 
 
 def test_a_slice_has_at_most_so_many_bytes() -> None:
     kept = History(HistoryOptions(), 0)
     for position in range(1, 6):
         kept.append(frame(position, size=100))
-    assert positions(kept, "a", after=Cursor(0), size=300) == [1, 2, 3]
-    assert positions(kept, "a", after=Cursor(0), size=299) == [1, 2]
+    assert positions(kept, "a", after=ResumePoint(0), size=300) == [1, 2, 3]
+    assert positions(kept, "a", after=ResumePoint(0), size=299) == [1, 2]
 
 
 def test_a_slice_has_its_first_frame_however_large_it_is() -> None:
     kept = History(HistoryOptions(), 0)
     for position, size in enumerate((500, 50), 1):
         kept.append(frame(position, size=size))
-    assert positions(kept, "a", after=Cursor(0), size=10) == [1]
+    assert positions(kept, "a", after=ResumePoint(0), size=10) == [1]
 
 
 def test_several_channels_are_read_in_the_order_of_their_positions_with_every_broadcast() -> None:
     kept = filled("abc*ba*cab")
-    assert positions(kept, "a", "b", after=Cursor(0)) == [1, 2, 4, 5, 6, 7, 9, 10]
-    assert positions(kept, "b", after=Cursor(4)) == [5, 7, 10]
-    assert positions(kept, "never used", after=Cursor(0)) == [4, 7]
+    assert positions(kept, "a", "b", after=ResumePoint(0)) == [1, 2, 4, 5, 6, 7, 9, 10]
+    assert positions(kept, "b", after=ResumePoint(4)) == [5, 7, 10]
+    assert positions(kept, "never used", after=ResumePoint(0)) == [4, 7]
 
 
 def test_a_cursor_between_the_frames_of_a_channel_finds_the_next_one() -> None:
-    assert positions(filled("abbba"), "a", after=Cursor(3)) == [5]
+    assert positions(filled("abbba"), "a", after=ResumePoint(3)) == [5]
 
 
 def test_a_cursor_with_a_part_finds_its_own_frame_first() -> None:
     kept = filled("abab")
-    assert positions(kept, "a", "b", after=Cursor(2, part=1)) == [2, 3, 4]
-    assert positions(kept, "a", after=Cursor(2, part=1)) == [3]  # it is not of a channel asked for
-    assert positions(kept, "a", after=Cursor(4, part=1)) == []
+    assert positions(kept, "a", "b", after=ResumePoint(2, part=1)) == [2, 3, 4]
+    assert positions(kept, "a", after=ResumePoint(2, part=1)) == [3]  # it is not of a channel asked for
+    assert positions(kept, "a", after=ResumePoint(4, part=1)) == []
 
 
 def test_slices_one_after_the_other_are_the_whole() -> None:
     kept = filled("abc*" * 10, history_frames=30)
-    cursor, read = Cursor(10), []
+    cursor, read = ResumePoint(10), []
     while found := positions(kept, "a", "c", after=cursor, frames=4):
         read += found
-        cursor = Cursor(found[-1])
+        cursor = ResumePoint(found[-1])
     assert read == [position for position in range(11, 41) if position % 4 != 2]
 
 
@@ -358,7 +365,7 @@ class Model:
     def evict(self) -> None:
         self.first = self.kept()[0].position
 
-    def missing(self, channels: Collection[str], cursor: Cursor) -> bool:
+    def missing(self, channels: Collection[str], cursor: ResumePoint) -> bool:
         """Whether anything of these channels that comes after the cursor is gone."""
         gone = [
             position
@@ -367,7 +374,7 @@ class Model:
         ]
         return any(position > cursor.position or (cursor.part and position == cursor.position) for position in gone)
 
-    def after(self, channels: Sequence[str], cursor: Cursor) -> list[int]:
+    def after(self, channels: Sequence[str], cursor: ResumePoint) -> list[int]:
         first = cursor.position if cursor.part else cursor.position + 1
         return [old.position for old in self.kept() if old.batch.channel in {*channels, "*"} and old.position >= first]
 
@@ -396,7 +403,7 @@ def test_it_is_what_a_list_of_all_frames_and_the_rules_say(
         assert (len(kept), kept.head) == (len(model.kept()), len(model.all))
         assert kept.bytes == sum(old.held_bytes for old in model.kept())
         position = min(at, len(model.all))
-        cursor = Cursor(position, part if position else 0)  # of what was before the first frame, nobody has a part
+        cursor = ResumePoint(position, part if position else 0)  # of what was before the first frame, nobody has a part
         all_channels = {*channels, "*"}
         assert kept.covers(channels, cursor) == (not model.missing(all_channels, cursor))
         assert set(kept.gone(all_channels, cursor)) == {one for one in all_channels if model.missing({one}, cursor)}
@@ -437,7 +444,7 @@ def test_ten_thousand_reconnects_do_not_scan_the_history_each() -> None:
         kept.append(frame(Counted(number), "quiet" if number % 1_000 == 0 else "busy"))
     Counted.compared = 0
     for number in range(10_000):
-        cursor = Cursor(Counted(2_000 + number))
+        cursor = ResumePoint(Counted(2_000 + number))
         assert kept.covers(["busy", "quiet"], cursor)
         assert kept.read(["busy", "quiet"], cursor, 4, MANY)
     # Two searches by halving, a merge of two for five frames, and three floors; a scan would be thousands.

@@ -25,7 +25,7 @@ from sse_batcher import (
 )
 from sse_batcher.event import Batch, Event
 from sse_batcher.streams.client import Counts
-from sse_batcher.streams.history import Cursor
+from sse_batcher.streams.history import ResumePoint
 from sse_batcher.streams.hub import Hub, _Tidy
 from sse_batcher.wire import HEARTBEAT, Frame
 
@@ -43,11 +43,11 @@ class Numbers:
     def format(self, position: int) -> str:
         return f"x-{position}"
 
-    def read(self, cursor: str) -> Cursor:
+    def parse(self, cursor: str) -> ResumePoint:
         if not cursor.startswith("x-"):
-            return Cursor(refused="epoch")
+            return ResumePoint(refused="epoch")
         position, _, part = cursor[2:].partition(".")
-        return Cursor(int(position), int(part or 0))
+        return ResumePoint(int(position), int(part or 0))
 
     def now(self) -> float:
         return time.time() * 1000
@@ -55,7 +55,7 @@ class Numbers:
     def normalize(self, cursor: str) -> str | None:
         return cursor
 
-    def replay(self, channels: Iterable[str], cursor: Cursor) -> None:
+    def replay(self, channels: Iterable[str], cursor: ResumePoint) -> None:
         """Nothing is anywhere but in the history."""
 
 
@@ -105,7 +105,7 @@ def test_a_client_gets_the_frames_of_its_channels_and_every_broadcast_once() -> 
     for channel in ("a", "c", "b", "*", "a"):
         delivery.deliver(channel=channel)
     assert numbers(client, 4) == [1, 3, 4, 5]
-    assert client.cursor == Cursor(5)
+    assert client.point == ResumePoint(5)
 
 
 def test_all_clients_of_a_channel_are_given_the_same_bytes_object() -> None:

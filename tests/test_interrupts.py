@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from sse_batcher import BatchOptions, Client, EventBatcher, SSEManager
-from sse_batcher.streams.revalidation import Rights
-from sse_batcher.transports.server import Host
+from sse_batcher.streams.revalidation import Revalidator
+from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import Watch, Watcher
 
 from .interrupts import interrupt
@@ -182,7 +182,7 @@ def test_a_client_that_is_interrupted_while_it_leaves_is_forgotten() -> None:
 
 
 class Later:
-    """Stands in for the helper thread: keeps what is to run later."""
+    """Stands in for the app thread: keeps what is to run later."""
 
     def __init__(self) -> None:
         self.tasks: list[Callable[[], None]] = []
@@ -207,9 +207,9 @@ class Everybody:
 def test_a_user_is_asked_about_once_though_the_watch_was_interrupted() -> None:
     for place in count():
         later, hub, asked = Later(), Everybody(), list[Any]()
-        rights = Rights(lambda user: bool(asked.append(user)), 1, hub, later)  # type: ignore[arg-type] # noqa: B023
-        interrupted = interrupt(lambda: rights.watch("u"), place)  # noqa: B023
-        rights.watch("u")  # for the next stream
+        revalidator = Revalidator(lambda user: bool(asked.append(user)), 1, hub, later)  # type: ignore[arg-type] # noqa: B023
+        interrupted = interrupt(lambda: revalidator.watch("u"), place)  # noqa: B023
+        revalidator.watch("u")  # for the next stream
         for task in later.tasks:
             task()
         assert (asked, hub.dismissed) == (["u"], ["u"])
@@ -228,7 +228,7 @@ def test_a_watch_that_is_removed_under_interrupts_leaves_nothing() -> None:
     for place in count():
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            watch = Watch(stream, Host("", ours.fileno(), None, lambda: False), 30)
+            watch = Watch(stream, ServerInfo("", ours.fileno(), None, lambda: False), 30)
             watcher.add(watch)
             interrupted = interrupt(lambda: watcher.remove(watch), place)  # noqa: B023
             watcher.remove(watch)

@@ -21,7 +21,7 @@ from sse_batcher.streams.history import MAX_FLOORS
 from sse_batcher.transports.detached import connection as connections
 from sse_batcher.transports.detached import group as groups
 from sse_batcher.transports.detached.feed import Feed
-from sse_batcher.transports.detached.loop import COURTESY, OFTEN, SELDOM, TICK, Adoption, Loop, Manners
+from sse_batcher.transports.detached.loop import COURTESY, OFTEN, SELDOM, TICK, Adoption, GilYielder, Loop
 from sse_batcher.transports.detached.takeover import Taken
 from sse_batcher.wire import LAST_CHUNK, Frame, chunk
 
@@ -59,7 +59,7 @@ class SteppedLoop(Loop):
         self._worker: Any = STEPPED
         self.feeds: dict[Feed, None] = {}  # those that are gone, too
 
-    def _take_in(self, adoption: Adoption) -> connections.Connection | None:
+    def _take_in(self, adoption: Adoption) -> connections.SocketClient | None:
         found = super()._take_in(adoption)
         for feed in self._feeds.values():
             feed._replay._worker = STEPPED
@@ -857,7 +857,7 @@ def test_a_shutdown_waits_until_all_were_told(threaded: Threaded) -> None:
     client.close()
 
 
-# -- manners -----------------------------------------------------------------------------------------------------------
+# -- yielder -----------------------------------------------------------------------------------------------------------
 
 
 class Counted:
@@ -867,7 +867,7 @@ class Counted:
         self.waits = self.pauses = 0
         self.clock = Clock()
         self.taken: float | None = None  # seconds for which another thread has the lock after each pause
-        self.manners = Manners(self.clock)
+        self.yielder = GilYielder(self.clock)
         monkeypatch.setattr("sse_batcher.transports.detached.loop._switches", lambda: self.waits)
         monkeypatch.setattr("sse_batcher.transports.detached.loop.time", SimpleNamespace(sleep=self._sleep))
 
@@ -884,7 +884,7 @@ class Counted:
         before = self.pauses
         for _ in range(round(seconds / slice)):
             self.clock.now += slice
-            self.manners.pause()
+            self.yielder.pause()
         return self.pauses - before
 
 
@@ -896,7 +896,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
 def test_while_nobody_wants_the_lock_a_pause_is_seldom(counted: Counted) -> None:
     counted.clock.now += 1
     counted.waits += 10  # for something to do
-    counted.manners.begin()
+    counted.yielder.begin()
     assert counted.send(SELDOM / 2) == 0
     assert counted.send(1) == pytest.approx(1 / SELDOM, rel=0.03)
 
@@ -906,7 +906,7 @@ def test_who_makes_use_of_a_pause_soon_has_another_one_and_for_a_while(counted: 
     assert counted.send(SELDOM) >= 1
     assert counted.send(1) == pytest.approx(1 / OFTEN, rel=0.2)
     counted.taken = None
-    counted.manners.begin()
+    counted.yielder.begin()
     assert counted.send(COURTESY / 2) == pytest.approx(COURTESY / 2 / OFTEN, rel=0.2)
     counted.send(COURTESY / 2)
     assert counted.send(1) == pytest.approx(1 / SELDOM, rel=0.03)

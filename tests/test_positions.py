@@ -498,7 +498,7 @@ def test_a_batch_that_cannot_be_delivered_is_counted_and_told(monkeypatch: pytes
     with SSEManager(BatchOptions(max_batch_size=1)) as manager:
         client = manager.subscribe()
         next(client)
-        hub = manager._life.get().hub
+        hub = manager._process.get().hub
         monkeypatch.setattr(hub, "deliver", failing)
         manager.enqueue("t", 1)
         manager.flush_all(PATIENCE)

@@ -17,7 +17,7 @@ from sse_batcher.backends.redis.connections import Link
 from sse_batcher.backends.redis.entries import Entry, Kick, to_fields
 from sse_batcher.backends.redis.reader import Keys, Reader, State
 from sse_batcher.event import Batch, Event
-from sse_batcher.streams.history import Cursor
+from sse_batcher.streams.history import ResumePoint
 
 from .redisserver import RedisServer, cursor_of, redis_server, sentinel_of
 from .servers import HOST, wait_until
@@ -48,7 +48,7 @@ def in_ms(milliseconds: int) -> str:
 
 
 def state_of(manager: SSEManager) -> State:
-    backend = manager._life.get().backend
+    backend = manager._process.get().backend
     assert isinstance(backend, RedisBackend)
     return backend._state
 
@@ -113,7 +113,7 @@ def test_processes_that_see_the_same_change_agree_on_one_epoch(server: RedisServ
     manager = make(server.url)
     cursor_of(manager)
     epoch = server.client.get(EPOCH)
-    backend: Any = manager._life.get().backend
+    backend: Any = manager._process.get().backend
     backend._reader._begin_epoch(b"00000000")  # that was replaced by another process since then
     assert server.client.get(EPOCH) == epoch
 
@@ -128,7 +128,7 @@ def test_what_was_published_is_waited_for_no_longer_than_it_takes(
     cursor_of(manager)
     send(manager, 1)
     assert manager.flush_all(PATIENCE)
-    assert manager._life.get().backend.wait_until_delivered(PATIENCE)
+    assert manager._process.get().backend.wait_until_delivered(PATIENCE)
 
 
 @external
@@ -144,7 +144,7 @@ def test_a_gap_is_told_though_nothing_comes_after_it(server: RedisServer, make: 
 @external
 def test_what_was_published_below_what_was_read_is_waited_for(server: RedisServer, make: Make) -> None:
     manager = make(server.url)
-    backend = manager._life.get().backend
+    backend = manager._process.get().backend
     with Viewer(manager) as viewer:
         add(server, 1, id=in_ms(10 * MINUTE))
         viewer.numbers(1)
@@ -163,7 +163,7 @@ def test_own_batches_that_were_trimmed_unread_are_not_waited_for(server: RedisSe
     assert manager.flush_all(PATIENCE)
     server.client.xtrim(STREAM, maxlen=0, approximate=False)
     cursor_of(manager)  # reads from now on
-    assert manager._life.get().backend.wait_until_delivered(PATIENCE)
+    assert manager._process.get().backend.wait_until_delivered(PATIENCE)
 
 
 @external
@@ -672,14 +672,14 @@ def test_redis_is_not_read_over_what_cannot_be_read(server: RedisServer, make: M
     server.client.xadd(STREAM, newer(1, channel="default", publisher="fedcba9876543210"))
     send(manager, *range(100, 200))
     wait_until_read(manager)
-    backend = manager._life.get().backend
+    backend = manager._process.get().backend
     state = backend._state
     assert isinstance(backend, RedisBackend)
     epoch = start.partition("-")[0]
     entries = server.client.xrange(STREAM)
     [place] = [number for number, (_, entry) in enumerate(entries) if entry[b"v"] == b"2"]
     for number in (place - 1, place):
-        cursor = backend.read(f"{epoch}-{entries[number][0].decode()}")
-        assert isinstance(cursor, Cursor)
+        cursor = backend.parse(f"{epoch}-{entries[number][0].decode()}")
+        assert isinstance(cursor, ResumePoint)
         found = backend.replay(["default"], cursor)
         assert (found is None) == (number < place), state

@@ -114,19 +114,19 @@ def test_a_right_that_is_missing_shows_in_health_and_once_in_the_log(
         server.client.xadd(STREAM, {"hello": "world"}, id=f"{2**64 - 1}-{2**64 - 1}")
         server.client.set("sse_batcher:epoch", "12345678")
     manager = make(allow(server, f"-{right}"))
-    backend: Any = manager._life.get().backend
+    backend: Any = manager._process.get().backend
     publishing, reading = backend._publishing, backend._reading
     refused, other, name = (publishing, reading, "Publishing to")
     if right not in {"xadd", "del"}:
         refused, other, name = reading, publishing, "Reading from"
     manager.place()  # the reader begins
     send(manager, 1)
-    wait_until(lambda: manager.ill() == "backend", "health says that it is the backend")
+    wait_until(lambda: manager.unhealthy_reason() == "backend", "health says that it is the backend")
     before = other._answered_at
     if other is publishing:
         send(manager, 2)
     wait_until(lambda: other._answered_at != before, "the other one has an answer")
-    assert manager.ill() == "backend"
+    assert manager.unhealthy_reason() == "backend"
     assert refused.silent_for > 0.5
     assert manager.get_stats().backend_silent > 0.5
     [line] = [text for level, text in log_lines(caplog) if level >= logging.ERROR]
@@ -135,7 +135,7 @@ def test_a_right_that_is_missing_shows_in_health_and_once_in_the_log(
     assert "## Several processes, several hosts" in README
     caplog.clear()
     allow(server, f"+{right}")
-    wait_until(lambda: manager.ill() is None and "works again" in caplog.text, "it is well again")
+    wait_until(lambda: manager.unhealthy_reason() is None and "works again" in caplog.text, "it is well again")
     assert [text for _, text in log_lines(caplog) if "works again" in text] == [f"{name} Redis works again"]
 
 
@@ -149,10 +149,10 @@ def test_a_replica_that_takes_no_events_is_an_illness_though_it_can_be_read(
         manager = make(replica.url)
         with Viewer(manager) as viewer:
             send(manager, 1)
-            wait_until(lambda: manager.ill() == "backend", "health says that it is the backend")
+            wait_until(lambda: manager.unhealthy_reason() == "backend", "health says that it is the backend")
             send(make(server.url), 2)
             assert viewer.numbers(2) == [2]
-            assert manager.ill() == "backend"
+            assert manager.unhealthy_reason() == "backend"
     [line] = [text for level, text in log_lines(caplog) if "Publishing" in text]
     assert "connect to the master" in line
 
@@ -185,7 +185,7 @@ def test_in_a_cluster_a_prefix_in_braces_is_what_it_takes(
         without.place()
         send(without, 1)
         assert without.flush_all(PATIENCE)  # this key is here
-        wait_until(lambda: without.ill() == "backend", "health says that it is the backend")
+        wait_until(lambda: without.unhealthy_reason() == "backend", "health says that it is the backend")
         with pytest.raises(BackendError):
             without.subscribe()
         [line] = [text for level, text in log_lines(caplog) if level >= logging.ERROR]
@@ -302,7 +302,7 @@ def test_a_client_that_is_ahead_of_a_reader_that_is_late_is_sent_away_with_its_c
     manager = make(server.url)
     cursor_of(manager)
     stuck, go_on = threading.Event(), threading.Event()
-    hub = manager._life.get().hub
+    hub = manager._process.get().hub
     deliver = hub.deliver
 
     def slow(frame: Any) -> None:
@@ -338,7 +338,7 @@ def in_threads(count: int, function: Callable[[], Any]) -> tuple[list[threading.
 def test_two_clients_at_most_wait_long_for_redis(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sse_batcher.backends.redis.backend.OPEN_SECONDS", 60.0)
     manager = make(NOWHERE)
-    backend: Any = manager._life.get().backend
+    backend: Any = manager._process.get().backend
     threads, returned = in_threads(8, lambda: backend.open(None))
     wait_until(lambda: len(returned) == 6, "all but two of them are sent away")
     assert all(isinstance(error, BackendError) for error in returned)
@@ -389,7 +389,7 @@ def test_a_request_does_not_need_the_lock_of_the_hub() -> None:
     app.add_url_rule("/", "page", lambda: "ok")
     with app.app_context():
         manager = sse.manager
-    with manager._life.get().hub._lock:
+    with manager._process.get().hub._lock:
         threads, returned = in_threads(1, lambda: app.test_client().get("/").text)
         threads[0].join(PATIENCE)
         assert returned == ["ok"]

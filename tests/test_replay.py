@@ -18,7 +18,7 @@ import pytest
 
 from sse_batcher import BackendError, HistoryOptions
 from sse_batcher.event import BROADCAST, Batch, Event
-from sse_batcher.streams.history import Cursor, Slice
+from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.transports.detached.loop import Adoption
 from sse_batcher.transports.detached.replay import FIRST_PAUSE, LONGEST_PAUSE
 from sse_batcher.transports.detached.takeover import Taken
@@ -43,7 +43,7 @@ class Archive(Numbers):
         self.error: Exception = BackendError("it is away")
         self.first = 0  # what it has no more ends here
 
-    def replay(self, channels: Iterable[str], cursor: Cursor) -> Slice | None:  # type: ignore[override]
+    def replay(self, channels: Iterable[str], cursor: ResumePoint) -> Slice | None:  # type: ignore[override]
         self.asked.append(cursor.position)
         self.answers -= 1
         if self.answers < 0:
@@ -442,9 +442,9 @@ def replay_threads() -> list[threading.Thread]:
 
 def test_the_thread_is_there_while_a_client_waits(threaded: Threaded, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = threading.Event()
-    hub = threaded.manager._life.get().hub
+    hub = threaded.manager._process.get().hub
 
-    def replay(channels: tuple[str, ...], cursor: Cursor) -> Slice | None:
+    def replay(channels: tuple[str, ...], cursor: ResumePoint) -> Slice | None:
         assert answers.wait(PATIENCE)
         return Slice([], hub._history.head)
 

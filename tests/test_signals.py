@@ -16,7 +16,7 @@ from sse_batcher import Batch, BatchOptions, Client, Event, InvalidEventError, S
 from sse_batcher.streams.client import ClientInfo
 from tests.sse_parser import take
 
-HELPER = "sse_batcher-helper"
+APP_THREAD = "sse_batcher-app"
 EVERY_EVENT_ALONE = BatchOptions(batch_window=0)
 
 
@@ -63,19 +63,19 @@ def test_an_async_receiver_is_an_error_in_the_log(manager: SSEManager, caplog: p
 # -- who is told what, and where ---------------------------------------------------------------------------------------
 
 
-def test_a_client_that_connects_is_told_of_on_the_helper_thread(manager: SSEManager) -> None:
+def test_a_client_that_connects_is_told_of_on_the_app_thread(manager: SSEManager) -> None:
     before = time.time()
     with receiving(signals.client_connected) as receiver:
         client = manager.subscribe(["a", "b"])
         sender, values, thread = receiver.call()
     assert sender is manager
     assert values == {"client": client.info}
-    assert thread == HELPER
+    assert thread == APP_THREAD
     assert (client.info.id, client.info.channels) == (1, ("a", "b"))
     assert before <= client.info.connected_at <= time.time()
 
 
-def test_a_client_that_leaves_is_told_of_on_the_helper_thread_once(manager: SSEManager) -> None:
+def test_a_client_that_leaves_is_told_of_on_the_app_thread_once(manager: SSEManager) -> None:
     with receiving(signals.client_disconnected) as receiver:
         client = manager.subscribe()
         client.close()
@@ -84,7 +84,7 @@ def test_a_client_that_leaves_is_told_of_on_the_helper_thread_once(manager: SSEM
         assert sender is manager
         assert values.pop("duration") >= 0
         assert values == {"client": client.info, "reason": "left", "frames": 0, "bytes": 0}
-        assert thread == HELPER
+        assert thread == APP_THREAD
         assert manager.shutdown()
         assert receiver.calls.empty()
 
@@ -113,7 +113,7 @@ def test_a_client_that_leaves_after_the_shutdown_is_told_of_too() -> None:
             assert receiver.call()[1]["client"] is client.info
 
 
-def test_a_batch_that_was_taken_is_told_of_on_the_helper_thread() -> None:
+def test_a_batch_that_was_taken_is_told_of_on_the_app_thread() -> None:
     with SSEManager(BatchOptions(batch_window=10)) as manager:
         with receiving(signals.batch_flushed) as receiver:
             manager.enqueue("log", 1, channel="a")
@@ -123,7 +123,7 @@ def test_a_batch_that_was_taken_is_told_of_on_the_helper_thread() -> None:
         assert sender is manager
         (batch,) = values.values()
         assert list(values) == ["batch"]
-        assert thread == HELPER
+        assert thread == APP_THREAD
         events = (Event("log", "a", "1"), Event("log", "a", "2"))
         assert batch == Batch("a", "log", events, "manual", batch.timestamp)
 
@@ -160,11 +160,11 @@ def test_what_a_receiver_gets_is_plain_and_frozen(manager: SSEManager) -> None:
     client.close()
 
 
-def test_without_a_receiver_no_helper_thread_is_started(manager: SSEManager) -> None:
+def test_without_a_receiver_no_app_thread_is_started(manager: SSEManager) -> None:
     manager.subscribe().close()
     manager.enqueue("log", 1)
     assert manager.flush_all(5)
-    assert HELPER not in [thread.name for thread in threading.enumerate()]
+    assert APP_THREAD not in [thread.name for thread in threading.enumerate()]
 
 
 def test_receivers_run_inside_the_context_that_the_manager_was_given() -> None:
@@ -235,7 +235,7 @@ def test_a_context_that_raises_is_logged_and_the_next_receiver_is_called(caplog:
         second = manager.subscribe()
         assert receiver.call()[1] == {"client": second.info}
     (record,) = caplog.records
-    assert (record.name, record.getMessage()) == ("sse_batcher.helper", "a task on the helper thread failed")
+    assert (record.name, record.getMessage()) == ("sse_batcher.helper", "a task on the app thread failed")
 
 
 def test_what_comes_faster_than_receivers_take_it_is_dropped_and_counted(manager: SSEManager) -> None:
@@ -306,7 +306,7 @@ def test_a_receiver_may_shut_the_manager_down(manager: SSEManager) -> None:
 
     with signals.batch_flushed.connected_to(receiver):
         manager.enqueue("log", 1)
-        assert answers.get(timeout=10) is False  # the helper thread cannot have ended
+        assert answers.get(timeout=10) is False  # the app thread cannot have ended
     assert manager.shutdown()
 
 

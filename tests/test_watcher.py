@@ -20,7 +20,7 @@ import pytest
 from sse_batcher import Client, ClientOptions, SSEManager, signals
 from sse_batcher.runtime.process import PerProcess
 from sse_batcher.transports.attached import AttachedStream, Request
-from sse_batcher.transports.server import Host
+from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import SAMPLE, Watch, Watcher, _under_way
 
 from .conftest import AsProcess
@@ -44,8 +44,10 @@ class Watched:
         self.told.put("drain")
 
 
-def host(fd: int | None = None, *, threads: int | None = None, stopping: Callable[[], bool] = lambda: False) -> Host:
-    return Host("a server", fd, threads, stopping)
+def host(
+    fd: int | None = None, *, threads: int | None = None, stopping: Callable[[], bool] = lambda: False
+) -> ServerInfo:
+    return ServerInfo("a server", fd, threads, stopping)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from wsgiref.validate import validator
 import pytest
 
 from sse_batcher import BatchOptions, ClientOptions, SSEManager, stream, wsgi
-from sse_batcher.transports.server import Host
+from sse_batcher.transports.server import ServerInfo
 from sse_batcher.wire import HEADERS
 from tests.sse_parser import EventStreamParser, ServerEvent, parse, take
 
@@ -160,8 +160,8 @@ def test_closing_is_idempotent_and_ends_the_iteration(manager: SSEManager) -> No
 def test_http2_of_the_server_itself_is_served_only_if_allowed(
     http2: str, first_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host = Host("gunicorn gthread", None, None, lambda: False, http2=True)
-    monkeypatch.setattr("sse_batcher.wsgi.find_host", lambda environ: host)
+    host = ServerInfo("gunicorn gthread", None, None, lambda: False, http2=True)
+    monkeypatch.setattr("sse_batcher.wsgi.inspect_server", lambda environ: host)
     environ = {"REQUEST_METHOD": "GET", "HTTP_LAST_EVENT_ID": "5f3a9c1e-42"}
     states: list[tuple[str, str]] = []
     with SSEManager(BATCHING, ClientOptions(http2=http2)) as manager:

@@ -137,4 +137,4 @@ def wait_until_read(manager: SSEManager) -> None:
     """Until what is in the stream now was delivered here."""
     manager.enqueue("last", 0, channel="nobody")
     assert manager.flush_all(PATIENCE)
-    assert manager._life.get().backend.wait_until_delivered(PATIENCE)
+    assert manager._process.get().backend.wait_until_delivered(PATIENCE)

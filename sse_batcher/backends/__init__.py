@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from ..errors import ConfigurationError
 from ..event import Batch
-from ..streams.history import Cursor, Slice
+from ..streams.history import ResumePoint, Slice
 from ..streams.roles import Receiver
 from .memory import MemoryBackend
 from .redis import open_redis
@@ -63,9 +63,9 @@ class Backend(Protocol):
 
     def format(self, position: Any) -> str: ...
 
-    def read(self, cursor: str) -> Cursor: ...
+    def parse(self, cursor: str) -> ResumePoint: ...
 
-    def replay(self, channels: Iterable[str], cursor: Cursor) -> Slice | None: ...
+    def replay(self, channels: Iterable[str], point: ResumePoint) -> Slice | None: ...
 
     def normalize(self, cursor: str) -> str | None: ...
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Hashable, Iterable
 
 from ..event import Batch
-from ..streams.history import Cursor, Slice
+from ..streams.history import ResumePoint, Slice
 from ..streams.roles import Receiver
 from ..wire import Frame
 
@@ -68,15 +68,15 @@ class MemoryBackend:
     def format(self, position: int) -> str:
         return f"{self._epoch}-{position}"
 
-    def read(self, cursor: str) -> Cursor:
+    def parse(self, cursor: str) -> ResumePoint:
         match = _CURSOR.fullmatch(cursor)
         if match is None:
-            return Cursor(refused="malformed")
+            return ResumePoint(refused="malformed")
         if match[1] != self._epoch:
-            return Cursor(refused="epoch")
-        return Cursor(int(match[2]), int(match[3] or 0))
+            return ResumePoint(refused="epoch")
+        return ResumePoint(int(match[2]), int(match[3] or 0))
 
-    def replay(self, channels: Iterable[str], cursor: Cursor) -> Slice | None:
+    def replay(self, channels: Iterable[str], point: ResumePoint) -> Slice | None:
         """What the history has let go is nowhere."""
         return None
 

@@ -22,7 +22,7 @@ from werkzeug.wsgi import ClosingIterator
 from ..errors import InvalidEventError
 from ..event import DEFAULT_CHANNEL, check_channels
 from ..manager import SSEManager
-from ..transports.server import find_host
+from ..transports.server import inspect_server
 from ..wire import HEADERS
 from ..wsgi import last_event_id, stream
 from .cors import Cors
@@ -96,8 +96,8 @@ def create_blueprint(extension: Extension, url_prefix: str, cors: Cors, *, told:
         Anybody may ask, so it must cost no more than any small page: nothing here looks at the clients.
         """
         manager = extension.manager
-        manager.reopen(find_host(request.environ).is_stopping)
-        illness = manager.ill()
+        manager.reopen(inspect_server(request.environ).is_stopping)
+        illness = manager.unhealthy_reason()
         answer = jsonify(status=illness or "ok", backend_answered=round(manager.backend_answered, 3))
         answer.status_code = 503 if illness else 200
         return _uncached(answer)

@@ -1,6 +1,6 @@
-"""A helper: a thread of a manager on which app code runs that belongs to no request.
+"""The app thread: runs functions of the app that belong to no request, such as receivers of signals.
 
-So neither the thread that delivers batches nor one that serves clients ever waits for an app's receiver.
+The threads that deliver batches and serve clients never wait for such a function.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ QUEUE_LENGTH = 1_000
 Task = Callable[[], None]
 
 
-class Helper:
+class AppThread:
     """Runs tasks one after the other, each inside `context()`. Its thread is started by the first."""
 
     def __init__(
         self,
         context: Callable[[], AbstractContextManager[object]],
         clock: Callable[[], float] = time.monotonic,
-        name: str = "sse_batcher-helper",
+        name: str = "sse_batcher-app",
     ) -> None:
         self.dropped = 0
         self._context = context
@@ -52,7 +52,7 @@ class Helper:
         self._start()
 
     def post_later(self, seconds: float, task: Task) -> None:
-        """Have `task` run after so many seconds, unless the helper is closed before. Callable from any thread."""
+        """Have `task` run after so many seconds, unless the app thread is closed first. Callable from any thread."""
         self._orders.put((self._clock() + seconds, next(self._numbers), task))
         self._start()
 
@@ -88,4 +88,4 @@ class Helper:
             with self._context():
                 task()
         except Exception:
-            _log.exception("a task on the helper thread failed")
+            _log.exception("a task on the app thread failed")

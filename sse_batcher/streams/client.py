@@ -1,7 +1,7 @@
 """A client: one open stream, what still waits for it, and what it is told.
 
-`Member` is what every open stream is to the hub. `Client` is one with a queue, which whoever drives it iterates. The
-hub's delivering thread calls `offer`. One driver, usually a server's worker thread, iterates. Any thread may call `end`
+`OpenStream` is what the hub knows of every stream. `Client` is one with a queue, which its driver iterates. The hub's
+delivering thread calls `offer`. One driver, usually a server's worker thread, iterates. Any thread may call `end`
 and `close`, a `__del__` included. There is no lock: each field says who writes it.
 """
 
@@ -21,7 +21,7 @@ from weakref import ref
 from ..options import ClientOptions
 from ..runtime.worker import take
 from ..wire import HEARTBEAT, Frame
-from .history import Cursor, Slice
+from .history import ResumePoint, Slice
 
 Reference = Callable[[], Frame | None]
 
@@ -58,10 +58,10 @@ class Home(Protocol):
         May wait for the backend. Returns the block that has to come first, if any.
         """
 
-    def farewell(self, client: Member, reason: str, *, named: bool = True) -> bytes:
+    def farewell(self, client: OpenStream, reason: str, *, named: bool = True) -> bytes:
         """The last block of a stream. `named`: with the client's cursor as its id."""
 
-    def remove(self, client: Member, reason: str) -> None:
+    def remove(self, client: OpenStream, reason: str) -> None:
         """Forget the client. May be called more than once, and by the garbage collector."""
 
 
@@ -84,22 +84,22 @@ class Counts:
             setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
 
-class Member:
+class OpenStream:
     """An open stream, as the hub knows it, whoever drives it.
 
-    `cursor`: all frames up to it were handed to the stream.
+    `point`: all frames up to it were handed to the stream.
     """
 
-    __slots__ = ("__weakref__", "cursor", "farewell", "info", "lease", "opened_at")
+    __slots__ = ("__weakref__", "farewell", "info", "lease", "opened_at", "point")
 
     counts: Any
     """Where what it is handed is counted."""
     driver: int | None = None
     """The thread that hands blocks to it; None where that is nobody yet."""
 
-    def __init__(self, info: ClientInfo, cursor: Cursor, opened_at: float, lease: float) -> None:
+    def __init__(self, info: ClientInfo, point: ResumePoint, opened_at: float, lease: float) -> None:
         self.info = info
-        self.cursor = cursor
+        self.point = point
         self.opened_at = opened_at
         self.lease = lease
         """When it has to end, by the hub's clock."""
@@ -142,7 +142,7 @@ class Member:
         raise NotImplementedError
 
 
-class Client(Member, Iterator[bytes]):
+class Client(OpenStream, Iterator[bytes]):
     """One open stream. Iterating it gives all its bytes: the first block, frames, and heartbeats while there are none.
 
     Made by `SSEManager.subscribe`. One thread iterates; `close` may be called from any, more than once, and ends the
@@ -151,11 +151,11 @@ class Client(Member, Iterator[bytes]):
 
     lost: tuple[Any, str] | None = None
 
-    def __init__(self, home: Home, options: ClientOptions, info: ClientInfo, cursor: Cursor, batches: bool) -> None:
+    def __init__(self, home: Home, options: ClientOptions, info: ClientInfo, point: ResumePoint, batches: bool) -> None:
         now = home.clock()
         age = options.max_stream_age
         # The cursor is written by the driver, or before there is one.
-        super().__init__(info, cursor, now, math.inf if age is None else now + age * random.uniform(0.8, 1.0))
+        super().__init__(info, point, now, math.inf if age is None else now + age * random.uniform(0.8, 1.0))
         # By the driver; overflows by the delivering thread, too: a harmless race.
         self.counts = Counts()
         self.first_block = b""
@@ -181,7 +181,7 @@ class Client(Member, Iterator[bytes]):
         self._ending: str | None = None  # why it ends after what is queued
         self._dismissed: str | None = None  # why it ends before anything more is handed out
         self._closed = False
-        self._successor: Member | None = None
+        self._successor: OpenStream | None = None
 
     @property
     def behind(self) -> bool:
@@ -233,7 +233,7 @@ class Client(Member, Iterator[bytes]):
         """Called by the hub: the next slice of what no history here has, so that the client itself has to hold it."""
         self._slice.extend(_held(frame) for frame in older.frames)
         if not older.frames:
-            self.cursor = Cursor(older.position)
+            self.point = ResumePoint(older.position)
 
     def go_live(self) -> None:
         """Called by the hub, under its lock: there is nothing after the cursor, so it is queued for from here on."""
@@ -255,7 +255,7 @@ class Client(Member, Iterator[bytes]):
             self._successor.dismiss(reason)
         return first
 
-    def give_way(self, successor: Member) -> None:
+    def give_way(self, successor: OpenStream) -> None:
         """Called by the hub, under its lock: another member goes on with this stream. Nobody drives this one."""
         self._successor = successor
         if self._dismissed is not None:
@@ -327,7 +327,7 @@ class Client(Member, Iterator[bytes]):
             return None
         self._bytes_out += len(self._bytes_of(frame))
         # One at or below the position was listed for this client just before it went live, and read from the history.
-        return self._handed(frame) if frame.position > self.cursor.position else None
+        return self._handed(frame) if frame.position > self.point.position else None
 
     def _say_goodbye(self, reason: str) -> bytes:
         self.farewell = reason
@@ -335,8 +335,8 @@ class Client(Member, Iterator[bytes]):
         return self.home.farewell(self, reason, named=not self.state)
 
     def _handed(self, frame: Frame) -> bytes | None:
-        position, part, _ = self.cursor
-        self.cursor = Cursor(frame.position)
+        position, part, _ = self.point
+        self.point = ResumePoint(frame.position)
         self.counts.frames += 1
         if part and frame.position == position:
             return frame.rest(part) or None  # nothing is left where the part is more than there is: no id of ours

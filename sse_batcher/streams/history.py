@@ -26,7 +26,7 @@ of the frames, and a single client could have them made.
 """
 
 
-class Cursor(NamedTuple):
+class ResumePoint(NamedTuple):
     """How far a client has got, as it says itself: everything up to `position`.
 
     With a `part`, it has the first so many events of the frame at `position`, and not yet all of them. `refused` says
@@ -118,27 +118,27 @@ class History:
         """Whether this frame, kept here or elsewhere, is older than the age limit, if there is one."""
         return self._max_age_ms is not None and frame.time < now_ms - self._max_age_ms
 
-    def covers(self, channels: Iterable[str], cursor: Cursor) -> bool:
+    def covers(self, channels: Iterable[str], point: ResumePoint) -> bool:
         """Whether everything after the cursor is here, for who asks for these channels (and ``*``, as all do)."""
         floor = max(self._floors.get(channel, self._common_floor) for channel in (*channels, BROADCAST))
-        return bool(floor < cursor.position if cursor.part else floor <= cursor.position)
+        return bool(floor < point.position if point.part else floor <= point.position)
 
-    def read(self, channels: Iterable[str], cursor: Cursor, max_frames: int, max_bytes: int) -> list[Frame]:
-        """The frames after the cursor, and first the one that it has a part of. In order, one and as many as fit."""
+    def read(self, channels: Iterable[str], point: ResumePoint, max_frames: int, max_bytes: int) -> list[Frame]:
+        """The frames after the point, and first the one that it has a part of. In order, one and as many as fit."""
         lanes = [self._lanes[channel] for channel in (*channels, BROADCAST) if channel in self._lanes]
         frames: list[Frame] = []
-        for frame in heapq.merge(*(lane.after(cursor) for lane in lanes), key=_position):
+        for frame in heapq.merge(*(lane.after(point) for lane in lanes), key=_position):
             max_bytes -= len(frame.plain)
             if len(frames) == max_frames or (frames and max_bytes < 0):
                 break
             frames.append(frame)
         return frames
 
-    def read_all(self, channels: Container[str], cursor: Cursor, max_frames: int, max_bytes: int) -> list[Frame]:
+    def read_all(self, channels: Container[str], point: ResumePoint, max_frames: int, max_bytes: int) -> list[Frame]:
         """As `read`, for who asks for so many channels (``*`` is one) that it is shorter to look at all frames."""
-        find = bisect_left if cursor.part else bisect_right
+        find = bisect_left if point.part else bisect_right
         frames: list[Frame] = []
-        for index in range(find(self._frames, cursor.position, key=_position), len(self._frames)):
+        for index in range(find(self._frames, point.position, key=_position), len(self._frames)):
             frame = self._frames[index]
             if frame.batch.channel in channels:
                 max_bytes -= len(frame.plain)
@@ -147,11 +147,11 @@ class History:
                 frames.append(frame)
         return frames
 
-    def gone(self, channels: Iterable[str], cursor: Cursor) -> list[str]:
+    def gone(self, channels: Iterable[str], point: ResumePoint) -> list[str]:
         """Of which of these channels something after the cursor is not here any more. ``*`` is one of them."""
 
         def is_gone(floor: Any) -> bool:
-            return bool(floor >= cursor.position if cursor.part else floor > cursor.position)
+            return bool(floor >= point.position if point.part else floor > point.position)
 
         if not is_gone(self._highest_floor):  # nearly always, however many they are
             return []
@@ -187,9 +187,9 @@ class _Lane:
         self.frames: list[Any] = []  # frames; before `start` None, so that they are let go at once
         self.start = 0
 
-    def after(self, cursor: Cursor) -> Iterator[Frame]:
-        find = bisect_left if cursor.part else bisect_right
-        first = find(self.frames, cursor.position, self.start, key=_position)
+    def after(self, point: ResumePoint) -> Iterator[Frame]:
+        find = bisect_left if point.part else bisect_right
+        first = find(self.frames, point.position, self.start, key=_position)
         return (self.frames[index] for index in range(first, len(self.frames)))
 
     def drop_oldest(self) -> bool:

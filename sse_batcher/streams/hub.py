@@ -24,9 +24,9 @@ from ..errors import BackendError, ClosedError, TooManyClientsError
 from ..event import BROADCAST
 from ..options import ClientOptions, HistoryOptions
 from ..runtime.locks import new_lock, run_if_free
-from .client import Client, ClientInfo, Counts, Member
+from .client import Client, ClientInfo, Counts, OpenStream
 from .dismissals import Dismissals
-from .history import Cursor, History, Slice
+from .history import History, ResumePoint, Slice
 from .roles import Cursors, Feed, Listener
 
 RETRY_AFTER_LEASE_MS = (100, 1_000)
@@ -82,8 +82,8 @@ class Hub:
         # `_leaving`. Taken before `_lock`, never inside it.
         self._left_lock = new_lock()
         self._left = threading.Condition(self._left_lock)
-        self._members: dict[Member, None] = {}
-        self._users: dict[Hashable, dict[Member, None]] = {}
+        self._members: dict[OpenStream, None] = {}
+        self._users: dict[Hashable, dict[OpenStream, None]] = {}
         self._listeners: dict[str, dict[Listener, None]] = {}  # by channel; all of them under "*"
         self._history = History(history, cursors.start)
         self._dismissals = Dismissals()
@@ -94,7 +94,7 @@ class Hub:
         self._numbers = itertools.count(1)
         # Clients to be forgotten, and why. Leaving must not wait for the lock: the garbage collector may end a stream
         # on a thread that holds it. Whoever holds it forgets them right after it is released.
-        self._leaving: deque[tuple[Member, str]] = deque()
+        self._leaving: deque[tuple[OpenStream, str]] = deque()
         self._farewells: deque[tuple[ClientInfo, Farewell]] = deque()  # forgotten, and not told of yet
         self.thread_restarts = 0
         """How often a thread that drives its streams was started again. By that thread."""
@@ -145,12 +145,12 @@ class Hub:
                 if self.closing is not None:
                     raise ClosedError("this manager was shut down and takes no more clients")
                 self._check_limits(user)
-                cursor, refused = self._resume(channels, last_event_id, replayed)
-                resumed = cursor is not None
-                if cursor is None:
-                    cursor = self._cursors.read(snapshot.cursor) if snapshot else Cursor(self._history.head)
-                client = Client(self, self._options, ClientInfo(next(self._numbers), channels, user), cursor, batches)
-                if cursor.position == self._history.head and not cursor.part:
+                point, refused = self._resume(channels, last_event_id, replayed)
+                resumed = point is not None
+                if point is None:
+                    point = self._cursors.parse(snapshot.cursor) if snapshot else ResumePoint(self._history.head)
+                client = Client(self, self._options, ClientInfo(next(self._numbers), channels, user), point, batches)
+                if point.position == self._history.head and not point.part:
                     client.go_live()
                 self._replays += resumed
                 self._enroll(client)
@@ -280,7 +280,7 @@ class Hub:
         if self.advance(client):
             return None
         try:
-            older = self.replay(client.channels, client.cursor)
+            older = self.replay(client.channels, client.point)
         except BackendError:
             older = None
         if older is None:
@@ -288,54 +288,54 @@ class Hub:
         client.read_older(older)
         return None
 
-    def farewell(self, client: Member, reason: str, *, named: bool = True) -> bytes:
-        return self._control("sse_bye", self._id(client.cursor) if named else None, reason=reason)
+    def farewell(self, client: OpenStream, reason: str, *, named: bool = True) -> bytes:
+        return self._control("sse_bye", self._id(client.point) if named else None, reason=reason)
 
-    def remove(self, client: Member, reason: str) -> None:
+    def remove(self, client: OpenStream, reason: str) -> None:
         self._leaving.append((client, reason))
         self._forget_leaving()
 
     # -- for feeds and their members -----------------------------------------------------------------------------------
 
-    def advance(self, member: Member) -> bool:
+    def advance(self, member: OpenStream) -> bool:
         """Give a member that is behind its next slice of the history, or make it live if there is none.
 
         False if some of what it has not got is no longer in the history: see `replay` and `skip`.
         """
         with _Tidy(self), self._lock:
             self._history.expire(self._cursors.now())
-            if not self._history.covers(member.channels, member.cursor):
+            if not self._history.covers(member.channels, member.point):
                 return False
             most = self._options.queue_frames, self._options.queue_bytes
-            frames = self._history.read(member.channels, member.cursor, *most)
+            frames = self._history.read(member.channels, member.point, *most)
             if frames:
                 member.read_on(frames)
             else:
                 member.go_live()
             return True
 
-    def replay(self, channels: tuple[str, ...], cursor: Cursor) -> Slice | None:
+    def replay(self, channels: tuple[str, ...], point: ResumePoint) -> Slice | None:
         """What comes after a cursor that is too old for the history. None if the backend does not have it either.
 
         May wait for the backend. Raises `BackendError`.
         """
-        older = self._cursors.replay(channels, cursor)
+        older = self._cursors.replay(channels, point)
         now = self._cursors.now()
         if older is not None and any(self._history.is_expired(frame, now) for frame in older.frames):
             return None
         return older
 
-    def skip(self, member: Member) -> bytes:
+    def skip(self, member: OpenStream) -> bytes:
         """Make a member live at the head. Returns the block that tells it that it has missed something, and why."""
         with _Tidy(self), self._lock:
             reason = "overflow"
-            if member.lost is not None and member.lost[0] > member.cursor.position:
+            if member.lost is not None and member.lost[0] > member.point.position:
                 reason = member.lost[1]
-            member.cursor = Cursor(self._history.head)
+            member.point = ResumePoint(self._history.head)
             member.go_live()
         return self._opening(member, reason)
 
-    def replace(self, client: Client, member: Member, feed: Feed) -> bool:
+    def replace(self, client: Client, member: OpenStream, feed: Feed) -> bool:
         """Let a member of a feed go on with the stream of a client that nobody drives any more.
 
         It is behind, at the client's cursor. False if the client has left already.
@@ -363,18 +363,18 @@ class Hub:
         with _Tidy(self), self._lock:
             # Not from its own position on, which may be old: where channels are many, the floor of a quiet one may have
             # risen above that, though nothing of it is missing.
-            cursor = Cursor(first, part=1) if first > feed.position else Cursor(feed.position)
+            point = ResumePoint(first, part=1) if first > feed.position else ResumePoint(feed.position)
             channels, history = feed.channels, self._history
             most = self._options.queue_frames, self._options.queue_bytes
-            return history.read_all(channels, cursor, *most), history.gone(channels, cursor)
+            return history.read_all(channels, point, *most), history.gone(channels, point)
 
     def next_frames(self, channels: tuple[str, ...], position: Any) -> list[wire.Frame] | None:
         """What comes after this position, for members that are told of by their feed. None if some of it is gone."""
         with _Tidy(self), self._lock:
-            cursor = Cursor(position)
-            if not self._history.covers(channels, cursor):
+            point = ResumePoint(position)
+            if not self._history.covers(channels, point):
                 return None
-            return self._history.read(channels, cursor, self._options.queue_frames, self._options.queue_bytes)
+            return self._history.read(channels, point, self._options.queue_frames, self._options.queue_bytes)
 
     # -- internal ------------------------------------------------------------------------------------------------------
 
@@ -399,12 +399,12 @@ class Hub:
                 self._farewells.append((member.info, farewell))
             self._leaving.popleft()
 
-    def _enroll(self, member: Member) -> None:
+    def _enroll(self, member: OpenStream) -> None:
         self._members[member] = None
         if member.info.user is not None:
             self._users.setdefault(member.info.user, {})[member] = None
 
-    def _strike(self, member: Member) -> None:
+    def _strike(self, member: OpenStream) -> None:
         if member.info.user is not None:
             _remove(self._users, member.info.user, member)
         del self._members[member]  # last: a member that is still here is struck once more
@@ -447,37 +447,37 @@ class Hub:
         with _Tidy(self), self._lock:
             if not last_event_id or self._resume(channels, last_event_id)[1] != "too_old":
                 return False
-        return self.replay(channels, self._cursors.read(last_event_id)) is not None
+        return self.replay(channels, self._cursors.parse(last_event_id)) is not None
 
     def _resume(
         self, channels: tuple[str, ...], last_event_id: str | None, replayed: bool = False
-    ) -> tuple[Cursor | None, str | None]:
+    ) -> tuple[ResumePoint | None, str | None]:
         """Where a client goes on, None if it begins anew; and why, if it wanted to go on and cannot. Under the lock."""
         if not last_event_id:
             return None, None
         self._history.expire(self._cursors.now())
-        cursor = self._cursors.read(last_event_id)
-        if cursor.refused is not None:
-            return None, cursor.refused
-        if cursor.position > self._history.head:
+        point = self._cursors.parse(last_event_id)
+        if point.refused is not None:
+            return None, point.refused
+        if point.position > self._history.head:
             return None, "malformed"  # no such frame was ever sent
-        return (cursor, None) if replayed or self._history.covers(channels, cursor) else (None, "too_old")
+        return (point, None) if replayed or self._history.covers(channels, point) else (None, "too_old")
 
     def _opening(
-        self, client: Member, refused: str | None, *, named: bool = True, granted: tuple[str, ...] = ()
+        self, client: OpenStream, refused: str | None, *, named: bool = True, granted: tuple[str, ...] = ()
     ) -> bytes:
         """The first block of a stream, with the channels that were `granted`; or of what goes on after a gap."""
         data: dict[str, Any] = {"heartbeat": self._options.heartbeat}
         if granted:
             data["channels"] = granted
-        id = self._id(client.cursor) if named else None
+        id = self._id(client.point) if named else None
         if refused is None:
             return self._control("sse_open", id, **data)
         client.counts.gaps += 1
         return self._control("sse_gap", id, **data, reason=refused)
 
-    def _id(self, cursor: Cursor) -> str:
-        return self._cursors.format(cursor.position) + (f".{cursor.part}" if cursor.part else "")
+    def _id(self, point: ResumePoint) -> str:
+        return self._cursors.format(point.position) + (f".{point.part}" if point.part else "")
 
     def _control(self, event: str, id: str | None, **data: Any) -> bytes:
         return wire.control(event, data, retry=self._retry_ms(data.get("reason")), id=id)

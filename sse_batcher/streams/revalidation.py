@@ -1,6 +1,6 @@
-"""Rights: asks, every so often, whether a user may still have the streams that are open.
+"""Revalidator: asks, every so often, whether a user may still have the streams that are open.
 
-The questions run on the thread of a helper, one at a time; `watch` is called by any thread.
+The questions run on an app thread, one at a time; `watch` is called by any thread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from ..functions import described
-from ..runtime.app_thread import Helper
+from ..runtime.app_thread import AppThread
 from .hub import Hub
 
 _log = logging.getLogger("sse_batcher.rights")
@@ -25,20 +25,20 @@ QUIET_SECONDS = 60.0
 """Least time between two log lines of the same level: a database that is away makes an error for every user."""
 
 
-class Rights:
+class Revalidator:
     """One question for each user that has a stream, however many those are, every so many seconds."""
 
     def __init__(
-        self, ask: Ask, every: float, hub: Hub, helper: Helper, clock: Callable[[], float] = time.monotonic
+        self, ask: Ask, every: float, hub: Hub, app_thread: AppThread, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._ask = ask
         self._every = every
         self._hub = hub
-        self._helper = helper
+        self._app_thread = app_thread
         self._clock = clock
         # Users whose next question is on its way. Single steps of a dictionary are atomic.
         self._asked: dict[Hashable, object] = {}
-        # The helper thread's own: the number of errors in a row about each user, and when each level was last logged.
+        # The app thread's own: the number of errors in a row about each user, and when each level was last logged.
         self._errors: dict[Hashable, int] = {}
         self._logged_at: dict[int, float] = {}
 
@@ -47,11 +47,11 @@ class Rights:
         mine = object()
         try:
             if self._asked.setdefault(user, mine) is mine:
-                self._helper.post_later(self._every, lambda: self._question(user, mine))
+                self._app_thread.post_later(self._every, lambda: self._question(user, mine))
         except BaseException:
             # A signal handler's: without a question on its way, none would follow. Posted twice, it is asked once.
             if self._asked.get(user) is mine:
-                self._helper.post_later(self._every, lambda: self._question(user, mine))
+                self._app_thread.post_later(self._every, lambda: self._question(user, mine))
             raise
 
     def _question(self, user: Hashable, mine: object) -> None:

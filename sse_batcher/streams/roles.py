@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ..wire import Frame
 from .client import Counts
-from .history import Cursor, Slice
+from .history import ResumePoint, Slice
 
 
 class Cursors(Protocol):
@@ -19,10 +19,10 @@ class Cursors(Protocol):
     def format(self, position: Any) -> str:
         """The id that stands for a position."""
 
-    def read(self, cursor: str) -> Cursor:
+    def parse(self, cursor: str) -> ResumePoint:
         """What a client's cursor says. It comes from outside, and may be anything."""
 
-    def replay(self, channels: Iterable[str], cursor: Cursor) -> Slice | None:
+    def replay(self, channels: Iterable[str], point: ResumePoint) -> Slice | None:
         """The next frames after a cursor of this history, where the hub's own has let them go. None: they are gone.
 
         May wait a little. Raises `BackendError` where that cannot be said.

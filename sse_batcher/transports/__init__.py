@@ -9,12 +9,14 @@ import logging
 
 from ..manager import SSEManager
 from .attached import AttachedStream, Request
-from .detached.stream import DetachedStream, choice
+from .detached.stream import DetachedStream, detach_policy
 
 
 def open_stream(manager: SSEManager, request: Request) -> AttachedStream:
     """A WSGI iterable for this request, which holds nothing before it is iterated."""
     if manager.transport == "auto":
         return DetachedStream(manager, request)
-    choice.get().say(logging.INFO, 'streams are attached, and hold a thread of the server each; see transport="auto"')
+    detach_policy.get().say(
+        logging.INFO, 'streams are attached, and hold a thread of the server each; see transport="auto"'
+    )
     return AttachedStream(manager, request)

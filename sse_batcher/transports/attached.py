@@ -16,7 +16,7 @@ from ..manager import SSEManager
 from ..streams.client import Client
 from ..streams.hub import Snapshot
 from .descriptors import descriptors
-from .server import Host
+from .server import ServerInfo
 from .watcher import Watch, end_connection, watcher
 
 
@@ -27,7 +27,7 @@ class Request(NamedTuple):
     """
 
     channels: tuple[str, ...]
-    host: Host
+    server: ServerInfo
     last_event_id: str | None = None
     batches: bool = True
     snapshot: Snapshot | None = None
@@ -72,7 +72,7 @@ class Passage:
             self._pieces -= before is not None
             return True if self._pieces == 0 else None
         # If the client takes nothing, such a server gathers what it cannot write.
-        if self._watch.host.writes_later and (now - self._since < LATER or not all_taken):
+        if self._watch.server.writes_later and (now - self._since < LATER or not all_taken):
             return None
         return False
 
@@ -141,7 +141,7 @@ class AttachedStream(Iterator[bytes]):
     def _open(self) -> Client:
         asked = self._request
         if not descriptors.get().take():
-            end_connection(asked.host)  # which would take a descriptor until the server closes it
+            end_connection(asked.server)  # which would take a descriptor until the server closes it
             raise BusyError("limit")
         self._hold()
         try:
@@ -173,10 +173,10 @@ class AttachedStream(Iterator[bytes]):
 
     def _hold(self) -> None:
         """Let the stream have the server's thread, and be watched. Raises `BusyError` if others need that thread."""
-        host = self._request.host
-        self._watch = Watch(self, host, self._manager.send_timeout)
+        server = self._request.server
+        self._watch = Watch(self, server, self._manager.send_timeout)
         self._passage = Passage(self._watch)
-        if not watcher.get().add(self._watch, _most_held(host, self._manager.transport)):
+        if not watcher.get().add(self._watch, _most_held(server, self._manager.transport)):
             raise BusyError("threads")
 
     def _end_if_buffered(self, client: Client, passage: Passage) -> None:
@@ -189,14 +189,14 @@ class AttachedStream(Iterator[bytes]):
             client.end(BUFFERED)
 
 
-def _most_held(host: Host, transport: str) -> float:
+def _most_held(server: ServerInfo, transport: str) -> float:
     """How many of the server's threads streams may hold."""
-    if host.threads is None:
+    if server.threads is None:
         return math.inf
-    if host.threads == 1:
+    if server.threads == 1:
         return 0
     # An app that asks for detached streams does not expect that a few attached ones stop the site.
-    return host.threads // 2 if transport == "auto" else math.inf
+    return server.threads // 2 if transport == "auto" else math.inf
 
 
 class BusyError(Exception):

@@ -1,6 +1,6 @@
 """What the server that we run in tells us: the connection, how many requests it serves at once, whether it is stopping.
 
-`find_host` runs in the driver, which is the server's thread that serves the request; `Host.is_stopping` in any thread.
+`inspect_server` runs in the server's thread that serves the request; `ServerInfo.is_stopping` in any thread.
 Nothing here takes a lock, starts a thread, replaces a signal handler or imports a server. Most of what is looked at is
 no public API: where it has another shape than we know, the answer is that we do not know.
 """
@@ -24,7 +24,7 @@ def _none() -> int:
     return 0
 
 
-class Host(NamedTuple):
+class ServerInfo(NamedTuple):
     """What is known of the server."""
 
     name: str
@@ -70,29 +70,29 @@ def duplicate(fd: int) -> int:
         return os.dup(fd)
 
 
-def find_host(environ: Mapping[str, Any]) -> Host:
+def inspect_server(environ: Mapping[str, Any]) -> ServerInfo:
     """Look at the request's `environ`, in the thread that serves it. Raises nothing of its own."""
     for find in (_gunicorn, _werkzeug, _waitress, _uwsgi, _mod_wsgi, _cheroot):
-        host = _ask(partial(find, environ))
-        if isinstance(host, Host):
-            return host._replace(obstacle=_obstacle(environ, host))
-    return Host("", None, None, _stopping())
+        server = _ask(partial(find, environ))
+        if isinstance(server, ServerInfo):
+            return server._replace(obstacle=_obstacle(environ, server))
+    return ServerInfo("", None, None, _stopping())
 
 
 _PLAIN_HTTP = re.compile(r"HTTP/1\.\d")
 _ANY_HTTP = re.compile(r"HTTP/[1-9](\.\d)?")
 
 
-def _obstacle(environ: Mapping[str, Any], host: Host) -> str:
+def _obstacle(environ: Mapping[str, Any], server: ServerInfo) -> str:
     """What the request itself has that makes a take-over fail, or harms the answers to others on its connection."""
     # uWSGI repeats the version that it is given. Behind nginx, that is the browser's: it may be HTTP/2.0. From other
     # servers that can mean many streams on one connection.
-    known = _ANY_HTTP if host.name == "uwsgi" else _PLAIN_HTTP
+    known = _ANY_HTTP if server.name == "uwsgi" else _PLAIN_HTTP
     if not known.fullmatch(str(environ.get("SERVER_PROTOCOL"))):
         return "the request has a version of HTTP that does not allow it"
     if (environ.get("CONTENT_LENGTH") or "0") != "0" or "HTTP_TRANSFER_ENCODING" in environ:
         return "the request has a body"  # for which a server may still wait: cheroot does, before it writes its head
-    if host.unsent():
+    if server.unsent():
         return "an earlier answer on the same connection is not sent yet"
     return ""
 
@@ -102,7 +102,7 @@ def _obstacle(environ: Mapping[str, Any], host: Host) -> str:
 _WORKER_SIGNALS = ("SIGTERM", "SIGQUIT", "SIGUSR1", "SIGABRT")
 
 
-def _gunicorn(environ: Mapping[str, Any]) -> Host | None:
+def _gunicorn(environ: Mapping[str, Any]) -> ServerInfo | None:
     connection = environ.get("gunicorn.socket") or environ.get("gunicorn.sock")  # the latter: its gevent_pywsgi
     if connection is None:
         return None
@@ -118,7 +118,7 @@ def _gunicorn(environ: Mapping[str, Any]) -> Host | None:
     # Not by SERVER_PROTOCOL, which a client of HTTP/1 may choose.
     http2 = any(key.startswith("gunicorn.http2.") for key in environ)
     lets_go = kind in {"sync", "gthread"} and _is_plain(connection) and not http2
-    return Host(
+    return ServerInfo(
         f"gunicorn {kind}".strip(),
         _fileno(connection),
         _count(threads),
@@ -148,7 +148,7 @@ def _gunicorn_kind(worker: Any) -> str:
     return ""
 
 
-def _werkzeug(environ: Mapping[str, Any]) -> Host | None:
+def _werkzeug(environ: Mapping[str, Any]) -> ServerInfo | None:
     connection = environ.get("werkzeug.socket")
     if connection is None:
         return None
@@ -162,10 +162,10 @@ def _werkzeug(environ: Mapping[str, Any]) -> Host | None:
     )
     # A process for each request ends with it.
     lets_go = not environ.get("wsgi.multiprocess") and _is_plain(connection)
-    return Host("werkzeug", _fileno(connection), 1 if one_by_one else None, is_stopping, lets_go)
+    return ServerInfo("werkzeug", _fileno(connection), 1 if one_by_one else None, is_stopping, lets_go)
 
 
-def _waitress(environ: Mapping[str, Any]) -> Host | None:
+def _waitress(environ: Mapping[str, Any]) -> ServerInfo | None:
     channel = _get(environ.get("waitress.client_disconnected"), "__self__")
     if channel is None:
         return None
@@ -176,7 +176,7 @@ def _waitress(environ: Mapping[str, Any]) -> Host | None:
     unsent = "total_outbufs_len"
     lets_go = _is_plain(connection) and isinstance(_get(channel, unsent), int)
     reference = weakref.ref(channel)
-    return Host(
+    return ServerInfo(
         "waitress",
         _fileno(connection),
         threads,
@@ -186,7 +186,7 @@ def _waitress(environ: Mapping[str, Any]) -> Host | None:
     )
 
 
-def _cheroot(_: Mapping[str, Any]) -> Host | None:
+def _cheroot(_: Mapping[str, Any]) -> ServerInfo | None:
     thread = threading.current_thread()
     if not any(str(_get(base, "__module__")).startswith("cheroot.") for base in type(thread).__mro__):
         return None
@@ -194,10 +194,10 @@ def _cheroot(_: Mapping[str, Any]) -> Host | None:
     is_stopping = _stopping(lambda: server.ready is False, lambda: isinstance(server.interrupt, BaseException))
     threads = _count(_get(server, "requests", "min"))  # it never starts more by itself
     connection = _get(thread, "conn", "socket")
-    return Host("cheroot", _fileno(connection), threads, is_stopping, _is_plain(connection))
+    return ServerInfo("cheroot", _fileno(connection), threads, is_stopping, _is_plain(connection))
 
 
-def _uwsgi(environ: Mapping[str, Any]) -> Host | None:
+def _uwsgi(environ: Mapping[str, Any]) -> ServerInfo | None:
     if "uwsgi.version" not in environ:
         return None
     api = sys.modules.get("uwsgi")  # there, but not on disk
@@ -207,7 +207,7 @@ def _uwsgi(environ: Mapping[str, Any]) -> Host | None:
     # Its other ways to run leave a request waiting in the middle and go on with another one in the same thread.
     options = _get(api, "opt") or {}
     lets_go = not any(name in options for name in ("async", "gevent", "asyncio", "tornado", "greenlet"))
-    return Host("uwsgi", fd, threads, _uwsgi_stopping(), lets_go)
+    return ServerInfo("uwsgi", fd, threads, _uwsgi_stopping(), lets_go)
 
 
 def _uwsgi_stopping() -> Callable[[], bool]:
@@ -241,11 +241,11 @@ def _uwsgi_tasks() -> list[str]:
     ]
 
 
-def _mod_wsgi(environ: Mapping[str, Any]) -> Host | None:
+def _mod_wsgi(environ: Mapping[str, Any]) -> ServerInfo | None:
     if "mod_wsgi.version" not in environ:
         return None
     # Python's main thread is here the one that was first to import `threading`, and its end means nothing.
-    return Host("mod_wsgi", None, None, _never)
+    return ServerInfo("mod_wsgi", None, None, _never)
 
 
 # -- stopping ----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from ..errors import TooManyClientsError
 from ..runtime.locks import new_lock
 from ..runtime.process import PerProcess
 from ..runtime.worker import Worker
-from .server import Host, duplicate
+from .server import ServerInfo, duplicate
 
 _log = logging.getLogger("sse_batcher.watcher")
 
@@ -57,10 +57,10 @@ class Watch:
     `send_timeout`: seconds after which a client that takes nothing of what the server sends is given up.
     """
 
-    def __init__(self, stream: Stream, host: Host, send_timeout: float) -> None:
+    def __init__(self, stream: Stream, server: ServerInfo, send_timeout: float) -> None:
         # Weakly: a stream that is dropped without a close must not keep itself and its manager.
         self.stream = weakref.ref(stream)
-        self.host = host
+        self.server = server
         self.busy_since: float | None = None
         """Since when the server has had a block in its hands, by `time.monotonic`; None while it waits for one."""
         self.drained = False
@@ -70,7 +70,7 @@ class Watch:
         self._seen_at = 0.0
         # Guards the duplicate's end: a shutdown must not meet a number that belongs to another connection by now.
         self.lock = new_lock()
-        self._connection = None if host.fd is None else _duplicate(host.fd)
+        self._connection = None if server.fd is None else _duplicate(server.fd)
 
     def fileno(self) -> int:
         """The duplicate's number, -1 where there is none."""
@@ -114,7 +114,7 @@ class Watch:
         """Let the server see that no further request will come, once the stream is sent and the server is stopping."""
         with self.lock:
             if self._connection is not None:
-                _end_requests(self.host, self._connection)
+                _end_requests(self.server, self._connection)
 
     def close(self) -> None:
         with self.lock:
@@ -150,14 +150,14 @@ class Watcher:
         # Looked at afterwards: of two that come at the same time, neither is overlooked.
         if len(self._watches) > most:
             self.remove(watch)
-            self._tell_of_refusals(watch.host, int(most))
+            self._tell_of_refusals(watch.server, int(most))
             return False
         fd = watch.fileno()
         if self._epoll is not None and fd >= 0:
             self._by_fd[fd] = watch
             with suppress(OSError):  # the system's limit of what may be watched: heartbeats have to do
                 self._epoll.register(fd, select.EPOLLRDHUP)
-        self._tell_if_full(watch.host)
+        self._tell_if_full(watch.server)
         # After the stream is listed: a thread that is about to end looks once more.
         if self._parked:
             self._parked = False
@@ -248,9 +248,13 @@ class Watcher:
         if stream is not None:
             stream.close()
 
-    def _tell_if_full(self, host: Host) -> None:
+    def _tell_if_full(self, server: ServerInfo) -> None:
         held = len(self._watches)
-        if self._told_of_threads or host.threads is None or held < min(FULL * host.threads, max(2, host.threads - 1)):
+        if (
+            self._told_of_threads
+            or server.threads is None
+            or held < min(FULL * server.threads, max(2, server.threads - 1))
+        ):
             return
         self._told_of_threads = True
         _log.warning(
@@ -258,28 +262,28 @@ class Watcher:
             'served. Set transport="auto" (SSE_TRANSPORT = "auto"), which lets streams do without them where that can '
             "be; or give the server more threads, and set max_clients (SSE_MAX_CLIENTS) below their number.",
             held,
-            host.threads,
-            host.name,
+            server.threads,
+            server.name,
         )
 
-    def _tell_of_refusals(self, host: Host, most: int) -> None:
+    def _tell_of_refusals(self, server: ServerInfo, most: int) -> None:
         if self._told_of_refusals:
             return
         self._told_of_refusals = True
-        if host.threads == 1:
+        if server.threads == 1:
             _log.warning(
                 "this %s process serves one request at a time: an open stream would keep all others waiting, so "
                 'clients get sse_busy (threads). Set transport="auto" (SSE_TRANSPORT = "auto"), which lets streams do '
                 "without a thread if that is possible; or give the server threads",
-                host.name,
+                server.name,
             )
         else:
             _log.warning(
                 "%d of the %s threads of this %s process are held by streams that cannot be detached. The others are "
                 "kept for other requests, so further clients get sse_busy (threads). Give the server more threads",
                 most,
-                host.threads,
-                host.name,
+                server.threads,
+                server.name,
             )
 
 
@@ -295,25 +299,25 @@ def _open_epoll() -> tuple[Any, int]:
     return epoll, bell
 
 
-def end_connection(host: Host) -> None:
+def end_connection(server: ServerInfo) -> None:
     """Let the server see that no further request will come over this connection, once the response is sent."""
-    connection = None if host.fd is None else _duplicate(host.fd)
+    connection = None if server.fd is None else _duplicate(server.fd)
     if connection is not None:
         with connection:
-            _end_requests(host, connection)
+            _end_requests(server, connection)
 
 
-def _end_requests(host: Host, connection: socket.socket) -> None:
+def _end_requests(server: ServerInfo, connection: socket.socket) -> None:
     """Let gunicorn see that no further request will come. It would wait for one for as long as it keeps connections
     alive. Other servers might look before they have sent all."""
-    if host.name.startswith("gunicorn"):
+    if server.name.startswith("gunicorn"):
         with suppress(OSError):
             connection.shutdown(socket.SHUT_RD)
 
 
 def _is_to_drain(watch: Watch) -> bool:
     """Whether its server is stopping, and the stream was not drained yet."""
-    return not watch.drained and watch.host.is_stopping()
+    return not watch.drained and watch.server.is_stopping()
 
 
 def _duplicate(fd: int) -> socket.socket | None:

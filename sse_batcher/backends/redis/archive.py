@@ -12,7 +12,7 @@ from typing import Any
 from ...errors import BackendError
 from ...event import BROADCAST, Batch
 from ...runtime.locks import new_lock, run_if_free
-from ...streams.history import Cursor, Slice
+from ...streams.history import ResumePoint, Slice
 from ...wire import Frame
 from .connections import Link, errors, understood
 from .entries import Position, Unreadable, before, channel_of, id_of, numbers, read_fields
@@ -45,25 +45,25 @@ class Archive:
         (found,) = self._ask(lambda pipeline: pipeline.xrange(self._keys.stream, min=id, max=id))
         return bool(found)
 
-    def read(self, channels: Iterable[str], cursor: Cursor) -> Slice | None:
+    def read(self, channels: Iterable[str], point: ResumePoint) -> Slice | None:
         """The next frames of these channels after the cursor, and first the one that it has a part of.
 
         None if it is not sure that they are all. Raises `BackendError` if Redis does not say.
         """
-        state, position = self._state, cursor.position
+        state, position = self._state, point.position
         end = state.read
         if position >= end or position[0] != end[0]:
             return None
-        entries, first, last = self._ask(lambda pipeline: self._queue(pipeline, position, end, bool(cursor.part)))
+        entries, first, last = self._ask(lambda pipeline: self._queue(pipeline, position, end, bool(point.part)))
         # The first entry: nothing after the cursor was trimmed. The last one that was read: this is still the line of
         # entries that we know, and not that of a replica which had got less.
         if not first or not last or before(numbers(first[0][0])) > position[1:]:
             return None
-        if cursor.part and (not entries or numbers(entries[0][0]) != position[1:3]):
+        if point.part and (not entries or numbers(entries[0][0]) != position[1:3]):
             return None
         found = self._frames({*channels, BROADCAST}, entries, end)
         # Looked at last: a double that is forgotten raises it first.
-        return found if (state.floor < position if cursor.part else state.floor <= position) else None
+        return found if (state.floor < position if point.part else state.floor <= position) else None
 
     def close(self) -> None:
         self._closed = True

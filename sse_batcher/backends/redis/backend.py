@@ -19,7 +19,7 @@ from typing import Any
 from ...errors import BackendError
 from ...event import Batch, check_channel
 from ...runtime.locks import run_if_free
-from ...streams.history import Cursor, Slice
+from ...streams.history import ResumePoint, Slice
 from ...streams.roles import Receiver
 from .archive import Archive
 from .connections import Link, connector, errors, is_exhausted, pauses, understood
@@ -167,7 +167,7 @@ class RedisBackend:
                 self._waiting[me] = None
                 seconds = OPEN_SECONDS
             self._wait_until_ready(seconds)
-            place = self.read(cursor).position if cursor else None
+            place = self.parse(cursor).position if cursor else None
             if place is not None and self._is_ahead(place):
                 self._wait_for(place, min(seconds, CATCH_UP_SECONDS))
         finally:
@@ -242,22 +242,22 @@ class RedisBackend:
         generation, milliseconds, sequence, is_after = position
         return f"{self._state.epochs[generation]}-{milliseconds}-{sequence}{'-1' if is_after else ''}"
 
-    def read(self, cursor: str) -> Cursor:
+    def parse(self, cursor: str) -> ResumePoint:
         match = _CURSOR.fullmatch(cursor)
         if match is None or int(match[2]) >= 2**64 or int(match[3]) >= 2**64:  # which Redis would refuse
-            return Cursor(refused="malformed")
+            return ResumePoint(refused="malformed")
         state = self._state
         if match[1] != state.epochs.get(state.generation):
-            return Cursor(refused="epoch")
+            return ResumePoint(refused="epoch")
         position: Position = (state.generation, int(match[2]), int(match[3]), int(bool(match[4])))
         if state.head < position and position[:3] <= state.read[:3]:
             # Another process has told its clients of something there: here, nothing has come since the head.
-            return Cursor(state.head)
-        return Cursor(position, int(match[5] or 0))
+            return ResumePoint(state.head)
+        return ResumePoint(position, int(match[5] or 0))
 
-    def replay(self, channels: Iterable[str], cursor: Cursor) -> Slice | None:
+    def replay(self, channels: Iterable[str], point: ResumePoint) -> Slice | None:
         """What the stream still has after this cursor, where the process's own history does not."""
-        return self._archive.read(channels, cursor)
+        return self._archive.read(channels, point)
 
     def normalize(self, cursor: str) -> str | None:
         match = _CURSOR.fullmatch(cursor)

@@ -1,6 +1,6 @@
 """A detached client: a connection that is ours.
 
-Run by the loop's thread alone. From elsewhere comes only `Connection.dismiss`, which leaves a note and wakes it.
+Run by the loop's thread alone. From elsewhere comes only `SocketClient.dismiss`, which leaves a note and wakes it.
 
 A connection is *live* while its socket takes all that it is given: it stands where its group stands, and has no place
 of its own. If its socket is full it leaves the group in the middle of what was just sent, keeps the rest of the one
@@ -14,8 +14,8 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from ...streams.client import Client, Counts, Member
-from ...streams.history import Cursor, Slice
+from ...streams.client import Client, Counts, OpenStream
+from ...streams.history import ResumePoint, Slice
 from ...streams.hub import Hub
 from ...wire import LAST_CHUNK, Frame, chunk
 from ..watcher import sign_of_life
@@ -45,7 +45,7 @@ class Loop(Protocol):
     clock: Callable[[], float]
     sends: int
     """How many since the others had their turn."""
-    kept: dict[Connection, int]
+    kept: dict[SocketClient, int]
     """The bytes that are kept for one client alone, which has not taken them yet. In the order of its last progress."""
 
     @property
@@ -61,20 +61,20 @@ class Loop(Protocol):
     def lose(self, item: Task) -> None:
         """In the handler of what it has raised: end what it was at, and no more."""
 
-    def watch(self, connection: Connection, *, for_room: bool) -> None:
+    def watch(self, connection: SocketClient, *, for_room: bool) -> None:
         """Tell it when its client has left, and, if asked to, when its socket takes more."""
 
-    def keep(self, connection: Connection, size: int) -> None:
+    def keep(self, connection: SocketClient, size: int) -> None:
         """Note how many bytes are kept for this client alone. Closes others if that is too much in all."""
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: SocketClient) -> None:
         """It is about to be closed."""
 
 
 class Feed(Task, Protocol):
     """What connections need of what reads for their group."""
 
-    def replay(self, connection: Connection) -> None:
+    def replay(self, connection: SocketClient) -> None:
         """Have the connection answered with what only the backend still has."""
 
 
@@ -91,7 +91,7 @@ class Group(Protocol):
     send_timeout: float
     busy: bool
     """It is sending to its members, with pauses."""
-    postponed: list[Connection]
+    postponed: list[SocketClient]
     """Who is to be served when it is not."""
 
     @property
@@ -109,10 +109,10 @@ class Group(Protocol):
     def shrink(self) -> None:
         """It has one connection less."""
 
-    def join(self, connection: Connection) -> None:
+    def join(self, connection: SocketClient) -> None:
         """This one has everything up to its cursor, and there is nothing after that."""
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: SocketClient) -> None:
         """It has a place of its own from here on. Idempotent."""
 
     def encoded(self, frame: Frame) -> bytes:
@@ -137,7 +137,7 @@ class Wait:
         """None in it if that is gone for good. By the thread that answers, when all of it is there."""
 
 
-class Connection(Member):
+class SocketClient(OpenStream):
     """One detached client."""
 
     __slots__ = (
@@ -148,7 +148,7 @@ class Connection(Member):
     driver = 0  # none that waits for us to leave is the loop's
 
     def __init__(self, client: Client, group: Group, taken: Taken) -> None:
-        super().__init__(client.info, client.cursor, client.opened_at, client.lease)
+        super().__init__(client.info, client.point, client.opened_at, client.lease)
         self.fd = taken.fd
         self.group = group
         self.rest: bytes | memoryview = taken.unsent
@@ -348,7 +348,7 @@ class Connection(Member):
             return self._say(self.group.framed(self.group.hub.skip(self))) and self._go_on()
         if older.frames:
             return self._send(older.frames, shared=False)
-        self.cursor = Cursor(older.position)
+        self.point = ResumePoint(older.position)
         return True
 
     def _end(self, reason: str) -> bool:
@@ -362,8 +362,8 @@ class Connection(Member):
         """Send these frames. Whether all of it was taken. `shared`: the history has them, too."""
         group = self.group
         pieces = [group.encoded(frame) for frame in frames]
-        if self.cursor.part and frames[0].position == self.cursor.position:
-            rest = frames[0].rest(self.cursor.part)
+        if self.point.part and frames[0].position == self.point.position:
+            rest = frames[0].rest(self.point.part)
             pieces[0] = chunk(rest) if group.chunked else rest
         data = b"".join(pieces)
         group.loop.sends += 1
@@ -373,7 +373,7 @@ class Connection(Member):
             return False
         begun = len(pieces) if sent == len(data) else self.cut(sent, pieces)
         if begun:
-            self.cursor = Cursor(frames[begun - 1].position)
+            self.point = ResumePoint(frames[begun - 1].position)
         handed = sum(map(len, pieces[:begun]))
         self.count(len(frames[:begun]), handed)
         group.counts.bytes += handed

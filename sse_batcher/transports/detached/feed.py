@@ -13,7 +13,7 @@ from ...event import BROADCAST
 from ...streams.client import Client, Counts
 from ...streams.hub import Hub
 from ...wire import Frame
-from .connection import Connection, Loop
+from .connection import Loop, SocketClient
 from .group import Group
 from .replay import Replay
 
@@ -38,7 +38,7 @@ class Feed:
         self.loop = loop
         self.hub = hub
         self.owner = owner
-        self.position = client.cursor.position
+        self.position = client.point.position
         self.counts = Counts()
         self.channels: dict[str, dict[Group, None]] = {}
         """The groups of each channel that anybody asks for; of ``*``, all."""
@@ -103,7 +103,7 @@ class Feed:
         lost = [self._lost[channel] for channel in (*channels, BROADCAST) if channel in self._lost]
         return max(lost, default=None)
 
-    def replay(self, connection: Connection) -> None:
+    def replay(self, connection: SocketClient) -> None:
         """Have the connection answered with what only the backend still has."""
         self._replay.ask(connection)
 

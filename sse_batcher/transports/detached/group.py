@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from ...streams.client import Client, Counts
-from ...streams.history import Cursor
+from ...streams.history import ResumePoint
 from ...streams.hub import Hub
 from ...wire import HEARTBEAT, Frame, chunk
-from .connection import LEFT, Connection, Loop
+from .connection import LEFT, Loop, SocketClient
 from .sending import FLAGS, send, sized, taken
 
-SHARED = Cursor()
+SHARED = ResumePoint()
 """Of who stands where the group stands."""
 
 AT_ONCE = 100
@@ -40,7 +40,7 @@ class Feed(Protocol):
     def serve(self) -> Iterator[None]:
         """Hand out what there is."""
 
-    def replay(self, connection: Connection) -> None:
+    def replay(self, connection: SocketClient) -> None:
         """Have the connection answered with what only the backend still has."""
 
     def lost_in(self, channels: Sequence[str]) -> tuple[Any, str] | None:
@@ -66,11 +66,11 @@ class Group:
         self.channels = client.channels
         self.batches = client.batches
         self.chunked = chunked
-        self.position = client.cursor.position
+        self.position = client.point.position
         self._frames = self._bytes = 0
-        self.members: dict[Connection, None] = {}
-        self.fresh: dict[Connection, None] = {}
-        self.postponed: list[Connection] = []
+        self.members: dict[SocketClient, None] = {}
+        self.fresh: dict[SocketClient, None] = {}
+        self.postponed: list[SocketClient] = []
         self.busy = False
         self._connections = 0  # those that are behind included
         self.send_timeout = client.options.send_timeout
@@ -100,19 +100,19 @@ class Group:
         if not self._connections:
             self.feed.unlist(self)
 
-    def join(self, connection: Connection) -> None:
+    def join(self, connection: SocketClient) -> None:
         connection.live = True
         connection.count(-self._frames, -self._bytes)
-        if connection.cursor.position > self.position:
+        if connection.point.position > self.position:
             self.fresh[connection] = None
         else:
             self.members[connection] = None
-            connection.cursor = SHARED
+            connection.point = SHARED
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: SocketClient) -> None:
         if connection in self.members:
             del self.members[connection]
-            connection.cursor = Cursor(self.position)
+            connection.point = ResumePoint(self.position)
         elif connection in self.fresh:
             del self.fresh[connection]
         else:
@@ -185,13 +185,13 @@ class Group:
     def _admit(self, first: Any, last: Any) -> None:
         """Let those in that have read further than the group, which is about to go on from `first` to `last`."""
         for connection in list(self.fresh):
-            position = connection.cursor.position
+            position = connection.point.position
             if position < first:
                 # There is nothing between the two, or the group would have read it: all stand where the last one does.
                 self.position = max(self.position, position)
                 del self.fresh[connection]
                 self.members[connection] = None
-                connection.cursor = SHARED
+                connection.point = SHARED
             elif position < last:
                 self.leave(connection)  # it needs a part of them, which it reads itself
                 self.loop.post(connection)
@@ -238,13 +238,13 @@ class Group:
             self.loop.post(connection)
 
     def _fell_short(
-        self, connection: Connection, sent: int | None, pieces: Sequence[bytes], frames: Sequence[Frame], before: Any
+        self, connection: SocketClient, sent: int | None, pieces: Sequence[bytes], frames: Sequence[Frame], before: Any
     ) -> None:
         """This one has not taken all of it."""
         self.leave(connection)
         begun = 0 if sent is None else connection.cut(sent, pieces)
         if frames:
-            connection.cursor = Cursor(frames[begun - 1].position if begun else before)
+            connection.point = ResumePoint(frames[begun - 1].position if begun else before)
         handed = sum(map(len, pieces[:begun]))
         connection.count(len(frames[:begun]) - len(frames), handed - sum(map(len, pieces)))
         self.counts.bytes += handed

@@ -22,8 +22,8 @@ from ...runtime.process import PerProcess
 from ...runtime.worker import Worker
 from ...streams.client import Client
 from ...streams.hub import Hub
-from ..server import Host
-from .connection import LEFT, Connection, Task
+from ..server import ServerInfo
+from .connection import LEFT, SocketClient, Task
 from .feed import Feed, Owner
 from .group import AT_ONCE
 from .sending import hang_up
@@ -58,7 +58,7 @@ COURTESY = 0.05
 """Seconds for which it is remembered that others want it."""
 
 
-class Manners:
+class GilYielder:
     """When to pause between sends, so that other threads of the process get on.
 
     A request takes the interpreter's lock several times, and waits for the next pause each time. So there are many
@@ -107,7 +107,7 @@ class Adoption(NamedTuple):
     owner: Owner
     client: Client
     taken: Taken
-    host: Host
+    server: ServerInfo
 
 
 class Loop:
@@ -116,22 +116,22 @@ class Loop:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.sends = 0
-        self._connections: dict[int, Connection] = {}
+        self._connections: dict[int, SocketClient] = {}
         self._feeds: dict[Hub, Feed] = {}
         self._inbox: deque[Adoption | Task] = deque()  # its single steps are atomic
         self._attended: dict[TakeOver, None] = {}  # the same
         self._running: deque[tuple[Task, Iterator[None]]] = deque()
-        self.kept: dict[Connection, int] = {}
+        self.kept: dict[SocketClient, int] = {}
         self._kept_bytes = 0
         self._told_of_kept = False
-        self._host: Host | None = None  # of the newest stream: one process, one server
+        self._server: ServerInfo | None = None  # of the newest stream: one process, one server
         self._epoll = select.epoll()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._bell, select.EPOLLIN)
         self._rung = False
-        self._manners = Manners(clock)
+        self._yielder = GilYielder(clock)
         self._next_tick = 0.0
-        self._round: Iterator[Connection] = iter(())
+        self._round: Iterator[SocketClient] = iter(())
         self._parked = True  # the thread is not there, or about to end; by the thread, so that it cannot be left wrong
         self._worker = Worker(self, "sse_batcher-loop")
         self._worker.stop()  # its thread ends whenever no stream is left, and is started by the next one
@@ -182,11 +182,11 @@ class Loop:
 
     # -- for connections, groups and feeds -----------------------------------------------------------------------------
 
-    def watch(self, connection: Connection, *, for_room: bool) -> None:
+    def watch(self, connection: SocketClient, *, for_room: bool) -> None:
         events = select.EPOLLRDHUP | (select.EPOLLOUT if for_room else 0)
         self._epoll.modify(connection.fd, events)
 
-    def keep(self, connection: Connection, size: int) -> None:
+    def keep(self, connection: SocketClient, size: int) -> None:
         self._kept_bytes += size - self.kept.pop(connection, 0)
         if size:
             self.kept[connection] = size
@@ -199,7 +199,7 @@ class Loop:
                 )
             next(iter(self.kept)).close(LEFT)
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: SocketClient) -> None:
         del self._connections[connection.fd]
         self._kept_bytes -= self.kept.pop(connection, 0)
         with suppress(OSError):
@@ -220,7 +220,7 @@ class Loop:
 
     def lose(self, item: Task) -> None:
         _log.exception("a detached stream failed: it is closed, and its client comes back")
-        for connection in [item] if isinstance(item, Connection) else self._connections_of(item):
+        for connection in [item] if isinstance(item, SocketClient) else self._connections_of(item):
             connection.close(LEFT)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ class Loop:
         if not happened:
             self._rung = False  # also if a caller was interrupted between the flag and the bell
         if not busy:
-            self._manners.begin()
+            self._yielder.begin()
         for fd, events in happened:
             if fd == self._bell:
                 os.eventfd_read(fd)
@@ -266,13 +266,13 @@ class Loop:
             self.start(*self._running.popleft())
             if self.turn_is_over:
                 self.sends = 0
-                if self._manners.pause() or self.clock() >= now + TURN:
+                if self._yielder.pause() or self.clock() >= now + TURN:
                     return
 
     def tick(self, now: float) -> None:
         """Look at the time that is left, and at whether the server is stopping."""
-        if self._host is not None and self._host.is_stopping():
-            self._host = None  # once only: the managers may open again while some of these streams are still there
+        if self._server is not None and self._server.is_stopping():
+            self._server = None  # once only: the managers may open again while some of these streams are still there
             for feed in list(self._feeds.values()):
                 feed.owner.drain()
         for feed in list(self._feeds.values()):
@@ -293,7 +293,7 @@ class Loop:
     def _is_idle(self) -> bool:
         return not (self._connections or self._inbox or self._running or self._attended)
 
-    def _tell(self, connection: Connection, events: int) -> None:
+    def _tell(self, connection: SocketClient, events: int) -> None:
         if connection.dismissed == LEFT:
             return  # told already, and only its group keeps it
         if events & ~select.EPOLLOUT:
@@ -302,14 +302,14 @@ class Loop:
             connection.has_room()
         self._running.append((connection, connection.serve()))
 
-    def _take_in(self, adoption: Adoption) -> Connection | None:
+    def _take_in(self, adoption: Adoption) -> SocketClient | None:
         """None if the client has left meanwhile."""
-        hub, owner, client, taken, self._host = adoption
+        hub, owner, client, taken, self._server = adoption
         is_here = False
         try:
             feed = self._feeds.get(hub) or Feed(self, hub, owner, client)
             group = feed.group_of(client, chunked=taken.chunked)
-            connection = Connection(client, group, taken)
+            connection = SocketClient(client, group, taken)
             is_here = hub.replace(client, connection, feed)
         except Exception:
             _log.exception("a stream cannot be taken in: it is closed, and its client comes back")
@@ -328,7 +328,7 @@ class Loop:
             connection.close(LEFT)
         return connection
 
-    def _connections_of(self, item: Task) -> list[Connection]:
+    def _connections_of(self, item: Task) -> list[SocketClient]:
         """Of a group, or of a feed."""
         return [
             connection for connection in self._connections.values() if item in (connection.group, connection.group.feed)

@@ -1,6 +1,6 @@
 """Replay: reading again what only the backend still has, for detached clients, on a thread of its own.
 
-The loop's thread asks, and never waits; the answers come back to it by `Connection.answer`. The other thread is there
+The loop's thread asks, and never waits; the answers come back to it by `SocketClient.answer`. The other thread is there
 while connections wait for an answer. A connection asks for the next slice when its socket has taken the last one, so a
 client that reads slowly does not hold up the others.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ...errors import BackendError
 from ...runtime.worker import Worker
 from ...streams.hub import Hub
-from .connection import LEFT, Connection
+from .connection import LEFT, SocketClient
 
 _log = logging.getLogger("sse_batcher.transports.replay")
 
@@ -32,14 +32,14 @@ class Replay:
     def __init__(self, hub: Hub, clock: Callable[[], float]) -> None:
         self._hub = hub
         self._clock = clock
-        self._asking: deque[Connection] = deque()  # its single steps are atomic
+        self._asking: deque[SocketClient] = deque()  # its single steps are atomic
         self._pause = FIRST_PAUSE
         self._next = 0.0  # not before this time
         self._has_answered = False  # since the thread was last idle
         self._worker = Worker(self, "sse_batcher-replay")
         self._worker.stop()  # its thread ends when nothing is asked, and is started by the next question
 
-    def ask(self, connection: Connection) -> None:
+    def ask(self, connection: SocketClient) -> None:
         """Have the connection answered soon. By the loop's thread."""
         self._asking.append(connection)
         self._worker.wake()
@@ -62,10 +62,10 @@ class Replay:
         stays, self._has_answered = self._has_answered, False
         return IDLE if stays else None
 
-    def _answer(self, connection: Connection) -> bool:
+    def _answer(self, connection: SocketClient) -> bool:
         """False if the backend does not say. That passes: the stream stays open meanwhile, and loses nothing."""
         try:
-            older = self._hub.replay(connection.channels, connection.cursor)
+            older = self._hub.replay(connection.channels, connection.point)
         except BackendError as error:
             if self._pause == FIRST_PAUSE:
                 _log.warning("clients wait for what they have missed, which cannot be read again now: %s", error)

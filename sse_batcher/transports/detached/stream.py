@@ -17,7 +17,7 @@ from ...runtime.process import PerProcess
 from ...streams.client import Client
 from ...streams.hub import Hub
 from ..attached import AttachedStream, BusyError, Request
-from ..server import Host
+from ..server import ServerInfo
 from .loop import Adoption, loop
 from .takeover import LONGEST_PRELUDE, TakeOver
 
@@ -48,7 +48,7 @@ class DetachedStream(AttachedStream):
         if self._begun:
             return super().__next__()
         self._begun = True
-        self._detaches = choice.get().detaches(self._request.host) and loop.get().can_run()
+        self._detaches = detach_policy.get().detaches(self._request.server) and loop.get().can_run()
         block = super().__next__()
         if self._client is None or self._client.farewell is not None or not self._detaches:
             return block
@@ -76,12 +76,12 @@ class DetachedStream(AttachedStream):
 
     def _divert(self, block: bytes) -> bytes:
         """Begin to take the connection over. Returns what the server is to write."""
-        host = self._request.host
-        assert host.fd is not None
+        server = self._request.server
+        assert server.fd is not None
         try:
-            self._takeover = TakeOver(host.fd, host.unsent)
+            self._takeover = TakeOver(server.fd, server.unsent)
         except OSError as error:
-            choice.get().say(logging.WARNING, f"a stream stays attached: {error}")
+            detach_policy.get().say(logging.WARNING, f"a stream stays attached: {error}")
             return block if self._stay() else self._refuse("threads")
         loop.get().attend(self._takeover)
         # A middleware may drop a response without a close, and answer with something else.
@@ -96,7 +96,7 @@ class DetachedStream(AttachedStream):
         taken = takeover.finish(self._prelude, self._kept)
         if taken is None:
             client.counts.undone += 1
-            choice.get().say(
+            detach_policy.get().say(
                 logging.WARNING,
                 "streams stay attached: a response was not what was expected (a middleware that changes it or reads it "
                 "ahead, or TLS?)",
@@ -105,7 +105,7 @@ class DetachedStream(AttachedStream):
                 client.dismiss("threads")  # its first block is on its way already
             return False
         # At once: only this knows of the connection. If something is raised before the loop has it, it is lost.
-        adopt(Adoption(hub, self._manager, client, taken, self._request.host))
+        adopt(Adoption(hub, self._manager, client, taken, self._request.server))
         self._client, self._ended = None, True
         if self._finalizer is not None:
             self._finalizer.detach()  # the stream goes on without this
@@ -125,23 +125,23 @@ def _hub_of(client: Client) -> Hub:
     return cast(Hub, client.home)  # which has made it
 
 
-class Choice:
+class DetachPolicy:
     """Whether streams of this process are detached. Each answer, and why, is said once in the log."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
 
-    def detaches(self, host: Host) -> bool:
-        refusal = _refusal(host)
+    def detaches(self, server: ServerInfo) -> bool:
+        refusal = _refusal(server)
         if refusal is not None:
             self.say(logging.WARNING, f"streams stay attached, and hold a thread of the server each: {refusal}")
-        elif host.obstacle:
-            self.say(logging.INFO, f"a stream stays attached, and holds a thread of the server: {host.obstacle}")
+        elif server.obstacle:
+            self.say(logging.INFO, f"a stream stays attached, and holds a thread of the server: {server.obstacle}")
         else:
-            text = f"streams are detached from the threads of this {host.name}; {_descriptors()}"
-            if host.max_requests:
-                text += f". max_requests={host.max_requests} ends all of them each time: leave it out"
-            self.say(logging.WARNING if host.max_requests else logging.INFO, text)
+            text = f"streams are detached from the threads of this {server.name}; {_descriptors()}"
+            if server.max_requests:
+                text += f". max_requests={server.max_requests} ends all of them each time: leave it out"
+            self.say(logging.WARNING if server.max_requests else logging.INFO, text)
             return True
         return False
 
@@ -151,12 +151,12 @@ class Choice:
             _log.log(level, "%s", text)
 
 
-def _refusal(host: Host) -> str | None:
+def _refusal(server: ServerInfo) -> str | None:
     """Why no stream of this server can be detached."""
     if not hasattr(select, "epoll"):
         return "there is no epoll (another system than Linux, or gevent)"
-    if not host.lets_go or host.fd is None:
-        return f"{host.name or 'this server'} does not give plain connections away"
+    if not server.lets_go or server.fd is None:
+        return f"{server.name or 'this server'} does not give plain connections away"
     return None
 
 
@@ -166,5 +166,5 @@ def _descriptors() -> str:
     return f"this process may have {most} descriptors (ulimit -n), and each takes one"
 
 
-choice = PerProcess(Choice)
+detach_policy = PerProcess(DetachPolicy)
 """This process's."""

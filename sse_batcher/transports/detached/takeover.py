@@ -53,8 +53,8 @@ class TakeOver:
     """One response that is being diverted.
 
     `fd` is the server's descriptor of the connection, and `unsent` says what the server has still to write to it, as
-    `host.find_host` gives them. Raises `OSError` if there are no descriptors left, or this is no connection. Nothing
-    has changed then.
+    `server.inspect_server` gives them. Raises `OSError` if there are no descriptors left, or this is no connection.
+    Nothing has changed then.
     """
 
     def __init__(self, fd: int, unsent: Callable[[], int]) -> None:

@@ -27,7 +27,7 @@ from flask import Flask, Response, request
 from werkzeug.serving import make_server
 
 import sse_batcher
-from sse_batcher.transports.server import Host, find_host
+from sse_batcher.transports.server import ServerInfo, inspect_server
 
 from .servers import GTHREAD, HOST, SERVERS, THREADS, TIMEOUT, gunicorn, running, wait_until
 
@@ -110,12 +110,12 @@ def current(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 # -- unknown -----------------------------------------------------------------------------------------------------------
 
 
-def told(host: Host) -> tuple[str, int | None, int | None, bool]:
+def told(host: ServerInfo) -> tuple[str, int | None, int | None, bool]:
     return host.name, host.fd, host.threads, host.is_stopping()
 
 
 def test_of_an_unknown_server_nothing_is_known() -> None:
-    assert told(find_host({})) == ("", None, None, False)
+    assert told(inspect_server({})) == ("", None, None, False)
 
 
 class MainThread:
@@ -154,14 +154,14 @@ def main_thread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_a_process_stops_whose_main_thread_ends(main_thread: MainThread, environ: dict[str, Any]) -> None:
-    host = find_host(environ)
+    host = inspect_server(environ)
     assert not host.is_stopping()
     main_thread.end()
     assert host.is_stopping()
 
 
 def test_a_process_stops_whose_python_begins_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = find_host({})
+    host = inspect_server({})
     assert not host.is_stopping()
     monkeypatch.setattr(threading, "_SHUTTING_DOWN", True)
     assert host.is_stopping()
@@ -169,22 +169,22 @@ def test_a_process_stops_whose_python_begins_to_end(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("embedder", ["uwsgi.version", "mod_wsgi.version"])
 def test_the_main_thread_means_nothing_where_python_is_a_guest(main_thread: MainThread, embedder: str) -> None:
-    host = find_host({embedder: "2.0"})
+    host = inspect_server({embedder: "2.0"})
     main_thread.end()
     assert not host.is_stopping()
 
 
 def test_a_main_thread_that_ended_before_the_stream_began_means_nothing(main_thread: MainThread) -> None:
     main_thread.end()
-    assert not find_host({}).is_stopping()
+    assert not inspect_server({}).is_stopping()
 
 
 SCRIPT = """
 import threading
-from sse_batcher.transports.server import find_host
+from sse_batcher.transports.server import inspect_server
 
 def serve():
-    host = find_host({})
+    host = inspect_server({})
     print(host.is_stopping(), flush=True)
     begun.set()
     while not host.is_stopping():
@@ -238,7 +238,7 @@ def test_what_has_another_shape_is_unknown(
     monkeypatch.setitem(sys.modules, "uwsgi", thing)
     monkeypatch.setattr(signal, "getsignal", lambda _: thing)
     current(thing)
-    host = find_host({key: thing})
+    host = inspect_server({key: thing})
     assert told(host)[1:] == (None, None, False)
     assert host.name in {"", *SHAPES}
 
@@ -250,11 +250,11 @@ def test_a_server_that_takes_another_shape_is_not_stopping(
     thing, channel, its_worker, thread = make(), Channel(), worker("gthread"), thread_of_cheroot()
     handle(its_worker)
     hosts = [
-        find_host({"gunicorn.socket": Connection()}),
-        find_host({"waitress.client_disconnected": channel.check_client_disconnected}),
+        inspect_server({"gunicorn.socket": Connection()}),
+        inspect_server({"waitress.client_disconnected": channel.check_client_disconnected}),
     ]
     current(thread)
-    hosts.append(find_host({}))
+    hosts.append(inspect_server({}))
     assert [host.name for host in hosts] == ["gunicorn gthread", "waitress", "cheroot"]
     type(its_worker).alive = thread.server.ready = thread.server.interrupt = thing
     channel.server.task_dispatcher.threads = channel.server.task_dispatcher.stop_count = thing
@@ -280,9 +280,9 @@ def test_what_tells_of_stopping_does_not_keep_the_request(
     references: list[weakref.ref[Any]] = [weakref.ref(environ) for environ in environs]
     connections = [environs[0]["gunicorn.socket"], environs[1]["werkzeug.socket"], channel, thread.conn.socket]
     references += [weakref.ref(connection) for connection in connections]
-    hosts = [find_host(environ) for environ in environs]
+    hosts = [inspect_server(environ) for environ in environs]
     current(thread)
-    hosts.append(find_host({}))
+    hosts.append(inspect_server({}))
     del environs, channel, connections
     type(thread).conn = None  # as cheroot does after the request
     gc.collect()
@@ -308,7 +308,7 @@ def test_gunicorn_stops_with_its_worker(
 ) -> None:
     its_worker = worker(module)
     handle(its_worker)
-    host = find_host({"gunicorn.socket": Connection()})
+    host = inspect_server({"gunicorn.socket": Connection()})
     assert told(host) == (name, 7, threads, False)
     type(its_worker).alive = False
     assert host.is_stopping()
@@ -319,23 +319,23 @@ def test_a_worker_of_ones_own_is_named_for_what_it_is_derived_from(handle: Calla
         pass
 
     handle(Mine())
-    assert told(find_host({"gunicorn.sock": Connection()})) == ("gunicorn gthread", 7, 5, False)
+    assert told(inspect_server({"gunicorn.sock": Connection()})) == ("gunicorn gthread", 7, 5, False)
 
 
 def test_gunicorn_is_found_by_another_signal_if_the_app_has_taken_one(handle: Callable[..., None]) -> None:
     handle(worker("sync"), "SIGQUIT", "SIGUSR1")
-    assert find_host({"gunicorn.socket": Connection()}).name == "gunicorn sync"
+    assert inspect_server({"gunicorn.socket": Connection()}).name == "gunicorn sync"
 
 
 def test_gunicorn_without_its_signals_still_shows_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)
-    assert told(find_host({"gunicorn.socket": Connection()})) == ("gunicorn", 7, None, False)
+    assert told(inspect_server({"gunicorn.socket": Connection()})) == ("gunicorn", 7, None, False)
 
 
 def test_waitress_stops_when_all_of_its_threads_have_to_end() -> None:
     channel = Channel(threads=4)
     dispatcher = channel.server.task_dispatcher
-    host = find_host({"waitress.client_disconnected": channel.check_client_disconnected})
+    host = inspect_server({"waitress.client_disconnected": channel.check_client_disconnected})
     assert told(host) == ("waitress", 7, 4, False)
     dispatcher.stop_count = 1  # somebody wants one thread less
     assert not host.is_stopping()
@@ -353,7 +353,7 @@ def test_cheroot_stops_when_it_is_no_longer_ready_or_interrupted(
 ) -> None:
     thread = thread_of_cheroot()
     current(thread)
-    host = find_host({})
+    host = inspect_server({})
     assert told(host) == ("cheroot", 7, 6, False)
     vars(thread.server).update(change)
     assert host.is_stopping()
@@ -368,7 +368,7 @@ def test_uwsgi_stops_when_one_of_its_threads_has_ended(monkeypatch: pytest.Monke
     threads = [threading.Thread(target=end.wait, name=name) for name, end in zip(names, ends, strict=True)]
     threads[0].start()
     try:
-        host = find_host({"uwsgi.version": b"2.0.30"})
+        host = inspect_server({"uwsgi.version": b"2.0.30"})
         assert told(host) == ("uwsgi", 7, 3, False)
         for thread in threads[1:]:  # it has just begun
             thread.start()
@@ -395,18 +395,18 @@ def test_uwsgi_that_does_not_show_the_connection_is_still_known(monkeypatch: pyt
         raise SystemError("you can call uwsgi api function only from the main callable")
 
     monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(connection_fd=connection_fd))
-    assert told(find_host({"uwsgi.version": b"2.0.30"})) == ("uwsgi", None, None, False)
+    assert told(inspect_server({"uwsgi.version": b"2.0.30"})) == ("uwsgi", None, None, False)
 
 
 def test_werkzeug_stops_when_it_is_shut_down() -> None:
-    found: list[Host] = []
+    found: list[ServerInfo] = []
     seen = threading.Event()
     shut_down = threading.Event()
     stopping: list[bool] = []
 
     def its_app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [])
-        found.append(find_host(environ))
+        found.append(inspect_server(environ))
         stopping.append(found[0].is_stopping())
         yield b"x"
         seen.set()
@@ -430,8 +430,8 @@ def test_werkzeug_stops_when_it_is_shut_down() -> None:
 
 def test_werkzeug_without_threads_serves_one_request_at_once() -> None:
     environ = {"werkzeug.socket": Connection(), "wsgi.multithread": False}
-    assert find_host(environ).threads == 1
-    assert find_host(environ | {"wsgi.multiprocess": True}).threads is None  # a process for each
+    assert inspect_server(environ).threads == 1
+    assert inspect_server(environ | {"wsgi.multiprocess": True}).threads is None  # a process for each
 
 
 # -- letting go --------------------------------------------------------------------------------------------------------
@@ -450,14 +450,14 @@ def tls(connection: socket.socket) -> socket.socket:
     return CONTEXT.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
 
 
-Find = Callable[..., Host]
+Find = Callable[..., ServerInfo]
 
 
 @pytest.fixture(params=["gunicorn sync", "gunicorn gthread", "werkzeug", "waitress", "cheroot"])
 def find(request: pytest.FixtureRequest, handle: Callable[..., None], current: Callable[[Any], None]) -> Find:
     """What is found of a server whose request has this connection."""
 
-    def find(connection: Any, **more: Any) -> Host:
+    def find(connection: Any, **more: Any) -> ServerInfo:
         if request.param.startswith("gunicorn"):
             handle(worker(request.param.split()[1]))
             environ = {"gunicorn.socket": connection}
@@ -472,7 +472,7 @@ def find(request: pytest.FixtureRequest, handle: Callable[..., None], current: C
             thread.conn.socket = connection
             current(thread)
             environ = {}
-        host = find_host({"SERVER_PROTOCOL": "HTTP/1.1"} | environ | more)
+        host = inspect_server({"SERVER_PROTOCOL": "HTTP/1.1"} | environ | more)
         assert host.name == request.param
         return host
 
@@ -521,7 +521,7 @@ def test_uwsgi_gets_the_version_that_the_browser_speaks_to_nginx(
     protocol: str, detaches: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(connection_fd=lambda: 7, cores=3, opt={}))
-    host = find_host({"uwsgi.version": b"2.0.30", "SERVER_PROTOCOL": protocol})
+    host = inspect_server({"uwsgi.version": b"2.0.30", "SERVER_PROTOCOL": protocol})
     assert (host.obstacle == "") is detaches
 
 
@@ -530,11 +530,11 @@ def test_what_waitress_has_not_sent_yet_is_an_obstacle(plain: socket.socket) -> 
     channel.socket = plain
     environ = {"waitress.client_disconnected": channel.check_client_disconnected, "SERVER_PROTOCOL": "HTTP/1.1"}
     channel.total_outbufs_len = 7
-    host = find_host(environ)
+    host = inspect_server(environ)
     assert host.obstacle == "an earlier answer on the same connection is not sent yet"
     assert host.unsent() == 7
     channel.total_outbufs_len = 0
-    assert (host.unsent(), find_host(environ).obstacle) == (0, "")
+    assert (host.unsent(), inspect_server(environ).obstacle) == (0, "")
     del channel, environ
     assert host.unsent() == 0
 
@@ -543,7 +543,7 @@ def test_a_waitress_that_does_not_say_what_it_has_to_send_does_not_let_go(plain:
     channel = Channel()
     channel.socket = plain
     del channel.total_outbufs_len
-    assert not find_host({"waitress.client_disconnected": channel.check_client_disconnected}).lets_go
+    assert not inspect_server({"waitress.client_disconnected": channel.check_client_disconnected}).lets_go
 
 
 @pytest.mark.parametrize(
@@ -554,14 +554,14 @@ def test_only_the_workers_of_gunicorn_that_have_threads_let_go(
     module: str, lets_go: bool, handle: Callable[..., None], plain: socket.socket
 ) -> None:
     handle(worker(module))
-    assert find_host({"gunicorn.socket": plain}).lets_go is lets_go
+    assert inspect_server({"gunicorn.socket": plain}).lets_go is lets_go
 
 
 def test_a_gunicorn_whose_worker_is_not_found_does_not_let_go(
     monkeypatch: pytest.MonkeyPatch, plain: socket.socket
 ) -> None:
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)
-    assert not find_host({"gunicorn.socket": plain}).lets_go
+    assert not inspect_server({"gunicorn.socket": plain}).lets_go
 
 
 @pytest.mark.parametrize(("configured", "told"), [(0, None), (1000, 1000), ("1000", None)])
@@ -569,22 +569,22 @@ def test_the_most_requests_of_gunicorn_are_told(
     configured: Any, told: int | None, handle: Callable[..., None], plain: socket.socket
 ) -> None:
     handle(worker("gthread", cfg=SimpleNamespace(threads=5, max_requests=configured)))
-    assert find_host({"gunicorn.socket": plain}).max_requests == told
+    assert inspect_server({"gunicorn.socket": plain}).max_requests == told
 
 
 def test_gunicorn_does_not_let_go_of_a_connection_of_http2(handle: Callable[..., None], plain: socket.socket) -> None:
     handle(worker("gthread"))
     environ = {"gunicorn.socket": plain, "SERVER_PROTOCOL": "HTTP/2.0", "HTTP_VERSION": "2"}
-    host = find_host(environ)  # a client of HTTP/1 may have written that
+    host = inspect_server(environ)  # a client of HTTP/1 may have written that
     assert (host.http2, host.lets_go) == (False, True)
-    host = find_host(environ | {"gunicorn.http2.priority_weight": 16})
+    host = inspect_server(environ | {"gunicorn.http2.priority_weight": 16})
     assert (host.http2, host.lets_go) == (True, False)
 
 
 def test_werkzeug_that_makes_a_process_for_each_request_does_not_let_go(plain: socket.socket) -> None:
     environ = {"werkzeug.socket": plain, "wsgi.multithread": False, "wsgi.multiprocess": True}
-    assert not find_host(environ).lets_go
-    assert find_host(environ | {"wsgi.multiprocess": False}).lets_go
+    assert not inspect_server(environ).lets_go
+    assert inspect_server(environ | {"wsgi.multiprocess": False}).lets_go
 
 
 @pytest.mark.parametrize(
@@ -604,13 +604,13 @@ def test_uwsgi_lets_go_unless_it_runs_without_threads(
 ) -> None:
     uwsgi = SimpleNamespace(connection_fd=lambda: 7, cores=3, opt=options)
     monkeypatch.setitem(sys.modules, "uwsgi", uwsgi)
-    host = find_host({"uwsgi.version": b"2.0.30"})
+    host = inspect_server({"uwsgi.version": b"2.0.30"})
     assert (host.lets_go, host.unsent(), host.max_requests) == (lets_go, 0, None)
 
 
 @pytest.mark.parametrize("environ", [{}, {"mod_wsgi.version": (5, 0)}], ids=["unknown", "mod_wsgi"])
 def test_what_does_not_show_its_connection_does_not_let_go(environ: dict[str, Any]) -> None:
-    assert not find_host(environ).lets_go
+    assert not inspect_server(environ).lets_go
 
 
 # -- real ones ---------------------------------------------------------------------------------------------------------
@@ -624,7 +624,7 @@ def look() -> Response:
 
 
 def _look(environ: dict[str, Any]) -> Iterator[str]:
-    host = find_host(environ)
+    host = inspect_server(environ)
     peer = None
     if host.fd is not None:
         with socket.socket(fileno=os.dup(host.fd)) as connection:

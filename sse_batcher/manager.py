@@ -9,7 +9,7 @@ import functools
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ from .stats import ManagerStats
 from .streams.client import Client, ClientInfo
 from .streams.hub import Farewell, Hub, Snapshot
 from .streams.revalidation import Ask, Revalidator
-from .wire import block
+from .wire import Position, block
 
 if TYPE_CHECKING:
     import redis
@@ -269,12 +269,12 @@ class SSEManager:
         """
         return self.format(self.place())
 
-    def place(self) -> Any:
+    def place(self) -> Position | None:
         """Where the history stands, for `format`. So little work that each request can note it."""
         process = self._process.get()
         return process.hub.head if process.backend.is_known() else None
 
-    def format(self, place: Any) -> str:
+    def format(self, place: Position | None) -> str:
         """The cursor that stands for a `place`."""
         return UNKNOWN if place is None else self._process.get().backend.format(place)
 
@@ -454,7 +454,7 @@ class _ProcessState:
             on_disconnect=tell_end,
         )
 
-        def may_stay(user: Hashable) -> Any:
+        def may_stay(user: str | int) -> Any:
             asked = manager()
             return True if asked is None or asked.revalidate is None else asked.revalidate(user)
 

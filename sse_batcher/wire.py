@@ -23,6 +23,9 @@ HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
 )
 
+Position = tuple[int, ...]
+"""A frame's place in the history. In one history all positions have the same length, and they rise with each frame."""
+
 _LINE_END = re.compile("\r\n|\r|\n")  # and no other: str.splitlines() also cuts at U+2028 and lets data forge an event
 _ID = re.compile(r"[A-Za-z0-9._~-]{1,128}\Z")
 _FORBIDDEN_IN_TYPE = re.compile("[\r\n\0]")
@@ -146,7 +149,7 @@ class Frame:
         *("__weakref__", "_plain", "_saved_bytes", "_variants", "batch", "held_bytes", "id", "position", "time"),
     )
 
-    def __init__(self, batch: Batch, position: Any, id: str, time: int | None = None) -> None:
+    def __init__(self, batch: Batch, position: Position, id: str, time: int | None = None) -> None:
         self.batch = batch
         self.position = position
         self.id = id

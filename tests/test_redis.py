@@ -625,8 +625,8 @@ def test_a_pause_of_redis_in_the_middle_of_a_burst_loses_nothing_and_doubles_not
 def test_a_reader_that_waits_for_news_ends_at_once_and_without_a_word(
     server: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sse_batcher.backends.redis.backend.connections.TIMEOUT", 30.0)
-    monkeypatch.setattr("sse_batcher.backends.redis.backend.reader.BLOCK_MS", 20_000)
+    monkeypatch.setattr("sse_batcher.backends.redis.connections.TIMEOUT", 30.0)
+    monkeypatch.setattr("sse_batcher.backends.redis.reader.BLOCK_MS", 20_000)
     managers = [make(server.url) for _ in range(20)]
     for manager in managers:
         cursor_of(manager)
@@ -910,7 +910,7 @@ def test_from_redis_too_nothing_comes_twice_and_no_hole_is_passed(server: RedisS
 def test_doubles_that_are_forgotten_are_not_passed(
     server: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_batcher.backends.redis.backend.reader.MAX_DOUBLES", 2)
+    monkeypatch.setattr("sse_batcher.backends.redis.reader.MAX_DOUBLES", 2)
     manager = make(server.url, history=FORGETFUL)
     start = cursor_of(manager)
     ids = [add(server, number) for number in (1, 1, 1, 1, 2, 3)]

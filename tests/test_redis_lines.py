@@ -122,8 +122,8 @@ def test_processes_that_see_the_same_change_agree_on_one_epoch(server: RedisServ
 def test_what_was_published_is_waited_for_no_longer_than_it_takes(
     server: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_batcher.backends.redis.backend.connections.TIMEOUT", 60.0)
-    monkeypatch.setattr("sse_batcher.backends.redis.backend.reader.BLOCK_MS", 50_000)
+    monkeypatch.setattr("sse_batcher.backends.redis.connections.TIMEOUT", 60.0)
+    monkeypatch.setattr("sse_batcher.backends.redis.reader.BLOCK_MS", 50_000)
     manager = make(server.url)
     cursor_of(manager)
     send(manager, 1)

@@ -5,26 +5,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
 from typing import Any, Protocol
 
 from ..errors import ConfigurationError
 from ..event import Batch
-from ..streams.history import ResumePoint, Slice
-from ..streams.roles import Receiver
+from ..streams.roles import Cursors, Receiver
 from .memory import MemoryBackend
 from .redis import open_redis
 
 SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://")
 
 
-class Backend(Protocol):
+class Backend(Cursors, Protocol):
     """Orders batches and delivers them as frames.
 
-    Also the `Cursors` of its history: the position is made and compared here alone.
+    Also the `Cursors` of its history: positions are made here alone.
     """
-
-    start: Any
 
     def connect(self, receiver: Receiver) -> None:
         """Say who gets the frames. They are delivered in the order of their positions, by one thread at a time."""
@@ -32,7 +28,7 @@ class Backend(Protocol):
     def publish(self, batch: Batch) -> None:
         """Take a batch. May block. Called by one thread at a time. Where it is lost, tells the receiver and raises."""
 
-    def kick(self, user: Hashable, channel: str | None) -> None:
+    def kick(self, user: str | int | None, channel: str | None) -> None:
         """Have these streams ended, in each process. Raises `BackendError`."""
 
     def is_known(self) -> bool:
@@ -58,16 +54,6 @@ class Backend(Protocol):
     @property
     def ignored(self) -> int:
         """Entries that were met and ignored: those of others, and those that cannot be read."""
-
-    def now(self) -> float: ...
-
-    def format(self, position: Any) -> str: ...
-
-    def parse(self, cursor: str) -> ResumePoint: ...
-
-    def replay(self, channels: Iterable[str], point: ResumePoint) -> Slice | None: ...
-
-    def normalize(self, cursor: str) -> str | None: ...
 
 
 def open_backend(backend: Any, frames: int) -> Backend:

@@ -8,41 +8,42 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 
 from ..event import Batch
 from ..streams.history import ResumePoint, Slice
 from ..streams.roles import Receiver
-from ..wire import Frame
+from ..wire import Frame, Position
 
 # A cursor comes from outside: it is matched whole, bounded, and rebuilt from its parts.
 _CURSOR = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})(?:\.([1-9][0-9]{0,8}))?", re.ASCII)
 
 
 class MemoryBackend:
-    """Positions are whole numbers; the id is ``<epoch>-<position>``."""
+    """A position is the number of the frame; its id is ``<epoch>-<number>``."""
 
-    start = 0
+    start: Position = (0,)
 
     def __init__(self) -> None:
         self._epoch = secrets.token_hex(4)
-        self._position = self.start
+        self._number = 0
         self._receiver: Receiver | None = None
 
     def connect(self, receiver: Receiver) -> None:
         self._receiver = receiver
 
     def publish(self, batch: Batch) -> None:
-        self._position += 1
+        self._number += 1
+        position = (self._number,)
         receiver = self._receiver
         assert receiver is not None, "connect() comes first"
         try:
-            receiver.deliver(Frame(batch, self._position, self.format(self._position)))
+            receiver.deliver(Frame(batch, position, self.format(position)))
         except Exception:
-            receiver.lose(batch.channel, self._position)
+            receiver.lose(batch.channel, position)
             raise
 
-    def kick(self, user: Hashable, channel: str | None) -> None:
+    def kick(self, user: str | int | None, channel: str | None) -> None:
         receiver = self._receiver
         assert receiver is not None, "connect() comes first"
         receiver.dismiss("kicked", user, channel)
@@ -65,8 +66,8 @@ class MemoryBackend:
     silent_for = answered_ago = 0.0
     ignored = 0
 
-    def format(self, position: int) -> str:
-        return f"{self._epoch}-{position}"
+    def format(self, position: Position) -> str:
+        return f"{self._epoch}-{position[0]}"
 
     def parse(self, cursor: str) -> ResumePoint:
         match = _CURSOR.fullmatch(cursor)
@@ -74,7 +75,7 @@ class MemoryBackend:
             return ResumePoint(refused="malformed")
         if match[1] != self._epoch:
             return ResumePoint(refused="epoch")
-        return ResumePoint(int(match[2]), int(match[3] or 0))
+        return ResumePoint((int(match[2]),), int(match[3] or 0))
 
     def replay(self, channels: Iterable[str], point: ResumePoint) -> Slice | None:
         """What the history has let go is nowhere."""

@@ -13,14 +13,14 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 from weakref import ref
 
 from ..options import ClientOptions
 from ..runtime.worker import take
-from ..wire import HEARTBEAT, Frame
+from ..wire import HEARTBEAT, Frame, Position
 from .history import ResumePoint, Slice
 
 Reference = Callable[[], Frame | None]
@@ -40,7 +40,7 @@ class ClientInfo:
 
     id: int
     channels: tuple[str, ...]
-    user: Hashable = None
+    user: str | int | None = None
     connected_at: float = field(default_factory=time.time)
 
 
@@ -117,7 +117,7 @@ class OpenStream:
         raise NotImplementedError
 
     @property
-    def lost(self) -> tuple[Any, str] | None:
+    def lost(self) -> tuple[Position, str] | None:
         """The position of the newest frame that was lost before it came, and why; under the hub's lock."""
         raise NotImplementedError
 
@@ -149,7 +149,7 @@ class Client(OpenStream, Iterator[bytes]):
     iteration. The iteration also ends, after an ``sse_bye``, when the manager is shut down.
     """
 
-    lost: tuple[Any, str] | None = None
+    lost: tuple[Position, str] | None = None
 
     def __init__(self, home: Home, options: ClientOptions, info: ClientInfo, point: ResumePoint, batches: bool) -> None:
         now = home.clock()
@@ -210,7 +210,7 @@ class Client(OpenStream, Iterator[bytes]):
         self.counts.overflows += 1
         self.fall_behind()
 
-    def lose(self, channel: str, position: Any, reason: str) -> None:
+    def lose(self, channel: str, position: Position, reason: str) -> None:
         """Called by the hub, under its lock: a frame was lost before it came."""
         self.lost = position, reason
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..event import BROADCAST
 from ..options import HistoryOptions
-from ..wire import Frame
+from ..wire import Frame, Position
 
 MAX_FLOORS = 10_000
 """How many channels have a floor of their own."""
@@ -33,7 +33,7 @@ class ResumePoint(NamedTuple):
     why the cursor was none: ``epoch`` (of another history) or ``malformed``.
     """
 
-    position: Any = None
+    position: Position = ()
     part: int = 0
     refused: str | None = None
 
@@ -42,7 +42,7 @@ class Slice(NamedTuple):
     """Frames in order, and up to which position there are no more for who asked."""
 
     frames: list[Frame]
-    position: Any
+    position: Position
 
 
 class History:
@@ -54,7 +54,7 @@ class History:
     have one floor in common.
     """
 
-    def __init__(self, options: HistoryOptions, start: Any) -> None:
+    def __init__(self, options: HistoryOptions, start: Position) -> None:
         self.head = start
         """The position of the newest frame that there ever was."""
         self._max_frames = options.history_frames
@@ -65,7 +65,7 @@ class History:
         self._fresh = 0  # the newest so many have their variants
         self._fresh_bytes = 0
         self._lanes: dict[str, _Lane] = {}
-        self._floors: OrderedDict[str, Any] = OrderedDict()  # in the order of the last eviction
+        self._floors: OrderedDict[str, Position] = OrderedDict()  # in the order of the last eviction
         self._common_floor = start
         self._highest_floor = start
 
@@ -104,7 +104,7 @@ class History:
         while len(self._frames) > 1 and (len(self._frames) > self._max_frames or self._bytes > self._max_bytes):
             self._evict()
 
-    def lose(self, channel: str, position: Any) -> None:
+    def lose(self, channel: str, position: Position) -> None:
         """A frame of this channel, the newest, will never come: as if it had been evicted at once."""
         self.head = position
         self._raise_floor(channel, position)
@@ -150,7 +150,7 @@ class History:
     def gone(self, channels: Iterable[str], point: ResumePoint) -> list[str]:
         """Of which of these channels something after the cursor is not here any more. ``*`` is one of them."""
 
-        def is_gone(floor: Any) -> bool:
+        def is_gone(floor: Position) -> bool:
             return bool(floor >= point.position if point.part else floor > point.position)
 
         if not is_gone(self._highest_floor):  # nearly always, however many they are
@@ -169,7 +169,7 @@ class History:
             del self._lanes[channel]
         self._raise_floor(channel, frame.position)
 
-    def _raise_floor(self, channel: str, position: Any) -> None:
+    def _raise_floor(self, channel: str, position: Position) -> None:
         self._highest_floor = max(self._highest_floor, position)
         # Never lower: a frame that was lost may be newer than one that is evicted after it.
         self._floors[channel] = max(position, self._floors.get(channel, self._common_floor))
@@ -202,5 +202,5 @@ class _Lane:
         return not self.frames
 
 
-def _position(frame: Any) -> Any:
+def _position(frame: Frame) -> Position:
     return frame.position

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple, TypeVar
@@ -83,7 +83,7 @@ class Hub:
         self._left_lock = new_lock()
         self._left = threading.Condition(self._left_lock)
         self._members: dict[OpenStream, None] = {}
-        self._users: dict[Hashable, dict[OpenStream, None]] = {}
+        self._users: dict[str | int, dict[OpenStream, None]] = {}
         self._listeners: dict[str, dict[Listener, None]] = {}  # by channel; all of them under "*"
         self._history = History(history, cursors.start)
         self._dismissals = Dismissals()
@@ -111,7 +111,7 @@ class Hub:
         for listener in listeners:
             listener.offer(frame)
 
-    def lose(self, channel: str, position: Any, reason: str = "publish_failed") -> None:
+    def lose(self, channel: str, position: wire.Position, reason: str = "publish_failed") -> None:
         """Let all clients of this channel know that they have missed something, and those that return later, too."""
         with _Tidy(self), self._lock:
             self._history.lose(channel, position)
@@ -129,7 +129,7 @@ class Hub:
         *,
         batches: bool = True,
         snapshot: Snapshot | None = None,
-        user: Hashable = None,
+        user: str | int | None = None,
         ticket: int | None = None,
     ) -> Client:
         """Add a client. It reads the history from its cursor on, and is live where there is nothing more to read.
@@ -176,7 +176,7 @@ class Hub:
             return self._resume(channels, last_event_id, replayed)[0] is not None
 
     @property
-    def head(self) -> Any:
+    def head(self) -> wire.Position:
         """The position of the newest frame: a client that has everything up to it gets all that comes from now on.
 
         Read without the lock, since each request of the site pays for it. A harmless race: an older one brings more.
@@ -193,7 +193,7 @@ class Hub:
         """What a request takes before the app decides what it may have, for `connect`."""
         return self._dismissals.newest  # one number, so without the lock
 
-    def dismiss(self, reason: str, user: Hashable = None, channel: str | None = None) -> int:
+    def dismiss(self, reason: str, user: str | int | None = None, channel: str | None = None) -> int:
         """End the streams of this user, or of this channel, or of this user in this channel, now.
 
         Those that are still being opened, too, if they have an older ticket. Returns how many open ones end by this.
@@ -207,7 +207,7 @@ class Hub:
         """Whether no stream is open. Takes no lock: a forked child may ask this of its parent's hub."""
         return not self._members
 
-    def has_user(self, user: Hashable) -> bool:
+    def has_user(self, user: str | int | None) -> bool:
         """Whether this user has a stream."""
         with _Tidy(self), self._lock:
             return user in self._users
@@ -355,7 +355,7 @@ class Hub:
         with _Tidy(self), self._lock:
             self._unlist(feed, channels)
 
-    def news(self, feed: Feed, first: Any) -> tuple[list[wire.Frame], list[str]]:
+    def news(self, feed: Feed, first: wire.Position) -> tuple[list[wire.Frame], list[str]]:
         """The next frames that a feed has not read yet, none if it is up to date; and of which channels some are gone.
 
         `first` is the position of the frame with which it was told of news: it has everything before that.
@@ -368,7 +368,7 @@ class Hub:
             most = self._options.queue_frames, self._options.queue_bytes
             return history.read_all(channels, point, *most), history.gone(channels, point)
 
-    def next_frames(self, channels: tuple[str, ...], position: Any) -> list[wire.Frame] | None:
+    def next_frames(self, channels: tuple[str, ...], position: wire.Position) -> list[wire.Frame] | None:
         """What comes after this position, for members that are told of by their feed. None if some of it is gone."""
         with _Tidy(self), self._lock:
             point = ResumePoint(position)
@@ -429,7 +429,7 @@ class Hub:
             del listed[listener]
             self._gone = gone
 
-    def _check_limits(self, user: Hashable) -> None:
+    def _check_limits(self, user: str | int | None) -> None:
         most = self._options.max_clients
         if most is not None and len(self._members) >= most:
             raise TooManyClientsError(f"{most} streams are open: close some, or raise max_clients")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 from ..functions import described
@@ -37,12 +37,12 @@ class Revalidator:
         self._app_thread = app_thread
         self._clock = clock
         # Users whose next question is on its way. Single steps of a dictionary are atomic.
-        self._asked: dict[Hashable, object] = {}
+        self._asked: dict[str | int, object] = {}
         # The app thread's own: the number of errors in a row about each user, and when each level was last logged.
-        self._errors: dict[Hashable, int] = {}
+        self._errors: dict[str | int, int] = {}
         self._logged_at: dict[int, float] = {}
 
-    def watch(self, user: Hashable) -> None:
+    def watch(self, user: str | int) -> None:
         """Ask about this user from now on, for as long as there is a stream of this user."""
         mine = object()
         try:
@@ -54,7 +54,7 @@ class Revalidator:
                 self._app_thread.post_later(self._every, lambda: self._question(user, mine))
             raise
 
-    def _question(self, user: Hashable, mine: object) -> None:
+    def _question(self, user: str | int, mine: object) -> None:
         if self._asked.get(user) is not mine:
             return  # it was posted twice, and asked already
         try:
@@ -68,7 +68,7 @@ class Revalidator:
             else:
                 self._errors.pop(user, None)
 
-    def _may_stay(self, user: Hashable) -> bool:
+    def _may_stay(self, user: str | int) -> bool:
         """The app's answer. One that fails, or is none, ends nothing: a database that is away must not."""
         try:
             answer = self._ask(user)
@@ -81,7 +81,7 @@ class Revalidator:
         self._errors.pop(user, None)
         return answer
 
-    def _count_error(self, user: Hashable, what: str, error: Exception | None = None) -> None:
+    def _count_error(self, user: str | int, what: str, error: Exception | None = None) -> None:
         count = self._errors[user] = self._errors.get(user, 0) + 1
         level = logging.ERROR if count >= SERIOUS else logging.WARNING
         now = self._clock()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable
+from typing import Protocol
 
-from ..wire import Frame
+from ..wire import Frame, Position
 from .client import Counts
 from .history import ResumePoint, Slice
 
@@ -13,10 +13,10 @@ from .history import ResumePoint, Slice
 class Cursors(Protocol):
     """What a backend says about positions. They rise in the order of delivery, and only the backend looks inside."""
 
-    start: Any
+    start: Position
     """The position before the first frame."""
 
-    def format(self, position: Any) -> str:
+    def format(self, position: Position) -> str:
         """The id that stands for a position."""
 
     def parse(self, cursor: str) -> ResumePoint:
@@ -41,10 +41,10 @@ class Receiver(Protocol):
     def deliver(self, frame: Frame) -> None:
         """Take a frame."""
 
-    def lose(self, channel: str, position: Any, reason: str = "publish_failed") -> None:
+    def lose(self, channel: str, position: Position, reason: str = "publish_failed") -> None:
         """Take notice that the frame at this position, of this channel, will never come. `reason`: of the gap."""
 
-    def dismiss(self, reason: str, user: Hashable = None, channel: str | None = None) -> object:
+    def dismiss(self, reason: str, user: str | int | None = None, channel: str | None = None) -> object:
         """End the streams of this user, or of this channel, or of this user in this channel, now."""
 
 
@@ -58,7 +58,7 @@ class Listener(Protocol):
     def offer(self, frame: Frame) -> None:
         """A frame was delivered. Must not wait. By one thread at a time."""
 
-    def lose(self, channel: str, position: Any, reason: str) -> None:
+    def lose(self, channel: str, position: Position, reason: str) -> None:
         """The frame at this position, of this channel, was lost before it came. Under the hub's lock."""
 
     def fall_behind(self) -> None:
@@ -71,7 +71,7 @@ class Listener(Protocol):
 class Feed(Listener, Protocol):
     """A listener that reads the history for all of its members at once."""
 
-    position: Any
+    position: Position
     """All frames up to it, of its channels, were read; by its one thread."""
 
     @property

@@ -13,9 +13,9 @@ from ...errors import BackendError
 from ...event import BROADCAST, Batch
 from ...runtime.locks import new_lock, run_if_free
 from ...streams.history import ResumePoint, Slice
-from ...wire import Frame
+from ...wire import Frame, Position
 from .connections import Link, errors, understood
-from .entries import Position, Unreadable, before, channel_of, id_of, numbers, read_fields
+from .entries import Unreadable, before, channel_of, id_of, numbers, read_fields
 from .reader import Keys, RawEntry, State
 
 WAIT_SECONDS = 1.0

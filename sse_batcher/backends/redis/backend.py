@@ -13,7 +13,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ...errors import BackendError
@@ -21,9 +21,10 @@ from ...event import Batch, check_channel
 from ...runtime.locks import run_if_free
 from ...streams.history import ResumePoint, Slice
 from ...streams.roles import Receiver
+from ...wire import Position
 from .archive import Archive
 from .connections import Link, connector, errors, is_exhausted, pauses, understood
-from .entries import START, Entry, Kick, Position, numbers, to_fields
+from .entries import START, Entry, Kick, numbers, to_fields
 from .reader import Keys, Reader, State
 
 _log = logging.getLogger("sse_batcher.backends.redis")
@@ -92,7 +93,7 @@ class RedisBackend:
                 # The number stays: an entry that was added though no answer came is known by it, and read once.
                 self._closing.wait(pause)
 
-    def kick(self, user: Hashable, channel: str | None) -> None:
+    def kick(self, user: str | int | None, channel: str | None) -> None:
         """Have all processes end these streams. Raises `BackendError` if Redis does not take it."""
         if not isinstance(user, (str, int, type(None))):
             raise ValueError(f"between processes a user is a str or an int, not {user!r}")

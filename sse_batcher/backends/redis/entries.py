@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable
 from typing import NamedTuple
 
 from ...errors import SSEBatcherError
 from ...event import BROADCAST, MIXED, Batch, Event, check_channel, check_json, check_type
+from ...wire import Position
 
-Position = tuple[int, int, int, int]
-"""The generation (how many epochs this process has met before), the two numbers of the entry's id, and 0.
+START: Position = (0, 0, 0, 0)
+"""A position is the generation (how many epochs this process has met before), the two numbers of the entry's id, and 0.
 
 With 1 at the end, it is the place right after that entry and before any other: `after` makes it. An id alone would not
 do, since there may be none between two entries.
 """
-
-START: Position = (0, 0, 0, 0)
 VERSION = b"1"
 
 _PUBLISHER = re.compile(r"[0-9a-f]{16}", re.ASCII)
@@ -31,7 +29,7 @@ _REASON = re.compile(r"[a-z_]{1,32}", re.ASCII)  # a later version may have more
 class Kick(NamedTuple):
     """A control entry: end the streams of this user, or of this channel."""
 
-    user: Hashable
+    user: str | int | None
     channel: str | None
 
 

@@ -21,9 +21,9 @@ from ...event import BROADCAST, Batch
 from ...runtime.locks import new_lock
 from ...runtime.worker import Worker
 from ...streams.roles import Receiver
-from ...wire import Frame
+from ...wire import Frame, Position
 from .connections import Link, conflict, errors, pauses, understood
-from .entries import START, Entry, Kick, Position, Unreadable, after, before, id_of, numbers, read_fields, to_fields
+from .entries import START, Entry, Kick, Unreadable, after, before, id_of, numbers, read_fields, to_fields
 
 _log = logging.getLogger("sse_batcher.backends.redis")
 

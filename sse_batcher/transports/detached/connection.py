@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from ...streams.client import Client, Counts, OpenStream
 from ...streams.history import ResumePoint, Slice
 from ...streams.hub import Hub
-from ...wire import LAST_CHUNK, Frame, chunk
+from ...wire import LAST_CHUNK, Frame, Position, chunk
 from ..watcher import sign_of_life
 from .sending import hang_up, has_taken_all, send_to
 from .takeover import Taken
@@ -103,7 +103,7 @@ class Group(Protocol):
         """The frames and bytes that were handed to each that was live all the time."""
 
     @property
-    def lost(self) -> tuple[Any, str] | None:
+    def lost(self) -> tuple[Position, str] | None:
         """The position of the newest frame of its channels that was lost before it came, and why."""
 
     def shrink(self) -> None:
@@ -175,7 +175,7 @@ class SocketClient(OpenStream):
         return self.group.counts
 
     @property
-    def lost(self) -> tuple[Any, str] | None:
+    def lost(self) -> tuple[Position, str] | None:
         return self.group.lost
 
     @property

@@ -7,12 +7,12 @@ note and wakes it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from ...event import BROADCAST
 from ...streams.client import Client, Counts
 from ...streams.hub import Hub
-from ...wire import Frame
+from ...wire import Frame, Position
 from .connection import Loop, SocketClient
 from .group import Group
 from .replay import Replay
@@ -44,14 +44,14 @@ class Feed:
         """The groups of each channel that anybody asks for; of ``*``, all."""
         self._groups: dict[Key, Group] = {}
         self._replay = Replay(hub, loop.clock)
-        self._lost: dict[str, tuple[Any, str]] = {}
+        self._lost: dict[str, tuple[Position, str]] = {}
         self._lost_at = self.position
         self._heartbeat = client.options.heartbeat
         self._next_look = 0.0
         self._busy = False
         # Whether it was told of news that it has not read yet, and of which frame first. Written by the delivering
         # thread in this order, the other way round by ours.
-        self._first: Any = self.position
+        self._first: Position = self.position
         self._told = False
 
     # -- for the hub ---------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ class Feed:
     def offer(self, frame: Frame) -> None:
         self._tell(frame.position)
 
-    def lose(self, channel: str, position: Any, reason: str) -> None:
+    def lose(self, channel: str, position: Position, reason: str) -> None:
         self._lost[channel] = position, reason
         self._lost_at = position
 
@@ -69,7 +69,7 @@ class Feed:
     def end(self, reason: str) -> None:
         self.loop.post(self)  # the hub knows the reason
 
-    def _tell(self, position: Any) -> None:
+    def _tell(self, position: Position) -> None:
         if not self._told:
             self._first = position
             self._told = True
@@ -99,7 +99,7 @@ class Feed:
         if unasked:
             self.hub.unlist(self, unasked)
 
-    def lost_in(self, channels: Sequence[str]) -> tuple[Any, str] | None:
+    def lost_in(self, channels: Sequence[str]) -> tuple[Position, str] | None:
         lost = [self._lost[channel] for channel in (*channels, BROADCAST) if channel in self._lost]
         return max(lost, default=None)
 
@@ -141,7 +141,7 @@ class Feed:
                 rest = left
         self._next_look = now + max(rest, self._heartbeat / LOOKS)
 
-    def _read(self, first: Any) -> list[Frame]:
+    def _read(self, first: Position) -> list[Frame]:
         """The next frames. Who has missed some is sent to read for himself."""
         frames, gone = self.hub.news(self, first)
         for channel in gone:

@@ -15,13 +15,17 @@ from .errors import (
     ClosedError,
     ConfigurationError,
     InvalidEventError,
+    InvalidFunctionError,
     SSEBatcherError,
     TooManyClientsError,
+    UsageError,
 )
 from .event import Batch, Event
 from .manager import SSEManager
 from .options import BatchOptions, ClientOptions, HistoryOptions
-from .streams.client import Client
+from .stats import BatcherStats, ManagerStats
+from .streams.client import Client, ClientInfo
+from .streams.hub import Snapshot
 from .wsgi import stream
 
 if TYPE_CHECKING:
@@ -33,7 +37,9 @@ __all__ = [
     "BacklogFullError",
     "Batch",
     "BatchOptions",
+    "BatcherStats",
     "Client",
+    "ClientInfo",
     "ClientOptions",
     "ClosedError",
     "ConfigurationError",
@@ -41,9 +47,13 @@ __all__ = [
     "EventBatcher",
     "HistoryOptions",
     "InvalidEventError",
+    "InvalidFunctionError",
+    "ManagerStats",
     "SSEBatcherError",
     "SSEManager",
+    "Snapshot",
     "TooManyClientsError",
+    "UsageError",
     "signals",
     "stream",
 ]

@@ -11,9 +11,9 @@ class SSEBatcherError(Exception):
 
 
 class ConfigurationError(SSEBatcherError, ValueError):
-    """An option has a value that cannot be meant. Raised when options are made, never later.
+    """An option has an invalid value. Raised when options are made, never later.
 
-    `option` is the name of the option (``None`` where the error concerns several).
+    `option` is the name of the option (``None`` if the error concerns several).
     """
 
     def __init__(self, message: str, *, option: str | None = None) -> None:
@@ -31,6 +31,14 @@ class InvalidEventError(SSEBatcherError, ValueError):
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+class UsageError(SSEBatcherError, RuntimeError):
+    """The library was called in a way that cannot work, or a function of the app gave an answer that cannot be used."""
+
+
+class InvalidFunctionError(SSEBatcherError, TypeError):
+    """What was given as a function cannot be called, or is a coroutine function."""
 
 
 class ClosedError(SSEBatcherError, RuntimeError):

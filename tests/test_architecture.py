@@ -20,7 +20,7 @@ ROOT = Path(sse_batcher.__file__).parent
 # A module imports only what stands before it. Each module has its place here, and so has the package itself.
 LAYERS = """
     errors event functions options wire stats
-    runtime.process runtime.locks runtime.worker runtime.app_thread runtime
+    runtime.process runtime.locks runtime.log_once runtime.worker runtime.app_thread runtime
     batching.window batching.engine batching.batcher batching
     streams.history streams.dismissals streams.client streams.roles streams.hub streams.revalidation streams
     backends.memory backends.redis.entries backends.redis.connections backends.redis.reader backends.redis.archive

@@ -66,15 +66,23 @@ def without_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
 
 
-FALLBACKS = [without_ctypes, without_the_symbol, without_a_library, without_the_flags, without_the_lock]
+LINUX_FALLBACKS = [without_ctypes, without_the_symbol, without_a_library, without_the_lock]
+FALLBACKS = [*LINUX_FALLBACKS, without_the_flags]
+
+HAS_THE_LOCK = getattr(sys, "_is_gil_enabled", lambda: True)()
+needs_the_lock = pytest.mark.skipif(not HAS_THE_LOCK, reason="without the GIL, a fallback is the way to send")
 
 
-@pytest.fixture(params=[as_it_is, *FALLBACKS], ids=lambda case: case.__name__.replace("_", " "))
+def name_of(case: Callable[..., object]) -> str:
+    return case.__name__.replace("_", " ")
+
+
+@pytest.fixture(params=[as_it_is, *FALLBACKS], ids=name_of)
 def module(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     with monkeypatch.context() as patched:
         request.param(patched)
         loaded = load()
-    assert (loaded.send.__module__ == "sending_anew") == (request.param is not as_it_is)
+    assert (loaded.send.__module__ == "sending_anew") == (request.param is not as_it_is or not HAS_THE_LOCK)
     return loaded
 
 
@@ -121,15 +129,29 @@ def test_a_full_socket_takes_a_part_and_then_nothing(module: ModuleType, pair: P
     assert heard == data[:taken]
 
 
-def test_a_full_socket_that_blocks_does_not_make_the_library_wait(pair: Pair) -> None:
-    assert sending.FLAGS & socket.MSG_DONTWAIT  # or this would hang, with the lock
-    ours, _ = pair
+@pytest.mark.parametrize("module", [as_it_is, *LINUX_FALLBACKS], indirect=True, ids=name_of)
+@pytest.mark.parametrize("default", [None, PATIENCE], ids=["no default timeout", "a default timeout"])
+def test_a_full_socket_that_blocks_makes_no_way_wait(module: ModuleType, pair: Pair, default: float | None) -> None:
+    assert module.FLAGS & socket.MSG_DONTWAIT  # or this would hang, with the lock
+    ours, theirs = pair
     ours.setblocking(True)
-    while send(sending, ours.fileno(), bytes(1_000_000)):
-        pass
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(default)
+    try:
+        taken, began = 0, time.monotonic()
+        while some := send(module, ours.fileno(), bytes(1_000_000)):
+            taken += some
+        assert time.monotonic() - began < PATIENCE / 2
+    finally:
+        socket.setdefaulttimeout(before)
     assert os.get_blocking(ours.fileno())
+    ours.close()
+    while part := theirs.recv(1_000_000):
+        taken -= len(part)
+    assert taken == 0
 
 
+@needs_the_lock
 @pytest.mark.parametrize("size", [1, 5])
 def test_no_more_than_the_size_is_sent(size: int, pair: Pair) -> None:
     data = b"12345"
@@ -205,6 +227,7 @@ def test_what_passes_by_is_a_full_socket(module: ModuleType, number: int, monkey
 # -- the lock ----------------------------------------------------------------------------------------------------------
 
 
+@needs_the_lock
 def test_the_send_of_the_library_keeps_the_lock_and_looks_at_no_types() -> None:
     function: Any = sending.send
     assert isinstance(function, ctypes._CFuncPtr)
@@ -215,6 +238,7 @@ def test_the_send_of_the_library_keeps_the_lock_and_looks_at_no_types() -> None:
     assert function.argtypes is None  # they would cost as much again as the call
 
 
+@needs_the_lock
 def test_a_size_is_passed_in_all_its_bits() -> None:
     same = ctypes.PyDLL(None).labs  # takes one number of the same length
     same.restype = ctypes.c_long
@@ -230,6 +254,7 @@ def nobody_is_asked_to_let_go() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
+@needs_the_lock
 @pytest.mark.usefixtures("nobody_is_asked_to_let_go")
 @pytest.mark.parametrize(("prepare", "turns"), [(as_it_is, 0), (without_ctypes, 1)], ids=["library", "fallback"])
 def test_no_other_thread_gets_a_turn_between_two_sends(

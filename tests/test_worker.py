@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sse_batcher.runtime import worker
 from sse_batcher.runtime.worker import Deadline, Worker, take
 
 PATIENCE = 10.0
@@ -188,6 +191,21 @@ def test_a_thread_that_is_stopped_in_the_middle_of_a_turn_ends_after_one_more(ow
     assert owner.worker.ensure()
     assert owner.worker.join(PATIENCE)
     assert len(turns) == 2  # the second for the wake-up
+
+
+def test_an_owner_may_outlive_the_names_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the end of the interpreter, which sets them to None before it has freed all objects."""
+    failures: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", failures.append)
+    owner = Owner()
+    wakeups = owner.worker._wakeups
+    with monkeypatch.context() as patched:
+        for name in vars(worker).keys() - {"__builtins__"}:
+            patched.setattr(worker, name, None)
+        del owner
+        gc.collect()
+    assert not failures
+    assert wakeups.get_nowait() is None
 
 
 def test_a_worker_that_cannot_be_started_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

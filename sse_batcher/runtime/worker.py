@@ -100,12 +100,14 @@ class Worker:
         # gone, and the thread has to end.
         wakeups: queue.SimpleQueue[Owner | None] = queue.SimpleQueue()
         self._wakeups = wakeups
-        pid = os.getpid()
+        getpid = os.getpid
+        pid = getpid()
 
         def end(_: object) -> None:
             # Not in a forked child, which has no such thread: CPython 3.13 crashes when it wakes one that is not there,
-            # and uWSGI forks without the hook that would make it forget.
-            if os.getpid() == pid:
+            # and uWSGI forks without the hook that would make it forget. No global name: at the end of the process the
+            # owner may outlive the names of this module, and without the GIL it does.
+            if getpid() == pid:
                 wakeups.put(None)
 
         self._owner = weakref.ref(owner, end)

@@ -579,9 +579,12 @@ def test_flush_and_close_from_inside_the_sink_answer_at_once_and_the_work_is_don
         if len(batches) == 1:
             batcher.enqueue("log", 2)
             answers.append(getattr(batcher, call)(None))
+            answered.set()
 
+    answered = threading.Event()
     batcher = EventBatcher(sink, LONG)
     batcher.enqueue("error", 1)
+    assert answered.wait(PATIENCE)
     assert batcher.close(PATIENCE)
     assert answers == [False]
     assert [event.data for batch in batches for event in batch.events] == [1, 2]
@@ -748,6 +751,8 @@ def test_an_event_that_comes_when_a_caller_has_just_delivered_the_last_one_is_de
 def test_a_backlog_is_bounded_and_says_how_much_waits_and_for_how_long(sink: Sink) -> None:
     batcher = EventBatcher(sink, BatchOptions(max_pending_bytes=100_000))
     sink.stick()
+    batcher.enqueue("error", 0)
+    assert sink.entered.wait(PATIENCE)  # from here on the thread takes nothing in
     with pytest.raises(BacklogFullError) as caught:
         _enqueue(batcher, 100_000)
     accepted = batcher.get_stats().enqueued

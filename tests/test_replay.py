@@ -451,6 +451,7 @@ def test_the_thread_is_there_while_a_client_waits(threaded: Threaded, monkeypatc
     monkeypatch.setattr(hub, "replay", replay)
     client = threaded.connect()
     (connection,) = threaded.loop._connections.values()
+    wait_until(lambda: connection.live, "it is live")
     advance = hub.advance
     monkeypatch.setattr(hub, "advance", lambda member: False)
     connection.group.leave(connection)

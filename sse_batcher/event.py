@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple, NoReturn
 
 from .errors import InvalidEventError
+from .reasons import BatchReason
 
 BROADCAST = "*"
 DEFAULT_CHANNEL = "default"
@@ -72,7 +73,7 @@ class Batch:
     channel: str
     type: str
     events: tuple[Event, ...]
-    reason: str
+    reason: BatchReason
     timestamp: int
 
 

@@ -38,6 +38,7 @@ from .event import (
 )
 from .functions import check_function
 from .options import BatchOptions, ClientOptions, HistoryOptions, batch_options
+from .reasons import BusyReason
 from .runtime.app_thread import AppThread
 from .runtime.process import PerProcess, close_at_exit, require_threads
 from .runtime.worker import Deadline
@@ -278,7 +279,7 @@ class SSEManager:
         """The cursor that stands for a `place`."""
         return UNKNOWN if place is None else self._process.get().backend.format(place)
 
-    def busy_block(self, reason: str, last_event_id: str | None = None) -> bytes:
+    def busy_block(self, reason: BusyReason, last_event_id: str | None = None) -> bytes:
         """The one block of a stream that cannot be opened now: the client comes back later, with the same cursor."""
         return self._process.get().hub.busy_block(reason, last_event_id)
 

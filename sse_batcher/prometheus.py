@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from .event import check_channels
 from .manager import SSEManager
+from .reasons import BatchReason
 
 if TYPE_CHECKING:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -33,7 +34,7 @@ class _Row(NamedTuple):
     """Keys that are told from the start, with 0: an alert cannot be written about a series that is not there yet."""
 
 
-_REASONS = ("time_window", "size_limit", "leading", "critical", "manual", "shutdown")
+_REASONS: tuple[str, ...] = get_args(BatchReason)
 
 # `batches` and `clients` are the sums of what is told by label. As series of their own, a sum would count them twice.
 ROWS = (

@@ -24,7 +24,7 @@ client_connected = _signals.signal("client_connected", "A stream was opened. Arg
 client_disconnected = _signals.signal(
     "client_disconnected",
     "A stream has ended. Arguments: client (a `ClientInfo`), reason ('left', 'lease', 'kicked', 'revoked', "
-    "'buffered' or 'shutdown'), duration (seconds), frames and bytes (handed to it).",
+    "'buffered', 'threads' or 'shutdown'), duration (seconds), frames and bytes (handed to it).",
 )
 batch_flushed = _signals.signal("batch_flushed", "The backend took a batch. Arguments: batch (a `Batch`).")
 event_refused = _signals.signal(

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .reasons import BatchReason
+
 
 @dataclass(frozen=True, slots=True)
 class BatcherStats:
@@ -28,7 +30,7 @@ class BatcherStats:
     """Events in batches that the sink or backend did not take."""
     batches: int = 0
     """Batches that it took; a lone event counts as one."""
-    by_reason: Mapping[str, int] = field(default_factory=dict)
+    by_reason: Mapping[BatchReason, int] = field(default_factory=dict)
     """These batches by the reason for which they were closed."""
     pending_events: int = 0
     """Events accepted and not yet taken by the backend."""

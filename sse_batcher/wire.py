@@ -9,10 +9,11 @@ import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 from .errors import InvalidEventError
 from .event import BATCH_SUFFIX, MIXED, Batch, Event
+from .reasons import BatchReason
 
 HEADERS = (
     ("Content-Type", "text/event-stream; charset=utf-8"),
@@ -29,7 +30,7 @@ Position = tuple[int, ...]
 _LINE_END = re.compile("\r\n|\r|\n")  # and no other: str.splitlines() also cuts at U+2028 and lets data forge an event
 _ID = re.compile(r"[A-Za-z0-9._~-]{1,128}\Z")
 _FORBIDDEN_IN_TYPE = re.compile("[\r\n\0]")
-_LONGEST_REASON = "time_window"
+_LONGEST_REASON = max(get_args(BatchReason), key=len)
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # which json.dumps() makes for each call
 
 
@@ -105,7 +106,7 @@ def _event_bytes(event_type: str) -> int:
     return len(block(event=event_type, data="", id="x")) - 1
 
 
-def _envelope(name: str, values: list[str], reason: str, timestamp: int) -> str:
+def _envelope(name: str, values: list[str], reason: BatchReason, timestamp: int) -> str:
     return (
         f'{{"type":{json.dumps(name)},"batchSize":{len(values)},"events":[{",".join(values)}],'
         f'"reason":"{reason}","timestamp":{timestamp}}}'

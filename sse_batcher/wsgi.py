@@ -13,6 +13,7 @@ from urllib.parse import unquote_plus
 from .errors import BackendError, InvalidEventError
 from .event import DEFAULT_CHANNEL, check_channels, check_user
 from .manager import SSEManager
+from .reasons import BusyReason
 from .transports import open_stream
 from .transports.attached import Request
 from .transports.detached.stream import detach_policy
@@ -84,7 +85,7 @@ def stream(
     return "200 OK", list(HEADERS), open_stream(manager, request)
 
 
-def _refusal(manager: SSEManager, server: ServerInfo) -> str | None:
+def _refusal(manager: SSEManager, server: ServerInfo) -> BusyReason | None:
     """Why a stream of this server cannot be opened now, before anything is done for it."""
     if server.http2 and manager.http2 == "refuse":
         detach_policy.get().say(logging.WARNING, _REFUSED_HTTP2)

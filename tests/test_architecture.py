@@ -19,7 +19,7 @@ ROOT = Path(sse_batcher.__file__).parent
 
 # A module imports only what stands before it. Each module has its place here, and so has the package itself.
 LAYERS = """
-    errors event functions options wire stats
+    errors reasons event functions options wire stats
     runtime.process runtime.locks runtime.log_once runtime.worker runtime.app_thread runtime
     batching.window batching.engine batching.batcher batching
     streams.history streams.dismissals streams.client streams.roles streams.hub streams.revalidation streams
@@ -40,6 +40,7 @@ ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
 PURE = {
     *(
         "errors",
+        "reasons",
         "event",
         "functions",
         "options",
@@ -121,6 +122,7 @@ def test_the_imports_are_read_as_they_are_meant() -> None:
         "transports.descriptors",
         "errors",
         "transports.server",
+        "reasons",
         "streams.hub",
         "manager",
         "transports.watcher",

@@ -13,10 +13,12 @@ import os
 import queue
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import Final
 
 from ..errors import BacklogFullError, ClosedError
 from ..event import Batch, Event
 from ..options import BatchOptions, TypeRules
+from ..reasons import BatchReason
 from ..runtime.locks import is_mine, new_lock, run_if_free
 from ..runtime.process import close_at_exit
 from ..runtime.worker import Deadline, Worker, take
@@ -25,7 +27,7 @@ from .window import NEVER, NOW, Windows
 
 _log = logging.getLogger("sse_batcher.engine")
 
-SHUTDOWN = "shutdown"
+SHUTDOWN: Final = "shutdown"
 
 EVENT_OVERHEAD = 200
 """Bytes that a pending event is counted with beside its JSON: about what its Python objects take."""
@@ -46,7 +48,7 @@ class _Flush:
 
     __slots__ = ("answers", "ok", "reason", "since", "target", "time")
 
-    def __init__(self, reason: str, time: float, since: int) -> None:
+    def __init__(self, reason: BatchReason, time: float, since: int) -> None:
         self.reason = reason
         self.time = time
         self.since = since
@@ -107,7 +109,7 @@ class Engine:
         self._pending_bytes = 0
         self._enqueued = self._replaced = self._refused = self._failed = self._batches = 0
         self._done = 0  # batches that the sink took, or that failed
-        self._reasons: Counter[str] = Counter()
+        self._reasons: Counter[BatchReason] = Counter()
 
         self._worker = Worker(self, "sse_batcher")
         close_at_exit(self)
@@ -134,7 +136,7 @@ class Engine:
         ):
             self._wake()
 
-    def flush(self, reason: str, timeout: float | None) -> bool:
+    def flush(self, reason: BatchReason, timeout: float | None) -> bool:
         """Close all windows, and wait until what was added before is delivered. True if all of it was."""
         if reason != SHUTDOWN and self._is_settled():
             return True

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from ..event import BROADCAST, MIXED, Event
 from ..options import BatchOptions, TypeRules
+from ..reasons import BatchReason
 from ..wire import envelope_bytes, mixed_bytes
 
 NOW = float("-inf")
@@ -27,7 +28,7 @@ class Closed(NamedTuple):
     channel: str
     type: str
     events: tuple[Event, ...]
-    reason: str
+    reason: BatchReason
 
 
 class _Window:
@@ -134,12 +135,12 @@ class Windows:
             if self._is_open(window):
                 self._expire(window, now)
 
-    def close_all(self, reason: str, now: float) -> None:
+    def close_all(self, reason: BatchReason, now: float) -> None:
         """Close every window, oldest first."""
         self.close_due(now)
         self._close_all(reason, now, self._open)
 
-    def _close_all(self, reason: str, now: float, channels: Iterable[str]) -> None:
+    def _close_all(self, reason: BatchReason, now: float, channels: Iterable[str]) -> None:
         windows = [window for channel in channels for window in self._open.get(channel, {}).values()]
         for window in sorted(windows, key=lambda window: window.number):
             if window.events:
@@ -155,7 +156,7 @@ class Windows:
         heapq.heappush(self._deadlines, (window.deadline, window.number, window))
         return window
 
-    def _close(self, window: _Window, reason: str, now: float) -> _Window | None:
+    def _close(self, window: _Window, reason: BatchReason, now: float) -> _Window | None:
         """Close one window. With `leading` the next one opens at once, so that there is one frame a window at most."""
         types = self._open[window.channel]
         del types[window.rules.type]
@@ -173,7 +174,7 @@ class Windows:
             return self._close(following, "time_window", now)
         return following
 
-    def _hand_out(self, channel: str, event_type: str, events: tuple[Event, ...], reason: str) -> None:
+    def _hand_out(self, channel: str, event_type: str, events: tuple[Event, ...], reason: BatchReason) -> None:
         self.closed.append(Closed(channel, event_type, events, reason))
 
     def _bytes(self, event: Event) -> int:

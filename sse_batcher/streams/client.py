@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from weakref import ref
 
 from ..options import ClientOptions
+from ..reasons import ByeReason, EndReason, GapReason
 from ..runtime.worker import take
 from ..wire import HEARTBEAT, Frame, Position
 from .history import ResumePoint, Slice
@@ -49,7 +50,7 @@ class Home(Protocol):
 
     clock: Callable[[], float]
     """Seconds, from any start, never backwards."""
-    closing: str | None
+    closing: ByeReason | None
     """Why all streams end after what there is; None while that is not so."""
 
     def catch_up(self, client: Client) -> bytes | None:
@@ -58,10 +59,10 @@ class Home(Protocol):
         May wait for the backend. Returns the block that has to come first, if any.
         """
 
-    def farewell(self, client: OpenStream, reason: str, *, named: bool = True) -> bytes:
+    def farewell(self, client: OpenStream, reason: ByeReason, *, named: bool = True) -> bytes:
         """The last block of a stream. `named`: with the client's cursor as its id."""
 
-    def remove(self, client: OpenStream, reason: str) -> None:
+    def remove(self, client: OpenStream, reason: EndReason) -> None:
         """Forget the client. May be called more than once, and by the garbage collector."""
 
 
@@ -103,7 +104,7 @@ class OpenStream:
         self.opened_at = opened_at
         self.lease = lease
         """When it has to end, by the hub's clock."""
-        self.farewell: str | None = None
+        self.farewell: ByeReason | None = None
         """The reason that its last block gave. By the driver."""
 
     @property
@@ -117,7 +118,7 @@ class OpenStream:
         raise NotImplementedError
 
     @property
-    def lost(self) -> tuple[Position, str] | None:
+    def lost(self) -> tuple[Position, GapReason] | None:
         """The position of the newest frame that was lost before it came, and why; under the hub's lock."""
         raise NotImplementedError
 
@@ -126,7 +127,7 @@ class OpenStream:
         """The frames and bytes that were handed to it."""
         raise NotImplementedError
 
-    def dismiss(self, reason: str) -> bool:
+    def dismiss(self, reason: ByeReason) -> bool:
         """Let the stream end with ``sse_bye`` now: nothing that waits for it is handed out any more. Any thread.
 
         False if that was said before, and nothing changes.
@@ -149,7 +150,7 @@ class Client(OpenStream, Iterator[bytes]):
     iteration. The iteration also ends, after an ``sse_bye``, when the manager is shut down.
     """
 
-    lost: tuple[Position, str] | None = None
+    lost: tuple[Position, GapReason] | None = None
 
     def __init__(self, home: Home, options: ClientOptions, info: ClientInfo, point: ResumePoint, batches: bool) -> None:
         now = home.clock()
@@ -178,8 +179,8 @@ class Client(OpenStream, Iterator[bytes]):
         self._behind = True
         self._slice: deque[Reference] = deque()
         self._started = False
-        self._ending: str | None = None  # why it ends after what is queued
-        self._dismissed: str | None = None  # why it ends before anything more is handed out
+        self._ending: ByeReason | None = None  # why it ends after what is queued
+        self._dismissed: ByeReason | None = None  # why it ends before anything more is handed out
         self._closed = False
         self._successor: OpenStream | None = None
 
@@ -210,7 +211,7 @@ class Client(OpenStream, Iterator[bytes]):
         self.counts.overflows += 1
         self.fall_behind()
 
-    def lose(self, channel: str, position: Position, reason: str) -> None:
+    def lose(self, channel: str, position: Position, reason: GapReason) -> None:
         """Called by the hub, under its lock: a frame was lost before it came."""
         self.lost = position, reason
 
@@ -240,12 +241,12 @@ class Client(OpenStream, Iterator[bytes]):
         self._bytes_out = self._bytes_in
         self._behind = False
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: ByeReason) -> None:
         """Let the stream end with ``sse_bye`` after what is queued."""
         self._ending = self._ending or reason
         self._queue.put(_END)
 
-    def dismiss(self, reason: str) -> bool:
+    def dismiss(self, reason: ByeReason) -> bool:
         """Let the stream end with ``sse_bye`` now: nothing that waits for it is handed out any more."""
         first = self._dismissed is None  # of two threads at once, both may be: a harmless race, one reason is kept
         self._dismissed = self._dismissed or reason
@@ -329,7 +330,7 @@ class Client(OpenStream, Iterator[bytes]):
         # One at or below the position was listed for this client just before it went live, and read from the history.
         return self._handed(frame) if frame.position > self.point.position else None
 
-    def _say_goodbye(self, reason: str) -> bytes:
+    def _say_goodbye(self, reason: ByeReason) -> bytes:
         self.farewell = reason
         # Without an id if the state was not handed out: a client that comes back with one would not get it any more.
         return self.home.farewell(self, reason, named=not self.state)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from ..reasons import ByeReason
+
 MAX_DISMISSALS = 10_000
 """How many pairs of a user and a channel are remembered."""
 
@@ -26,9 +28,9 @@ class Dismissals:
         """The number of the newest dismissal; 0 before the first one."""
         self._most = most
         self._floor = 0
-        self._by_pair: OrderedDict[tuple[str | int | None, str | None], tuple[int, str]] = OrderedDict()
+        self._by_pair: OrderedDict[tuple[str | int | None, str | None], tuple[int, ByeReason]] = OrderedDict()
 
-    def add(self, reason: str, user: str | int | None, channel: str | None) -> None:
+    def add(self, reason: ByeReason, user: str | int | None, channel: str | None) -> None:
         """Note that the streams of this user, in this channel, were told to end. None: of any."""
         self.newest += 1
         self._by_pair[user, channel] = self.newest, reason
@@ -36,7 +38,7 @@ class Dismissals:
         if len(self._by_pair) > self._most:
             self._floor, _ = self._by_pair.popitem(last=False)[1]
 
-    def after(self, ticket: int, user: str | int | None, channels: Iterable[str]) -> str | None:
+    def after(self, ticket: int, user: str | int | None, channels: Iterable[str]) -> ByeReason | None:
         """The reason of the newest dismissal after this ticket that is for such a stream; None if there is none."""
         if ticket >= self.newest:
             return None

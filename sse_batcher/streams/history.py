@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ..event import BROADCAST
 from ..options import HistoryOptions
+from ..reasons import GapReason
 from ..wire import Frame, Position
 
 MAX_FLOORS = 10_000
@@ -35,7 +36,7 @@ class ResumePoint(NamedTuple):
 
     position: Position = ()
     part: int = 0
-    refused: str | None = None
+    refused: GapReason | None = None
 
 
 class Slice(NamedTuple):

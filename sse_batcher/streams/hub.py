@@ -23,6 +23,7 @@ from .. import wire
 from ..errors import BackendError, ClosedError, TooManyClientsError
 from ..event import BROADCAST
 from ..options import ClientOptions, HistoryOptions
+from ..reasons import BusyReason, ByeReason, EndReason, GapReason
 from ..runtime.locks import new_lock, run_if_free
 from .client import Client, ClientInfo, Counts, OpenStream
 from .dismissals import Dismissals
@@ -53,7 +54,7 @@ class Farewell(NamedTuple):
     `frames` and `bytes` were handed to the stream.
     """
 
-    reason: str
+    reason: EndReason
     duration: float
     frames: int
     bytes: int
@@ -87,14 +88,14 @@ class Hub:
         self._listeners: dict[str, dict[Listener, None]] = {}  # by channel; all of them under "*"
         self._history = History(history, cursors.start)
         self._dismissals = Dismissals()
-        self.closing: str | None = None
+        self.closing: ByeReason | None = None
         """Why no more clients are taken, and all streams end; None while that is not so."""
         self._closed_for_good = False  # these two under the lock
         self._closed_at = 0.0
         self._numbers = itertools.count(1)
         # Clients to be forgotten, and why. Leaving must not wait for the lock: the garbage collector may end a stream
         # on a thread that holds it. Whoever holds it forgets them right after it is released.
-        self._leaving: deque[tuple[OpenStream, str]] = deque()
+        self._leaving: deque[tuple[OpenStream, EndReason]] = deque()
         self._farewells: deque[tuple[ClientInfo, Farewell]] = deque()  # forgotten, and not told of yet
         self.thread_restarts = 0
         """How often a thread that drives its streams was started again. By that thread."""
@@ -111,7 +112,7 @@ class Hub:
         for listener in listeners:
             listener.offer(frame)
 
-    def lose(self, channel: str, position: wire.Position, reason: str = "publish_failed") -> None:
+    def lose(self, channel: str, position: wire.Position, reason: GapReason = "publish_failed") -> None:
         """Let all clients of this channel know that they have missed something, and those that return later, too."""
         with _Tidy(self), self._lock:
             self._history.lose(channel, position)
@@ -183,7 +184,7 @@ class Hub:
         """
         return self._history.head
 
-    def busy_block(self, reason: str, cursor: str | None) -> bytes:
+    def busy_block(self, reason: BusyReason, cursor: str | None) -> bytes:
         """The only block of a stream that cannot be served now."""
         id = self._cursors.normalize(cursor) if cursor else None
         return self._control("sse_busy", id, reason=reason)
@@ -193,7 +194,7 @@ class Hub:
         """What a request takes before the app decides what it may have, for `connect`."""
         return self._dismissals.newest  # one number, so without the lock
 
-    def dismiss(self, reason: str, user: str | int | None = None, channel: str | None = None) -> int:
+    def dismiss(self, reason: ByeReason, user: str | int | None = None, channel: str | None = None) -> int:
         """End the streams of this user, or of this channel, or of this user in this channel, now.
 
         Those that are still being opened, too, if they have an older ticket. Returns how many open ones end by this.
@@ -212,7 +213,7 @@ class Hub:
         with _Tidy(self), self._lock:
             return user in self._users
 
-    def close(self, reason: str, *, for_good: bool = True) -> None:
+    def close(self, reason: ByeReason, *, for_good: bool = True) -> None:
         """Take no more clients, and let all streams end after what is queued for them.
 
         Unless it is `for_good`, `reopen` takes clients again.
@@ -288,10 +289,10 @@ class Hub:
         client.read_older(older)
         return None
 
-    def farewell(self, client: OpenStream, reason: str, *, named: bool = True) -> bytes:
+    def farewell(self, client: OpenStream, reason: ByeReason, *, named: bool = True) -> bytes:
         return self._control("sse_bye", self._id(client.point) if named else None, reason=reason)
 
-    def remove(self, client: OpenStream, reason: str) -> None:
+    def remove(self, client: OpenStream, reason: EndReason) -> None:
         self._leaving.append((client, reason))
         self._forget_leaving()
 
@@ -328,7 +329,7 @@ class Hub:
     def skip(self, member: OpenStream) -> bytes:
         """Make a member live at the head. Returns the block that tells it that it has missed something, and why."""
         with _Tidy(self), self._lock:
-            reason = "overflow"
+            reason: GapReason = "overflow"
             if member.lost is not None and member.lost[0] > member.point.position:
                 reason = member.lost[1]
             member.point = ResumePoint(self._history.head)
@@ -451,7 +452,7 @@ class Hub:
 
     def _resume(
         self, channels: tuple[str, ...], last_event_id: str | None, replayed: bool = False
-    ) -> tuple[ResumePoint | None, str | None]:
+    ) -> tuple[ResumePoint | None, GapReason | None]:
         """Where a client goes on, None if it begins anew; and why, if it wanted to go on and cannot. Under the lock."""
         if not last_event_id:
             return None, None
@@ -464,7 +465,7 @@ class Hub:
         return (point, None) if replayed or self._history.covers(channels, point) else (None, "too_old")
 
     def _opening(
-        self, client: OpenStream, refused: str | None, *, named: bool = True, granted: tuple[str, ...] = ()
+        self, client: OpenStream, refused: GapReason | None, *, named: bool = True, granted: tuple[str, ...] = ()
     ) -> bytes:
         """The first block of a stream, with the channels that were `granted`; or of what goes on after a gap."""
         data: dict[str, Any] = {"heartbeat": self._options.heartbeat}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Protocol
 
+from ..reasons import ByeReason, GapReason
 from ..wire import Frame, Position
 from .client import Counts
 from .history import ResumePoint, Slice
@@ -41,10 +42,10 @@ class Receiver(Protocol):
     def deliver(self, frame: Frame) -> None:
         """Take a frame."""
 
-    def lose(self, channel: str, position: Position, reason: str = "publish_failed") -> None:
+    def lose(self, channel: str, position: Position, reason: GapReason = "publish_failed") -> None:
         """Take notice that the frame at this position, of this channel, will never come. `reason`: of the gap."""
 
-    def dismiss(self, reason: str, user: str | int | None = None, channel: str | None = None) -> object:
+    def dismiss(self, reason: ByeReason, user: str | int | None = None, channel: str | None = None) -> object:
         """End the streams of this user, or of this channel, or of this user in this channel, now."""
 
 
@@ -58,13 +59,13 @@ class Listener(Protocol):
     def offer(self, frame: Frame) -> None:
         """A frame was delivered. Must not wait. By one thread at a time."""
 
-    def lose(self, channel: str, position: Position, reason: str) -> None:
+    def lose(self, channel: str, position: Position, reason: GapReason) -> None:
         """The frame at this position, of this channel, was lost before it came. Under the hub's lock."""
 
     def fall_behind(self) -> None:
         """Called after `lose`, by that same thread, without the lock."""
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: ByeReason) -> None:
         """Let its streams end with ``sse_bye`` after all that was delivered. Any thread."""
 
 

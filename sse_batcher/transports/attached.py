@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ..errors import BackendError, ClosedError, TooManyClientsError
 from ..manager import SSEManager
+from ..reasons import BusyReason, ByeReason
 from ..streams.client import Client
 from ..streams.hub import Snapshot
 from .descriptors import descriptors
@@ -36,7 +37,7 @@ class Request(NamedTuple):
     ticket: int | None = None
 
 
-BUFFERED = "buffered"
+BUFFERED: ByeReason = "buffered"
 """Why a stream ends that is held back on its way to the client."""
 
 LATER = 2.0
@@ -133,7 +134,7 @@ class AttachedStream(Iterator[bytes]):
         """The server is stopping."""
         self._manager.drain()
 
-    def _refuse(self, reason: str) -> bytes:
+    def _refuse(self, reason: BusyReason) -> bytes:
         """End without a stream. Returns the only block."""
         self.close()
         return self._manager.busy_block(reason, self._request.last_event_id)
@@ -202,6 +203,6 @@ def _most_held(server: ServerInfo, transport: str) -> float:
 class BusyError(Exception):
     """The stream cannot be opened now."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: BusyReason) -> None:
         super().__init__(reason)
         self.reason = reason

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from ...errors import SSEBatcherError
 from ...event import BROADCAST, MIXED, Batch, Event, check_channel, check_json, check_type
+from ...reasons import BatchReason
 from ...wire import Position
 
 START: Position = (0, 0, 0, 0)
@@ -130,7 +131,7 @@ def _read_batch(text: dict[str, str]) -> Batch:
     for data in texts:
         check_json(data)
     events = tuple(Event(event_type, channel, data) for event_type, data in zip(types, texts, strict=True))
-    return Batch(channel, batch_type, events, text["r"], int(text["ts"]))
+    return Batch(channel, batch_type, events, cast(BatchReason, text["r"]), int(text["ts"]))
 
 
 def numbers(id: bytes | str) -> tuple[int, int]:

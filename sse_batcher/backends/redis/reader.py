@@ -18,6 +18,7 @@ from typing import Any
 
 from ...errors import BackendError
 from ...event import BROADCAST, Batch
+from ...reasons import GapReason
 from ...runtime.locks import new_lock
 from ...runtime.worker import Worker
 from ...streams.roles import Receiver
@@ -392,7 +393,7 @@ class Reader:
             self._moved = False
             self._lose(receiver, BROADCAST, after(self._state.read), "epoch")
 
-    def _lose(self, receiver: Receiver, channel: str, position: Position, reason: str) -> None:
+    def _lose(self, receiver: Receiver, channel: str, position: Position, reason: GapReason) -> None:
         self._state.floor = max(self._state.floor, position)
         receiver.lose(channel, position, reason)
         self._state.head = position

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
+from ...reasons import ByeReason, EndReason, GapReason
 from ...streams.client import Client, Counts, OpenStream
 from ...streams.history import ResumePoint, Slice
 from ...streams.hub import Hub
@@ -22,7 +23,7 @@ from ..watcher import sign_of_life
 from .sending import hang_up, has_taken_all, send_to
 from .takeover import Taken
 
-LEFT = "left"
+LEFT: Final = "left"
 """The reason for an end without a word."""
 
 AT_ONCE = 262_144
@@ -103,7 +104,7 @@ class Group(Protocol):
         """The frames and bytes that were handed to each that was live all the time."""
 
     @property
-    def lost(self) -> tuple[Position, str] | None:
+    def lost(self) -> tuple[Position, GapReason] | None:
         """The position of the newest frame of its channels that was lost before it came, and why."""
 
     def shrink(self) -> None:
@@ -154,7 +155,7 @@ class SocketClient(OpenStream):
         self.rest: bytes | memoryview = taken.unsent
         """What has to be sent before anything else: it was begun, or comes first."""
         self.live = False
-        self.dismissed: str | None = None
+        self.dismissed: EndReason | None = None
         """Why it ends before anything more is handed out. Any thread."""
         self.full_since: float | None = None
         """Since when its socket is full; None if it is not."""
@@ -175,7 +176,7 @@ class SocketClient(OpenStream):
         return self.group.counts
 
     @property
-    def lost(self) -> tuple[Position, str] | None:
+    def lost(self) -> tuple[Position, GapReason] | None:
         return self.group.lost
 
     @property
@@ -185,7 +186,7 @@ class SocketClient(OpenStream):
         frames, size = self.group.handed
         return self._frames + frames, self._bytes + size
 
-    def dismiss(self, reason: str) -> bool:
+    def dismiss(self, reason: EndReason) -> bool:
         first = self.dismissed is None
         self.dismissed = self.dismissed or reason
         self.group.loop.post(self)
@@ -285,7 +286,7 @@ class SocketClient(OpenStream):
         finally:
             connection.detach()
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: EndReason) -> None:
         """Close the connection, and be forgotten. Idempotent."""
         if self.fd < 0:
             return
@@ -351,7 +352,7 @@ class SocketClient(OpenStream):
         self.point = ResumePoint(older.position)
         return True
 
-    def _end(self, reason: str) -> bool:
+    def _end(self, reason: ByeReason) -> bool:
         """Say goodbye, and close as soon as that is sent."""
         self.farewell = reason
         group = self.group

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from ...event import BROADCAST
+from ...reasons import ByeReason, GapReason
 from ...streams.client import Client, Counts
 from ...streams.hub import Hub
 from ...wire import Frame, Position
@@ -44,7 +45,7 @@ class Feed:
         """The groups of each channel that anybody asks for; of ``*``, all."""
         self._groups: dict[Key, Group] = {}
         self._replay = Replay(hub, loop.clock)
-        self._lost: dict[str, tuple[Position, str]] = {}
+        self._lost: dict[str, tuple[Position, GapReason]] = {}
         self._lost_at = self.position
         self._heartbeat = client.options.heartbeat
         self._next_look = 0.0
@@ -59,14 +60,14 @@ class Feed:
     def offer(self, frame: Frame) -> None:
         self._tell(frame.position)
 
-    def lose(self, channel: str, position: Position, reason: str) -> None:
+    def lose(self, channel: str, position: Position, reason: GapReason) -> None:
         self._lost[channel] = position, reason
         self._lost_at = position
 
     def fall_behind(self) -> None:
         self._tell(self._lost_at)
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: ByeReason) -> None:
         self.loop.post(self)  # the hub knows the reason
 
     def _tell(self, position: Position) -> None:
@@ -99,7 +100,7 @@ class Feed:
         if unasked:
             self.hub.unlist(self, unasked)
 
-    def lost_in(self, channels: Sequence[str]) -> tuple[Position, str] | None:
+    def lost_in(self, channels: Sequence[str]) -> tuple[Position, GapReason] | None:
         lost = [self._lost[channel] for channel in (*channels, BROADCAST) if channel in self._lost]
         return max(lost, default=None)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from ...reasons import GapReason
 from ...streams.client import Client, Counts
 from ...streams.history import ResumePoint
 from ...streams.hub import Hub
-from ...wire import HEARTBEAT, Frame, chunk
+from ...wire import HEARTBEAT, Frame, Position, chunk
 from .connection import LEFT, Loop, SocketClient
 from .sending import FLAGS, send, sized, taken
 
@@ -43,7 +44,7 @@ class Feed(Protocol):
     def replay(self, connection: SocketClient) -> None:
         """Have the connection answered with what only the backend still has."""
 
-    def lost_in(self, channels: Sequence[str]) -> tuple[Any, str] | None:
+    def lost_in(self, channels: Sequence[str]) -> tuple[Position, GapReason] | None:
         """The position of the newest frame of these channels that was lost before it came, and why."""
 
 
@@ -84,7 +85,7 @@ class Group:
         return self._frames, self._bytes
 
     @property
-    def lost(self) -> tuple[Any, str] | None:
+    def lost(self) -> tuple[Position, GapReason] | None:
         return self.feed.lost_in(self.channels)
 
     # -- its connections -----------------------------------------------------------------------------------------------

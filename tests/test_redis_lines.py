@@ -14,7 +14,7 @@ import redis
 from sse_batcher import BatchOptions, HistoryOptions, SSEManager
 from sse_batcher.backends.redis.backend import RedisBackend
 from sse_batcher.backends.redis.connections import Link
-from sse_batcher.backends.redis.entries import Entry, Kick, to_fields
+from sse_batcher.backends.redis.entries import Entry, Kick, Position, to_fields
 from sse_batcher.backends.redis.reader import Keys, Reader, State
 from sse_batcher.event import Batch, Event
 from sse_batcher.streams.history import ResumePoint
@@ -462,6 +462,37 @@ def test_a_place_between_two_entries_is_one_for_other_processes_too(server: Redi
         assert names_of(viewer.events[:1]) == ["sse_open"]
         add(server, 2)
         assert viewer.numbers(2) == [2]
+
+
+class ReadsOn(State):
+    """A state whose reader delivers entries right after one attribute was looked at."""
+
+    def __init__(self, after: str, up_to: Position) -> None:
+        super().__init__()
+        self.epochs[0] = "00000000"
+        self.head = self.read = (0, 1, 0, 0)
+        self.pending: tuple[str, Position] | None = after, up_to
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        pending = super().__getattribute__("__dict__").get("pending")
+        if pending is not None and pending[0] == name:
+            self.pending = None
+            self.head = self.read = pending[1]
+            self.generation = pending[1][0]
+            self.epochs.setdefault(self.generation, "11111111")
+        return value
+
+
+@pytest.mark.parametrize("attribute", ["generation", "epochs", "read", "head"])
+@pytest.mark.parametrize(
+    "up_to", [(0, 2, 0, 0), (0, 9, 0, 0), (1, 9, 0, 0)], ids=["to there", "further", "another line"]
+)
+def test_a_reader_that_goes_on_meanwhile_makes_a_cursor_skip_nothing(attribute: str, up_to: Position) -> None:
+    """The client comes from a process that has read entry 2, which this one has still to read when it looks."""
+    backend = RedisBackend(lambda: None, "x", 10)
+    backend._state = ReadsOn(attribute, up_to)
+    assert backend.parse("00000000-2-0") == ResumePoint((0, 2, 0, 0))
 
 
 class Received:

@@ -247,13 +247,16 @@ class RedisBackend:
         match = _CURSOR.fullmatch(cursor)
         if match is None or int(match[2]) >= 2**64 or int(match[3]) >= 2**64:  # which Redis would refuse
             return ResumePoint(refused="malformed")
-        state = self._state
-        if match[1] != state.epochs.get(state.generation):
+        # The reader may go on at any moment, so each value is looked at once. `read` is first, since the reader sets it
+        # after `head`: nothing up to this `read` was delivered after that head.
+        state, generation = self._state, self._state.generation
+        if match[1] != state.epochs.get(generation):
             return ResumePoint(refused="epoch")
-        position: Position = (state.generation, int(match[2]), int(match[3]), int(bool(match[4])))
-        if state.head < position and position[:3] <= state.read[:3]:
+        position: Position = (generation, int(match[2]), int(match[3]), int(bool(match[4])))
+        read, head = state.read, state.head
+        if head < position and position[:3] <= read[:3]:
             # Another process has told its clients of something there: here, nothing has come since the head.
-            return ResumePoint(state.head)
+            return ResumePoint(head)
         return ResumePoint(position, int(match[5] or 0))
 
     def replay(self, channels: Iterable[str], point: ResumePoint) -> Slice | None:

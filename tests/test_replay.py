@@ -19,6 +19,7 @@ import pytest
 from sse_batcher import BackendError, HistoryOptions
 from sse_batcher.event import BROADCAST, Batch, Event
 from sse_batcher.streams.history import ResumePoint, Slice
+from sse_batcher.streams.hub import Hub
 from sse_batcher.transports.detached.loop import Adoption
 from sse_batcher.transports.detached.replay import FIRST_PAUSE, LONGEST_PAUSE
 from sse_batcher.transports.detached.takeover import Taken
@@ -307,6 +308,35 @@ def test_at_the_end_a_client_that_is_far_behind_leaves_with_its_place(
     assert len(got) < 30
     assert has_ended(client)
     assert site.hub.wait_until_left(0)
+
+
+@pytest.mark.parametrize("looks", range(8))
+@pytest.mark.parametrize("kind", ["live", "waiting", "far behind"])
+def test_a_stream_ends_properly_or_goes_on_when_the_hub_opens_again_at_any_moment(
+    site: ReplayingSite, kind: str, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is open again after so many looks at why it is closing."""
+    site.deliver(30)
+    client = site.waits() if kind == "waiting" else site.connect()
+    if kind == "far behind":
+        (connection,) = site.loop._connections.values()
+        connection.group.leave(connection)
+        connection.point = ResumePoint(0)
+        site.loop.post(connection)
+    site.hub.close("shutdown", for_good=False)
+    reasons = iter(["shutdown"] * looks)
+    monkeypatch.setattr(Hub, "closing", property(lambda _: next(reasons, None)), raising=False)
+    site.archive.answers = math.inf
+    site.wait(2.2)
+    site.deliver()
+    got = everything(site, client)
+    byes = [json.loads(event.data) for event in got if event.type == "sse_bye"]
+    if has_ended(client):
+        assert byes == [{"reason": "shutdown"}]
+        assert got[-1].type == "sse_bye"
+    else:
+        assert byes == []
+        assert got[-1].id == "x-31"
 
 
 def test_a_fault_while_it_is_replayed_ends_that_stream_only(

@@ -89,7 +89,8 @@ class Hub:
         self._history = History(history, cursors.start)
         self._dismissals = Dismissals()
         self.closing: ByeReason | None = None
-        """Why no more clients are taken, and all streams end; None while that is not so."""
+        """Why no more clients are taken, and all streams end; None while that is not so. Changed under the lock. Code
+        without the lock looks at it once: it may be None again at any moment."""
         self._closed_for_good = False  # these two under the lock
         self._closed_at = 0.0
         self._numbers = itertools.count(1)

@@ -261,8 +261,9 @@ class SocketClient(OpenStream):
             self._give_up_if_stalled(now)
 
     def _look_while_it_waits(self, now: float, wait: Wait) -> None:
-        if self.group.hub.closing is not None:
-            self.dismiss(self.group.hub.closing)  # it gets the rest from another process
+        closing = self.group.hub.closing
+        if closing is not None:
+            self.dismiss(closing)  # it gets the rest from another process
         elif now - wait.since >= self.group.heartbeat and not self.rest:
             wait.since = now
             self._say(self.group.beat)
@@ -328,17 +329,17 @@ class SocketClient(OpenStream):
 
     def _go_on(self) -> bool:
         """It has everything: it is live from here on, unless all streams end."""
-        group = self.group
-        if group.hub.closing is not None:
-            return self._end(group.hub.closing)
+        group, closing = self.group, self.group.hub.closing
+        if closing is not None:
+            return self._end(closing)
         group.join(self)
         return False
 
     def _ask(self) -> bool:
         """Wait for what the history does not have. If all streams end, the client gets that elsewhere."""
-        group = self.group
-        if group.hub.closing is not None:
-            return self._end(group.hub.closing)
+        group, closing = self.group, self.group.hub.closing
+        if closing is not None:
+            return self._end(closing)
         self._wait = Wait(group.loop.clock())
         group.feed.replay(self)
         return False

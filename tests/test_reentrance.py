@@ -202,8 +202,8 @@ def test_a_child_delivers_its_own_events_and_none_of_its_parents(fork: str) -> N
         publish("log", "parent's")
     def hold():
         process = manager._process.get()
-        engines = batcher._engine.get(), life.batcher._engine.get()
-        with engines[0]._turn, engines[0]._counters, engines[1]._turn, engines[1]._counters, life.hub._lock:
+        engines = batcher._engine.get(), process.batcher._engine.get()
+        with engines[0]._turn, engines[0]._counters, engines[1]._turn, engines[1]._counters, process.hub._lock:
             held.set()
             forked.wait()
     holder = threading.Thread(target=hold)
@@ -365,7 +365,7 @@ def test_an_exit_with_a_stuck_sink_does_not_hang() -> None:
     import sse_batcher.runtime.process
     stuck = threading.Event()
     batcher = EventBatcher(lambda batch: stuck.wait())
-    sse_batcher.process.EXIT_SECONDS = 0.1
+    sse_batcher.runtime.process.EXIT_SECONDS = 0.1
     batcher.enqueue("error", 1)
     """,
         stderr="not everything was delivered and closed within 0.1 seconds at the end of this process: "

@@ -20,6 +20,7 @@ from flask.typing import ResponseReturnValue
 from sse_batcher import SSE, Batch, BatchOptions, InvalidEventError, SSEManager
 from sse_batcher.prometheus import PREFIX, ROWS, SSECollector
 from sse_batcher.stats import ManagerStats
+from tests.servers import wait_until
 from tests.services import missing
 from tests.sse_parser import take
 
@@ -79,6 +80,8 @@ def use(manager: SSEManager) -> None:
         manager.enqueue("", 1)
     take(manager.subscribe(["a", "b"], cursor), 2)
     take(manager.subscribe(["a"], "unknown-1"), 1)
+    # A batch counts when the sink has returned, and a client may have it before that.
+    wait_until(lambda: manager.get_stats().batches == 2, "both batches are counted")
 
 
 # -- values ------------------------------------------------------------------------------------------------------------

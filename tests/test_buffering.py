@@ -193,7 +193,7 @@ class Connection:
     def __init__(self, *, later: bool = False) -> None:
         self.bytes: int | None = 1000  # an earlier response
         self.all_taken = True
-        self.host = SimpleNamespace(writes_later=later)
+        self.server = SimpleNamespace(writes_later=later)
 
     def written(self) -> tuple[int, bool] | None:
         return None if self.bytes is None else (self.bytes, self.all_taken)

@@ -24,8 +24,9 @@ from .event import Batch, Event
 from .manager import SSEManager
 from .options import BatchOptions, ClientOptions, HistoryOptions
 from .stats import BatcherStats, ManagerStats
-from .streams.client import Client, ClientInfo
+from .streams.client import Client
 from .streams.hub import Snapshot
+from .streams.open_stream import ClientInfo
 from .wsgi import stream
 
 if TYPE_CHECKING:

@@ -43,8 +43,10 @@ from .runtime.app_thread import AppThread
 from .runtime.process import PerProcess, close_at_exit, require_threads
 from .runtime.worker import Deadline
 from .stats import ManagerStats
-from .streams.client import Client, ClientInfo
-from .streams.hub import Farewell, Hub, Snapshot
+from .streams.client import Client
+from .streams.departures import Farewell
+from .streams.hub import Hub, Snapshot
+from .streams.open_stream import ClientInfo
 from .streams.revalidation import Ask, Revalidator
 from .wire import Position, block
 
@@ -281,7 +283,7 @@ class SSEManager:
 
     def busy_block(self, reason: BusyReason, last_event_id: str | None = None) -> bytes:
         """The one block of a stream that cannot be opened now: the client comes back later, with the same cursor."""
-        return self._process.get().hub.busy_block(reason, last_event_id)
+        return self._process.get().hub.control.busy(reason, last_event_id)
 
     @property
     def reaches_others(self) -> bool:

@@ -22,7 +22,9 @@ LAYERS = """
     errors reasons event functions options wire stats
     runtime.process runtime.locks runtime.log_once runtime.worker runtime.app_thread runtime
     batching.window batching.engine batching.batcher batching
-    streams.history streams.dismissals streams.client streams.roles streams.hub streams.revalidation streams
+    streams.history streams.dismissals streams.counts streams.roles streams.open_stream
+    streams.control streams.client streams.registry streams.departures streams.census streams.hub
+    streams.revalidation streams
     backends.memory backends.redis.entries backends.redis.connections backends.redis.reader backends.redis.archive
     backends.redis.backend backends.redis backends
     signals manager prometheus
@@ -49,6 +51,7 @@ PURE = {
         "stats",
         "streams.history",
         "streams.dismissals",
+        "streams.counts",
     ),
     *("flask.cors", "backends.redis.entries"),
 }

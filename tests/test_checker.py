@@ -445,8 +445,8 @@ class Interleavings(RuleBasedStateMachine):
             self.backend,
             on_connect=lambda client: None,
             on_disconnect=lambda client, farewell: None,
+            lock=SteppedLock(self.turns),  # type: ignore[arg-type]
         )
-        self.hub._lock = SteppedLock(self.turns)  # type: ignore[assignment]
         self.backend.connect(self.hub)
         self.viewers: Sequence[Viewer] = [self.viewer(channels) for channels in self.CHANNELS]
         self.others: list[Callable[[], None]] = []  # what goes on at the same time, whatever happens

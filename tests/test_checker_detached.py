@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 import select
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from itertools import count, product
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,13 +19,14 @@ import pytest
 from hypothesis import Phase, settings
 
 from sse_batcher.event import BROADCAST, Batch
+from sse_batcher.reasons import GapReason
 from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.streams.hub import Hub
 from sse_batcher.transports.detached.connection import SocketClient
 from sse_batcher.transports.detached.feed import Feed
 from sse_batcher.transports.detached.loop import Adoption, Loop
 from sse_batcher.transports.detached.takeover import Taken
-from sse_batcher.wire import Frame, chunk
+from sse_batcher.wire import Frame, Position, chunk
 
 from .checker import Facts, Violation
 from .test_checker import AT_ONCE, WAITING, Interleavings, Record, Turns, Viewer
@@ -284,7 +287,7 @@ class DetachedInterleavings(Interleavings):
     def leave_all(self) -> None:
         super().leave_all()
         self.loop.run()
-        assert (len(self.loop), self.loop._feeds, self.hub._members, self.hub._listeners) == (0, {}, {}, {})
+        assert (len(self.loop), self.loop._feeds, self.hub.is_empty()) == (0, {}, True)
 
 
 class ReplayedInterleavings(DetachedInterleavings):
@@ -292,14 +295,14 @@ class ReplayedInterleavings(DetachedInterleavings):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept: list[tuple[int, Batch | None]] = []
+        self.kept: list[tuple[Position, Batch | None]] = []
         deliver, lose = self.hub.deliver, self.hub.lose
 
         def keep(frame: Frame) -> None:
             self.kept.append((frame.position, frame.batch))
             deliver(frame)
 
-        def keep_nothing(channel: str, position: int, reason: str = "publish_failed") -> None:
+        def keep_nothing(channel: str, position: Position, reason: GapReason = "publish_failed") -> None:
             self.kept.append((position, None))
             lose(channel, position, reason)
 
@@ -311,9 +314,10 @@ class ReplayedInterleavings(DetachedInterleavings):
     def replay(self, channels: Iterable[str], cursor: ResumePoint) -> Slice | None:
         self.turns.place()
         asked = {*channels, BROADCAST}
-        after = cursor.position - bool(cursor.part)
+        first = bisect_left if cursor.part else bisect_right
+        rest = self.kept[first(self.kept, cursor.position, key=itemgetter(0)) :]
         frames = []
-        for position, batch in [(position, batch) for position, batch in self.kept if position > after][:3]:
+        for position, batch in rest[:3]:
             if batch is None:
                 return None
             if batch.channel in asked:

@@ -388,7 +388,7 @@ def test_a_first_block_about_as_long_as_what_the_server_may_get_arrives_whole(
     blocks: list[bytes] = []
 
     def measure(body: Body) -> Body:
-        first = body._open().first_block  # type: ignore[attr-defined]
+        first = body._open().first_block()  # type: ignore[attr-defined]
         blocks.append(first)
         monkeypatch.setattr("sse_batcher.transports.detached.stream.LONGEST_PRELUDE", len(first) - more)
         return body

@@ -39,9 +39,7 @@ def clock() -> Clock:
 
 
 def aging(clock: Clock, **options: Any) -> Delivery:
-    delivery = Delivery(**options)
-    delivery.hub.clock = clock
-    return delivery
+    return Delivery(clock=clock, **options)
 
 
 def last(client: Client) -> ServerEvent:

@@ -6,7 +6,7 @@ import gc
 import json
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from queue import SimpleQueue
 from typing import Any
@@ -24,9 +24,11 @@ from sse_batcher import (
     TooManyClientsError,
 )
 from sse_batcher.event import Batch, Event
-from sse_batcher.streams.client import Counts
+from sse_batcher.runtime.locks import new_lock
+from sse_batcher.streams.client import QueueClient
+from sse_batcher.streams.counts import Counts
 from sse_batcher.streams.history import ResumePoint
-from sse_batcher.streams.hub import Hub, _Tidy
+from sse_batcher.streams.hub import Hub
 from sse_batcher.wire import HEARTBEAT, Frame
 
 from .sse_parser import parse
@@ -62,7 +64,14 @@ class Numbers:
 class Delivery:
     """A hub, and the thread that delivers to it, one frame at a time."""
 
-    def __init__(self, history: HistoryOptions | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        history: HistoryOptions | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        lock: Any = None,
+        **options: Any,
+    ) -> None:
         self.left: list[tuple[int, str]] = []
         self.position = 0
         self.hub = Hub(
@@ -71,6 +80,8 @@ class Delivery:
             Numbers(),
             on_connect=lambda client: None,
             on_disconnect=lambda client, farewell: self.left.append((client.id, farewell.reason)),
+            clock=clock,
+            lock=lock,
         )
 
     def frame(self, data: Any = None, channel: str = "default") -> Frame:
@@ -82,7 +93,7 @@ class Delivery:
         for _ in range(times):
             self.hub.deliver(self.frame(data, channel))
 
-    def connect(self, *channels: str, cursor: str | None = None) -> Client:
+    def connect(self, *channels: str, cursor: str | None = None) -> QueueClient:
         return self.hub.connect(channels or ("default",), cursor)
 
 
@@ -93,6 +104,32 @@ def take(client: Client, count: int) -> list[Any]:
 
 def numbers(client: Client, count: int) -> list[int]:
     return [data for _, data, _ in take(client, count)]
+
+
+class MeetingLock:
+    """A lock in which something happens while it is held: once, in the next block, as soon as that has begun."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        """Set by each thread that is about to wait for the lock."""
+        self._lock = new_lock()
+        self._happens: Callable[[], object] | None = None
+
+    def meet(self, happens: Callable[[], object]) -> None:
+        self._happens = happens
+
+    def __enter__(self) -> None:
+        self.asked.set()
+        self._lock.acquire()
+        if self._happens is not None:
+            happens, self._happens = self._happens, None
+            happens()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lock, name)
 
 
 # -- frames ------------------------------------------------------------------------------------------------------------
@@ -345,28 +382,38 @@ def test_a_closed_hub_takes_no_more_clients() -> None:
 
 def test_a_client_that_leaves_while_the_hub_is_locked_does_not_wait_and_is_forgotten_after() -> None:
     # As when the garbage collector ends a stream on the very thread that holds the lock.
-    delivery = Delivery()
+    lock = MeetingLock()
+    delivery = Delivery(lock=lock)
     client = delivery.connect()
-    with _Tidy(delivery.hub), delivery.hub._lock:
+    seen = []
+
+    def leave() -> None:
         client.close()
-        assert delivery.left == []
+        seen.extend(delivery.left)
+
+    lock.meet(leave)
+    assert delivery.hub.has_user("ada") is False
+    assert seen == []
     assert delivery.left == [(1, "left")]
 
 
-def test_a_client_that_leaves_while_another_is_refused_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    delivery = Delivery(max_clients=1)
+@pytest.mark.parametrize("error", [TooManyClientsError, ClosedError])
+def test_a_client_that_leaves_while_another_is_refused_is_forgotten(error: type[Exception]) -> None:
+    lock = MeetingLock()
+    delivery = Delivery(max_clients=1, lock=lock)
     client = delivery.connect()
-    check = delivery.hub._check_limits
+    if error is ClosedError:
+        delivery.hub.close("shutdown")
 
-    def check_while_it_leaves(user: Hashable) -> None:
-        """The lock is held: the thread that ends the stream does not get it."""
-        leaving = threading.Thread(target=client.close)
+    def leave() -> None:
+        leaving = threading.Thread(target=client.close)  # it does not get the lock, and must not wait for it
         leaving.start()
         leaving.join(PATIENCE)
-        check(user)
+        assert not leaving.is_alive()
+        assert delivery.left == []
 
-    monkeypatch.setattr(delivery.hub, "_check_limits", check_while_it_leaves)
-    with pytest.raises(TooManyClientsError):
+    lock.meet(leave)
+    with pytest.raises(error):
         delivery.connect()
     assert delivery.left == [(1, "left")]
     assert delivery.hub.wait_until_left(0)
@@ -391,7 +438,7 @@ def test_channels_of_clients_that_left_leave_nothing_behind() -> None:
     delivery = Delivery()
     for n in range(100):
         delivery.connect(f"channel{n}").close()
-    assert (delivery.hub._listeners, delivery.hub._members) == ({}, {})
+    assert delivery.hub.is_empty()
 
 
 def test_waiting_for_streams_waits_for_driven_ones_alone() -> None:
@@ -408,22 +455,17 @@ def test_waiting_for_streams_waits_for_driven_ones_alone() -> None:
 
 
 def test_a_client_that_leaves_while_the_wait_for_it_looks_is_seen_to_have_left() -> None:
-    delivery = Delivery()
+    lock = MeetingLock()
+    delivery = Delivery(lock=lock)
     client = delivery.connect()
     client.driver = -1  # another thread
-    clients = delivery.hub._members
 
-    class Looked(dict):  # type: ignore[type-arg]
-        """Lets the client leave just after the wait has seen it."""
+    def leave() -> None:
+        leaving = threading.Thread(target=client.close)
+        leaving.start()
+        leaving.join(PATIENCE)
 
-        def __iter__(self) -> Iterator[Any]:
-            delivery.hub._members = clients
-            leaving = threading.Thread(target=client.close)
-            leaving.start()
-            leaving.join(PATIENCE)
-            return super().__iter__()
-
-    delivery.hub._members = Looked(clients)
+    lock.meet(leave)  # when the wait has the lock, and is about to look
     assert delivery.hub.wait_until_left(PATIENCE)
     assert delivery.left == [(1, "left")]
 

@@ -85,9 +85,8 @@ class Site:
     def __init__(self, **options: Any) -> None:
         self.clock = Clock()
         history = options.pop("history", None)
-        self.delivery = Delivery(history, **options)
+        self.delivery = Delivery(history, clock=self.clock, **options)
         self.hub = self.delivery.hub
-        self.hub.clock = self.clock
         self.loop = SteppedLoop(self.clock)
         self.host: Any = Stopping()
         self._sockets: list[socket.socket] = []
@@ -131,7 +130,7 @@ class Site:
         os.close(self.loop._bell)
         assert len(self.loop) == 0
         assert self.loop._feeds == {}
-        assert (self.hub._members, self.hub._listeners) == ({}, {})
+        assert self.hub.is_empty()
 
 
 @pytest.fixture
@@ -788,7 +787,7 @@ class Threaded:
         ours, theirs = socket.socketpair()
         theirs.settimeout(PATIENCE)
         host: Any = Stopping()
-        hub: Any = client.home
+        hub = self.manager._process.get().hub
         assert self.loop.can_run()
         self.loop.adopt(Adoption(hub, self.manager, client, Taken(ours.detach(), first, False), host))
         assert theirs.recv(1_000) == first

@@ -13,11 +13,12 @@ import pytest
 
 from sse_batcher import BatchOptions, Client, HistoryOptions, SSEManager, stream
 from sse_batcher.event import Batch, Event
-from sse_batcher.runtime.locks import is_mine
+from sse_batcher.runtime.locks import is_mine, new_lock
+from sse_batcher.streams.client import QueueClient
 from sse_batcher.wire import HEARTBEAT, Frame
 from tests.sse_parser import EventStreamParser, parse
 
-from .test_hub import PATIENCE, Delivery, drive, numbers, take
+from .test_hub import PATIENCE, Delivery, MeetingLock, drive, numbers, take
 from .test_reentrance import run
 
 GAP = {"heartbeat": 15.0}
@@ -70,33 +71,20 @@ def just_after(monkeypatch: pytest.MonkeyPatch, thing: object, method: str, meet
 
 
 @pytest.mark.parametrize("cursor", [None, "x-1"])
-def test_a_frame_that_waits_for_the_lock_while_a_client_registers_reaches_it(
-    monkeypatch: pytest.MonkeyPatch, cursor: str | None
-) -> None:
-    delivery = Delivery(heartbeat=0.01)
+def test_a_frame_that_waits_for_the_lock_while_a_client_registers_reaches_it(cursor: str | None) -> None:
+    lock = MeetingLock()
+    delivery = Delivery(heartbeat=0.01, lock=lock)
     delivery.deliver()
-    hub, lock, me = delivery.hub, delivery.hub._lock, threading.get_ident()
-    asking = threading.Event()
     late = threading.Thread(target=delivery.deliver, daemon=True)
 
-    class Watched:
-        def __enter__(self) -> None:
-            if threading.get_ident() != me:
-                asking.set()
-            lock.acquire()
-
-        def __exit__(self, *exc_info: object) -> None:
-            lock.release()
-
     def meet() -> None:  # the lock is held, and the client neither registered nor has it looked where the head is
+        lock.asked.clear()
         late.start()
-        assert asking.wait(PATIENCE)
+        assert lock.asked.wait(PATIENCE)
 
-    monkeypatch.setattr(hub, "_lock", Watched())
-    just_before(monkeypatch, hub, "_resume", meet)
+    lock.meet(meet)
     client = delivery.connect(cursor=cursor)
     late.join(PATIENCE)
-    hub._lock = lock
     delivery.deliver()
     assert [id for _, _, id in take(client, 3)] == ["x-1", "x-2", "x-3"]
     assert next(client) == HEARTBEAT
@@ -105,29 +93,19 @@ def test_a_frame_that_waits_for_the_lock_while_a_client_registers_reaches_it(
 def test_a_client_that_registers_while_a_frame_is_kept_is_listed_or_stands_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    delivery = Delivery()
-    lock, me, clients = delivery.hub._lock, threading.get_ident(), list[Client]()
-    arrived = threading.Event()  # it asks for the lock while that is held, or did not have to wait for it
-    comer = threading.Thread(target=lambda: (clients.append(delivery.connect()), arrived.set()), daemon=True)
-
-    class Watched:
-        def __enter__(self) -> None:
-            if not lock.acquire(blocking=threading.get_ident() == me):
-                arrived.set()
-                lock.acquire()
-
-        def __exit__(self, *exc_info: object) -> None:
-            lock.release()
+    lock = MeetingLock()
+    delivery = Delivery(lock=lock)
+    clients: list[Client] = []
+    comer = threading.Thread(target=lambda: clients.append(delivery.connect()), daemon=True)
 
     def meet() -> None:
+        lock.asked.clear()
         comer.start()
-        assert arrived.wait(PATIENCE)
+        assert lock.asked.wait(PATIENCE)
 
-    monkeypatch.setattr(delivery.hub, "_lock", Watched())
     just_before(monkeypatch, delivery.hub._history, "append", meet)
     delivery.deliver()
     comer.join(PATIENCE)
-    delivery.hub._lock = lock
     delivery.deliver()
     (client,) = clients
     (_, _, id), (_, data, _) = take(client, 2)
@@ -152,7 +130,7 @@ def test_a_frame_that_comes_just_before_the_last_look_is_read(monkeypatch: pytes
     client = delivery.connect(cursor="x-0")
     next(client)
     assert numbers(client, 1) == [1]
-    just_before(monkeypatch, delivery.hub, "catch_up", lambda: in_thread(delivery.deliver))
+    just_before(monkeypatch, delivery.hub, "advance", lambda: in_thread(delivery.deliver))
     assert numbers(client, 1) == [2]
     assert next(client) == HEARTBEAT
 
@@ -163,18 +141,20 @@ def test_a_frame_that_comes_just_after_the_last_look_is_queued(monkeypatch: pyte
     client = delivery.connect(cursor="x-0")
     next(client)
     assert numbers(client, 1) == [1]
-    just_after(monkeypatch, delivery.hub, "catch_up", lambda: in_thread(delivery.deliver))
+    just_after(monkeypatch, delivery.hub, "advance", lambda: in_thread(delivery.deliver))
     assert numbers(client, 1) == [2]
     assert next(client) == HEARTBEAT
 
 
 def test_a_client_that_goes_live_between_the_listing_and_the_queueing_gets_the_frame_once() -> None:
-    delivery = Delivery(heartbeat=0.01)
+    lock = new_lock()
+    delivery = Delivery(heartbeat=0.01, lock=lock)
     client = delivery.connect(cursor="x-0")
     client._behind = True
     next(client)
     got: list[int] = []
-    listening = delivery.hub._listening
+    registry = delivery.hub._registry
+    listening = registry.listeners
 
     def listed(channel: str) -> Any:
         # A list whose walk begins when the frame is in the history, the client is listed, and nothing is queued.
@@ -182,13 +162,13 @@ def test_a_client_that_goes_live_between_the_listing_and_the_queueing_gets_the_f
 
     class Meeting(list):  # type: ignore[type-arg]
         def __iter__(self) -> Iterator[Any]:
-            delivery.hub._listening = listening  # type: ignore[method-assign]
-            assert not is_mine(delivery.hub._lock)
+            registry.listeners = listening  # type: ignore[method-assign]
+            assert not is_mine(lock)
             in_thread(lambda: got.extend(numbers(client, 1)))
             assert next(client) == HEARTBEAT  # it is live
             return super().__iter__()
 
-    delivery.hub._listening = listed  # type: ignore[method-assign]
+    registry.listeners = listed  # type: ignore[method-assign]
     delivery.deliver()
     assert client._queue.qsize() == 1  # the overlap
     delivery.deliver()
@@ -465,7 +445,7 @@ def test_a_client_that_reads_the_history_just_after_a_frame_was_lost_is_told_so(
     def read(client: Client) -> None:  # the delivering thread has told the history, and none of the clients
         told.append(take(client, 1))
 
-    monkeypatch.setattr(Client, "fall_behind", read)
+    monkeypatch.setattr(QueueClient, "fall_behind", read)
     lose(delivery)
     assert told == [[("sse_gap", {"heartbeat": 0.01, "reason": "publish_failed"}, "x-5")]]
 

@@ -315,10 +315,10 @@ def test_retry_is_drawn_for_each_connection_within_its_bounds(manager: SSEManage
 def test_retry_is_spread_further_the_more_clients_there_are(
     manager: SSEManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_batcher.streams.hub.random.randint", lambda low, high: high)
+    monkeypatch.setattr("sse_batcher.streams.control.random.randint", lambda low, high: high)
     clients = [manager.subscribe() for _ in range(9)]
     assert retry_of(manager) == 2_010
-    monkeypatch.setattr("sse_batcher.streams.hub.random.randint", lambda low, high: low)
+    monkeypatch.setattr("sse_batcher.streams.control.random.randint", lambda low, high: low)
     assert retry_of(manager) == 1_000
     for client in clients:
         client.close()

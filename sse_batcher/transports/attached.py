@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..errors import BackendError, ClosedError, TooManyClientsError
 from ..manager import SSEManager
 from ..reasons import BusyReason, ByeReason
-from ..streams.client import Client
+from ..streams.client import QueueClient
 from ..streams.hub import Snapshot
 from .descriptors import descriptors
 from .server import ServerInfo
@@ -88,7 +88,7 @@ class AttachedStream(Iterator[bytes]):
     def __init__(self, manager: SSEManager, request: Request) -> None:
         self._manager = manager
         self._request = request
-        self._client: Client | None = None
+        self._client: QueueClient | None = None
         self._watch: Watch | None = None
         self._passage: Passage | None = None
         self._ended = False
@@ -139,14 +139,15 @@ class AttachedStream(Iterator[bytes]):
         self.close()
         return self._manager.busy_block(reason, self._request.last_event_id)
 
-    def _open(self) -> Client:
+    def _open(self) -> QueueClient:
         asked = self._request
         if not descriptors.get().take():
             end_connection(asked.server)  # which would take a descriptor until the server closes it
             raise BusyError("limit")
         self._hold()
         try:
-            client = self._manager.subscribe(
+            # Not by a `cast`: a call between the two has room for a signal handler, and its exception would lose it.
+            client: QueueClient = self._manager.subscribe(  # type: ignore[assignment]
                 asked.channels,
                 asked.last_event_id,
                 batches=asked.batches,
@@ -165,7 +166,7 @@ class AttachedStream(Iterator[bytes]):
         # Whatever becomes of this: a middleware may drop it, and a signal handler may interrupt its `close`.
         self._finalizer = weakref.finalize(self, client.close)
         self._finalizer.atexit = False
-        if asked.resumes and client.counts.gaps:
+        if asked.resumes and client.missed is not None:
             # What it has not got was evicted since then. It comes back for the snapshot.
             raise BusyError("backend")
         if self._ended:  # the watcher saw the client leave when there was nothing to close yet
@@ -180,7 +181,7 @@ class AttachedStream(Iterator[bytes]):
         if not watcher.get().add(self._watch, _most_held(server, self._manager.transport)):
             raise BusyError("threads")
 
-    def _end_if_buffered(self, client: Client, passage: Passage) -> None:
+    def _end_if_buffered(self, client: QueueClient, passage: Passage) -> None:
         """End the stream after what there is, if it is held back: its client gets that then, and comes back."""
         free = passage.is_free()
         if free is not None:

@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 from ...reasons import ByeReason, EndReason, GapReason
-from ...streams.client import Client, Counts, OpenStream
+from ...streams.client import QueueClient
+from ...streams.counts import Counts
 from ...streams.history import ResumePoint, Slice
 from ...streams.hub import Hub
+from ...streams.open_stream import OpenStream
+from ...streams.roles import Listener
 from ...wire import LAST_CHUNK, Frame, Position, chunk
 from ..watcher import sign_of_life
 from .sending import hang_up, has_taken_all, send_to
@@ -146,9 +149,10 @@ class SocketClient(OpenStream):
         *("_bytes", "_frames", "_next_look", "_seen", "_seen_at", "_slice", "_wait"),
     )
 
+    transport = "detached"
     driver = 0  # none that waits for us to leave is the loop's
 
-    def __init__(self, client: Client, group: Group, taken: Taken) -> None:
+    def __init__(self, client: QueueClient, group: Group, taken: Taken) -> None:
         super().__init__(client.info, client.point, client.opened_at, client.lease)
         self.fd = taken.fd
         self.group = group
@@ -166,6 +170,10 @@ class SocketClient(OpenStream):
         self._frames, self._bytes = client.handed  # while it is live, less what its group had been handed before
 
     # -- for the hub ---------------------------------------------------------------------------------------------------
+
+    @property
+    def listener(self) -> Listener | None:
+        return None  # its feed is offered the frames
 
     @property
     def behind(self) -> bool:
@@ -357,7 +365,7 @@ class SocketClient(OpenStream):
         """Say goodbye, and close as soon as that is sent."""
         self.farewell = reason
         group = self.group
-        block = group.framed(group.hub.farewell(self, reason))
+        block = group.framed(group.hub.control.bye(self.point, reason))
         return self._say(block + LAST_CHUNK if group.chunked else block)
 
     def _send(self, frames: Sequence[Frame], *, shared: bool = True) -> bool:

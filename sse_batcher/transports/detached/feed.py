@@ -11,7 +11,8 @@ from typing import Protocol
 
 from ...event import BROADCAST
 from ...reasons import ByeReason, GapReason
-from ...streams.client import Client, Counts
+from ...streams.client import QueueClient
+from ...streams.counts import Counts
 from ...streams.hub import Hub
 from ...wire import Frame, Position
 from .connection import Loop, SocketClient
@@ -35,7 +36,7 @@ class Owner(Protocol):
 class Feed:
     """`position`: all frames up to it, of the channels that are asked for, were handed to the groups."""
 
-    def __init__(self, loop: Loop, hub: Hub, owner: Owner, client: Client) -> None:
+    def __init__(self, loop: Loop, hub: Hub, owner: Owner, client: QueueClient) -> None:
         self.loop = loop
         self.hub = hub
         self.owner = owner
@@ -78,7 +79,7 @@ class Feed:
 
     # -- its groups ----------------------------------------------------------------------------------------------------
 
-    def group_of(self, client: Client, *, chunked: bool) -> Group:
+    def group_of(self, client: QueueClient, *, chunked: bool) -> Group:
         """The group in which this client's connection will be; one that is not listed yet if there is none."""
         return self._groups.get(_key(client.channels, client.batches, chunked)) or Group(self, client, chunked=chunked)
 
@@ -98,7 +99,7 @@ class Feed:
                 self._lost.pop(channel, None)
                 unasked.append(channel)
         if unasked:
-            self.hub.unlist(self, unasked)
+            self.hub.unlisten(self, unasked)
 
     def lost_in(self, channels: Sequence[str]) -> tuple[Position, GapReason] | None:
         lost = [self._lost[channel] for channel in (*channels, BROADCAST) if channel in self._lost]
@@ -144,7 +145,7 @@ class Feed:
 
     def _read(self, first: Position) -> list[Frame]:
         """The next frames. Who has missed some is sent to read for himself."""
-        frames, gone = self.hub.news(self, first)
+        frames, gone = self.hub.news(self.channels, self.position, first)
         for channel in gone:
             for group in self.channels[channel]:
                 group.send_away()

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from ...reasons import GapReason
-from ...streams.client import Client, Counts
+from ...streams.client import QueueClient
+from ...streams.counts import Counts
 from ...streams.history import ResumePoint
 from ...streams.hub import Hub
 from ...wire import HEARTBEAT, Frame, Position, chunk
@@ -59,7 +60,7 @@ class Group:
         *("_bytes", "_connections", "_frames", "_late"),
     )
 
-    def __init__(self, feed: Feed, client: Client, *, chunked: bool) -> None:
+    def __init__(self, feed: Feed, client: QueueClient, *, chunked: bool) -> None:
         self.feed = feed
         self.loop = feed.loop
         self.hub = feed.hub

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from ...runtime.process import PerProcess
 from ...runtime.worker import Worker
-from ...streams.client import Client
+from ...streams.client import QueueClient
 from ...streams.hub import Hub
 from ..server import ServerInfo
 from .connection import LEFT, SocketClient, Task
@@ -105,7 +105,7 @@ class Adoption(NamedTuple):
 
     hub: Hub
     owner: Owner
-    client: Client
+    client: QueueClient
     taken: Taken
     server: ServerInfo
 
@@ -337,7 +337,7 @@ class Loop:
     def _give_up(self) -> None:
         """The last act of a thread that dies: whose streams it has left in the middle is not known."""
         for hub in self._feeds:
-            hub.thread_restarts += 1
+            hub.count_thread_restart()
         self._running.clear()
         for connection in list(self._connections.values()):
             connection.close(LEFT)

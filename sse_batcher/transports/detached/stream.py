@@ -10,12 +10,10 @@ import importlib
 import logging
 import select
 import weakref
-from typing import Any, cast
+from typing import Any
 
 from ...manager import SSEManager
 from ...runtime.process import PerProcess
-from ...streams.client import Client
-from ...streams.hub import Hub
 from ..attached import AttachedStream, BusyError, Request
 from ..server import ServerInfo
 from .loop import Adoption, loop
@@ -92,7 +90,7 @@ class DetachedStream(AttachedStream):
     def _detach(self, takeover: TakeOver) -> bool:
         client, adopt = self._client, loop.get().adopt
         assert client is not None, "nobody but the server closes a stream that is not watched"
-        hub = _hub_of(client)
+        hub = self._manager._process.get().hub
         taken = takeover.finish(self._prelude, self._kept)
         if taken is None:
             client.counts.undone += 1
@@ -119,10 +117,6 @@ class DetachedStream(AttachedStream):
         except BusyError:
             return False
         return True
-
-
-def _hub_of(client: Client) -> Hub:
-    return cast(Hub, client.home)  # which has made it
 
 
 class DetachPolicy:

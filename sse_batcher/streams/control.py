@@ -1,0 +1,82 @@
+"""Control blocks: what the hub itself tells a client. ``sse_open``, ``sse_gap``, ``sse_busy`` and ``sse_bye``.
+
+Thread-safe, and takes no lock.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sized
+from typing import Any
+
+from .. import wire
+from ..options import ClientOptions
+from ..reasons import BusyReason, ByeReason, GapReason
+from .history import ResumePoint
+from .roles import Cursors
+
+RETRY_AFTER_LEASE_MS = (100, 1_000)
+RETRY_AT_LIMIT_MS = (10_000, 30_000)
+_RETRY_MS: dict[str | None, tuple[int, int]] = {
+    "lease": RETRY_AFTER_LEASE_MS,
+    "limit": RETRY_AT_LIMIT_MS,
+    "threads": RETRY_AT_LIMIT_MS,
+    "http2": RETRY_AT_LIMIT_MS,
+    "snapshot": RETRY_AT_LIMIT_MS,
+}
+"""After how many milliseconds, from and to, a client comes back that was refused or sent away for one of these reasons.
+"""
+
+
+class ControlBlocks:
+    """Makes the control blocks of one hub. `open_streams` has as many elements as streams are open."""
+
+    def __init__(self, options: ClientOptions, cursors: Cursors, open_streams: Sized) -> None:
+        self._heartbeat = options.heartbeat
+        self._retry_option = options.retry_ms
+        self._cursors = cursors
+        self._open_streams = open_streams
+
+    def opening(
+        self,
+        point: ResumePoint,
+        missed: GapReason | None,
+        *,
+        channels: tuple[str, ...] = (),
+        named: bool = True,
+    ) -> bytes:
+        """Make the first block of a stream with these channels; without any, the block after a gap in a stream.
+
+        ``sse_gap`` if the client has `missed` something, else ``sse_open``. `named`: with the point as its id.
+        """
+        data: dict[str, Any] = {"heartbeat": self._heartbeat}
+        if channels:
+            data["channels"] = channels
+        id = self._id(point) if named else None
+        if missed is None:
+            return self._block("sse_open", id, data)
+        return self._block("sse_gap", id, data, missed)
+
+    def bye(self, point: ResumePoint, reason: ByeReason, *, named: bool = True) -> bytes:
+        """Make the last block of a stream. `named`: with the point as its id."""
+        return self._block("sse_bye", self._id(point) if named else None, {}, reason)
+
+    def busy(self, reason: BusyReason, cursor: str | None) -> bytes:
+        """Make the only block of a stream that cannot be opened now. Its id is the `cursor`, if that is well-formed."""
+        return self._block("sse_busy", self._cursors.normalize(cursor) if cursor else None, {}, reason)
+
+    def _id(self, point: ResumePoint) -> str:
+        return self._cursors.format(point.position) + (f".{point.part}" if point.part else "")
+
+    def _block(self, event: str, id: str | None, data: dict[str, Any], reason: str | None = None) -> bytes:
+        if reason is not None:
+            data["reason"] = reason
+        return wire.control(event, data, retry=self._retry_ms(reason), id=id)
+
+    def _retry_ms(self, reason: str | None) -> int:
+        if reason in _RETRY_MS:
+            return random.randint(*_RETRY_MS[reason])
+        if self._retry_option is not None:
+            return self._retry_option
+        # Browsers add no jitter. And the more clients there are, the longer their return has to be spread.
+        return random.randint(1_000, 2_000 + len(self._open_streams))

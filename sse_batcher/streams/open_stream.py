@@ -1,0 +1,104 @@
+"""An open stream, as the hub knows it: who it belongs to, how far it has got, and what it was handed.
+
+There are two kinds: `client.QueueClient`, which a thread iterates, and `SocketClient` of the detached transport, which
+writes to a socket of ours.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..reasons import ByeReason, GapReason
+from ..wire import Frame, Position
+from .counts import Counts
+from .history import ResumePoint
+from .roles import Listener
+
+
+@dataclass(frozen=True, slots=True)
+class ClientInfo:
+    """Who a client is, as a plain value."""
+
+    id: int
+    """Counts the clients of a process, from 1."""
+    channels: tuple[str, ...]
+    """The channels that it was granted."""
+    user: str | int | None = None
+    """Whose stream it is; None if nobody is logged in."""
+    connected_at: float = field(default_factory=time.time)
+    """When its stream was opened, in seconds since 1970."""
+
+
+class OpenStream(ABC):
+    """One open stream. Compared by identity."""
+
+    __slots__ = ("__weakref__", "farewell", "info", "lease", "opened_at", "point")
+
+    transport: Literal["attached", "detached"]
+    """Whether a thread iterates it, or our loop writes to its socket."""
+    driver: int | None = None
+    """The thread that hands blocks to it; None before the first one."""
+
+    def __init__(self, info: ClientInfo, point: ResumePoint, opened_at: float, lease: float) -> None:
+        self.info = info
+        self.point = point
+        """All frames up to it were handed to the stream. Written by the driver; under the hub's lock by `Hub.skip`,
+        which the driver calls."""
+        self.opened_at = opened_at
+        """When it was opened, by the hub's clock."""
+        self.lease = lease
+        """When it has to end, by the hub's clock."""
+        self.farewell: ByeReason | None = None
+        """The reason in its last block; None before that was handed out. Written by the driver."""
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The channels that it was granted. It also gets the frames of ``*``, as every stream does."""
+        return self.info.channels
+
+    @property
+    @abstractmethod
+    def listener(self) -> Listener | None:
+        """The stream itself, if the hub offers it each frame; None if a feed is offered them for it."""
+
+    @property
+    @abstractmethod
+    def counts(self) -> Counts:
+        """Where that which is handed to it is counted."""
+
+    @property
+    @abstractmethod
+    def behind(self) -> bool:
+        """Whether it reads the history at this moment, instead of getting each frame as it is delivered."""
+
+    @property
+    @abstractmethod
+    def lost(self) -> tuple[Position, GapReason] | None:
+        """The position of the newest frame that was lost before delivery, and why. Needs the hub's lock."""
+
+    @property
+    @abstractmethod
+    def handed(self) -> tuple[int, int]:
+        """The frames and bytes that were handed to it."""
+
+    @abstractmethod
+    def dismiss(self, reason: ByeReason) -> bool:
+        """Let the stream end with ``sse_bye`` now: nothing that waits for it is handed out. Thread-safe.
+
+        Return False, and change nothing, if it was dismissed before.
+        """
+
+    @abstractmethod
+    def read_on(self, frames: Iterable[Frame]) -> None:
+        """Take the next slice of the history. Called by the hub, under its lock."""
+
+    @abstractmethod
+    def go_live(self) -> None:
+        """Take all frames that are delivered from now on: the history has nothing after `point`.
+
+        Called by the hub, under its lock.
+        """

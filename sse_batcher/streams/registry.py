@@ -1,0 +1,127 @@
+"""The registry: which streams are open, whose they are, and what listens to which channel.
+
+Not thread-safe; the hub's lock guards it. `len` and `is_empty` may be called without it, too.
+
+A *listener* is offered each frame of its channels. A stream with a queue is its own listener. Other streams have a
+feed, which listens for many of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from ..errors import TooManyClientsError
+from ..event import BROADCAST
+from ..options import ClientOptions
+from .counts import Counts
+from .open_stream import OpenStream
+from .roles import Listener
+
+
+class Registry:
+    """The open streams and the listeners of one hub.
+
+    A signal handler may interrupt each method, which can then be called again with the same arguments.
+    """
+
+    def __init__(self, options: ClientOptions) -> None:
+        self._max_clients = options.max_clients
+        self._max_clients_per_user = options.max_clients_per_user
+        self._streams: dict[OpenStream, None] = {}
+        self._users: dict[str | int, dict[OpenStream, None]] = {}
+        self._listeners: dict[str, dict[Listener, None]] = {}  # by channel; all of them under "*"
+        self._ended = Counts()  # of listeners that are gone
+
+    # -- streams -------------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Return the number of open streams. A harmless race without the lock: it was true a moment ago."""
+        return len(self._streams)
+
+    def is_empty(self) -> bool:
+        """Return whether there is no stream and no listener. May be called without the lock, as `len`."""
+        return not (self._streams or self._users or self._listeners)
+
+    def __contains__(self, stream: OpenStream) -> bool:
+        return stream in self._streams
+
+    def check_limits(self, user: str | int | None) -> None:
+        """Raise `TooManyClientsError` if this user must not have another stream now."""
+        most = self._max_clients
+        if most is not None and len(self._streams) >= most:
+            raise TooManyClientsError(f"{most} streams are open: close some, or raise max_clients")
+        most = self._max_clients_per_user
+        if most is not None and user is not None and len(self._users.get(user, ())) >= most:
+            raise TooManyClientsError(
+                f"{most} streams of the user {user!r} are open: close some, or raise max_clients_per_user"
+            )
+
+    def add(self, stream: OpenStream) -> None:
+        """Add a stream. Its listener is added by `listen`."""
+        self._streams[stream] = None
+        if stream.info.user is not None:
+            self._users.setdefault(stream.info.user, {})[stream] = None
+
+    def remove(self, stream: OpenStream) -> None:
+        """Remove a stream that is there, and its listener if that is the stream itself."""
+        if stream.listener is not None:
+            self.unlisten(stream.listener, (*stream.channels, BROADCAST))
+        if stream.info.user is not None:
+            _discard(self._users, stream.info.user, stream)
+        del self._streams[stream]  # last: if this is interrupted, the stream is still here, and is removed again
+
+    def streams(self, user: str | int | None = None) -> list[OpenStream]:
+        """Return the streams of this user; None: all."""
+        return list(self._streams if user is None else self._users.get(user, ()))
+
+    def has_user(self, user: str | int | None) -> bool:
+        """Return whether this user has a stream."""
+        return user in self._users
+
+    # -- listeners -----------------------------------------------------------------------------------------------------
+
+    def listen(self, listener: Listener, channels: Iterable[str]) -> None:
+        """Offer this listener the frames of these channels and of ``*``."""
+        for channel in (*channels, BROADCAST):
+            self._listeners.setdefault(channel, {})[listener] = None
+
+    def unlisten(self, listener: Listener, channels: Iterable[str]) -> None:
+        """Offer this listener no more frames of these channels. With ``*`` among them, its counts are kept as ended."""
+        for channel in channels:
+            if channel == BROADCAST:
+                self._keep_counts(listener)
+            _discard(self._listeners, channel, listener)
+
+    def listeners(self, channel: str) -> list[Listener]:
+        """Return the listeners of this channel; of ``*``, all."""
+        return list(self._listeners.get(channel, ()))
+
+    def counts(self) -> Counts:
+        """Return what was handed to all streams, including those that have ended."""
+        counts = Counts()
+        for each in (self._ended, *(listener.counts for listener in self._listeners.get(BROADCAST, ()))):
+            counts.add(each)
+        return counts
+
+    def _keep_counts(self, listener: Listener) -> None:
+        listed = self._listeners.get(BROADCAST, {})
+        if listener in listed:
+            ended = Counts()
+            ended.add(self._ended)
+            ended.add(listener.counts)
+            # There is no call between these two lines, so no signal handler runs there: it is counted exactly once.
+            del listed[listener]
+            self._ended = ended
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _discard(index: dict[K, dict[V, None]], key: K, value: V) -> None:
+    """Take a value out of those of a key, if it is there."""
+    values = index.get(key, {})
+    values.pop(value, None)
+    if not values:
+        index.pop(key, None)

@@ -29,6 +29,7 @@ from sse_batcher.streams.client import QueueClient
 from sse_batcher.streams.counts import Counts
 from sse_batcher.streams.history import ResumePoint
 from sse_batcher.streams.hub import Hub
+from sse_batcher.streams.open_stream import OpenStream
 from sse_batcher.wire import HEARTBEAT, Frame
 
 from .sse_parser import parse
@@ -217,6 +218,16 @@ def test_the_time_to_return_is_drawn_for_each_connection_and_grows_with_their_nu
     assert max(retries) <= 2_050
 
 
+def test_a_client_shows_users_no_more_than_its_iteration_its_end_and_who_it_is() -> None:
+    assert [name for name in dir(Client) if not name.startswith("_")] == ["close", "info"]
+    client = Delivery().hub.connect(("a", "b"), user="ada")
+    assert isinstance(client, Client)
+    assert (client.info.channels, client.info.user) == (("a", "b"), "ada")
+    assert repr(client) == "<Client 1: 'a', 'b', user 'ada', live>"
+    client.close()
+    assert repr(client) == "<Client 1: 'a', 'b', user 'ada', closed>"
+
+
 # -- slow clients ------------------------------------------------------------------------------------------------------
 
 
@@ -311,6 +322,31 @@ def test_a_frame_taken_while_the_queue_is_being_emptied_is_read_from_the_history
     delivery.deliver()
     driver.join(PATIENCE)
     assert got == [1, 2, 3, 4]
+
+
+def test_a_queue_takes_exactly_its_bound_of_bytes_and_again_after_it_was_emptied() -> None:
+    size = len(Delivery().frame("x").plain)
+    delivery = Delivery(queue_bytes=3 * (size + 2), heartbeat=0.01)
+    delivery.position = 100  # so that all ids have the same length, two more than the first
+    client = delivery.connect()
+    next(client)
+
+    def overflows() -> int:
+        return client.counts.overflows
+
+    delivery.deliver(3, "x")
+    assert overflows() == 0
+    take(client, 2)
+    delivery.deliver(2, "x")
+    assert overflows() == 0
+    delivery.deliver(1, "x")
+    assert overflows() == 1
+    take(client, 4)
+    assert next(client) == HEARTBEAT  # live again
+    delivery.deliver(3, "x")
+    assert overflows() == 1
+    delivery.deliver(1, "x")
+    assert overflows() == 2
 
 
 def test_an_end_that_meets_an_overflow_is_told_after_all_frames() -> None:
@@ -432,6 +468,83 @@ def test_counts_outlive_the_client() -> None:
     for item in fields(Counts):
         assert after[item.name] == while_open[item.name]
     assert (while_open["frames"], while_open["bytes"]) == (1, len(first) + len(frame))
+
+
+class Fed(OpenStream):
+    """A detached stream, as the hub sees it."""
+
+    transport = "detached"
+    listener = None
+    counts = Counts()
+    behind = True
+    lost = None
+    handed = (0, 0)
+
+    def __init__(self, client: QueueClient) -> None:
+        super().__init__(client.info, client.point, client.opened_at, client.lease)
+        self.dismissed: list[str] = []
+
+    def dismiss(self, reason: str) -> bool:
+        self.dismissed.append(reason)
+        return True
+
+    def read_on(self, frames: Iterable[Frame]) -> None:
+        raise NotImplementedError
+
+    def go_live(self) -> None:
+        raise NotImplementedError
+
+
+def test_a_stream_that_is_detached_is_counted_as_such() -> None:
+    delivery = Delivery()
+    clients = [delivery.connect() for _ in range(3)]
+    feed = delivery.connect()
+    assert delivery.hub.count()["clients_by_transport"] == {"attached": 4, "detached": 0}
+    detached = Fed(clients[0])
+    assert delivery.hub.replace(clients[0], detached, feed)
+    counts = delivery.hub.count()
+    assert counts["clients_by_transport"] == {"attached": 3, "detached": 1}
+    assert counts["clients_by_state"] == {"live": 3, "behind": 1}
+    delivery.hub.remove(detached, "left")
+    assert delivery.hub.count()["clients_by_transport"] == {"attached": 3, "detached": 0}
+
+
+def test_a_client_that_has_left_is_not_replaced() -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    client.close()
+    assert not delivery.hub.replace(client, Fed(client), client)
+    assert delivery.hub.is_empty()
+
+
+def test_a_client_that_was_replaced_hands_its_dismissal_on() -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    detached = Fed(client)
+    assert delivery.hub.replace(client, detached, client)
+    client.dismiss("kicked")
+    assert detached.dismissed == ["kicked"]
+
+
+def test_the_age_of_the_history_is_that_of_its_oldest_frame_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    delivery = Delivery()
+    assert delivery.hub.count()["history_age"] == 0
+    delivery.deliver()  # its time is 0
+    monkeypatch.setattr(Numbers, "now", lambda self: 3_500.0)
+    assert delivery.hub.count()["history_age"] == 3.5
+    monkeypatch.setattr(Numbers, "now", lambda self: -1.0)  # the clock of another machine
+    assert delivery.hub.count()["history_age"] == 0
+
+
+def test_a_client_that_returns_after_the_age_of_the_history_gets_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    delivery = Delivery(HistoryOptions(history_age=10))
+    monkeypatch.setattr(Numbers, "now", lambda self: 10_000.0)
+    delivery.deliver()
+    assert delivery.hub.can_resume(("default",), "x-0")
+    monkeypatch.setattr(Numbers, "now", lambda self: 10_001.0)
+    assert not delivery.hub.can_resume(("default",), "x-0")
+    assert take(delivery.connect(cursor="x-0"), 1)[0][0] == "sse_gap"
+    assert take(delivery.connect(cursor="x-1"), 1)[0][0] == "sse_open"  # it has everything
 
 
 def test_channels_of_clients_that_left_leave_nothing_behind() -> None:

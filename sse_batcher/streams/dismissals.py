@@ -1,4 +1,4 @@
-"""Dismissals: which streams were told to end, in numbered order, for streams that are still being opened.
+"""Dismissals: which streams had to end, in numbered order, for streams that are still being opened.
 
 Pure. Not thread-safe; the hub's lock guards it.
 """
@@ -17,10 +17,10 @@ MAX_DISMISSALS = 10_000
 class Dismissals:
     """The newest dismissal of each user, of each channel, and of each user in a channel.
 
-    A request notes the number of the newest one, its *ticket*, before the app decides what it may have. When its stream
-    opens, every dismissal after the ticket counts for it. Pairs are forgotten in the order of their newest dismissal;
-    for those that are forgotten, one floor is kept. A ticket below the floor counts as dismissed: the client comes back
-    at once, and the app decides again.
+    A request notes the number of the newest dismissal, its *ticket*, before the app decides what it may have. When its
+    stream opens, every dismissal after the ticket applies to it. Only the `most` newest pairs of a user and a channel
+    are remembered, and for all others the number of the newest one that was forgotten: a stream with an older ticket is
+    dismissed, too. Its client comes back at once, and the app decides again.
     """
 
     def __init__(self, most: int = MAX_DISMISSALS) -> None:
@@ -31,7 +31,7 @@ class Dismissals:
         self._by_pair: OrderedDict[tuple[str | int | None, str | None], tuple[int, ByeReason]] = OrderedDict()
 
     def add(self, reason: ByeReason, user: str | int | None, channel: str | None) -> None:
-        """Note that the streams of this user, in this channel, were told to end. None: of any."""
+        """Note a dismissal of the streams of this user in this channel. None: of any user, or in any channel."""
         self.newest += 1
         self._by_pair[user, channel] = self.newest, reason
         self._by_pair.move_to_end((user, channel))
@@ -39,7 +39,7 @@ class Dismissals:
             self._floor, _ = self._by_pair.popitem(last=False)[1]
 
     def after(self, ticket: int, user: str | int | None, channels: Iterable[str]) -> ByeReason | None:
-        """The reason of the newest dismissal after this ticket that is for such a stream; None if there is none."""
+        """Return the reason of the newest dismissal after this ticket of such a stream; None if there is none."""
         if ticket >= self.newest:
             return None
         pairs: list[tuple[str | int | None, str | None]] = [(None, None), (user, None)]

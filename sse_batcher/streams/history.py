@@ -1,4 +1,4 @@
-"""The history: the newest frames, found by channel and position, and what is known of the older ones.
+"""The history: the newest frames, found by channel and position, and where older ones are missing.
 
 Pure: knows no thread, lock or clock. Not thread-safe; the hub's lock guards it.
 """
@@ -21,50 +21,48 @@ MAX_FLOORS = 10_000
 
 FRESH_FRAMES = 256
 FRESH_BYTES = 2_097_152
-"""How many of the newest frames, at most, keep the variants of themselves that clients need, and the memory of these
-frames themselves. What is delivered live is among them. The variants of all frames would take several times the memory
-of the frames, and a single client could have them made.
+"""How many of the newest frames keep their variants (see `Frame.encoded`), and how many bytes of memory these frames
+may take without them. Frames that are delivered live are among them. The variants of all frames would take several
+times the memory of the frames, and one client could have them made.
 """
 
 
 class ResumePoint(NamedTuple):
-    """How far a client has got, as it says itself: everything up to `position`.
-
-    With a `part`, it has the first so many events of the frame at `position`, and not yet all of them. `refused` says
-    why the cursor was none: ``epoch`` (of another history) or ``malformed``.
-    """
+    """How far a client has got: a parsed cursor."""
 
     position: Position = ()
+    """The client has every frame up to it."""
     part: int = 0
+    """If not 0: how many events it has of the frame at `position`, of which it has not all."""
     refused: GapReason | None = None
+    """Why the cursor cannot be used: ``epoch`` (it is of another history) or ``malformed``."""
 
 
 class Slice(NamedTuple):
-    """Frames in order, and up to which position there are no more for who asked."""
+    """Frames in order, and the position up to which there are no more for these channels."""
 
     frames: list[Frame]
     position: Position
 
 
 class History:
-    """Frames by count and bytes, the oldest evicted first; the newest one is always kept.
+    """The newest frames, as many as the options allow; the oldest are evicted first, the newest is always kept.
 
-    The *floor* of a channel is the position of the newest frame that was evicted from it. Who has everything up to a
-    position has missed nothing that is gone, as long as no floor of a channel that he asks for is above it: a busy
-    channel makes no gap in a quiet one. Channels are forgotten in the order of their last eviction; those that are
-    have one floor in common.
+    The *floor* of a channel is the position of the newest frame that was evicted from it. A client has lost nothing as
+    long as no floor of its channels is above its position. So a busy channel makes no gap in a quiet one. The floors of
+    at most `MAX_FLOORS` channels are remembered, those with the newest evictions; all others have one common floor.
     """
 
     def __init__(self, options: HistoryOptions, start: Position) -> None:
         self.head = start
-        """The position of the newest frame that there ever was."""
+        """The position of the newest frame ever, whether it is kept or was lost."""
         self._max_frames = options.history_frames
         self._max_bytes = options.history_bytes
         self._max_age_ms = None if options.history_age is None else options.history_age * 1000
         self._frames: deque[Frame] = deque()  # oldest first
         self._bytes = 0
-        self._fresh = 0  # the newest so many have their variants
-        self._fresh_bytes = 0
+        self._fresh = 0  # how many of the newest frames keep their variants
+        self._fresh_bytes = 0  # of these frames
         self._lanes: dict[str, _Lane] = {}
         self._floors: OrderedDict[str, Position] = OrderedDict()  # in the order of the last eviction
         self._common_floor = start
@@ -75,17 +73,17 @@ class History:
 
     @property
     def bytes(self) -> int:
-        """About the memory that all frames kept take, without the variants of the newest ones."""
+        """The memory that all frames take, roughly, without the variants of the newest ones."""
         return self._bytes
 
     @property
     def oldest(self) -> Frame | None:
-        """The oldest frame kept."""
+        """The oldest frame; None if there is none."""
         return self._frames[0] if self._frames else None
 
     def append(self, frame: Frame) -> None:
-        """Keep a frame, which is newer than all others, and evict what is too much."""
-        _ = frame.plain  # made here, if it is not yet; if that fails, nothing was kept
+        """Keep a frame, which is newer than all others, and evict the oldest if there are too many."""
+        _ = frame.plain  # made here, if it is not made yet; if that fails, nothing has changed
         size = frame.held_bytes
         self._bytes += size
         self._frames.append(frame)
@@ -106,26 +104,29 @@ class History:
             self._evict()
 
     def lose(self, channel: str, position: Position) -> None:
-        """A frame of this channel, the newest, will never come: as if it had been evicted at once."""
+        """Note that a frame of this channel, newer than all others, will never come. It counts as evicted."""
         self.head = position
         self._raise_floor(channel, position)
 
     def expire(self, now_ms: float) -> None:
-        """Evict what is older than the age limit, if there is one. `now_ms`: by the clock of the frames' `time`."""
+        """Evict frames older than the age limit, if there is one. `now_ms` is by the clock of the frames' `time`."""
         while self._frames and self.is_expired(self._frames[0], now_ms):
             self._evict()
 
     def is_expired(self, frame: Frame, now_ms: float) -> bool:
-        """Whether this frame, kept here or elsewhere, is older than the age limit, if there is one."""
+        """Return whether a frame, kept here or elsewhere, is older than the age limit. Needs no lock."""
         return self._max_age_ms is not None and frame.time < now_ms - self._max_age_ms
 
     def covers(self, channels: Iterable[str], point: ResumePoint) -> bool:
-        """Whether everything after the cursor is here, for who asks for these channels (and ``*``, as all do)."""
+        """Return whether every frame of these channels, and of ``*``, that came after the point is still here."""
         floor = max(self._floors.get(channel, self._common_floor) for channel in (*channels, BROADCAST))
         return bool(floor < point.position if point.part else floor <= point.position)
 
     def read(self, channels: Iterable[str], point: ResumePoint, max_frames: int, max_bytes: int) -> list[Frame]:
-        """The frames after the point, and first the one that it has a part of. In order, one and as many as fit."""
+        """Return the frames of these channels, and of ``*``, after the point, in order.
+
+        At least one, and as many as fit. First comes the frame that the client has a part of.
+        """
         lanes = [self._lanes[channel] for channel in (*channels, BROADCAST) if channel in self._lanes]
         frames: list[Frame] = []
         for frame in heapq.merge(*(lane.after(point) for lane in lanes), key=_position):
@@ -136,7 +137,7 @@ class History:
         return frames
 
     def read_all(self, channels: Container[str], point: ResumePoint, max_frames: int, max_bytes: int) -> list[Frame]:
-        """As `read`, for who asks for so many channels (``*`` is one) that it is shorter to look at all frames."""
+        """As `read`, for so many channels that it is quicker to look at all frames. ``*`` must be among them."""
         find = bisect_left if point.part else bisect_right
         frames: list[Frame] = []
         for index in range(find(self._frames, point.position, key=_position), len(self._frames)):
@@ -149,12 +150,12 @@ class History:
         return frames
 
     def gone(self, channels: Iterable[str], point: ResumePoint) -> list[str]:
-        """Of which of these channels something after the cursor is not here any more. ``*`` is one of them."""
+        """Return those of these channels of which a frame after the point is gone. ``*`` must be named, too."""
 
         def is_gone(floor: Position) -> bool:
             return bool(floor >= point.position if point.part else floor > point.position)
 
-        if not is_gone(self._highest_floor):  # nearly always, however many they are
+        if not is_gone(self._highest_floor):  # nearly always; saves looking at many channels
             return []
         return [channel for channel in channels if is_gone(self._floors.get(channel, self._common_floor))]
 
@@ -180,21 +181,22 @@ class History:
 
 
 class _Lane:
-    """The frames of one channel: a list that is cut off at the front, so that a position is found by halving."""
+    """The frames of one channel: a list that is cut off at the front, so that a position is found by bisection."""
 
     __slots__ = ("frames", "start")
 
     def __init__(self) -> None:
-        self.frames: list[Any] = []  # frames; before `start` None, so that they are let go at once
+        self.frames: list[Any] = []  # before `start`, None instead of frames, so that their memory is freed at once
         self.start = 0
 
     def after(self, point: ResumePoint) -> Iterator[Frame]:
+        """Return the frames after the point, and the one that the client has a part of."""
         find = bisect_left if point.part else bisect_right
         first = find(self.frames, point.position, self.start, key=_position)
         return (self.frames[index] for index in range(first, len(self.frames)))
 
     def drop_oldest(self) -> bool:
-        """Forget the oldest frame. Whether that was the last one."""
+        """Forget the oldest frame. Return whether none is left."""
         self.frames[self.start] = None
         self.start += 1
         if 2 * self.start > len(self.frames):

@@ -1,6 +1,6 @@
-"""Revalidator: asks, every so often, whether a user may still have the streams that are open.
+"""Revalidator: asks the app, at intervals, whether users may keep their open streams.
 
-The questions run on an app thread, one at a time; `watch` is called by any thread.
+The questions run on an app thread, one at a time. `watch` is thread-safe.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from .hub import Hub
 _log = logging.getLogger("sse_batcher.rights")
 
 Ask = Callable[[Any], Any]
-"""Called with a user. True or False; anything else is a mistake of the app."""
+"""Called with a user. Returns True or False; anything else is an error of the app, and logged."""
 
 SERIOUS = 3
-"""Errors in a row about one user after which the log says so at ERROR."""
+"""From this many errors in a row about one user on, they are logged at the level ERROR."""
 QUIET_SECONDS = 60.0
-"""Least time between two log lines of the same level: a database that is away makes an error for every user."""
+"""Minimum time between two log lines of the same level: an unreachable database makes an error for every user."""
 
 
 class Revalidator:
-    """One question for each user that has a stream, however many those are, every so many seconds."""
+    """Asks about each user with a stream every `every` seconds: one question, however many streams the user has.
+
+    `ask` runs on the `app_thread`. A user for whom it returns False is dismissed from the `hub`.
+    """
 
     def __init__(
         self, ask: Ask, every: float, hub: Hub, app_thread: AppThread, clock: Callable[[], float] = time.monotonic
@@ -36,40 +39,41 @@ class Revalidator:
         self._hub = hub
         self._app_thread = app_thread
         self._clock = clock
-        # Users whose next question is on its way. Single steps of a dictionary are atomic.
+        # Users whose next question is scheduled. Takes no lock: single steps of a dictionary are atomic.
         self._asked: dict[str | int, object] = {}
-        # The app thread's own: the number of errors in a row about each user, and when each level was last logged.
+        # By the app thread only: the number of errors in a row about each user, and when each level was last logged.
         self._errors: dict[str | int, int] = {}
         self._logged_at: dict[int, float] = {}
 
     def watch(self, user: str | int) -> None:
-        """Ask about this user from now on, for as long as there is a stream of this user."""
+        """Ask about this user from now on, for as long as the user has a stream. Thread-safe."""
         mine = object()
         try:
             if self._asked.setdefault(user, mine) is mine:
                 self._app_thread.post_later(self._every, lambda: self._question(user, mine))
         except BaseException:
-            # A signal handler's: without a question on its way, none would follow. Posted twice, it is asked once.
+            # Raised by a signal handler. It may be scheduled or not, and without this question none would follow. If it
+            # is scheduled twice, the second one is dropped.
             if self._asked.get(user) is mine:
                 self._app_thread.post_later(self._every, lambda: self._question(user, mine))
             raise
 
     def _question(self, user: str | int, mine: object) -> None:
         if self._asked.get(user) is not mine:
-            return  # it was posted twice, and asked already
+            return  # it was scheduled twice, and asked already
         try:
             if self._hub.has_user(user) and not self._may_stay(user):
                 self._hub.dismiss("revoked", user)
-        finally:  # whatever the app has raised, the user is asked about again
+        finally:  # whatever was raised, ask about this user again
             del self._asked[user]
-            # After the removal: a stream of this user that was opened before it has not been watched.
+            # After the removal: a stream of this user that was opened before it has scheduled no question.
             if self._hub.has_user(user):
                 self.watch(user)
             else:
                 self._errors.pop(user, None)
 
     def _may_stay(self, user: str | int) -> bool:
-        """The app's answer. One that fails, or is none, ends nothing: a database that is away must not."""
+        """Ask the app. If it raises or returns no bool, the user's streams stay open: a database may be unreachable."""
         try:
             answer = self._ask(user)
         except Exception as error:
@@ -91,7 +95,7 @@ class Revalidator:
         _log.log(
             level,
             "revalidate %s for the user %r. Errors in a row: %d; users with errors: %d. Their streams stay open, and "
-            "it is asked again every %g s. It must return False for a user who may not stay, also for one who was "
+            "it is called again every %g s. It must return False for a user who may not stay, also for one who was "
             "deleted",
             what,
             user,

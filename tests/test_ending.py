@@ -787,7 +787,7 @@ def test_what_a_stream_saves_is_counted() -> None:
             for number in range(30):
                 manager.enqueue("itém", {"n": number, "text": "as long as an event of a hub, or about that"})
             assert manager.flush_all(PATIENCE)
-            while client.point.position < manager._process.get().hub._history.head:
+            while client.point.position < manager._process.get().hub.head:
                 next(client)
             sizes[manager] = client.counts.bytes - before
             client.close()

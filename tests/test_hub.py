@@ -324,6 +324,15 @@ def test_a_frame_taken_while_the_queue_is_being_emptied_is_read_from_the_history
     assert got == [1, 2, 3, 4]
 
 
+def test_a_queued_frame_that_the_history_evicts_counts_as_an_overflow() -> None:
+    delivery = Delivery(HistoryOptions(history_frames=1))
+    client = delivery.connect()
+    next(client)
+    delivery.deliver(2)
+    assert take(client, 1) == [("sse_gap", {"heartbeat": 15.0, "reason": "overflow"}, "x-2")]
+    assert (client.counts.overflows, client.counts.gaps) == (1, 1)
+
+
 def test_a_queue_takes_exactly_its_bound_of_bytes_and_again_after_it_was_emptied() -> None:
     size = len(Delivery().frame("x").plain)
     delivery = Delivery(queue_bytes=3 * (size + 2), heartbeat=0.01)

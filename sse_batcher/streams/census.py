@@ -1,4 +1,4 @@
-"""The census: who is connected now, and what was handed to streams, for `ManagerStats`."""
+"""The census: which streams are open now, and what was handed to streams, for `ManagerStats`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Departures: the streams that have ended, until they are out of the registry and were reported.
 
-Any thread. A stream that ends must not wait for the hub's lock: the garbage collector may end it on the very thread
-that holds the lock. So it only leaves a note. The lock's holder reads the notes as soon as the lock is released.
+Thread-safe. A stream that ends must not wait for the hub's lock: the garbage collector may end it on the very thread
+that holds the lock. So it leaves a note, and the thread that holds the lock handles the notes after it has released it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Farewell(NamedTuple):
 
 
 class Departures:
-    """Forgets streams that have ended. `lock` guards the registry; whoever takes it writes ``with departures, lock``.
+    """Forgets streams that have ended. `lock` guards the registry, and is always taken as ``with departures, lock:``.
 
-    The departures come first: they are looked at after the lock was released by its own exit (see `runtime.locks`),
-    whatever was raised. `on_end` is called for each stream once, without the lock, by any thread.
+    In this order, the notes are handled after the lock was released by its own exit (see `runtime.locks`), whatever was
+    raised. `on_end` is called once for each stream, without the lock, by any thread.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Departures:
         # No lock guards these two: single steps of a deque are atomic.
         self._leaving: deque[tuple[OpenStream, EndReason]] = deque()
         self._farewells: deque[tuple[ClientInfo, Farewell]] = deque()  # of forgotten streams, not yet reported
-        # Guards nothing. The condition has a lock of its own, because a wait would release the other one without a look
-        # at the notes. Taken before the other one, never inside it.
+        # Guards nothing. The condition has a lock of its own, because its `wait` would release the other lock without
+        # handling the notes. Taken before the other lock, never while that is held.
         self._left_lock = new_lock()
         self._left = threading.Condition(self._left_lock)
 
@@ -69,9 +69,9 @@ class Departures:
             self._forget()
 
     def wait(self, have_left: Callable[[], bool], timeout: float | None) -> bool:
-        """Wait until `have_left`, which is called with the lock held, says so, for up to `timeout` seconds.
+        """Wait until `have_left` returns True, for up to `timeout` seconds. It is called with the lock held.
 
-        Return what it said last.
+        Return its last answer.
         """
 
         def look() -> bool:
@@ -86,7 +86,7 @@ class Departures:
             return self._left.wait_for(look, timeout)
 
     def _forget(self) -> None:
-        # Looks again after the lock was released: another thread may have found it taken in between.
+        # Look again after the lock was released: another thread may have found it taken in between.
         while self._leaving and run_if_free(self._lock, self._remove_locked):
             while self._farewells:
                 with suppress(IndexError):  # another thread was faster

@@ -62,9 +62,9 @@ class Hub:
         self._cursors = cursors
         self._on_connect = on_connect
         self._numbers = itertools.count(1)
-        # Guards the registry, the history, the dismissals, and the three fields below. These are read without it, each
-        # a harmless race: `closing`, and how many streams are open, were true a moment ago; for `head` and `ticket`,
-        # which are one value each, an older one is on the safe side.
+        # Guards the registry, the history, the dismissals, `closing`, `_closed_for_good` and `_closed_at`. Read without
+        # it, each a harmless race: `closing` and the number of open streams, which were true a moment ago; `head` and
+        # `ticket`, since more frames, and more dismissals, come after an older one.
         self._lock = new_lock() if lock is None else lock
         self._registry = Registry(options)
         self._departures = Departures(self._lock, self._registry, clock, on_disconnect)
@@ -221,7 +221,7 @@ class Hub:
         return self._departures.wait(have_left, timeout)
 
     def count(self) -> dict[str, Any]:
-        """Return fields of `ManagerStats`: who is connected, and counters over all streams, ended ones included."""
+        """Return fields of `ManagerStats`: the open streams, and counters over all streams, ended ones included."""
         with self._departures, self._lock:
             census = Census.take_locked(self._registry, self._history)
         return census.stats(self.clock(), self._cursors.now())

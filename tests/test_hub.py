@@ -518,6 +518,36 @@ def test_a_stream_that_is_detached_is_counted_as_such() -> None:
     assert delivery.hub.count()["clients_by_transport"] == {"attached": 3, "detached": 0}
 
 
+class Feed:
+    """A listener for detached streams, which notes what it is offered."""
+
+    def __init__(self) -> None:
+        self.counts = Counts(frames=5)
+        self.offered: list[int] = []
+
+    def offer(self, frame: Frame) -> None:
+        self.offered.append(frame.position)
+
+
+def test_a_feed_is_offered_the_frames_of_its_channels_until_it_is_unlisted() -> None:
+    delivery = Delivery()
+    client, feed = delivery.connect("a", "b"), Feed()
+    assert delivery.hub.replace(client, Fed(client), feed)
+    for channel in ("a", "b", "c", "*"):
+        delivery.deliver(channel=channel)
+    assert feed.offered == [1, 2, 4]
+    delivery.hub.unlisten(feed, ["a"])
+    for channel in ("a", "b", "*"):
+        delivery.deliver(channel=channel)
+    assert feed.offered[3:] == [6, 7]
+    feed.counts.frames = 7
+    assert delivery.hub.count()["frames"] == 7
+    delivery.hub.unlisten(feed, ["b", "*"])
+    delivery.deliver(channel="*")
+    assert feed.offered[5:] == []
+    assert delivery.hub.count()["frames"] == 7
+
+
 def test_a_client_that_has_left_is_not_replaced() -> None:
     delivery = Delivery()
     client = delivery.connect()

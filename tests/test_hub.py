@@ -168,6 +168,15 @@ def test_a_frame_that_was_listed_before_the_client_went_live_is_not_given_twice(
     assert numbers(client, 3) == [1, 2, 3]
 
 
+def test_a_part_of_a_frame_of_another_channel_takes_nothing_from_the_next_one() -> None:
+    delivery = Delivery()
+    delivery.deliver(channel="a")
+    delivery.deliver(channel="b")
+    client = delivery.connect("b", cursor="x-1.1")  # it has asked for "a", too, before it was cut off
+    next(client)
+    assert numbers(client, 1) == [2]
+
+
 def test_a_silent_stream_gets_a_heartbeat() -> None:
     client = Delivery(heartbeat=0.01).connect()
     next(client)

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from sse_batcher import Client, ClientOptions, SSEManager, signals
+from sse_batcher import ClientOptions, SSEManager, signals
 from sse_batcher.runtime.process import PerProcess
+from sse_batcher.streams.client import QueueClient
 from sse_batcher.transports.attached import AttachedStream, Request
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import SAMPLE, Watch, Watcher, _under_way
@@ -257,8 +258,8 @@ def test_a_stream_is_busy_from_a_block_until_the_next_step(pair: Pair, monkeypat
         first = watch.busy_since
         assert first is not None
         seen: list[float | None] = []
-        step = Client.__next__
-        monkeypatch.setattr(Client, "__next__", lambda client: (seen.append(watch.busy_since), step(client))[1])
+        step = QueueClient.__next__
+        monkeypatch.setattr(QueueClient, "__next__", lambda client: (seen.append(watch.busy_since), step(client))[1])
         next(body)
         assert seen == [None]
         assert (watch.busy_since or 0) > first

@@ -156,6 +156,13 @@ def test_what_is_older_than_the_age_goes_even_the_newest() -> None:
     assert kept.covers(["a"], ResumePoint(3))
 
 
+def test_a_frame_is_expired_a_millisecond_after_it_has_the_age() -> None:
+    kept = History(HistoryOptions(history_age=10.0), 0)
+    old = frame(1, timestamp=500)
+    assert not kept.is_expired(old, 10_500)
+    assert kept.is_expired(old, 10_501)
+
+
 def test_without_an_age_nothing_gets_too_old() -> None:
     kept = filled("aaa")
     kept.expire(1e15)

@@ -277,6 +277,12 @@ class SSEManager:
         process = self._process.get()
         return process.hub.head if process.backend.is_known() else None
 
+    def moment(self) -> tuple[Position | None, int]:
+        """Return the `place` and the number of the newest kick, which is a `ticket`. So little work that each request
+        can note it. Never waits: while the place is not known, kicks that were made long ago may look newer."""
+        process = self._process.get()
+        return process.hub.head if process.backend.is_known() else None, process.hub.ticket
+
     def format(self, place: Position | None) -> str:
         """The cursor that stands for a `place`."""
         return UNKNOWN if place is None else self._process.get().backend.format(place)

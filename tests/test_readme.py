@@ -15,7 +15,7 @@ import flask
 import pytest
 
 from sse_batcher import SSE, BatchOptions, ClientOptions, HistoryOptions, SSEManager
-from sse_batcher.flask.extension import KEYS
+from sse_batcher.flask.config import KEYS
 
 from .servers import GTHREAD, HOST, Stream, faults_in, running
 from .sse_parser import take

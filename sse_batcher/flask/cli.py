@@ -13,12 +13,12 @@ from flask.cli import AppGroup, with_appcontext
 
 from ..errors import InvalidEventError
 from ..event import BROADCAST, DEFAULT_CHANNEL
-from .blueprint import Extension
+from ..manager import SSEManager
 
 PUBLISH_SECONDS = 10.0
 
 
-def create_commands(extension: Extension, compare_config: Callable[[], None]) -> AppGroup:
+def create_commands(manager: SSEManager, compare_config: Callable[[], None]) -> AppGroup:
     """``flask sse publish TYPE JSON``, for one app. `compare_config` logs what of its config came too late."""
     group = AppGroup("sse", help="Server-Sent Events.")
 
@@ -30,7 +30,6 @@ def create_commands(extension: Extension, compare_config: Callable[[], None]) ->
     def publish(event_type: str, data: str, channel: str) -> None:
         """Send an event to the clients of all processes."""
         compare_config()
-        manager = extension.manager
         if not manager.reaches_others:
             raise click.ClickException(
                 "the backend is memory://, which reaches the clients of this process only, and it has none: set "

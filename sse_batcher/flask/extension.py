@@ -5,118 +5,109 @@ Any thread. An app owns its manager; the extension knows its apps weakly.
 
 from __future__ import annotations
 
-import difflib
 import json
-import logging
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from flask import Flask, current_app, has_app_context
 from werkzeug.local import LocalProxy
 
-from ..errors import ConfigurationError
-from ..event import DEFAULT_CHANNEL, NOT_GIVEN, Encode, NotGiven, encode_json, json_encoder
+from ..errors import UsageError
+from ..event import (
+    DEFAULT_CHANNEL,
+    NOT_GIVEN,
+    Encode,
+    NotGiven,
+    encode_json,
+    json_encoder,
+)
 from ..manager import SSEManager
-from ..options import (
-    BATCH_OPTION_NAMES,
-    CLIENT_OPTION_NAMES,
-    HISTORY_OPTION_NAMES,
-    BatchOptions,
-    ClientOptions,
-    HistoryOptions,
-    batch_options,
-)
 from ..runtime.process import require_threads
-from .blueprint import NAME, create_blueprint
+from .access import Access
+from .blueprint import NAME, Collisions, Views, create_blueprint
 from .cli import create_commands
-from .cors import Cors
-from .hooks import AppHooks, Hooks
+from .config import FlaskConfig, KeysAtStart, naming_keys, read_config
+from .hooks import Functions, Hooks
 from .page_cursor import add_page_cursor
-
-_log = logging.getLogger("sse_batcher.extension")
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-PREFIX = "SSE_"
-_OWN = ("batching", "backend", "url_prefix", "cors_origins")
-KEYS = tuple(
-    PREFIX + name.upper() for name in (*BATCH_OPTION_NAMES, *CLIENT_OPTION_NAMES, *HISTORY_OPTION_NAMES, *_OWN)
-)
-"""Those of all options, and `SSE_BATCHING`, `SSE_BACKEND`, `SSE_URL_PREFIX`, `SSE_CORS_ORIGINS`."""
-_UNKNOWN_KEY = "the config key %s is none of sse_batcher's and is ignored"
+from .request_notes import RequestNotes
+from .response import Responder
 
 
 class SSE(Hooks):
     """Server-Sent Events for a Flask app.
 
-    ``sse = SSE(app)``, or ``sse = SSE()`` and later ``sse.init_app(app)``; both read the config once and register the
-    blueprint. After that `enqueue` may be called from any thread, with or without an app context.
+    ``sse = SSE(app)``, or ``sse = SSE()`` and later ``sse.init_app(app)``. Both read the config once and register the
+    blueprint. After that, `enqueue` may be called from any thread, with or without an app context.
 
-    Inside an app context it means that app's manager; outside, the only app's. With more than one app alive, a thread
-    takes `manager` inside a context and keeps it.
+    Inside an app context, the methods use that app's manager; outside, the manager of the only app. If several apps
+    are alive, a thread needs a `manager` that was taken inside a context.
 
-    Its decorators register functions for all apps that have this SSE, those that come later, too. `for_app` has the
-    same decorators for one app.
+    Its decorators register functions for all apps of this SSE, also for apps that come later. `for_app` has the same
+    decorators for one app.
     """
 
-    _one_for = (
-        "all apps of this SSE. If each app has its own, as in an application factory, register it with "
-        "@sse.for_app(app)"
-    )
-
     def __init__(self, app: Flask | None = None) -> None:
-        super().__init__()
-        # An app keeps its hooks alive, through its routes. Here they are known weakly: the functions may know the app,
-        # and so it would never be collected.
-        self._apps: weakref.WeakKeyDictionary[Flask, weakref.ref[AppHooks]] = weakref.WeakKeyDictionary()
+        functions = Functions(
+            "all apps of this SSE. If each app has its own, as in an application factory, register it with "
+            "@sse.for_app(app)"
+        )
+        super().__init__(functions, self._pass_on_all)
+        # Weakly: an app keeps its part alive. The functions may know the app, which could never be collected.
+        self._parts: weakref.WeakKeyDictionary[Flask, weakref.ref[_AppPart]] = weakref.WeakKeyDictionary()
         if app is not None:
             self.init_app(app)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} apps={[app.name for app in list(self._parts)]}>"
+
     def init_app(self, app: Flask) -> None:
-        """Give the app a manager, configured by its `SSE_` keys, and the stream at `SSE_URL_PREFIX` (``/events``).
+        """Give the app a manager and the stream at `SSE_URL_PREFIX` (``/events``). Reads the app's `SSE_` keys.
 
-        The keys are read here, and not later: if one has changed by the app's first request, the log says so.
+        They are not read again. If one has changed by the app's first request, the log says so.
 
-        Raises `ConfigurationError` naming the key for a value that cannot be meant and for a key that looks like a
-        misspelling, and `RuntimeError` where the app has an `SSE` already.
+        Raises `ConfigurationError`, which names the key, for an invalid value and for a key that looks misspelled, and
+        `UsageError` if the app has an `SSE` already.
         """
         app = _real(app)
         if NAME in app.extensions:
-            raise RuntimeError("this app has an SSE already: create one SSE and call init_app() once for each app")
+            raise UsageError("this app has an SSE already: create one SSE and call init_app() once for each app")
         require_threads()
-        prefix = _url_prefix(app.config)
-        with _naming_keys():
-            cors = Cors(app.config.get("SSE_CORS_ORIGINS", ()))
-        limits_users = app.config.get("SSE_MAX_CLIENTS_PER_USER") is not None
-        hooks = AppHooks(self, _manager(app), limits_users=limits_users)
-        keys = _KeysRead(app.config)
-        self._apps[app] = weakref.ref(hooks)
+        config = read_config(app.config)
+        part = _AppPart(app, config, self._functions)
+        self._parts[app] = weakref.ref(part)
         app.extensions[NAME] = self
-        app.register_blueprint(create_blueprint(hooks, prefix, cors, told="SSE_BACKEND" in keys))
-        app.cli.add_command(create_commands(hooks, keys.compare_once))
-        add_page_cursor(app, hooks.manager, told="SSE_BACKEND" in keys)
-        _at_first_request(app, keys.compare_once)
+        app.extensions[f"{NAME}.part"] = part  # keeps it alive
+        keys = KeysAtStart(app.config)
+        if config.url_prefix is not None:
+            views = Views(part.manager, part.access, part.responder, part.notes)
+            app.register_blueprint(create_blueprint(views, config.url_prefix))
+            collisions = Collisions()
+            collisions.log(app.url_map)
+            _at_first_request(app, lambda: collisions.log(current_app.url_map))  # then all routes are there
+        app.cli.add_command(create_commands(part.manager, lambda: keys.compare_once(current_app.config)))
+        add_page_cursor(app, part.notes, names_backend=config.names_backend)
+        _at_first_request(app, lambda: keys.compare_once(current_app.config))
 
     def for_app(self, app: Flask) -> Hooks:
         """Return the decorators for one app that `init_app` has seen, such as ``@sse.for_app(app).authorize``.
 
-        Its functions count for this app alone, and before those of the SSE. If an app has its own `authorize`, every
-        other app of this SSE needs one, too, or its streams are a `RuntimeError`.
+        Functions that they register count for this app alone, and come before those of the SSE. If an app has its own
+        `authorize`, every other app of this SSE needs one, too, or its streams are a `UsageError`.
         """
-        return self._hooks_of(_real(app))
+        return self._part_of(_real(app)).hooks
 
     @property
     def manager(self) -> SSEManager:
-        """The `SSEManager` of the current app, or of the only one. `RuntimeError` where that is not clear."""
+        """The `SSEManager` of the current app, or of the only one. `UsageError` if that is not clear."""
         if has_app_context():
-            return self._hooks_of(_real(current_app)).manager
+            return self._part_of(_real(current_app)).manager
         alive = self._alive()
         if not alive:
-            raise RuntimeError("no app has this SSE: call sse.init_app(app) first")
+            raise UsageError("no app has this SSE: call sse.init_app(app) first")
         if len(alive) != 1:
-            raise RuntimeError(
+            raise UsageError(
                 f"there is no app context, and {len(alive)} apps have this SSE: take sse.manager inside an app "
                 f"context and pass it on to the thread"
             )
@@ -141,32 +132,49 @@ class SSE(Hooks):
         """
         return self.manager.kick(user=user, channel=channel)
 
-    def revalidate(self, function: F) -> F:
-        """Register the function that says whether a user may keep the open streams. See `Hooks.revalidate`."""
-        super().revalidate(function)
-        for hooks in self._alive():
-            hooks.pass_on_revalidate()
-        return function
+    def _pass_on_all(self) -> None:
+        for part in self._alive():
+            part.pass_on()
 
-    def _alive(self) -> list[AppHooks]:
-        return [hooks for reference in list(self._apps.values()) if (hooks := reference()) is not None]
+    def _alive(self) -> list[_AppPart]:
+        return [part for reference in list(self._parts.values()) if (part := reference()) is not None]
 
-    def _hooks_of(self, app: Flask) -> AppHooks:
-        reference = self._apps.get(app)
-        hooks = None if reference is None else reference()
-        if hooks is None:
-            raise RuntimeError(
-                f"the app {app.name!r} does not know this SSE: call sse.init_app(app) when it is created"
-            )
-        return hooks
+    def _part_of(self, app: Flask) -> _AppPart:
+        reference = self._parts.get(app)
+        part = None if reference is None else reference()
+        if part is None:
+            raise UsageError(f"the app {app.name!r} does not know this SSE: call sse.init_app(app) when it is created")
+        return part
+
+
+class _AppPart:
+    """What an `SSE` has for one app. `shared`: the functions that were registered with the `SSE`."""
+
+    def __init__(self, app: Flask, config: FlaskConfig, shared: Functions) -> None:
+        own = Functions("an app")
+        self._own = own
+        self._shared = shared
+        self.manager = _create_manager(app, config)
+        limits_users = config.clients.max_clients_per_user is not None
+        self.access = Access(own, shared, limits_users=limits_users)
+        self.responder = Responder(self.manager, self.access, config.cors, names_backend=config.names_backend)
+        self.notes = RequestNotes(app, self.manager)
+        self.hooks = Hooks(own, self.pass_on)
+        self.pass_on()
+
+    def pass_on(self) -> None:
+        """Tell the manager and the other apps what was registered."""
+        self.manager.revalidate = self.access.revalidate()
+        if self._own.authorize.function is not None:
+            self._shared.is_divided = True
 
 
 def _at_first_request(app: Flask, function: Callable[[], None]) -> None:
-    """Call this in the first request of the app, for whatever page: a late SSE_URL_PREFIX makes the stream's a 404."""
+    """Call this in the app's first request, for any page: with a late SSE_URL_PREFIX, the stream's URL is a 404."""
 
     def call() -> None:
         function()
-        # Then no request pays for it. Another list, since other requests may be walking through this one.
+        # No later request pays for it. A list of its own, since other requests may be iterating over this one.
         functions = current_app.before_request_funcs
         functions[None] = [each for each in functions[None] if each is not call]
 
@@ -178,43 +186,10 @@ def _real(app: Flask) -> Flask:
     return app._get_current_object() if isinstance(app, LocalProxy) else app
 
 
-class _KeysRead:
-    """The `SSE_` keys that an app had when they were read, and whether they are the same at its first request."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._read: dict[str, Any] = _own_keys(config)
-        self._compared = False
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._read
-
-    def compare_once(self) -> None:
-        """Say in the log what has changed in the current app; only the first call does."""
-        if not self._compared:
-            self._compared = True  # by two threads at once twice: a harmless race
-            self._compare(_own_keys(current_app.config))
-
-    def _compare(self, now: Mapping[str, Any]) -> None:
-        for key in sorted(self._read.keys() | now.keys()):
-            if key in self._read and key in now and (key not in KEYS or _same(self._read[key], now[key])):
-                continue
-            close = [] if key in KEYS else difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8)
-            if key in KEYS or close:
-                _log.error(
-                    "the config key %s was %s after SSE(app) or init_app(app) had read the config, and that has no "
-                    "effect: set %s before",
-                    key,
-                    "removed" if key not in now else "changed" if key in self._read else "set",
-                    close[0] if close else "it",
-                )
-            elif key in now:
-                _log.warning(_UNKNOWN_KEY, key)
-
-
 class _AppEncoder:
     """Encodes as the app's JSON provider would (datetime, UUID, Decimal, dataclass ...).
 
-    The provider is asked for at the first event, since apps set their own after their extensions.
+    The provider is looked up at the first event, since apps set their own after their extensions.
     """
 
     is_trusted = True
@@ -237,90 +212,23 @@ class _AppEncoder:
         default = getattr(provider, "default", None)
         if default is not None:
             return json_encoder(default)
-        # A provider of another kind (orjson ...) has its own idea of everything.
+        # A provider of another kind (orjson ...) does everything in its own way.
         return lambda data: encode_json(json.loads(provider.dumps(data)))
 
 
-def _manager(app: Flask) -> SSEManager:
-    config = app.config
-    _check_keys(config)
+def _create_manager(app: Flask, config: FlaskConfig) -> SSEManager:
     app_ref = weakref.ref(app)
 
     def context() -> AbstractContextManager[object]:
         app = app_ref()
         return nullcontext() if app is None else app.app_context()
 
-    with _naming_keys():
+    with naming_keys():
         return SSEManager(
-            _batching(config),
-            ClientOptions(**_set_options(CLIENT_OPTION_NAMES, config)),
-            config.get("SSE_BACKEND", "memory://"),
-            history=HistoryOptions(**_set_options(HISTORY_OPTION_NAMES, config)),
+            config.batching,
+            config.clients,
+            config.backend,
+            history=config.history,
             encode=_AppEncoder(app_ref),
             context=context,
         )
-
-
-def _batching(config: Mapping[str, Any]) -> BatchOptions:
-    given = _set_options(BATCH_OPTION_NAMES, config)
-    batching = config.get("SSE_BATCHING", True)
-    if isinstance(batching, BatchOptions):
-        both = given
-    elif isinstance(batching, Mapping):
-        both = {name: value for name, value in given.items() if name in {"batch_window", "max_batch_size"}}
-    else:
-        both = {}
-    for name in both:
-        raise ConfigurationError(f"SSE_BATCHING and {_key(name)} both say how to batch: keep one of them")
-    return batch_options(batching, BatchOptions(**given))
-
-
-def _key(option: str) -> str:
-    return PREFIX + option.upper()
-
-
-def _set_options(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: config[_key(name)] for name in names if _key(name) in config}
-
-
-@contextmanager
-def _naming_keys() -> Iterator[None]:
-    try:
-        yield
-    except ConfigurationError as error:
-        if error.option is None:
-            raise
-        raise ConfigurationError(f"{_key(error.option)}: {error}", option=error.option) from error
-
-
-def _check_keys(config: Mapping[str, Any]) -> None:
-    for key in config:
-        if key.startswith(PREFIX) and key not in KEYS:
-            close = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8)
-            if close:
-                raise ConfigurationError(f"there is no config key {key}: did you mean {close[0]}?")
-            _log.warning(_UNKNOWN_KEY, key)
-
-
-def _own_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys with our prefix. Containers are copied, so that a change inside of one shows."""
-    return {key: _copied(value) for key, value in list(config.items()) if key.startswith(PREFIX)}
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copied(inner) for key, inner in value.items()}
-    return type(value)(value) if type(value) in (list, set) else value
-
-
-def _same(one: Any, other: Any) -> bool:
-    return one is other or (type(one) is type(other) and bool(one == other))
-
-
-def _url_prefix(config: Mapping[str, Any]) -> str:
-    prefix = config.get("SSE_URL_PREFIX", "/events")
-    if not isinstance(prefix, str) or not prefix.startswith("/"):
-        raise ConfigurationError(
-            f"SSE_URL_PREFIX must be a path that begins with /, not {prefix!r}", option="url_prefix"
-        )
-    return prefix.rstrip("/")

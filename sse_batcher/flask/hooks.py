@@ -1,247 +1,164 @@
-"""Hooks: the functions with which an app decides who may have which stream, and what they may answer.
+"""Hooks: the decorators that register an app's functions, and where these functions are kept.
 
-Registered by any thread, usually while modules are imported; called by request threads, in the view. Knows no Flask.
+Any thread, usually while modules are imported. Knows no Flask. `access` calls the functions.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
 
-from ..errors import InvalidEventError
-from ..event import DEFAULT_CHANNEL, check_own_channel, check_pair, check_user
-from ..functions import check_function, described
-from ..manager import SSEManager
+from ..errors import InvalidEventError, UsageError
+from ..event import check_own_channel
+from ..functions import check_function
 
-_log = logging.getLogger("sse_batcher.hooks")
+Authorize = Callable[[tuple[str, ...]], Iterable[str] | None]
+Identify = Callable[[], str | int | None]
+Revalidate = Callable[[str], bool] | Callable[[int], bool]
+"""Of the type that `identify` returns, or of both."""
+AllowStats = Callable[[], bool]
+TakeState = Callable[[], tuple[str, object]]
 
-Authorize = Callable[[tuple[str, ...]], "Iterable[str] | None"]
-A = TypeVar("A", bound=Authorize)
-TakeState = Callable[[], "tuple[str, Any]"]
-S = TypeVar("S", bound=TakeState)
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
+AuthorizeF = TypeVar("AuthorizeF", bound=Authorize)
+IdentifyF = TypeVar("IdentifyF", bound=Identify)
+RevalidateF = TypeVar("RevalidateF", bound=Revalidate)
+AllowStatsF = TypeVar("AllowStatsF", bound=AllowStats)
+TakeStateF = TypeVar("TakeStateF", bound=TakeState)
+
+
+class Slot(Generic[F]):
+    """A place for one function. `what`: what the function is registered as. `owner`: what can have only one."""
+
+    function: F | None = None
+
+    def __init__(self, what: str, owner: str) -> None:
+        self._what = what
+        self._owner = owner
+
+    def fill(self, function: F) -> None:
+        """Register a function. The same one again changes nothing.
+
+        Raises `InvalidFunctionError` for what cannot be called or is async, and `UsageError` for a second function.
+        """
+        check_function(self._what, function)
+        there = vars(self).setdefault("function", function)  # atomic: of two threads, one fills it
+        if there is not function:
+            raise UsageError(
+                f"{there!r} is registered as {self._what} already: there can be only one for {self._owner}"
+            )
+
+
+class Functions:
+    """The functions that were registered in one place: with an `SSE`, for all its apps, or for one app."""
+
+    def __init__(self, owner: str) -> None:
+        self.authorize: Slot[Authorize] = Slot("authorize", owner)
+        self.identify: Slot[Identify] = Slot("identify", owner)
+        self.revalidate: Slot[Revalidate] = Slot("revalidate", owner)
+        self.allow_stats: Slot[AllowStats] = Slot("allow_stats", owner)
+        self.is_divided = False
+        """Of the functions of an `SSE`: whether one of its apps has an `authorize` of its own."""
+        self._snapshots: dict[str, Slot[TakeState]] = {}  # by channel
+        self._owner = owner
+
+    def snapshot(self, channel: str) -> Slot[TakeState]:
+        """The place for the function that gives the state of this channel."""
+        return self._snapshots.setdefault(channel, Slot(f"the snapshot of channel {channel!r}", self._owner))
+
+    def find_snapshot(self, channel: str) -> TakeState | None:
+        """The function that gives the state of this channel, None if there is none."""
+        slot = self._snapshots.get(channel)  # channels come from outside: no place is made for them
+        return None if slot is None else slot.function
+
+    def __str__(self) -> str:
+        """What is registered, such as ``authorize, snapshot('a')``."""
+        slots = {name: getattr(self, name) for name in ("authorize", "identify", "revalidate", "allow_stats")}
+        slots |= {f"snapshot({channel!r})": slot for channel, slot in list(self._snapshots.items())}
+        return ", ".join(name for name, slot in slots.items() if slot.function is not None) or "no function"
 
 
 class Hooks:
-    """The functions that were registered in one place, for all apps or for one, and the decorators that do so.
+    """Decorators for the functions that decide who may have which stream, and what it begins with.
 
-    Each decorator raises `TypeError` for what is not callable or is async, and `RuntimeError` for a second function:
-    which of two decides must not depend on the order of imports. The same one again changes nothing.
+    Each decorator returns the function as it is. It raises `InvalidFunctionError` for what cannot be called or is
+    async, and `UsageError` for a second function: which of two decides must not depend on the order of imports. The
+    same function again changes nothing.
     """
 
-    _one_for = "an app"
-    divided = False
-    """Whether an app has an `authorize` of its own."""
+    def __init__(self, functions: Functions, changed: Callable[[], None]) -> None:
+        self._functions = functions
+        self._changed = changed
+        """Called after each registration."""
 
-    def __init__(self) -> None:
-        self._functions: dict[str, Callable[..., Any]] = {}  # by the decorator's name
-        self._snapshots: dict[str, TakeState] = {}
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self._functions}>"
 
-    def snapshot(self, channel: str) -> Callable[[S], S]:
+    def snapshot(self, channel: str) -> Callable[[TakeStateF], TakeStateF]:
         """Register the function that gives the state of a channel. A decorator.
 
-        ``function()`` returns a tuple ``(event_type, data)``. It is called in the view when a client is new, or returns
-        after it has missed something. The client gets this event first, and then everything that was delivered since
-        just before the call. If it raises, that is logged, and the client gets ``sse_busy`` and comes back; ``abort()``
-        refuses it for good.
+        ``function()`` returns a tuple ``(event_type, data)``. It is called in the view, for a client that is new, and
+        for one that comes back and has missed something. The client gets this event first, and then everything that was
+        delivered since just before the call. If the function raises, that is logged, and the client gets ``sse_busy``
+        and comes back; with ``abort()`` the function refuses the client for good.
+
+        Raises `InvalidEventError` for an invalid name of a channel.
         """
+        if callable(channel):
+            raise InvalidEventError(
+                f'snapshot needs the name of a channel: write @sse.snapshot("channel") above {channel!r}',
+                field="channel",
+            )
         name = check_own_channel(channel)
 
-        def register(function: S) -> S:
-            self._add(self._snapshots, name, f"the snapshot of channel {name!r}", function)
+        def register(function: TakeStateF) -> TakeStateF:
+            self._functions.snapshot(name).fill(function)
+            self._changed()
             return function
 
         return register
 
-    def authorize(self, function: A) -> A:
-        """Register the function that says who may see which channels. A decorator.
+    def authorize(self, function: AuthorizeF) -> AuthorizeF:
+        """Register the function that says which channels a request may have. A decorator.
 
-        ``function(channels)`` is asked in the view, at every connect, with a tuple of the names asked for, ``default``
-        included. It returns those that this request may have, or aborts. A subset is served, none (or None) is 403,
-        and a name that was not asked for is a `RuntimeError`, as is an answer of another kind. Without a function only
-        ``default`` is served, to everybody.
+        ``function(channels)`` is called in the view, at every connect, with a tuple of the names asked for, ``default``
+        included. It returns the names that this request may have, or aborts. If it grants only some of them, the stream
+        has these. None, or no name, is answered with 403. A name that was not asked for is a `UsageError`, and so is an
+        answer of another type. Without a function, all clients may have ``default``, and no other channel.
         """
-        self._add(self._functions, "authorize", "authorize", function)
+        self._functions.authorize.fill(function)
+        self._changed()
         return function
 
-    def identify(self, function: F) -> F:
+    def identify(self, function: IdentifyF) -> IdentifyF:
         """Register the function that says whose stream it is. A decorator.
 
-        ``function()`` is asked in the view, at every connect, and returns a str of 1 to 256 characters or an int, None
-        for nobody; anything else is a `RuntimeError`. ``"7"`` and ``7`` are two users. It is what `kick` and
-        `revalidate` go by, and ``SSE_MAX_CLIENTS_PER_USER``.
+        ``function()`` is called in the view, at every connect. It returns a str of 1 to 256 characters or an int, or
+        None if the stream belongs to no user; anything else is a `UsageError`. ``"7"`` and ``7`` are two users. `kick`,
+        `revalidate` and ``SSE_MAX_CLIENTS_PER_USER`` go by this user.
         """
-        self._add(self._functions, "identify", "identify", function)
+        self._functions.identify.fill(function)
+        self._changed()
         return function
 
-    def revalidate(self, function: F) -> F:
+    def revalidate(self, function: RevalidateF) -> RevalidateF:
         """Register the function that says whether a user may keep the open streams. A decorator.
 
-        ``function(user)`` is asked every ``SSE_REVALIDATE_EVERY`` seconds about each user with a stream, one at a time,
+        ``function(user)`` is called every ``SSE_REVALIDATE_EVERY`` seconds for each user with a stream, one at a time,
         on a thread of its own in an app context without a request. It returns True or False, and False also for a user
-        that there is no more; False ends the user's streams, and `authorize` decides when they come back. If it raises,
+        that no longer exists. False ends the user's streams, and `authorize` decides when they come back. If it raises,
         that is logged, and the streams stay open until the next time.
         """
-        self._add(self._functions, "revalidate", "revalidate", function)
+        self._functions.revalidate.fill(function)
+        self._changed()
         return function
 
-    def allow_stats(self, function: F) -> F:
-        """Register the function that says who may see the counters, at ``/events/stats``. A decorator.
+    def allow_stats(self, function: AllowStatsF) -> AllowStatsF:
+        """Register the function that says whether a request may see the counters, at ``/events/stats``. A decorator.
 
-        ``function()`` is asked in the view, and returns True or False; anything else is a `RuntimeError`. Without one
-        there is no such page.
+        ``function()`` is called in the view, and returns True or False; anything else is a `UsageError`. Without a
+        function, the page is a 404.
         """
-        self._add(self._functions, "allow_stats", "allow_stats", function)
+        self._functions.allow_stats.fill(function)
+        self._changed()
         return function
-
-    def find(self, name: str) -> Callable[..., Any] | None:
-        """The function of this decorator, None if there is none."""
-        return self._functions.get(name)
-
-    def find_snapshot(self, channel: str) -> TakeState | None:
-        """The function that gives the state of this channel, None if there is none."""
-        return self._snapshots.get(channel)
-
-    def _add(self, functions: dict[str, Any], key: str, what: str, function: Callable[..., Any]) -> None:
-        check_function(what, function)
-        there = functions.setdefault(key, function)
-        if there is not function:
-            raise RuntimeError(f"{there!r} is registered as {what} already: there can be only one for {self._one_for}")
-
-
-class AppHooks(Hooks):
-    """The functions that decide for one app: its own, otherwise those of its `SSE`. With what they have to do with.
-
-    `limits_users`: the config limits the streams of each user.
-    """
-
-    def __init__(self, shared: Hooks, manager: SSEManager, *, limits_users: bool) -> None:
-        super().__init__()
-        self.manager = manager
-        self._shared = shared
-        self._limits_users = limits_users
-        self._said: set[str] = set()
-        self.pass_on_revalidate()
-
-    def authorize(self, function: A) -> A:
-        """Register the function that says who may see which channels of this app. See `Hooks.authorize`."""
-        super().authorize(function)
-        self._shared.divided = True
-        return function
-
-    def revalidate(self, function: F) -> F:
-        """Register the function that says whether a user may keep the open streams. See `Hooks.revalidate`."""
-        super().revalidate(function)
-        self.pass_on_revalidate()
-        return function
-
-    def pass_on_revalidate(self) -> None:
-        """Give the manager the function that counts now."""
-        self.manager.revalidate = self.find("revalidate")
-
-    def find(self, name: str) -> Callable[..., Any] | None:
-        """The app's own function of this decorator, otherwise that of the `SSE`; None if there is none."""
-        own = super().find(name)
-        return self._shared.find(name) if own is None else own
-
-    def find_snapshot(self, channel: str) -> TakeState | None:
-        """The function that gives the state of this channel, found in the same way."""
-        own = super().find_snapshot(channel)
-        return self._shared.find_snapshot(channel) if own is None else own
-
-    # -- for the blueprint ---------------------------------------------------------------------------------------------
-
-    def allowed(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """Which of these channels the current request may have."""
-        authorize = self.find("authorize")
-        if authorize is None:
-            return self._without_authorize(asked)
-        answer = authorize(asked)
-        if answer is None:
-            self._say(
-                logging.WARNING,
-                "authorize returned None, which is 403, for the channels %s: return the names that are granted, and "
-                "() for none",
-                asked,
-            )
-            return ()
-        granted = _granted(asked, answer)
-        if granted != asked:
-            self._say(
-                logging.INFO, "authorize did not grant all channels: %s of %s. sse_open names them", granted, asked
-            )
-        return granted
-
-    def user(self) -> str | int | None:
-        """Whose the current request is."""
-        identify = self.find("identify")
-        if identify is None:
-            if self._limits_users or self.find("revalidate") is not None:
-                raise RuntimeError(
-                    "revalidate and SSE_MAX_CLIENTS_PER_USER need to know the users: register @sse.identify"
-                )
-            return None
-        answer = identify()
-        try:
-            return None if answer is None else check_user(answer)
-        except InvalidEventError as error:
-            raise RuntimeError(f"identify() returned {described(answer)}: {error}; or None for nobody") from error
-
-    def shows_stats(self) -> bool | None:
-        """Whether the current request may see the counters; None: nobody may."""
-        allow = self.find("allow_stats")
-        if allow is None:
-            return None
-        answer = allow()
-        if not isinstance(answer, bool):
-            raise RuntimeError(f"allow_stats() has to return True or False, not {described(answer)}: use bool(...)")
-        return answer
-
-    def snapshot_of(self, channels: tuple[str, ...]) -> Callable[[], list[tuple[str, Any]]] | None:
-        """What takes the state of these channels, None if no function is registered for any."""
-        found = [(channel, take) for channel in channels if (take := self.find_snapshot(channel)) is not None]
-        return (lambda: [_state(channel, take()) for channel, take in found]) if found else None
-
-    def _without_authorize(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        if self._shared.divided:  # not served to everybody because the other app's function is not ours
-            raise RuntimeError(
-                "another app of this SSE has an authorize of its own, and this one has none: register one with "
-                "@sse.for_app(app).authorize"
-            )
-        if asked == (DEFAULT_CHANNEL,):
-            return asked
-        self._say(
-            logging.WARNING,
-            "the channels %s were asked for, and refused with 403: no function is registered with @sse.authorize, and "
-            "without one only 'default' is served",
-            asked,
-        )
-        return ()
-
-    def _say(self, level: int, text: str, *values: object) -> None:
-        """Log this once. By two threads at once twice: a harmless race."""
-        if text not in self._said:
-            self._said.add(text)
-            _log.log(level, text, *values)
-
-
-def _granted(asked: tuple[str, ...], answer: Any) -> tuple[str, ...]:
-    # Not everything that can be iterated: a string would be taken apart, and a mapping may say False of a name.
-    if isinstance(answer, (str, bytes, Mapping)) or not isinstance(answer, Iterable):
-        raise RuntimeError(
-            f"authorize() has to return the names of the channels that are granted, of those asked for, such as "
-            f"[name for name in channels if ...], not {described(answer)}"
-        )
-    names = tuple(answer)
-    foreign = [name for name in names if name not in asked]
-    if foreign:
-        raise RuntimeError(f"authorize() returned {foreign!r}, which was not asked for: return some of {asked!r}")
-    return tuple(name for name in asked if name in names)
-
-
-def _state(channel: str, answer: object) -> tuple[str, Any]:
-    try:
-        return check_pair(answer)
-    except InvalidEventError as error:
-        raise RuntimeError(f"the snapshot of channel {channel!r} returned {described(answer)}: {error}") from error

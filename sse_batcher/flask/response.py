@@ -1,0 +1,114 @@
+"""The response with a stream, for the blueprint's view and for views of the app's own.
+
+Request threads, in the view. Everything about the request is settled there. The stream itself runs without a context,
+so that it holds no database connection.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from flask import Response, current_app, request
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as BaseResponse
+from werkzeug.wsgi import ClosingIterator
+
+from ..errors import UsageError
+from ..manager import SSEManager
+from ..runtime.log_once import LogOnce
+from ..wire import HEADERS
+from ..wsgi import last_event_id, stream
+from .access import Access
+from .cors import Cors
+
+_log = logging.getLogger("sse_batcher.blueprint")
+
+
+class Responder:
+    """Answers requests of one app with streams. `names_backend`: the config has a key `SSE_BACKEND`."""
+
+    def __init__(self, manager: SSEManager, access: Access, cors: Cors, *, names_backend: bool) -> None:
+        self._manager = manager
+        self._access = access
+        self._cors = cors
+        self._names_backend = names_backend
+        self._once = LogOnce(_log)
+        self._failed_snapshots = itertools.count(1)
+
+    def respond(self, channels: tuple[str, ...], user: str | int | None, ticket: int) -> Response:
+        """Answer the current request with the stream of these channels, which it may have.
+
+        `ticket`: a kick after it ends the stream, see `SSEManager.ticket`. A snapshot that fails is logged and answered
+        with ``sse_busy``; an `HTTPException` of it passes.
+        """
+        environ = request.environ
+        if environ.get("wsgi.multiprocess") and not self._names_backend:
+            self._once.log(
+                logging.WARNING,
+                "this server runs several processes, and each reaches its own clients only: run one process with "
+                'threads, or set SSE_BACKEND ("redis://..." for all of them, "memory://" if that is what you want)',
+            )
+        snapshot = self._access.snapshot(channels)
+        try:
+            status, headers, body = stream(
+                self._manager, environ, channels, snapshot=snapshot, user=user, ticket=ticket
+            )
+        except HTTPException:
+            raise
+        except Exception:
+            # No error status for what may pass: a browser would give up for good.
+            self._log_failure(channels)
+            busy = self._manager.busy_block("snapshot", last_event_id(environ))
+            return current_app.response_class([busy], headers=list(HEADERS))
+        # Functions that would read a response leave it out if it is to be passed on as it is, as files are.
+        response_class = _endless(current_app.response_class)  # type: ignore[arg-type]  # for mypy, a class has no hash
+        return response_class(body, status=status, headers=headers, direct_passthrough=True)
+
+    def allow_origin(self, response: Response) -> Response:
+        """Add the headers that let other origins read this response to the current request."""
+        headers = self._cors.headers(request.headers.get("Origin"), preflight=request.method == "OPTIONS")
+        for name, value in headers:
+            if name == "Vary":
+                response.vary.add(value)
+            else:
+                response.headers[name] = value
+        return response
+
+    def _log_failure(self, channels: tuple[str, ...]) -> None:
+        """Log what a snapshot has raised, in its handler. Seldom, because every open page comes back for it."""
+        failures = next(self._failed_snapshots)
+        if failures & (failures - 1) == 0:  # 1, 2, 4, 8 ...
+            _log.exception(
+                "a snapshot for the channels %r failed; failures so far: %d. Clients get sse_busy and come back",
+                channels,
+                failures,
+            )
+
+
+class _Endless(BaseResponse):
+    """A response that can be passed on but not read, since it has no end."""
+
+    def get_app_iter(self, environ: dict[str, Any]) -> Iterable[bytes]:
+        """As usual, but functions registered for its end are called. For `direct_passthrough`, Werkzeug calls none."""
+        body = super().get_app_iter(environ)
+        return ClosingIterator(body, self.close) if body is self.response else body
+
+    def _ensure_sequence(self, mutable: bool = False) -> None:
+        """Refuse to read the whole body. Werkzeug would refuse it, too, but would not say why."""
+        if not self.is_sequence:
+            raise UsageError(
+                "this response streams events and has no end, so its body cannot be read: let the function that wants "
+                "to, an after_request function or that of an extension, leave out responses with direct_passthrough, "
+                "as it must for files"
+            )
+        super()._ensure_sequence(mutable)
+
+
+@functools.lru_cache
+def _endless(response_class: type[Response]) -> type[Response]:
+    """The app's own class of responses, for one that has no end."""
+    return type("StreamResponse", (_Endless, response_class), {})

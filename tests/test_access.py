@@ -17,7 +17,7 @@ from sse_batcher import SSE, ConfigurationError
 from sse_batcher.flask.cors import Cors
 from sse_batcher.options import TRANSPORTS
 
-from .sse_parser import parse
+from .kit.sse_parser import parse
 
 PATIENCE = 10.0
 

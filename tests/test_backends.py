@@ -13,7 +13,7 @@ from sse_batcher.backends import Backend, open_backend
 from sse_batcher.event import Batch, Event
 from sse_batcher.wire import Frame
 
-from .redisserver import redis_server
+from .kit.redisserver import redis_server
 
 PATIENCE = 10.0
 

@@ -26,7 +26,8 @@ from sse_batcher import (
     SSEManager,
     signals,
 )
-from tests.sse_parser import take
+
+from .kit.sse_parser import take
 
 MAX_FRAME_BYTES = 10_000
 

@@ -20,7 +20,7 @@ from sse_batcher import BacklogFullError, Batch, BatchOptions, ClosedError, Even
 from sse_batcher.batching.engine import _Flush
 from sse_batcher.batching.window import NOW
 
-from .batching import SteppedBatcher
+from .kit.batching import SteppedBatcher
 
 LONG = BatchOptions(batch_window=10)
 AT_ONCE = BatchOptions(max_batch_size=1)

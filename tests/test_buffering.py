@@ -20,8 +20,8 @@ from sse_batcher.transports.attached import LATER, Passage
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import Watch
 
-from .servers import SERVERS, Server, Stream, running, wait_until
-from .sse_parser import parse
+from .kit.servers import SERVERS, Server, Stream, running, wait_until
+from .kit.sse_parser import parse
 from .test_ending import Clock
 from .test_watcher import HOST, Watched
 

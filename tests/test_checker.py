@@ -1,7 +1,7 @@
-"""Nothing is lost silently, whatever happens: looked for at random, in the manner of Jepsen, by `tests.checker`.
+"""Nothing is lost silently, whatever happens: looked for at random, in the manner of Jepsen, by `tests.kit.checker`.
 
 First the judge itself; then the interleavings of one process, in one thread and without sockets: drawn at random, and
-each of those with one switch; then real HTTP through `tests.fault_proxy`.
+each of those with one switch; then real HTTP through `tests.kit.fault_proxy`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from sse_batcher.streams.hub import Hub
 from sse_batcher.streams.roles import Receiver
 from sse_batcher.wire import HEARTBEAT, Frame
 
-from .checker import Browser, Connection, Facts, Got, Sent, Violation, judge, judge_publishing
-from .fault_proxy import FaultProxy, Faults
-from .redisserver import cursor_of, redis_server
-from .servers import wait_until
-from .sse_parser import ServerEvent
+from .kit.checker import Browser, Connection, Facts, Got, Sent, Violation, judge, judge_publishing
+from .kit.fault_proxy import FaultProxy, Faults
+from .kit.redisserver import cursor_of, redis_server
+from .kit.servers import wait_until
+from .kit.sse_parser import ServerEvent
 
 PATIENCE = 10.0
 
@@ -174,7 +174,7 @@ class Record:
         self._receiver: Receiver | None = None
 
     def facts(self) -> Facts:
-        """See `tests.checker.Facts`."""
+        """See `tests.kit.checker.Facts`."""
         gone = self._kept[-self._room - 1] if len(self._kept) > self._room else 0
         return len(self.sent), gone
 

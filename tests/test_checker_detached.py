@@ -28,7 +28,7 @@ from sse_batcher.transports.detached.loop import Adoption, Loop
 from sse_batcher.transports.detached.takeover import Taken
 from sse_batcher.wire import Frame, Position, chunk
 
-from .checker import Facts, Violation
+from .kit.checker import Facts, Violation
 from .test_checker import AT_ONCE, WAITING, Interleavings, Record, Turns, Viewer
 from .test_loop import STEPPED
 

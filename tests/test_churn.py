@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from .servers import HOST, SERVERS, TIMEOUT, Kind, Server, Stream, with_threads
-from .sse_parser import EventStreamParser
+from .kit.servers import HOST, SERVERS, TIMEOUT, Kind, Server, Stream, with_threads
+from .kit.sse_parser import EventStreamParser
 from .test_leaving import ENDING, process_of, read_until, reset, serving_app, wait_for_clients, wait_until
 
 pytestmark = pytest.mark.external

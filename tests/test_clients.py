@@ -14,13 +14,13 @@ import pytest
 
 from sse_batcher.wire import HEARTBEAT
 
-from . import reference
-from .browser import chromium
-from .clients import PYTHON_CLIENTS, Chromium, Client, Collected, JavaScript, Job, Memory, Node
-from .reference import END, LARGE, PARTS, SHORT, TYPES, Part, joined, pieces, sliced
-from .servers import COMMANDS, Server, running, wait_until
-from .slicer import Answer, Relay, Slicer, slicing
-from .sse_parser import ServerEvent, parse
+from .kit import reference
+from .kit.browser import chromium
+from .kit.clients import PYTHON_CLIENTS, Chromium, Client, Collected, JavaScript, Job, Memory, Node
+from .kit.reference import END, LARGE, PARTS, SHORT, TYPES, Part, joined, pieces, sliced
+from .kit.servers import COMMANDS, Server, running, wait_until
+from .kit.slicer import Answer, Relay, Slicer, slicing
+from .kit.sse_parser import ServerEvent, parse
 
 SIZES = (1, 2, 3)
 FRAMINGS = ("chunked", "plain")

@@ -12,7 +12,8 @@ from flask import Flask, abort, render_template_string
 from werkzeug.test import TestResponse
 
 from sse_batcher import SSE, HistoryOptions, SSEManager, stream
-from tests.sse_parser import EventStreamParser, ServerEvent, parse, take
+
+from .kit.sse_parser import EventStreamParser, ServerEvent, parse, take
 
 PATIENCE = 10.0
 PAGE = "{{ sse_cursor() }}"

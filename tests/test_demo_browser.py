@@ -24,7 +24,7 @@ from sse_batcher.cli import create_demo, serving
 from sse_batcher.demo.scenarios import SCENARIOS, TYPES, Happening
 from sse_batcher.demo.simulation import Demo
 
-from .browser import chromium
+from .kit.browser import chromium
 
 pytestmark = pytest.mark.external
 

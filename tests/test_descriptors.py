@@ -20,8 +20,8 @@ from sse_batcher.transports.descriptors import PAUSE, Descriptors, reserve
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import end_connection
 
-from .servers import Stream, gunicorn, running, wait_until
-from .sse_parser import parse
+from .kit.servers import Stream, gunicorn, running, wait_until
+from .kit.sse_parser import parse
 from .test_ending import Clock
 
 

@@ -34,12 +34,12 @@ from sse_batcher.transports.detached.takeover import TakeOver
 from sse_batcher.transports.server import HIGH, ServerInfo
 from sse_batcher.transports.watcher import Watch, watcher
 from sse_batcher.wire import HEADERS, LAST_CHUNK
-from tests.servers import TIMEOUT, wait_until
-from tests.sse_parser import EventStreamParser, ServerEvent
-from tests.test_takeover import Exchange, descriptors
 
 from .conftest import AsProcess
-from .interrupts import interrupt
+from .kit.interrupts import interrupt
+from .kit.servers import TIMEOUT, wait_until
+from .kit.sse_parser import EventStreamParser, ServerEvent
+from .test_takeover import Exchange, descriptors
 
 pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="streams are detached where there is epoll")
 
@@ -970,7 +970,7 @@ def say(value: Any) -> None:
 def test_a_forked_child_keeps_no_connection_of_its_parent_open_whose_streams_go_on() -> None:
     exchanges = [Exchange() for _ in range(3)]
     fds = [exchange.fd for exchange in exchanges]
-    program = f"from tests.test_detached import forking; forking(*{fds})"
+    program = f"from .test_detached import forking; forking(*{fds})"
     with subprocess.Popen(
         [sys.executable, "-c", program],
         stdin=subprocess.PIPE,

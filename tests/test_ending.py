@@ -19,7 +19,7 @@ from sse_batcher.streams.revalidation import QUIET_SECONDS, Revalidator
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.wire import HEARTBEAT
 
-from .sse_parser import ServerEvent, parse
+from .kit.sse_parser import ServerEvent, parse
 from .test_hub import Delivery, numbers, take
 
 PATIENCE = 10.0

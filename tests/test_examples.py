@@ -23,8 +23,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Page
 
 from sse_batcher import BacklogFullError, SSEManager, signals
 
-from .browser import chromium
-from .servers import TIMEOUT, Block, Server, Stream, running, wait_until
+from .kit.browser import chromium
+from .kit.servers import TIMEOUT, Block, Server, Stream, running, wait_until
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ALL = sorted(EXAMPLES.glob("*.py"))

@@ -35,7 +35,8 @@ from sse_batcher import (
 )
 from sse_batcher.flask.config import KEYS
 from sse_batcher.wire import HEADERS
-from tests.sse_parser import ServerEvent, take
+
+from .kit.sse_parser import ServerEvent, take
 
 LOGGER = "sse_batcher.extension"
 MakeApp = Callable[..., tuple[Flask, SSE]]

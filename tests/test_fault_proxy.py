@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from .fault_proxy import HOST, FaultProxy, Faults
+from .kit.fault_proxy import HOST, FaultProxy, Faults
 
 PATIENCE = 10.0
 ANSWER = bytes(range(100))

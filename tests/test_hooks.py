@@ -18,7 +18,7 @@ from sse_batcher import SSE, InvalidEventError
 from sse_batcher.event import check_user
 from sse_batcher.functions import check_function
 
-from .sse_parser import parse
+from .kit.sse_parser import parse
 
 LOGGER = "sse_batcher.hooks"
 HOOKS = ["authorize", "identify", "revalidate", "allow_stats", "snapshot"]

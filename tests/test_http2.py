@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from .servers import HOST, THREADS, TIMEOUT, Server, Stream, gunicorn, running
-from .services import certificate
-from .sse_parser import parse
+from .kit.servers import HOST, THREADS, TIMEOUT, Server, Stream, gunicorn, running
+from .kit.services import certificate
+from .kit.sse_parser import parse
 
 pytestmark = pytest.mark.external
 

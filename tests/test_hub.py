@@ -32,7 +32,7 @@ from sse_batcher.streams.hub import Hub
 from sse_batcher.streams.open_stream import OpenStream
 from sse_batcher.wire import HEARTBEAT, Frame
 
-from .sse_parser import parse
+from .kit.sse_parser import parse
 
 PATIENCE = 10.0
 AT_ONCE = BatchOptions(max_batch_size=1)

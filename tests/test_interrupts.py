@@ -24,7 +24,7 @@ from sse_batcher.streams.revalidation import Revalidator
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import Watch, Watcher
 
-from .interrupts import interrupt
+from .kit.interrupts import interrupt
 from .test_reentrance import run
 
 PATIENCE = 10.0

@@ -14,8 +14,8 @@ import pytest
 
 from sse_batcher import SSEManager
 
-from .redisserver import RedisServer, redis_server
-from .servers import TIMEOUT, wait_until
+from .kit.redisserver import RedisServer, redis_server
+from .kit.servers import TIMEOUT, wait_until
 from .test_readme import blocks
 from .test_redis import Viewer
 
@@ -40,7 +40,7 @@ def browser(redis: RedisServer) -> Iterator[Viewer]:
 def run(kind: str, redis: RedisServer, **environment: str) -> str:
     """Run a kind of `jobs`; what it has logged."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore:.*fork.*:DeprecationWarning", "-m", "tests.jobs", kind],
+        [sys.executable, "-W", "ignore:.*fork.*:DeprecationWarning", "-m", "tests.kit.jobs", kind],
         cwd=ROOT,
         env={**os.environ, "BACKEND": redis.url, **environment},
         capture_output=True,

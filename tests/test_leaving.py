@@ -23,12 +23,12 @@ from typing import Any
 
 import pytest
 
-from . import proxy
-from .servers import (
+from .kit import proxy
+from .kit.servers import (
+    APPS,
     GTHREAD,
     HOST,
     SERVERS,
-    TESTS,
     THREADS,
     TIMEOUT,
     UWSGI,
@@ -507,7 +507,7 @@ def test_that_streams_hold_four_fifths_of_the_threads_is_said_once(tmp_path: Pat
 @contextmanager
 def _reloading(folder: Path, transport: str) -> Iterator[tuple[Server, Path]]:
     app = folder / "reloaded.py"
-    shutil.copy(TESTS / "leavingapp.py", app)
+    shutil.copy(APPS / "leavingapp.py", app)
     command = ("-m", "flask", "--app=reloaded", "run", f"--host={HOST}", "--port={port}", "--reload")
     config = json.dumps({"SSE_TRANSPORT": transport})
     with running(command, folder, CONFIG=config) as server, server.watched():

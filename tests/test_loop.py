@@ -25,7 +25,7 @@ from sse_batcher.transports.detached.loop import COURTESY, OFTEN, SELDOM, TICK, 
 from sse_batcher.transports.detached.takeover import Taken
 from sse_batcher.wire import LAST_CHUNK, Frame, chunk
 
-from .sse_parser import ServerEvent, parse
+from .kit.sse_parser import ServerEvent, parse
 from .test_ending import Clock
 from .test_hub import Delivery
 

@@ -13,11 +13,11 @@ from playwright.sync_api import Browser, Page, Response
 
 from sse_batcher import SSEManager
 
-from . import proxy
-from .browser import chromium
-from .redisserver import redis_server
-from .servers import HOST, TIMEOUT, UNIX, Server, running
-from .services import program
+from .kit import proxy
+from .kit.browser import chromium
+from .kit.redisserver import redis_server
+from .kit.servers import HOST, TIMEOUT, UNIX, Server, running
+from .kit.services import program
 from .test_examples import EXAMPLES
 from .test_readme import blocks
 

@@ -16,8 +16,8 @@ from sse_batcher.event import Batch, Event
 from sse_batcher.runtime.locks import is_mine, new_lock
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.wire import HEARTBEAT, Frame
-from tests.sse_parser import EventStreamParser, parse
 
+from .kit.sse_parser import EventStreamParser, parse
 from .test_hub import PATIENCE, Delivery, MeetingLock, drive, numbers, take
 from .test_reentrance import run
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from .redisserver import RedisServer, redis_server
-from .servers import HOST, TIMEOUT, Server, running, wait_until
+from .kit.redisserver import RedisServer, redis_server
+from .kit.servers import HOST, TIMEOUT, Server, running, wait_until
 
 pytestmark = pytest.mark.external
 

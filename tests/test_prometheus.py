@@ -20,9 +20,10 @@ from flask.typing import ResponseReturnValue
 from sse_batcher import SSE, Batch, BatchOptions, InvalidEventError, SSEManager
 from sse_batcher.prometheus import PREFIX, ROWS, SSECollector
 from sse_batcher.stats import ManagerStats
-from tests.servers import wait_until
-from tests.services import missing
-from tests.sse_parser import take
+
+from .kit.servers import wait_until
+from .kit.services import missing
+from .kit.sse_parser import take
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

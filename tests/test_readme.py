@@ -17,8 +17,8 @@ import pytest
 from sse_batcher import SSE, BatchOptions, ClientOptions, HistoryOptions, SSEManager
 from sse_batcher.flask.config import KEYS
 
-from .servers import GTHREAD, HOST, Stream, faults_in, running
-from .sse_parser import take
+from .kit.servers import GTHREAD, HOST, Stream, faults_in, running
+from .kit.sse_parser import take
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -35,10 +35,10 @@ from sse_batcher.cli import serving
 from sse_batcher.event import Batch, Event
 from sse_batcher.wire import HEARTBEAT
 
-from .redisserver import RedisServer, cursor_of, redis_server, sentinel_of
-from .servers import HOST, wait_until
-from .sse_parser import EventStreamParser, ServerEvent, parse
-from .viewers import FORGETFUL, PATIENCE, Make, Viewer, add, flat, managers, publishing, send, wait_until_read
+from .kit.redisserver import RedisServer, cursor_of, redis_server, sentinel_of
+from .kit.servers import HOST, wait_until
+from .kit.sse_parser import EventStreamParser, ServerEvent, parse
+from .kit.viewers import FORGETFUL, PATIENCE, Make, Viewer, add, flat, managers, publishing, send, wait_until_read
 
 external = pytest.mark.external
 

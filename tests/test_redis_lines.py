@@ -19,9 +19,9 @@ from sse_batcher.backends.redis.reader import Keys, Reader, State
 from sse_batcher.event import Batch, Event
 from sse_batcher.streams.history import ResumePoint
 
-from .redisserver import RedisServer, cursor_of, redis_server, sentinel_of
-from .servers import HOST, wait_until
-from .viewers import EPOCH, FORGETFUL, PATIENCE, STREAM, Make, Viewer, add, flat, managers, send, wait_until_read
+from .kit.redisserver import RedisServer, cursor_of, redis_server, sentinel_of
+from .kit.servers import HOST, wait_until
+from .kit.viewers import EPOCH, FORGETFUL, PATIENCE, STREAM, Make, Viewer, add, flat, managers, send, wait_until_read
 
 external = pytest.mark.external
 

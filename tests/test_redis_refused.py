@@ -18,10 +18,10 @@ from flask import Flask, render_template_string
 from sse_batcher import SSE, BackendError, InvalidEventError, SSEManager
 from sse_batcher.backends.redis.connections import Link
 
-from .redisserver import RedisServer, cursor_of, redis_server
-from .servers import HOST, wait_until
-from .sse_parser import parse
-from .viewers import FORGETFUL, PATIENCE, STREAM, Make, Viewer, add, flat, managers, send, wait_until_read
+from .kit.redisserver import RedisServer, cursor_of, redis_server
+from .kit.servers import HOST, wait_until
+from .kit.sse_parser import parse
+from .kit.viewers import FORGETFUL, PATIENCE, STREAM, Make, Viewer, add, flat, managers, send, wait_until_read
 
 external = pytest.mark.external
 

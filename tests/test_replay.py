@@ -25,8 +25,8 @@ from sse_batcher.transports.detached.replay import FIRST_PAUSE, LONGEST_PAUSE
 from sse_batcher.transports.detached.takeover import Taken
 from sse_batcher.wire import HEARTBEAT, Frame, chunk
 
-from .servers import wait_until
-from .sse_parser import ServerEvent, parse
+from .kit.servers import wait_until
+from .kit.sse_parser import ServerEvent, parse
 from .test_hub import Numbers
 from .test_loop import PATIENCE, Site, Threaded, events, has_ended, numbers, read, read_again
 

@@ -1,7 +1,4 @@
-"""What servers tell of themselves: fakes of each shape, and shapes that we do not know; then the servers themselves.
-
-This module is also the app that those serve: it tells what it has found, and writes a file once it is told to stop.
-"""
+"""What servers tell of themselves: fakes of each shape, and shapes that we do not know; then the servers themselves."""
 
 from __future__ import annotations
 
@@ -23,13 +20,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from flask import Flask, Response, request
 from werkzeug.serving import make_server
 
 import sse_batcher
 from sse_batcher.transports.server import ServerInfo, inspect_server
 
-from .servers import GTHREAD, HOST, SERVERS, THREADS, TIMEOUT, gunicorn, running, wait_until
+from .kit.servers import GTHREAD, HOST, SERVERS, THREADS, TIMEOUT, gunicorn, running, wait_until
 
 ROOT = Path(sse_batcher.__file__).parents[1]
 
@@ -615,30 +611,6 @@ def test_what_does_not_show_its_connection_does_not_let_go(environ: dict[str, An
 
 # -- real ones ---------------------------------------------------------------------------------------------------------
 
-app = Flask(__name__)
-
-
-@app.get("/")
-def look() -> Response:
-    return Response(_look(request.environ), mimetype="text/plain")
-
-
-def _look(environ: dict[str, Any]) -> Iterator[str]:
-    host = inspect_server(environ)
-    peer = None
-    if host.fd is not None:
-        with socket.socket(fileno=os.dup(host.fd)) as connection:
-            peer = connection.getpeername()
-    yield json.dumps([host.name, host.threads, peer, host.is_stopping()]) + "\n"
-    deadline = time.monotonic() + TIMEOUT
-    while not host.is_stopping() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    if host.is_stopping():
-        file = Path("stopped.tmp")
-        file.write_text(str(time.monotonic()))
-        file.rename("stopped")
-
-
 SYNC = gunicorn()
 
 
@@ -660,7 +632,7 @@ SYNC = gunicorn()
 def test_a_server_shows_the_connection_and_that_it_stops_within_a_second(
     command: tuple[str, ...], signal_number: int, name: str, threads: int, tmp_path: Path
 ) -> None:
-    command = tuple(argument.replace("serverapp", "tests.test_host") for argument in command)
+    command = tuple(argument.replace("serverapp", "inspectapp") for argument in command)
     with running(command, tmp_path) as server, server.watched():
         client = http.client.HTTPConnection(HOST, server.port, timeout=TIMEOUT)
         client.connect()

@@ -20,8 +20,8 @@ import pytest
 
 from sse_batcher.wire import HEARTBEAT
 
-from . import proxy
-from .servers import (
+from .kit import proxy
+from .kit.servers import (
     GTHREAD,
     HOST,
     SERVERS,

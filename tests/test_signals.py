@@ -14,7 +14,8 @@ from blinker import NamedSignal
 
 from sse_batcher import Batch, BatchOptions, Client, Event, InvalidEventError, SSEManager, signals
 from sse_batcher.streams.client import ClientInfo
-from tests.sse_parser import take
+
+from .kit.sse_parser import take
 
 APP_THREAD = "sse_batcher-app"
 EVERY_EVENT_ALONE = BatchOptions(batch_window=0)

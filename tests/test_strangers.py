@@ -16,9 +16,9 @@ import pytest
 
 from sse_batcher import SSEManager
 
-from .redisserver import cursor_of, redis_server
-from .servers import HOST, SERVERS, TIMEOUT, Server, Stream, gunicorn, with_threads
-from .sse_parser import EventStreamParser
+from .kit.redisserver import cursor_of, redis_server
+from .kit.servers import HOST, SERVERS, TIMEOUT, Server, Stream, gunicorn, with_threads
+from .kit.sse_parser import EventStreamParser
 from .test_leaving import process_of, read_until, reset, serving_app, wait_for_clients
 
 pytestmark = pytest.mark.external

@@ -16,8 +16,8 @@ from sse_batcher.cli import serving
 from sse_batcher.options import TRANSPORTS
 from sse_batcher.transports.detached.loop import loop
 
-from .servers import wait_until
-from .sse_parser import EventStreamParser, ServerEvent
+from .kit.servers import wait_until
+from .kit.sse_parser import EventStreamParser, ServerEvent
 
 PATIENCE = 10.0
 

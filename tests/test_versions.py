@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from .servers import GTHREAD, SERVERS, Kind, Stream, detached, gunicorn, serving, wait_until
+from .kit.servers import GTHREAD, SERVERS, Kind, Stream, detached, gunicorn, serving, wait_until
 
 pytestmark = pytest.mark.external
 

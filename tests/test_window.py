@@ -14,7 +14,7 @@ from sse_batcher.batching.window import NEVER, NOW, Windows
 from sse_batcher.event import Event, encode_json
 from sse_batcher.options import BatchOptions
 
-from .batching import SteppedBatcher
+from .kit.batching import SteppedBatcher
 
 WINDOW = 0.1
 

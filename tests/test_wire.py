@@ -15,7 +15,8 @@ from sse_batcher import Batch, BatchOptions, Event, InvalidEventError
 from sse_batcher.batching.window import Windows
 from sse_batcher.event import check_channel, check_type, encode_json
 from sse_batcher.wire import HEARTBEAT, Frame, batch_block, block, chunk, comment, control, envelope_bytes, mixed_bytes
-from tests.sse_parser import EventStreamParser, GrammarError, ServerEvent, parse
+
+from .kit.sse_parser import EventStreamParser, GrammarError, ServerEvent, parse
 
 REASONS = ("time_window", "size_limit", "leading", "critical", "manual", "shutdown")
 # What other things than the standard take for the end of a line, and what else has broken event streams.

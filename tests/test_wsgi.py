@@ -13,7 +13,8 @@ import pytest
 from sse_batcher import BatchOptions, ClientOptions, SSEManager, stream, wsgi
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.wire import HEADERS
-from tests.sse_parser import EventStreamParser, ServerEvent, parse, take
+
+from .kit.sse_parser import EventStreamParser, ServerEvent, parse, take
 
 BATCHING = BatchOptions(batch_window=0)
 OPENED = '{"heartbeat":15.0,"channels":["default"]}'

@@ -28,7 +28,8 @@ from . import proxy
 from .services import certificate, missing, program
 
 HOST = "127.0.0.1"
-TESTS = Path(__file__).parent
+APPS = Path(__file__).parent / "apps"
+"""The folder that servers import apps from."""
 TIMEOUT = 15.0
 
 THREADS = 16
@@ -373,7 +374,7 @@ def _environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
     first = [more["PYTHONPATH"]] if "PYTHONPATH" in more else []
     return {
         **more,
-        "PYTHONPATH": os.pathsep.join([*first, str(Path(sse_batcher.__file__).parents[1]), str(TESTS)]),
+        "PYTHONPATH": os.pathsep.join([*first, str(Path(sse_batcher.__file__).parents[1]), str(APPS)]),
         "PYTHONUNBUFFERED": "1",
         "XDG_RUNTIME_DIR": str(folder),  # where newer gunicorns put their control socket; else in the home directory
     }

@@ -1,7 +1,7 @@
 """A program that starts jobs in processes of their own, which enqueue and end at once. Run by `test_jobs`.
 
-``python -m tests.jobs KIND``. The backend is ``$BACKEND``. A batch window is open for ten seconds, so that nothing is
-delivered but what is delivered at the end of a process.
+``python -m tests.kit.jobs KIND``. The backend is ``$BACKEND``. A batch window is open for ten seconds, so that nothing
+is delivered but what is delivered at the end of a process.
 """
 
 from __future__ import annotations

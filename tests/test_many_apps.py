@@ -15,7 +15,8 @@ from flask import Flask
 
 import sse_batcher
 from sse_batcher import SSE, EventBatcher, SSEManager
-from tests.servers import wait_until
+
+from .kit.servers import wait_until
 
 MANY = 500
 STEP = 100

@@ -132,6 +132,16 @@ def test_only_the_newest_frames_keep_their_variants(monkeypatch: pytest.MonkeyPa
     assert all(map(keeps_variants, made))
 
 
+def test_the_newest_frame_keeps_its_variants_however_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "FRESH_BYTES", 10)
+    kept = History(HistoryOptions(), 0)
+    large, small = frame(1, size=500), frame(2)
+    kept.append(large)
+    assert large.encoded(batches=True, chunked=True) is large.encoded(batches=True, chunked=True)
+    kept.append(small)
+    assert large.encoded(batches=True, chunked=True) is not large.encoded(batches=True, chunked=True)
+
+
 def test_a_frame_that_cannot_be_encoded_changes_nothing() -> None:
     kept = filled("aa", history_frames=2)
     before = kept.bytes

@@ -27,7 +27,7 @@ from sse_batcher.event import Batch, Event
 from sse_batcher.runtime.locks import new_lock
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.streams.counts import Counts
-from sse_batcher.streams.history import ResumePoint
+from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.streams.hub import Hub
 from sse_batcher.streams.open_stream import OpenStream
 from sse_batcher.wire import HEARTBEAT, Frame
@@ -434,6 +434,58 @@ def test_a_closed_hub_takes_no_more_clients() -> None:
         delivery.connect()
 
 
+def test_a_hub_opens_again_after_some_time_unless_it_was_closed_for_good() -> None:
+    now = [100.0]
+    hub = Delivery(clock=lambda: now[0]).hub
+    assert not hub.reopen(2)  # it is open
+    hub.close("shutdown", for_good=False)
+    now[0] += 1.9
+    assert not hub.reopen(2)
+    now[0] += 0.1
+    assert hub.reopen(2)
+    assert hub.closing is None
+    hub.close("shutdown")
+    now[0] += 100
+    assert not hub.reopen(2)
+
+
+def test_a_client_that_cannot_be_announced_is_forgotten() -> None:
+    def fail(client: object) -> None:
+        raise RuntimeError
+
+    left: list[str] = []
+    hub = Hub(
+        ClientOptions(),
+        HistoryOptions(),
+        Numbers(),
+        on_connect=fail,
+        on_disconnect=lambda client, farewell: left.append(farewell.reason),
+    )
+    with pytest.raises(RuntimeError):
+        hub.connect(("default",))
+    assert hub.is_empty()
+    assert left == ["left"]
+
+
+def test_a_client_goes_on_with_what_only_the_backend_still_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    delivery = Delivery(HistoryOptions(history_frames=1))
+    frames = [delivery.frame() for _ in range(3)]
+    for frame in frames:
+        delivery.hub.deliver(frame)
+    asked: list[ResumePoint] = []
+
+    def replay(self: Numbers, channels: Iterable[str], point: ResumePoint) -> Slice:
+        asked.append(point)
+        return Slice(frames[point.position :], 3)
+
+    monkeypatch.setattr(Numbers, "replay", replay)
+    assert delivery.hub.can_resume(("default",), "x-2")
+    assert asked == []  # the history has it
+    client = delivery.connect(cursor="x-1")
+    assert [event for event, _, _ in take(client, 3)] == ["sse_open", "t", "t"]
+    assert asked == [ResumePoint(1)] * 2
+
+
 def test_a_client_that_leaves_while_the_hub_is_locked_does_not_wait_and_is_forgotten_after() -> None:
     # As when the garbage collector ends a stream on the very thread that holds the lock.
     lock = MeetingLock()
@@ -574,6 +626,15 @@ def test_a_client_that_was_replaced_hands_its_dismissal_on() -> None:
     assert detached.dismissed == ["kicked"]
 
 
+def test_a_client_that_is_replaced_hands_on_that_it_was_dismissed_before() -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    client.dismiss("kicked")
+    detached = Fed(client)
+    assert delivery.hub.replace(client, detached, client)
+    assert detached.dismissed == ["kicked"]
+
+
 def test_the_age_of_the_history_is_that_of_its_oldest_frame_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     delivery = Delivery()
     assert delivery.hub.count()["history_age"] == 0
@@ -582,6 +643,17 @@ def test_the_age_of_the_history_is_that_of_its_oldest_frame_in_seconds(monkeypat
     assert delivery.hub.count()["history_age"] == 3.5
     monkeypatch.setattr(Numbers, "now", lambda self: -1.0)  # the clock of another machine
     assert delivery.hub.count()["history_age"] == 0
+
+
+def test_the_age_of_the_oldest_stream_is_in_seconds_and_0_without_any() -> None:
+    now = [100.0]
+    delivery = Delivery(clock=lambda: now[0])
+    counts = delivery.hub.count()
+    assert (counts["oldest_stream"], counts["clients_by_transport"]) == (0, {"attached": 0, "detached": 0})
+    delivery.connect()
+    now[0] += 5
+    delivery.connect()
+    assert delivery.hub.count()["oldest_stream"] == 5
 
 
 def test_a_client_that_returns_after_the_age_of_the_history_gets_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:

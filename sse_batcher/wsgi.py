@@ -88,7 +88,7 @@ def stream(
 def _refusal(manager: SSEManager, server: ServerInfo) -> BusyReason | None:
     """Why a stream of this server cannot be opened now, before anything is done for it."""
     if server.http2 and manager.http2 == "refuse":
-        detach_policy.get().say(logging.WARNING, _REFUSED_HTTP2)
+        detach_policy.get().log_once(logging.WARNING, _REFUSED_HTTP2)
         return "http2"
     return None
 

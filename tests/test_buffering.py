@@ -16,7 +16,7 @@ from flask import Flask, Response, request, session
 from flask_compress import Compress
 
 from sse_batcher import SSE, SSEManager, stream
-from sse_batcher.transports.attached import LATER, Passage
+from sse_batcher.transports.attached import LATE_WRITE_SECONDS, BufferingCheck
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import Watch
 
@@ -199,19 +199,19 @@ class Connection:
         return None if self.bytes is None else (self.bytes, self.all_taken)
 
 
-Asked = Callable[[Connection], Passage]
+Asked = Callable[[Connection], BufferingCheck]
 
 
 @pytest.fixture
-def passage(clock: Clock) -> Asked:
+def begin(clock: Clock) -> Asked:
     """The first step has been taken."""
 
-    def begin(connection: Connection) -> Passage:
-        passage = Passage(connection, clock)  # type: ignore[arg-type]
-        assert passage.is_free() is None
-        return passage
+    def begin_check(connection: Connection) -> BufferingCheck:
+        check = BufferingCheck(connection, clock)  # type: ignore[arg-type]
+        assert check.is_passed_on() is None
+        return check
 
-    return begin
+    return begin_check
 
 
 @pytest.fixture
@@ -219,49 +219,49 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_blocks_pass_once_two_have_left(passage: Asked) -> None:
+def test_blocks_pass_once_two_have_left(begin: Asked) -> None:
     connection = Connection()
-    steps = passage(connection)
+    steps = begin(connection)
     connection.bytes = 1300
-    assert steps.is_free() is None
+    assert steps.is_passed_on() is None
     connection.bytes = 1350
-    assert steps.is_free() is True
+    assert steps.is_passed_on() is True
 
 
-def test_a_server_that_asks_again_before_it_writes_is_held_back(passage: Asked) -> None:
-    assert passage(Connection()).is_free() is False
+def test_a_server_that_asks_again_before_it_writes_is_held_back(begin: Asked) -> None:
+    assert begin(Connection()).is_passed_on() is False
 
 
-def test_a_compressor_that_sends_no_more_than_its_head_holds_back(passage: Asked) -> None:
+def test_a_compressor_that_sends_no_more_than_its_head_holds_back(begin: Asked) -> None:
     connection = Connection()
-    steps = passage(connection)
+    steps = begin(connection)
     connection.bytes = 1310
-    assert steps.is_free() is None
-    assert steps.is_free() is False
+    assert steps.is_passed_on() is None
+    assert steps.is_passed_on() is False
 
 
-def test_a_server_that_writes_in_another_thread_has_time(passage: Asked, clock: Clock) -> None:
+def test_a_server_that_writes_in_another_thread_has_time(begin: Asked, clock: Clock) -> None:
     connection = Connection(later=True)
-    steps = passage(connection)
+    steps = begin(connection)
     for _ in range(20):  # blocks that were waiting
-        assert steps.is_free() is None
-    clock.now += LATER - 0.1
+        assert steps.is_passed_on() is None
+    clock.now += LATE_WRITE_SECONDS - 0.1
     connection.bytes = 1300
-    assert steps.is_free() is None
-    clock.now += LATER - 0.1
-    assert steps.is_free() is None
+    assert steps.is_passed_on() is None
+    clock.now += LATE_WRITE_SECONDS - 0.1
+    assert steps.is_passed_on() is None
     clock.now += 0.1
     connection.all_taken = False  # an earlier response is in the way, and its client does not read
-    assert steps.is_free() is None
+    assert steps.is_passed_on() is None
     connection.all_taken = True
-    assert steps.is_free() is False
+    assert steps.is_passed_on() is False
 
 
-def test_nothing_is_said_of_what_is_not_known(passage: Asked) -> None:
+def test_nothing_is_said_of_what_is_not_known(begin: Asked) -> None:
     connection = Connection()
-    steps = passage(connection)
+    steps = begin(connection)
     connection.bytes = None
-    assert steps.is_free() is True
+    assert steps.is_passed_on() is True
 
 
 def test_what_was_written_counts_whether_it_was_sent_or_not() -> None:

@@ -5,7 +5,6 @@ The network is ours: a connection has room for a few hundred bytes, so that fram
 
 from __future__ import annotations
 
-import os
 import re
 import select
 from bisect import bisect_left, bisect_right
@@ -22,15 +21,14 @@ from sse_batcher.event import BROADCAST, Batch
 from sse_batcher.reasons import GapReason
 from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.streams.hub import Hub
-from sse_batcher.transports.detached.connection import SocketClient
 from sse_batcher.transports.detached.feed import Feed
-from sse_batcher.transports.detached.loop import Adoption, Loop
+from sse_batcher.transports.detached.loop import Adoption
 from sse_batcher.transports.detached.takeover import Taken
 from sse_batcher.wire import Frame, Position, chunk
 
 from .kit.checker import Facts, Violation
 from .test_checker import AT_ONCE, WAITING, Interleavings, Record, Turns, Viewer
-from .test_loop import STEPPED
+from .test_loop import SteppedLoop
 
 USED = {"group": ("send", "sized", "taken"), "connection": ("send_to", "hang_up"), "loop": ("hang_up",)}
 """Of `sending`, by which module."""
@@ -118,22 +116,14 @@ class Network:
         return [(fd, events) for fd, events in happened if events]
 
 
-class SteppedLoop(Loop):
-    """One that somebody else steps."""
+class InterleavedLoop(SteppedLoop):
+    """A loop that the machine steps, and that gives others their turn after each send."""
 
     def __init__(self, network: Network) -> None:
-        super().__init__(lambda: 0.0)
+        super().__init__(lambda: 0.0, sends_per_turn=1, turn_seconds=0)
         self._epoll.close()
         self._epoll = network  # type: ignore[assignment]
-        self._parked = False
-        self._worker: Any = STEPPED
         self._steps = self._replays = False
-
-    def _take_in(self, adoption: Adoption) -> SocketClient | None:
-        found = super()._take_in(adoption)
-        for feed in self._feeds.values():
-            feed._replay._worker = STEPPED
-        return found
 
     def run(self) -> None:
         """Until there is nothing left to do. By one thread at a time, as a loop is."""
@@ -150,8 +140,7 @@ class SteppedLoop(Loop):
         if not self._replays:
             self._replays = True
             try:
-                for feed in list(self._feeds.values()):
-                    feed._replay.work()
+                super().replays()
             finally:
                 self._replays = False
         return bool(self._inbox)
@@ -161,7 +150,14 @@ class DetachedViewer(Viewer):
     """As the other, at the end of a connection that has little room."""
 
     def __init__(
-        self, hub: Hub, record: Record, channels: tuple[str, ...], loop: SteppedLoop, network: Network, *, chunked: bool
+        self,
+        hub: Hub,
+        record: Record,
+        channels: tuple[str, ...],
+        loop: InterleavedLoop,
+        network: Network,
+        *,
+        chunked: bool,
     ) -> None:
         super().__init__(hub, record, channels)
         self._loop = loop
@@ -181,7 +177,7 @@ class DetachedViewer(Viewer):
             fd, self._pipe = self._network.open()
             first = next(client)
             taken = Taken(fd, chunk(first) if self._chunked else first, self._chunked)
-            self._loop.adopt(Adoption(self._hub, SimpleNamespace(drain=None), client, taken, HOST))
+            self._loop.adopt(Adoption(self._hub, SimpleNamespace(drain=None), client, taken, SERVER))
 
     def take(self, most: int) -> None:
         with self._alone() as alone:
@@ -251,7 +247,7 @@ def stepped(name: str, turns: Turns) -> property:
     return property(lambda owner: owner.__dict__[name], write)
 
 
-HOST: Any = SimpleNamespace(is_stopping=lambda: False)
+SERVER: Any = SimpleNamespace(is_stopping=lambda: False)
 
 
 class DetachedInterleavings(Interleavings):
@@ -266,15 +262,12 @@ class DetachedInterleavings(Interleavings):
     def viewer(self, channels: tuple[str, ...]) -> Viewer:
         if not hasattr(self, "loop"):
             self.network = Network(self.turns, self.record.facts)
-            self.loop = SteppedLoop(self.network)
+            self.loop = InterleavedLoop(self.network)
             for module, names in USED.items():
                 for name in names:
                     self.patch.setattr(f"sse_batcher.transports.detached.{module}.{name}", getattr(self.network, name))
             self.patch.setattr("sse_batcher.transports.detached.loop._prepare", lambda fd: None)
-            for module in ("group", "loop"):  # a turn for others after each send
-                self.patch.setattr(f"sse_batcher.transports.detached.{module}.AT_ONCE", 1)
-            self.patch.setattr("sse_batcher.transports.detached.loop.TURN", 0)
-            for name in ("_told", "_first"):
+            for name in ("_has_news", "_first_news"):
                 self.patch.setattr(Feed, name, stepped(name, self.turns), raising=False)
         return DetachedViewer(self.hub, self.record, channels, self.loop, self.network, chunked="b" in channels)
 
@@ -282,12 +275,12 @@ class DetachedInterleavings(Interleavings):
         try:
             super().teardown()
         finally:
-            os.close(self.loop._bell)
+            self.loop.let_go()
 
     def leave_all(self) -> None:
         super().leave_all()
         self.loop.run()
-        assert (len(self.loop), self.loop._feeds, self.hub.is_empty()) == (0, {}, True)
+        assert (len(self.loop), self.loop.feeds, self.hub.is_empty()) == (0, {}, True)
 
 
 class ReplayedInterleavings(DetachedInterleavings):

@@ -15,8 +15,13 @@ import pytest
 
 from sse_batcher import SSEManager, stream
 from sse_batcher.runtime.process import PerProcess
-from sse_batcher.transports import descriptors
-from sse_batcher.transports.descriptors import PAUSE, Descriptors, reserve
+from sse_batcher.transports.descriptors import (
+    RECOUNT_FACTOR,
+    Descriptors,
+    descriptor_limit,
+    descriptors_in_use,
+    reserved,
+)
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import end_connection
 
@@ -28,14 +33,14 @@ from .test_ending import Clock
 class System:
     """What the system says of this process, and how long it takes."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.limit: int | None = 1000
         self.used: int | None = 0
         self.seconds = 0.01
         self.clock = Clock()
-        monkeypatch.setattr(descriptors, "_limit", lambda: self.limit)
-        monkeypatch.setattr(descriptors, "_used", self._count)
-        monkeypatch.setattr(descriptors, "reserve", lambda limit: 100)
+
+    def descriptors(self) -> Descriptors:
+        return Descriptors(self.clock, limit=lambda: self.limit, used=self._count, reserve=lambda limit: 100)
 
     def _count(self) -> int | None:
         self.clock.now += self.seconds
@@ -43,12 +48,12 @@ class System:
 
     def wait(self) -> None:
         """Until they may be counted again."""
-        self.clock.now += PAUSE * self.seconds
+        self.clock.now += RECOUNT_FACTOR * self.seconds
 
 
 @pytest.fixture
-def system(monkeypatch: pytest.MonkeyPatch) -> System:
-    return System(monkeypatch)
+def system() -> System:
+    return System()
 
 
 def taken(found: Descriptors) -> int:
@@ -60,13 +65,13 @@ def taken(found: Descriptors) -> int:
 
 
 def test_streams_take_two_each_and_leave_the_reserve(system: System) -> None:
-    found = Descriptors(system.clock)
+    found = system.descriptors()
     system.used = 701
     assert taken(found) == 99
 
 
 def test_what_others_take_and_give_back_counts_too(system: System) -> None:
-    found = Descriptors(system.clock)
+    found = system.descriptors()
     system.used = 880
     assert taken(found) == 10
     system.used = 700
@@ -79,14 +84,14 @@ def test_what_others_take_and_give_back_counts_too(system: System) -> None:
 
 
 def test_they_are_counted_at_each_stream_where_that_takes_no_time(system: System) -> None:
-    found = Descriptors(system.clock)
+    found = system.descriptors()
     system.seconds = 0
     for system.used, room in [(898, True), (899, False), (0, True), (1000, False)]:
         assert found.take() is room
 
 
 def test_a_limit_that_is_raised_counts(system: System) -> None:
-    found = Descriptors(system.clock)
+    found = system.descriptors()
     system.used = 900
     assert not found.take()
     system.limit = 1004
@@ -95,7 +100,7 @@ def test_a_limit_that_is_raised_counts(system: System) -> None:
 
 
 def test_the_log_says_once_what_to_raise(system: System, caplog: pytest.LogCaptureFixture) -> None:
-    found = Descriptors(system.clock)
+    found = system.descriptors()
     system.used = 1000
     assert not any(found.take() for _ in range(5))
     (record,) = caplog.records
@@ -107,22 +112,22 @@ def test_the_log_says_once_what_to_raise(system: System, caplog: pytest.LogCaptu
 @pytest.mark.parametrize("unknown", ["limit", "used"])
 def test_there_is_no_limit_if_the_system_does_not_tell(system: System, unknown: str) -> None:
     setattr(system, unknown, None)
-    assert taken(Descriptors(system.clock)) == 10_000
+    assert taken(system.descriptors()) == 10_000
 
 
 @pytest.mark.parametrize(("limit", "left"), [(64, 16), (256, 64), (1024, 256), (20_000, 1024), (1_048_576, 1024)])
 def test_a_quarter_is_left_to_others_and_at_most_what_gunicorn_accepts_at_once(limit: int, left: int) -> None:
-    assert reserve(limit) == left
+    assert reserved(limit) == left
 
 
 def test_the_number_in_use_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     with open(os.devnull), open(os.devnull):
-        many = descriptors._used()
-    few = descriptors._used()
+        many = descriptors_in_use()
+    few = descriptors_in_use()
     assert many is not None
     assert many - 2 == few
     monkeypatch.setattr(os, "stat", lambda path: os.stat_result([0] * 10))  # an older Linux
-    assert abs(few - (descriptors._used() or 0)) <= 1  # the list has the descriptor by which it is read
+    assert abs(few - (descriptors_in_use() or 0)) <= 1  # the list has the descriptor by which it is read
 
 
 def test_it_is_unknown_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,14 +135,14 @@ def test_it_is_unknown_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(os, "stat", fail)
-    assert descriptors._used() is None
+    assert descriptors_in_use() is None
 
 
 def test_the_limit_is_the_soft_one(monkeypatch: pytest.MonkeyPatch) -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert descriptors._limit() == soft
+    assert descriptor_limit() == soft
     monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert descriptors._limit() is None
+    assert descriptor_limit() is None
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------
@@ -145,7 +150,7 @@ def test_the_limit_is_the_soft_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stream_without_room_gets_busy(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     system.used = 1000
-    monkeypatch.setattr("sse_batcher.transports.attached.descriptors", PerProcess(Descriptors))
+    monkeypatch.setattr("sse_batcher.transports.attached.descriptors", PerProcess(system.descriptors))
     with SSEManager() as manager:
         _, _, body = stream(manager, {"REQUEST_METHOD": "GET", "HTTP_LAST_EVENT_ID": "5f3a9c1e-42"})
         [busy] = parse(b"".join(body), strict=True)
@@ -194,7 +199,7 @@ def test_gunicorn_survives_more_streams_than_it_has_descriptors(
             streams[block.event].append(stream)
             assert block.event == "sse_open" or block.data == {"reason": "limit"}
         opened = streams["sse_open"]
-        room = (LIMIT - reserve(LIMIT)) // each
+        room = (LIMIT - reserved(LIMIT)) // each
         assert 0.6 * room < len(opened) <= room
         assert server.stats()["clients"] == len(opened)
         worker = server.request("POST", "/enqueue", [("item", 1)])

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +25,7 @@ import pytest
 
 import sse_batcher
 from sse_batcher import BatchOptions, ClientOptions, SSEManager
+from sse_batcher.runtime.log_once import LogOnce
 from sse_batcher.runtime.process import PerProcess
 from sse_batcher.transports import open_stream
 from sse_batcher.transports.attached import Request
@@ -31,7 +33,7 @@ from sse_batcher.transports.detached import takeover
 from sse_batcher.transports.detached.loop import Loop, loop
 from sse_batcher.transports.detached.stream import DetachedStream, DetachPolicy
 from sse_batcher.transports.detached.takeover import TakeOver
-from sse_batcher.transports.server import HIGH, ServerInfo
+from sse_batcher.transports.server import MIN_DUPLICATE_FD, ServerInfo
 from sse_batcher.transports.watcher import Watch, watcher
 from sse_batcher.wire import HEADERS, LAST_CHUNK
 
@@ -141,8 +143,8 @@ class Stream:
         self.exchange = exchange or Exchange()
         fd = self.exchange.fd
         sent = Sent()
-        host = ServerInfo(name, fd, None, lambda: False, lets_go, sent.rest, max_requests=max_requests)
-        body = (middleware or nothing)(open_stream(manager, Request(("default",), host, **request)))
+        info = ServerInfo(name, fd, None, lambda: False, lets_go, sent.rest, max_requests=max_requests)
+        body = (middleware or nothing)(open_stream(manager, Request(("default",), info, **request)))
         self.thread = threading.Thread(target=server.serve, args=(fd, body, sent), daemon=True)
         self.thread.start()
         self.answer = http.client.HTTPResponse(self.exchange.client)
@@ -193,7 +195,7 @@ def _nothing_was_said_or_undone_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = PerProcess(DetachPolicy)
     monkeypatch.setattr("sse_batcher.transports.detached.stream.detach_policy", policy)
     monkeypatch.setattr(sse_batcher.transports, "detach_policy", policy)
-    monkeypatch.setattr(watcher.get(), "_told_of_refusals", False)
+    watcher.get().log_once = LogOnce(logging.getLogger("sse_batcher.watcher"))
 
 
 @pytest.fixture
@@ -334,7 +336,7 @@ def test_the_connection_has_a_high_number_and_the_servers_own_is_free_again(
     client.take(1)
     assert client.leaves_its_thread()
     settled(manager)
-    assert [fd >= HIGH for fd in loop.get()._connections] == [True]
+    assert [fd >= MIN_DUPLICATE_FD for fd in loop.get().clients] == [True]
     with pytest.raises(OSError):
         os.fstat(exchange.fd)
 
@@ -357,11 +359,11 @@ def test_its_steps_are_the_first_block_and_the_end(manager: SSEManager) -> None:
 
 def watched() -> int:
     """How many streams have a watcher, as those need that hold a thread of the server."""
-    return len(watcher.get()._watches)
+    return len(watcher.get())
 
 
-def detached_stream(manager: SSEManager, fd: int | None, **host: Any) -> DetachedStream:
-    described = ServerInfo("fake", fd, None, lambda: False, lets_go=True)._replace(**host)
+def detached_stream(manager: SSEManager, fd: int | None, **info: Any) -> DetachedStream:
+    described = ServerInfo("fake", fd, None, lambda: False, lets_go=True)._replace(**info)
     return DetachedStream(manager, Request(("default",), described))
 
 
@@ -390,7 +392,7 @@ def test_a_first_block_about_as_long_as_what_the_server_may_get_arrives_whole(
     def measure(body: Body) -> Body:
         first = body._open().first_block()  # type: ignore[attr-defined]
         blocks.append(first)
-        monkeypatch.setattr("sse_batcher.transports.detached.stream.LONGEST_PRELUDE", len(first) - more)
+        monkeypatch.setattr("sse_batcher.transports.detached.stream.MAX_PRELUDE_BYTES", len(first) - more)
         return body
 
     client = stream(server, measure)
@@ -474,8 +476,8 @@ def test_a_default_timeout_of_the_app_does_not_change_a_connection_that_stays_at
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is waited for long."""
-    monkeypatch.setattr(takeover, "PATIENCE", 0.01)
+    """A take-over waits for nothing for long."""
+    monkeypatch.setattr("sse_batcher.transports.detached.stream.TakeOver", partial(TakeOver, timeout=0.01))
 
 
 @pytest.mark.usefixtures("hasty")
@@ -539,7 +541,7 @@ def test_a_server_is_waited_for_only_while_it_has_something_to_write(
     manager: SSEManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(takeover, "_is_ready", lambda fd, event, patience: waits.append(patience))
+    monkeypatch.setattr(takeover, "_wait", lambda fd, event, patience: waits.append(patience))
     assert undone(manager)
     assert waits == []
     unsent = iter([1, 1, 0, 0])
@@ -598,7 +600,7 @@ def test_one_that_is_interrupted_in_its_second_step_gives_the_connection_back(
     exchange = Exchange()
     body = detached_stream(manager, exchange.fd)
     client = first_client(body)
-    monkeypatch.setattr(TakeOver, "_look", interrupt)
+    monkeypatch.setattr(TakeOver, "_find_framing", interrupt)
     with pytest.raises(SystemExit):
         next(body)
     body.close()
@@ -675,7 +677,7 @@ def test_who_comes_when_the_server_stops_is_told_so_by_the_server(
     manager.shutdown()
     (busy,) = stream().rest()
     assert (busy.type, busy.json["reason"]) == ("sse_busy", "draining")
-    assert loop.get()._connections == {}
+    assert loop.get().clients == {}
 
 
 def test_a_stream_that_ends_between_its_two_steps_says_goodbye(manager: SSEManager) -> None:
@@ -713,7 +715,7 @@ def test_that_streams_are_detached_is_said_once(
     ((level, text),) = said(caplog)
     assert level == "INFO"
     assert text.startswith("streams are detached from the threads of this gunicorn gthread; this process may have ")
-    assert text.endswith(" descriptors (ulimit -n), and each takes one")
+    assert text.endswith(" file descriptors (ulimit -n), and each detached stream takes one")
 
 
 def test_a_server_that_ends_its_processes_after_so_many_requests_is_warned_of(
@@ -724,11 +726,11 @@ def test_a_server_that_ends_its_processes_after_so_many_requests_is_warned_of(
             stream(max_requests=1000).take(1)
     ((level, text),) = said(caplog)
     assert level == "WARNING"
-    assert "max_requests=1000 ends all of them each time" in text
+    assert "max_requests=1000 ends all streams each time it is reached" in text
 
 
 @pytest.mark.parametrize(
-    ("host", "why"),
+    ("info", "why"),
     [
         ({"name": "gunicorn gevent", "lets_go": False}, "gunicorn gevent does not give plain connections away"),
         ({"name": "", "lets_go": False}, "this server does not give plain connections away"),
@@ -737,12 +739,12 @@ def test_a_server_that_ends_its_processes_after_so_many_requests_is_warned_of(
     ids=["gevent, or TLS", "unknown", "not shown"],
 )
 def test_streams_of_a_server_that_does_not_let_go_stay_attached_and_that_is_said_once(
-    manager: SSEManager, caplog: pytest.LogCaptureFixture, host: dict[str, Any], why: str
+    manager: SSEManager, caplog: pytest.LogCaptureFixture, info: dict[str, Any], why: str
 ) -> None:
     with caplog.at_level(logging.INFO, LOG):
         for _ in range(2):
             exchange = Exchange()
-            with closing(detached_stream(manager, **{"fd": exchange.fd} | host)) as body:
+            with closing(detached_stream(manager, **{"fd": exchange.fd} | info)) as body:
                 next(body)
                 assert exchange.goes_on(b"")
                 manager.enqueue("log", 1)
@@ -775,10 +777,10 @@ def test_an_app_that_asks_for_attached_streams_is_told_once_of_the_others(caplog
     assert (level, 'see transport="auto"' in text) == ("INFO", True)
 
 
-def undone(manager: SSEManager, **host: Any) -> bool:
+def undone(manager: SSEManager, **info: Any) -> bool:
     """Whether the connection of a stream that asks for more, before its server has written, was about to be taken."""
     exchange = Exchange()
-    with closing(detached_stream(manager, exchange.fd, **host)) as body:
+    with closing(detached_stream(manager, exchange.fd, **info)) as body:
         first = next(body)
         diverted = not exchange.is_restored()
         manager.enqueue("log", 1)
@@ -797,7 +799,7 @@ def test_that_one_was_undone_is_said_once_and_the_next_is_tried_all_the_same(
         assert [undone(manager) for _ in range(5)] == [True] * 5
     assert manager.get_stats().undone == 5
     (text,) = [text for level, text in said(caplog) if level == "WARNING"]
-    assert "a response was not what was expected" in text
+    assert "the server has not written the expected response" in text
 
 
 # -- threads that others need ------------------------------------------------------------------------------------------
@@ -817,9 +819,9 @@ def attached(manager: SSEManager) -> Iterator[Attached]:
     """Makes a stream that cannot be detached, in a process with so many threads."""
     exchanges: list[Exchange] = []
 
-    def attached(threads: int | None, **host: Any) -> DetachedStream:
+    def attached(threads: int | None, **info: Any) -> DetachedStream:
         exchanges.append(Exchange())
-        return detached_stream(manager, exchanges[-1].fd, threads=threads, **{"obstacle": "it has a body"} | host)
+        return detached_stream(manager, exchanges[-1].fd, threads=threads, **{"obstacle": "it has a body"} | info)
 
     yield attached
     for exchange in exchanges:
@@ -898,8 +900,8 @@ def test_without_descriptors_and_threads_a_stream_is_refused(
 
 def test_attached_streams_of_an_app_that_asks_for_them_may_hold_all_threads_but_the_only_one() -> None:
     def attached_stream(manager: SSEManager, threads: int) -> Any:
-        host = ServerInfo("fake", None, threads, lambda: False, lets_go=True)
-        return open_stream(manager, Request(("default",), host))
+        info = ServerInfo("fake", None, threads, lambda: False, lets_go=True)
+        return open_stream(manager, Request(("default",), info))
 
     with SSEManager(BatchOptions(batch_window=0)) as manager, ExitStack() as stack:
         assert reasons(attached_stream(manager, 1)) == [("sse_busy", "threads")]
@@ -1022,7 +1024,9 @@ def test_a_forked_child_keeps_no_connection_open_that_its_parent_is_about_to_tak
         child = os.fork()
         if not child:
             open_there = [
-                os.stat(f"/proc/self/fd/{fd}").st_ino for fd in os.listdir("/proc/self/fd") if int(fd) >= HIGH
+                os.stat(f"/proc/self/fd/{fd}").st_ino
+                for fd in os.listdir("/proc/self/fd")
+                if int(fd) >= MIN_DUPLICATE_FD
             ]
             os._exit(exchange.inode in open_there)
         assert os.waitpid(child, 0) == (child, 0)
@@ -1051,8 +1055,8 @@ def test_an_exception_in_the_middle_of_a_take_over_costs_no_more_than_its_stream
     left = descriptors()
     for place in itertools.count():
         exchange, server = Exchange(), Server()
-        host = ServerInfo("fake", exchange.fd, None, lambda: False, lets_go=True)
-        body = open_stream(manager, Request(("default",), host))
+        info = ServerInfo("fake", exchange.fd, None, lambda: False, lets_go=True)
+        body = open_stream(manager, Request(("default",), info))
         interrupted = interrupt(lambda: server.write(exchange.fd, server.response(body)), place)  # noqa: B023
         body.close()
         os.close(exchange.fd)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import socket
 import threading
 import weakref
@@ -17,11 +16,19 @@ import pytest
 
 from sse_batcher import HistoryOptions, SSEManager
 from sse_batcher.event import Batch, Event
+from sse_batcher.runtime.worker import Owner, Worker
 from sse_batcher.streams.history import MAX_FLOORS
 from sse_batcher.transports.detached import connection as connections
 from sse_batcher.transports.detached import group as groups
-from sse_batcher.transports.detached.feed import Feed
-from sse_batcher.transports.detached.loop import COURTESY, OFTEN, SELDOM, TICK, Adoption, GilYielder, Loop
+from sse_batcher.transports.detached.loop import (
+    DEMAND_SECONDS,
+    LONG_INTERVAL_SECONDS,
+    LOOP_TICK_SECONDS,
+    SHORT_INTERVAL_SECONDS,
+    Adoption,
+    GilYielder,
+    Loop,
+)
 from sse_batcher.transports.detached.takeover import Taken
 from sse_batcher.wire import LAST_CHUNK, Frame, chunk
 
@@ -46,25 +53,30 @@ class Stopping:
         self.drained += 1
 
 
-STEPPED: Any = SimpleNamespace(ensure=lambda: True, wake=lambda: None)
-"""In place of a thread."""
+class SteppedWorker(Worker):
+    """A worker without a thread: the test takes its turns."""
+
+    can_start = True
+
+    def __init__(self, owner: Owner, name: str) -> None:
+        super().__init__(owner, name)
+        self.owner = owner  # also after it is dropped by all others
+        self.name = name
+
+    def ensure(self) -> bool:
+        return self.can_start
 
 
 class SteppedLoop(Loop):
-    """One without a thread."""
+    """A loop without threads."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        super().__init__(clock)
-        self._parked = False
-        self._worker: Any = STEPPED
-        self.feeds: dict[Feed, None] = {}  # those that are gone, too
+    def __init__(self, clock: Callable[[], float], **options: Any) -> None:
+        self.workers: list[SteppedWorker] = []
+        super().__init__(clock, make_worker=self._make_worker, **options)
 
-    def _take_in(self, adoption: Adoption) -> connections.SocketClient | None:
-        found = super()._take_in(adoption)
-        for feed in self._feeds.values():
-            feed._replay._worker = STEPPED
-            self.feeds[feed] = None
-        return found
+    def _make_worker(self, owner: Owner, name: str) -> Worker:
+        self.workers.append(SteppedWorker(owner, name))
+        return self.workers[-1]
 
     def run(self) -> None:
         """Until there is nothing left to do at this time."""
@@ -73,22 +85,23 @@ class SteppedLoop(Loop):
             self.turn(0)
 
     def replays(self) -> bool:
-        """Let the threads that replay have their turn. Whether anything came of it."""
-        for feed in self.feeds:
-            feed._replay.work()
+        """Let the threads that replay have their turn. Returns whether anything came of it."""
+        for worker in self.workers:
+            if worker.owner is not self:
+                worker.owner.work()
         return bool(self._inbox)
 
 
 class Site:
     """A hub, a loop, and clients at the other end of its connections."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, loop: dict[str, Any] | None = None, **options: Any) -> None:
         self.clock = Clock()
         history = options.pop("history", None)
         self.delivery = Delivery(history, clock=self.clock, **options)
         self.hub = self.delivery.hub
-        self.loop = SteppedLoop(self.clock)
-        self.host: Any = Stopping()
+        self.loop = SteppedLoop(self.clock, **(loop or {}))
+        self.server: Any = Stopping()
         self._sockets: list[socket.socket] = []
 
     def connect(
@@ -108,7 +121,7 @@ class Site:
         if small:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         taken = Taken(ours.detach(), chunk(first) if chunked else first, chunked)
-        self.loop.adopt(Adoption(self.hub, self.host, client, taken, self.host))
+        self.loop.adopt(Adoption(self.hub, self.server, client, taken, self.server))
         self.loop.run()
         assert theirs.recv(len(taken.unsent)) == taken.unsent
         return theirs
@@ -119,18 +132,18 @@ class Site:
 
     def wait(self, seconds: float) -> None:
         """As long as there are ticks for."""
-        for _ in range(round(seconds / TICK)):
-            self.clock.now += TICK
+        for _ in range(round(seconds / LOOP_TICK_SECONDS)):
+            self.clock.now += LOOP_TICK_SECONDS
             self.loop.run()
 
     def close(self) -> None:
         for connection in self._sockets:
             connection.close()
         self.loop.run()
-        os.close(self.loop._bell)
         assert len(self.loop) == 0
-        assert self.loop._feeds == {}
+        assert self.loop.feeds == {}
         assert self.hub.is_empty()
+        self.loop.let_go()
 
 
 @pytest.fixture
@@ -147,8 +160,14 @@ def make() -> Iterator[Callable[..., Site]]:
 
 
 @pytest.fixture
-def site(make: Callable[..., Site]) -> Site:
-    return make()
+def site(make: Callable[..., Site], request: pytest.FixtureRequest) -> Site:
+    return make(**getattr(request, "param", {}))
+
+
+def turns_of(sends: int) -> pytest.MarkDecorator:
+    """A site whose loop lets others have their turn after so many sends."""
+    options = {"loop": {"sends_per_turn": sends, "turn_seconds": 0}}
+    return pytest.mark.parametrize("site", [options], indirect=True, ids=[f"turns-of-{sends}"])
 
 
 def read(connection: socket.socket) -> bytes:
@@ -259,7 +278,7 @@ def test_what_was_delivered_between_the_first_block_and_the_take_over_is_sent(si
     site.delivery.deliver(3)  # queued, as for an attached one
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    site.loop.adopt(Adoption(site.hub, site.host, client, Taken(ours.detach(), first, False), site.host))
+    site.loop.adopt(Adoption(site.hub, site.server, client, Taken(ours.detach(), first, False), site.server))
     site.delivery.deliver(2)
     site.loop.run()
     assert numbers(theirs)[1:] == [1, 2, 3, 4, 5]
@@ -377,7 +396,7 @@ def test_a_client_that_does_not_read_keeps_no_frames_but_the_one_that_was_cut(ma
         site.loop.run()
     gc.collect()
     assert sum(reference() is not None for reference in kept) == 5
-    rests = [connection.rest for connection in site.loop._connections.values()]
+    rests = [connection.rest for connection in site.loop.clients.values()]
     assert all(isinstance(rest, memoryview) and len(rest) < 20_100 for rest in rests)
     assert len({id(rest.obj) for rest in rests if isinstance(rest, memoryview)}) == 1  # of the same frame, shared
 
@@ -463,7 +482,7 @@ def test_a_client_that_leaves_is_forgotten_at_once(site: Site) -> None:
     client.close()
     site.loop.run()
     assert site.hub.count()["clients_by_channel"] == {"other": 1}
-    (feed,) = site.loop._feeds.values()
+    (feed,) = site.loop.feeds.values()
     assert set(feed.channels) == {"other", "*"}
 
 
@@ -499,7 +518,7 @@ def test_a_kick_that_comes_before_the_loop_has_the_connection_is_not_lost(site: 
     first = next(client)
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    site.loop.adopt(Adoption(site.hub, site.host, client, Taken(ours.detach(), first, False), site.host))
+    site.loop.adopt(Adoption(site.hub, site.server, client, Taken(ours.detach(), first, False), site.server))
     site.hub.dismiss("kicked")
     site.loop.run()
     assert [event.type for event in events(theirs)] == ["sse_open", "sse_bye"]
@@ -510,7 +529,7 @@ def test_a_client_that_is_closed_before_the_loop_has_the_connection_ends(site: S
     client = site.hub.connect(("default",))
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    site.loop.adopt(Adoption(site.hub, site.host, client, Taken(ours.detach(), b"", False), site.host))
+    site.loop.adopt(Adoption(site.hub, site.server, client, Taken(ours.detach(), b"", False), site.server))
     client.close()
     site.loop.run()
     assert has_ended(theirs)
@@ -541,18 +560,18 @@ def test_at_the_end_all_get_what_is_left_and_a_goodbye(site: Site) -> None:
 def test_a_server_that_stops_has_its_manager_drained(site: Site) -> None:
     site.connect()
     site.wait(1)
-    assert site.host.drained == 0
-    site.host.stopping = True
-    site.wait(3 * TICK)
-    assert site.host.drained == 1  # once only: it may open again while this connection is still there
+    assert site.server.drained == 0
+    site.server.stopping = True
+    site.wait(3 * LOOP_TICK_SECONDS)
+    assert site.server.drained == 1  # once only: it may open again while this connection is still there
     site.connect()
-    site.wait(TICK)
-    assert site.host.drained == 2
+    site.wait(LOOP_TICK_SECONDS)
+    assert site.server.drained == 2
 
 
 def test_one_connection_that_fails_ends_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = site.connect(), site.connect()
-    third = next(iter(site.loop._connections.values()))
+    third = next(iter(site.loop.clients.values()))
     monkeypatch.setattr(type(third), "_catch_up", fail)
     third.group.leave(third)
     site.loop.post(third)
@@ -565,9 +584,9 @@ def test_one_connection_that_fails_ends_alone(site: Site, monkeypatch: pytest.Mo
 
 def test_one_connection_that_cannot_be_looked_at_ends_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = site.connect(), site.connect()
-    broken = next(iter(site.loop._connections.values()))
-    look = type(broken).look
-    monkeypatch.setattr(type(broken), "look", lambda self, now: fail() if self is broken else look(self, now))
+    broken = next(iter(site.loop.clients.values()))
+    check = type(broken).check
+    monkeypatch.setattr(type(broken), "check", lambda self, now: fail() if self is broken else check(self, now))
     site.wait(5)
     site.deliver()
     assert has_ended(one)
@@ -609,7 +628,7 @@ def test_a_frame_that_is_lost_is_no_gap_for_who_does_not_ask_for_its_channel(sit
     site.deliver(1, channel="a")
     site.deliver(1, channel="b")
     assert [numbers(client) for client in (one, two, both)] == [[4], [5], [4, 5]]
-    (feed,) = site.loop._feeds.values()
+    (feed,) = site.loop.feeds.values()
     for client in (one, both):
         client.close()
     site.loop.run()
@@ -637,7 +656,7 @@ def test_what_a_client_was_handed_is_what_it_has_read(site: Site) -> None:
     site.connect("b")
     site.deliver(1, channel="b")
     second = site.connect("a")  # where its group has not been
-    old, new = (connection for connection in site.loop._connections.values() if connection.channels == ("a",))
+    old, new = (connection for connection in site.loop.clients.values() if connection.channels == ("a",))
     before = old.handed, new.handed
     site.wait(15)
     site.deliver(2, channel="a")
@@ -653,14 +672,8 @@ def test_what_a_client_was_handed_is_what_it_has_read(site: Site) -> None:
 # -- fairness ----------------------------------------------------------------------------------------------------------
 
 
-def take_turns_after(sends: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("group", "loop"):
-        monkeypatch.setattr(f"sse_batcher.transports.detached.{module}.AT_ONCE", sends)
-    monkeypatch.setattr("sse_batcher.transports.detached.loop.TURN", 0)
-
-
-def test_another_group_has_its_turn_while_a_large_one_is_sent_to(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    take_turns_after(10, monkeypatch)
+@turns_of(10)
+def test_another_group_has_its_turn_while_a_large_one_is_sent_to(site: Site) -> None:
     large = [site.connect("large") for _ in range(100)]
     small = site.connect("small")
     site.delivery.deliver(1, channel="large")
@@ -673,13 +686,7 @@ def test_another_group_has_its_turn_while_a_large_one_is_sent_to(site: Site, mon
     site.loop.run()
 
 
-@pytest.fixture
-def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others have their turn after each send."""
-    take_turns_after(1, monkeypatch)
-
-
-@pytest.mark.usefixtures("one_at_a_time")
+@turns_of(1)
 @pytest.mark.parametrize("beat", [False, True], ids=["frame", "heartbeat"])
 def test_what_comes_while_a_group_is_sent_to_follows_in_order(site: Site, beat: bool) -> None:
     clients = [site.connect() for _ in range(5)]
@@ -696,7 +703,7 @@ def test_what_comes_while_a_group_is_sent_to_follows_in_order(site: Site, beat: 
     assert [numbers(client) for client in clients] == [[1, 2, 3] if beat else [1, 2, 3, 4]] * 5
 
 
-@pytest.mark.usefixtures("one_at_a_time")
+@turns_of(1)
 def test_others_have_their_turn_between_small_groups_too(site: Site) -> None:
     clients = [site.connect("all", f"user-{number}") for number in range(10)]
     site.delivery.deliver(1, channel="all")
@@ -709,7 +716,7 @@ def test_others_have_their_turn_between_small_groups_too(site: Site) -> None:
     assert [numbers(client) for client in clients] == [[1]] * 10
 
 
-@pytest.mark.usefixtures("one_at_a_time")
+@turns_of(1)
 def test_what_is_lost_while_a_group_is_sent_to_is_told_after_what_was_not(site: Site) -> None:
     clients = [site.connect() for _ in range(5)]
     site.delivery.deliver(1)
@@ -722,7 +729,7 @@ def test_what_is_lost_while_a_group_is_sent_to_is_told_after_what_was_not(site: 
         assert [(event.type, event.id) for event in events(client)] == [("t", "x-1"), ("sse_gap", "x-3")]
 
 
-@pytest.mark.usefixtures("one_at_a_time")
+@turns_of(1)
 def test_who_is_sent_to_when_all_streams_end_gets_what_is_left_before(site: Site) -> None:
     clients = [site.connect() for _ in range(5)]
     site.delivery.deliver(1)
@@ -735,7 +742,7 @@ def test_who_is_sent_to_when_all_streams_end_gets_what_is_left_before(site: Site
         assert has_ended(client)
 
 
-@pytest.mark.usefixtures("one_at_a_time")
+@turns_of(1)
 def test_a_group_that_has_read_on_gets_nothing_twice(site: Site) -> None:
     """Its feed has sorted frames for it, and waits for its turn, while it reads them itself."""
     clients = [site.connect("a") for _ in range(3)]
@@ -752,14 +759,14 @@ def test_a_group_that_has_read_on_gets_nothing_twice(site: Site) -> None:
 
 def test_a_group_that_fails_ends_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = site.connect("a"), site.connect("b")
-    broken = next(iter(site.loop._connections.values())).group
+    broken = next(iter(site.loop.clients.values())).group
     monkeypatch.setattr(groups.Group, "_admit", lambda self, *_: fail() if self is broken else None)
     site.deliver(1, channel="*")
     assert has_ended(one)
     assert numbers(two) == [1]
 
 
-@pytest.mark.usefixtures("one_at_a_time")
+@turns_of(1)
 def test_who_leaves_or_comes_while_its_group_is_sent_to_stands_where_it_should(site: Site) -> None:
     clients = [site.connect() for _ in range(5)]
     site.delivery.deliver(1)
@@ -786,10 +793,10 @@ class Threaded:
         first = next(client)
         ours, theirs = socket.socketpair()
         theirs.settimeout(PATIENCE)
-        host: Any = Stopping()
+        server: Any = Stopping()
         hub = self.manager._process.get().hub
         assert self.loop.can_run()
-        self.loop.adopt(Adoption(hub, self.manager, client, Taken(ours.detach(), first, False), host))
+        self.loop.adopt(Adoption(hub, self.manager, client, Taken(ours.detach(), first, False), server))
         assert theirs.recv(1_000) == first
         return theirs
 
@@ -868,7 +875,7 @@ class Counted:
         self.clock = Clock()
         self.taken: float | None = None  # seconds for which another thread has the lock after each pause
         self.yielder = GilYielder(self.clock)
-        monkeypatch.setattr("sse_batcher.transports.detached.loop._switches", lambda: self.waits)
+        monkeypatch.setattr("sse_batcher.transports.detached.loop._voluntary_waits", lambda: self.waits)
         monkeypatch.setattr("sse_batcher.transports.detached.loop.time", SimpleNamespace(sleep=self._sleep))
 
     def _sleep(self, seconds: float) -> None:
@@ -897,19 +904,19 @@ def test_while_nobody_wants_the_lock_a_pause_is_seldom(counted: Counted) -> None
     counted.clock.now += 1
     counted.waits += 10  # for something to do
     counted.yielder.begin()
-    assert counted.send(SELDOM / 2) == 0
-    assert counted.send(1) == pytest.approx(1 / SELDOM, rel=0.03)
+    assert counted.send(LONG_INTERVAL_SECONDS / 2) == 0
+    assert counted.send(1) == pytest.approx(1 / LONG_INTERVAL_SECONDS, rel=0.03)
 
 
 def test_who_makes_use_of_a_pause_soon_has_another_one_and_for_a_while(counted: Counted) -> None:
-    counted.taken = OFTEN / 5
-    assert counted.send(SELDOM) >= 1
-    assert counted.send(1) == pytest.approx(1 / OFTEN, rel=0.2)
+    counted.taken = SHORT_INTERVAL_SECONDS / 5
+    assert counted.send(LONG_INTERVAL_SECONDS) >= 1
+    assert counted.send(1) == pytest.approx(1 / SHORT_INTERVAL_SECONDS, rel=0.2)
     counted.taken = None
     counted.yielder.begin()
-    assert counted.send(COURTESY / 2) == pytest.approx(COURTESY / 2 / OFTEN, rel=0.2)
-    counted.send(COURTESY / 2)
-    assert counted.send(1) == pytest.approx(1 / SELDOM, rel=0.03)
+    assert counted.send(DEMAND_SECONDS / 2) == pytest.approx(DEMAND_SECONDS / 2 / SHORT_INTERVAL_SECONDS, rel=0.2)
+    counted.send(DEMAND_SECONDS / 2)
+    assert counted.send(1) == pytest.approx(1 / LONG_INTERVAL_SECONDS, rel=0.03)
 
 
 def test_who_computes_without_pause_has_the_lock_for_half_of_the_time(counted: Counted) -> None:
@@ -919,6 +926,6 @@ def test_who_computes_without_pause_has_the_lock_for_half_of_the_time(counted: C
 
 def test_after_a_long_stop_the_next_pause_is_no_further_than_seldom(counted: Counted) -> None:
     counted.taken = 60
-    counted.send(SELDOM)
+    counted.send(LONG_INTERVAL_SECONDS)
     counted.taken = None
-    assert counted.send(SELDOM) > 0
+    assert counted.send(LONG_INTERVAL_SECONDS) > 0

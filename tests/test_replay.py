@@ -21,16 +21,16 @@ from sse_batcher.event import BROADCAST, Batch, Event
 from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.streams.hub import Hub
 from sse_batcher.transports.detached.loop import Adoption
-from sse_batcher.transports.detached.replay import FIRST_PAUSE, LONGEST_PAUSE
+from sse_batcher.transports.detached.replay import FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS
 from sse_batcher.transports.detached.takeover import Taken
 from sse_batcher.wire import HEARTBEAT, Frame, chunk
 
 from .kit.servers import wait_until
 from .kit.sse_parser import ServerEvent, parse
 from .test_hub import Numbers
-from .test_loop import PATIENCE, Site, Threaded, events, has_ended, numbers, read, read_again
+from .test_loop import PATIENCE, Site, SteppedWorker, Threaded, events, has_ended, numbers, read, read_again
 
-AT_ONCE = 4
+FRAMES_PER_SLICE = 4
 
 
 class Archive(Numbers):
@@ -52,7 +52,7 @@ class Archive(Numbers):
         if cursor.position < self.first:
             return None
         after = cursor.position - bool(cursor.part)
-        some = [(position, batch) for position, batch in self.batches if position > after][:AT_ONCE]
+        some = [(position, batch) for position, batch in self.batches if position > after][:FRAMES_PER_SLICE]
         frames = [
             Frame(batch, position, f"x-{position}")
             for position, batch in some
@@ -80,7 +80,7 @@ class ReplayingSite(Site):
 
     @property
     def waiting(self) -> int:
-        return sum(connection.waits for connection in self.loop._connections.values())
+        return sum(connection.waits for connection in self.loop.clients.values())
 
     def waits(self, *channels: str, **options: Any) -> socket.socket:
         """A client that waits: the backend has gone away since it was asked whether the client can go on."""
@@ -134,7 +134,9 @@ def test_an_old_cursor_gets_all_of_it_in_order_and_then_lives_on(site: Replaying
     assert numbers(client) == [34]
     counts = site.hub.count()
     assert (counts["frames"], counts["gaps"], counts["clients_by_state"]) == (31, 0, {"live": 1, "behind": 0})
-    assert len(site.archive.asked) == 1 + -(-22 // AT_ONCE)  # at the opening, and for each slice up to the history
+    assert len(site.archive.asked) == 1 + -(
+        -22 // FRAMES_PER_SLICE
+    )  # at the opening, and for each slice up to the history
 
 
 def test_a_client_that_falls_out_of_the_history_has_no_gap(site: ReplayingSite) -> None:
@@ -208,27 +210,27 @@ def test_a_backend_that_is_away_is_asked_again_and_nothing_is_lost(
             site.clock.now += 0.01
             site.loop.run()
         pauses.append(round(site.clock.now - at, 2))
-    assert pauses[:5] == pytest.approx([FIRST_PAUSE * 2**n for n in range(5)], abs=0.011)
-    assert pauses[5:] == pytest.approx([LONGEST_PAUSE] * 2, abs=0.011)
+    assert pauses[:5] == pytest.approx([FIRST_RETRY_SECONDS * 2**n for n in range(5)], abs=0.011)
+    assert pauses[5:] == pytest.approx([MAX_RETRY_SECONDS] * 2, abs=0.011)
     site.deliver(5)
     site.archive.answers = math.inf
-    site.wait(LONGEST_PAUSE)
+    site.wait(MAX_RETRY_SECONDS)
     assert read_again(site, client)[-1] == 35
     assert site.hub.count()["gaps"] == 0
-    assert caplog.text.count("cannot be read again now: it is away") == 1
+    assert caplog.text.count("cannot be read now: it is away") == 1
 
 
 def test_a_client_that_waits_asks_once(site: ReplayingSite) -> None:
     site.deliver(30)
     client = site.waits()
-    (connection,) = site.loop._connections.values()
+    (connection,) = site.loop.clients.values()
     for _ in range(3):
         site.loop.post(connection)
         site.loop.run()
-    (feed,) = site.loop.feeds
+    (feed,) = site.loop.feeds.values()
     assert len(feed._replay._asking) == 1
     site.archive.answers = math.inf
-    site.wait(LONGEST_PAUSE)
+    site.wait(MAX_RETRY_SECONDS)
     assert read_again(site, client) == list(range(1, 31))
 
 
@@ -249,14 +251,14 @@ def test_a_kick_ends_a_stream_that_waits(site: ReplayingSite) -> None:
     assert (bye.type, bye.id) == ("sse_bye", "x-0")
     assert has_ended(client)
     site.archive.answers = math.inf
-    site.wait(LONGEST_PAUSE)
+    site.wait(MAX_RETRY_SECONDS)
     assert site.archive.asked == [0]  # the answer is of no use any more
 
 
 def test_an_answer_that_comes_after_a_kick_is_not_sent(site: ReplayingSite) -> None:
     site.deliver(30)
     client = site.waits()
-    (connection,) = site.loop._connections.values()
+    (connection,) = site.loop.clients.values()
     site.hub.dismiss("kicked")
     connection.answer(Slice([site.delivery.frame()], 31))
     site.loop.run()
@@ -270,7 +272,7 @@ def test_a_client_that_leaves_while_it_waits_is_forgotten_at_once(site: Replayin
     site.loop.run()
     assert (len(site.loop), site.hub.count()["clients"]) == (0, 0)
     site.archive.answers = math.inf
-    site.wait(LONGEST_PAUSE)
+    site.wait(MAX_RETRY_SECONDS)
     assert site.archive.asked == [0]
 
 
@@ -319,7 +321,7 @@ def test_a_stream_ends_properly_or_goes_on_when_the_hub_opens_again_at_any_momen
     site.deliver(30)
     client = site.waits() if kind == "waiting" else site.connect()
     if kind == "far behind":
-        (connection,) = site.loop._connections.values()
+        (connection,) = site.loop.clients.values()
         connection.group.leave(connection)
         connection.point = ResumePoint(0)
         site.loop.post(connection)
@@ -346,7 +348,7 @@ def test_a_fault_while_it_is_replayed_ends_that_stream_only(
     other = site.connect()
     client = site.waits()
     site.archive.error = ZeroDivisionError("a fault")
-    site.wait(FIRST_PAUSE * 2)
+    site.wait(FIRST_RETRY_SECONDS * 2)
     assert has_ended(client)
     assert "cannot be replayed" in caplog.text
     site.deliver()
@@ -356,7 +358,7 @@ def test_a_fault_while_it_is_replayed_ends_that_stream_only(
 def test_if_no_thread_can_be_started_the_client_comes_back(
     site: ReplayingSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.test_loop.STEPPED.ensure", lambda: False)
+    monkeypatch.setattr(SteppedWorker, "can_start", False)
     site.deliver(30)
     client = site.connect(cursor="x-0")
     assert has_ended(client)
@@ -375,7 +377,7 @@ def test_a_client_that_reads_nothing_has_no_slice_made_for_it_and_holds_one_fram
     assert len(site.archive.asked) == asked
     gc.collect()
     assert sum(frame() is not None for frame in site.archive.made) == 0
-    rests = [connection.rest for connection in site.loop._connections.values()]
+    rests = [connection.rest for connection in site.loop.clients.values()]
     assert all(len(rest) <= 1_600 for rest in rests)
     for client in clients:
         assert len(read_again(site, client)) == 60
@@ -387,11 +389,11 @@ def test_those_that_read_have_their_turn_one_after_the_other(site: ReplayingSite
     site.loop.replays = lambda: False  # type: ignore[method-assign]
     clients = [site.connect(cursor=f"x-{number}") for number in range(3)]
     site.archive.asked.clear()
-    (feed,) = site.loop._feeds.values()
+    (replay,) = (worker.owner for worker in site.loop.workers if worker.name == "sse_batcher-replay")
     for _ in range(3):
-        feed._replay.work()
+        replay.work()
         site.loop.run()
-    assert site.archive.asked == [place + AT_ONCE * turn for turn in range(3) for place in range(3)]
+    assert site.archive.asked == [place + FRAMES_PER_SLICE * turn for turn in range(3) for place in range(3)]
     del site.loop.replays
     site.loop.run()
     assert [len(numbers(client)) for client in clients] == [200, 199, 198]
@@ -409,10 +411,9 @@ def test_a_client_that_takes_nothing_of_its_replay_is_given_up(make: Callable[..
 
 
 def test_what_is_kept_for_clients_that_take_nothing_is_bounded(
-    make: Callable[..., ReplayingSite], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make: Callable[..., ReplayingSite], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sse_batcher.transports.detached.loop.MOST_KEPT", 70_000)
-    site = make()
+    site = make(loop={"max_kept_bytes": 70_000})
     for _ in range(60):
         site.deliver(1, "x" * 20_000)
     one, two = (site.connect(cursor="x-0", small=True) for _ in range(2))
@@ -421,7 +422,7 @@ def test_what_is_kept_for_clients_that_take_nothing_is_bounded(
         data += one.recv(1_000)
         site.loop.run()
     three, four = (site.connect(cursor="x-0", small=True) for _ in range(2))
-    assert sum(len(connection.rest) for connection in site.loop._connections.values()) <= 70_000
+    assert sum(len(connection.rest) for connection in site.loop.clients.values()) <= 70_000
     read(two)
     assert has_ended(two)  # one has taken some since
     for client in (three, four):
@@ -431,28 +432,28 @@ def test_what_is_kept_for_clients_that_take_nothing_is_bounded(
     site.loop.run()
     assert len(list(parse(data + all_bytes(site, one)))) == 60
     assert caplog.text.count("bytes wait for clients that take nothing") == 1
-    assert (site.loop.kept, site.loop._kept_bytes) == ({}, 0)
+    assert (site.loop.kept, site.loop.kept_bytes) == ({}, 0)
 
 
 @pytest.mark.parametrize("size", [10_000, 1_000_000])
 def test_a_first_block_that_is_taken_little_by_little_arrives_whole(
-    site: ReplayingSite, size: int, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., ReplayingSite], size: int
 ) -> None:
-    monkeypatch.setattr("sse_batcher.transports.detached.loop.MOST_KEPT", 1_000)  # one client may always have more
+    site = make(loop={"max_kept_bytes": 1_000})  # one client may always have more
     client = site.hub.connect(("default",))
     first = next(client) + b"event: state\ndata: " + b"x" * size + b"\n\n"
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    site.loop.adopt(Adoption(site.hub, site.host, client, Taken(ours.detach(), first, False), site.host))
+    site.loop.adopt(Adoption(site.hub, site.server, client, Taken(ours.detach(), first, False), site.server))
     site.loop.run()
     heard = b""
     while len(heard) < len(first):
-        (connection,) = site.loop._connections.values()
-        assert site.loop._kept_bytes == (len(first) if connection.rest else 0)
+        (connection,) = site.loop.clients.values()
+        assert site.loop.kept_bytes == (len(first) if connection.rest else 0)
         heard += theirs.recv(3_000)
         site.loop.run()
     assert heard == first
-    assert site.loop._kept_bytes == 0
+    assert site.loop.kept_bytes == 0
     theirs.close()
 
 
@@ -480,7 +481,7 @@ def test_the_thread_is_there_while_a_client_waits(threaded: Threaded, monkeypatc
 
     monkeypatch.setattr(hub, "replay", replay)
     client = threaded.connect()
-    (connection,) = threaded.loop._connections.values()
+    (connection,) = threaded.loop.clients.values()
     wait_until(lambda: connection.live, "it is live")
     advance = hub.advance
     monkeypatch.setattr(hub, "advance", lambda member: False)

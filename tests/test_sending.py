@@ -203,7 +203,7 @@ def test_a_number_that_is_not_open_is_gone(module: ModuleType) -> None:
 
 
 def test_the_signal_of_a_broken_pipe_kills_nobody() -> None:
-    """Python ignores it; a host that embeds Python may not."""
+    """Python ignores it; a program that embeds Python may not."""
     script = """
 import signal, socket
 from sse_batcher.transports.detached.sending import send_to

@@ -106,8 +106,8 @@ def current(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 # -- unknown -----------------------------------------------------------------------------------------------------------
 
 
-def told(host: ServerInfo) -> tuple[str, int | None, int | None, bool]:
-    return host.name, host.fd, host.threads, host.is_stopping()
+def told(info: ServerInfo) -> tuple[str, int | None, int | None, bool]:
+    return info.name, info.fd, info.threads, info.is_stopping()
 
 
 def test_of_an_unknown_server_nothing_is_known() -> None:
@@ -150,24 +150,24 @@ def main_thread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_a_process_stops_whose_main_thread_ends(main_thread: MainThread, environ: dict[str, Any]) -> None:
-    host = inspect_server(environ)
-    assert not host.is_stopping()
+    info = inspect_server(environ)
+    assert not info.is_stopping()
     main_thread.end()
-    assert host.is_stopping()
+    assert info.is_stopping()
 
 
 def test_a_process_stops_whose_python_begins_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = inspect_server({})
-    assert not host.is_stopping()
+    info = inspect_server({})
+    assert not info.is_stopping()
     monkeypatch.setattr(threading, "_SHUTTING_DOWN", True)
-    assert host.is_stopping()
+    assert info.is_stopping()
 
 
 @pytest.mark.parametrize("embedder", ["uwsgi.version", "mod_wsgi.version"])
 def test_the_main_thread_means_nothing_where_python_is_a_guest(main_thread: MainThread, embedder: str) -> None:
-    host = inspect_server({embedder: "2.0"})
+    info = inspect_server({embedder: "2.0"})
     main_thread.end()
-    assert not host.is_stopping()
+    assert not info.is_stopping()
 
 
 def test_a_main_thread_that_ended_before_the_stream_began_means_nothing(main_thread: MainThread) -> None:
@@ -180,10 +180,10 @@ import threading
 from sse_batcher.transports.server import inspect_server
 
 def serve():
-    host = inspect_server({})
-    print(host.is_stopping(), flush=True)
+    info = inspect_server({})
+    print(info.is_stopping(), flush=True)
     begun.set()
-    while not host.is_stopping():
+    while not info.is_stopping():
         pause.wait(0.01)
     print("ended", flush=True)
 
@@ -234,9 +234,9 @@ def test_what_has_another_shape_is_unknown(
     monkeypatch.setitem(sys.modules, "uwsgi", thing)
     monkeypatch.setattr(signal, "getsignal", lambda _: thing)
     current(thing)
-    host = inspect_server({key: thing})
-    assert told(host)[1:] == (None, None, False)
-    assert host.name in {"", *SHAPES}
+    info = inspect_server({key: thing})
+    assert told(info)[1:] == (None, None, False)
+    assert info.name in {"", *SHAPES}
 
 
 @pytest.mark.parametrize("make", THINGS.values(), ids=THINGS)
@@ -245,16 +245,16 @@ def test_a_server_that_takes_another_shape_is_not_stopping(
 ) -> None:
     thing, channel, its_worker, thread = make(), Channel(), worker("gthread"), thread_of_cheroot()
     handle(its_worker)
-    hosts = [
+    infos = [
         inspect_server({"gunicorn.socket": Connection()}),
         inspect_server({"waitress.client_disconnected": channel.check_client_disconnected}),
     ]
     current(thread)
-    hosts.append(inspect_server({}))
-    assert [host.name for host in hosts] == ["gunicorn gthread", "waitress", "cheroot"]
+    infos.append(inspect_server({}))
+    assert [info.name for info in infos] == ["gunicorn gthread", "waitress", "cheroot"]
     type(its_worker).alive = thread.server.ready = thread.server.interrupt = thing
     channel.server.task_dispatcher.threads = channel.server.task_dispatcher.stop_count = thing
-    assert not any(host.is_stopping() for host in hosts)
+    assert not any(info.is_stopping() for info in infos)
 
 
 def test_what_tells_of_stopping_does_not_keep_the_request(
@@ -276,14 +276,14 @@ def test_what_tells_of_stopping_does_not_keep_the_request(
     references: list[weakref.ref[Any]] = [weakref.ref(environ) for environ in environs]
     connections = [environs[0]["gunicorn.socket"], environs[1]["werkzeug.socket"], channel, thread.conn.socket]
     references += [weakref.ref(connection) for connection in connections]
-    hosts = [inspect_server(environ) for environ in environs]
+    infos = [inspect_server(environ) for environ in environs]
     current(thread)
-    hosts.append(inspect_server({}))
+    infos.append(inspect_server({}))
     del environs, channel, connections
     type(thread).conn = None  # as cheroot does after the request
     gc.collect()
     assert [reference() for reference in references] == [None] * len(references)
-    assert not any(host.is_stopping() for host in hosts)
+    assert not any(info.is_stopping() for info in infos)
 
 
 # -- each --------------------------------------------------------------------------------------------------------------
@@ -304,10 +304,10 @@ def test_gunicorn_stops_with_its_worker(
 ) -> None:
     its_worker = worker(module)
     handle(its_worker)
-    host = inspect_server({"gunicorn.socket": Connection()})
-    assert told(host) == (name, 7, threads, False)
+    info = inspect_server({"gunicorn.socket": Connection()})
+    assert told(info) == (name, 7, threads, False)
     type(its_worker).alive = False
-    assert host.is_stopping()
+    assert info.is_stopping()
 
 
 def test_a_worker_of_ones_own_is_named_for_what_it_is_derived_from(handle: Callable[..., None]) -> None:
@@ -331,16 +331,16 @@ def test_gunicorn_without_its_signals_still_shows_the_connection(monkeypatch: py
 def test_waitress_stops_when_all_of_its_threads_have_to_end() -> None:
     channel = Channel(threads=4)
     dispatcher = channel.server.task_dispatcher
-    host = inspect_server({"waitress.client_disconnected": channel.check_client_disconnected})
-    assert told(host) == ("waitress", 7, 4, False)
+    info = inspect_server({"waitress.client_disconnected": channel.check_client_disconnected})
+    assert told(info) == ("waitress", 7, 4, False)
     dispatcher.stop_count = 1  # somebody wants one thread less
-    assert not host.is_stopping()
+    assert not info.is_stopping()
     dispatcher.stop_count = 4
-    assert host.is_stopping()
+    assert info.is_stopping()
     dispatcher.threads, dispatcher.stop_count = {2}, 1  # the idle ones have ended
-    assert host.is_stopping()
+    assert info.is_stopping()
     dispatcher.threads, dispatcher.stop_count = set(), 0
-    assert host.is_stopping()
+    assert info.is_stopping()
 
 
 @pytest.mark.parametrize("change", [{"ready": False}, {"interrupt": KeyboardInterrupt()}], ids=str)
@@ -349,10 +349,10 @@ def test_cheroot_stops_when_it_is_no_longer_ready_or_interrupted(
 ) -> None:
     thread = thread_of_cheroot()
     current(thread)
-    host = inspect_server({})
-    assert told(host) == ("cheroot", 7, 6, False)
+    info = inspect_server({})
+    assert told(info) == ("cheroot", 7, 6, False)
     vars(thread.server).update(change)
-    assert host.is_stopping()
+    assert info.is_stopping()
 
 
 def test_uwsgi_stops_when_one_of_its_threads_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,17 +364,17 @@ def test_uwsgi_stops_when_one_of_its_threads_has_ended(monkeypatch: pytest.Monke
     threads = [threading.Thread(target=end.wait, name=name) for name, end in zip(names, ends, strict=True)]
     threads[0].start()
     try:
-        host = inspect_server({"uwsgi.version": b"2.0.30"})
-        assert told(host) == ("uwsgi", 7, 3, False)
+        info = inspect_server({"uwsgi.version": b"2.0.30"})
+        assert told(info) == ("uwsgi", 7, 3, False)
         for thread in threads[1:]:  # it has just begun
             thread.start()
-        assert not host.is_stopping()
+        assert not info.is_stopping()
         ends[1].set()
         gone(threads[1])
-        assert not host.is_stopping()
+        assert not info.is_stopping()
         ends[2].set()
         gone(threads[2])
-        assert host.is_stopping()
+        assert info.is_stopping()
     finally:
         for end in ends:
             end.set()
@@ -468,16 +468,16 @@ def find(request: pytest.FixtureRequest, handle: Callable[..., None], current: C
             thread.conn.socket = connection
             current(thread)
             environ = {}
-        host = inspect_server({"SERVER_PROTOCOL": "HTTP/1.1"} | environ | more)
-        assert host.name == request.param
-        return host
+        info = inspect_server({"SERVER_PROTOCOL": "HTTP/1.1"} | environ | more)
+        assert info.name == request.param
+        return info
 
     return find
 
 
 def test_a_plain_connection_may_be_taken_over(find: Find, plain: socket.socket) -> None:
-    host = find(plain)
-    assert (host.lets_go, host.fd, host.obstacle) == (True, plain.fileno(), "")
+    info = find(plain)
+    assert (info.lets_go, info.fd, info.obstacle) == (True, plain.fileno(), "")
 
 
 def test_one_that_python_encrypts_may_not(find: Find, plain: socket.socket) -> None:
@@ -517,8 +517,8 @@ def test_uwsgi_gets_the_version_that_the_browser_speaks_to_nginx(
     protocol: str, detaches: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(connection_fd=lambda: 7, cores=3, opt={}))
-    host = inspect_server({"uwsgi.version": b"2.0.30", "SERVER_PROTOCOL": protocol})
-    assert (host.obstacle == "") is detaches
+    info = inspect_server({"uwsgi.version": b"2.0.30", "SERVER_PROTOCOL": protocol})
+    assert (info.obstacle == "") is detaches
 
 
 def test_what_waitress_has_not_sent_yet_is_an_obstacle(plain: socket.socket) -> None:
@@ -526,13 +526,13 @@ def test_what_waitress_has_not_sent_yet_is_an_obstacle(plain: socket.socket) -> 
     channel.socket = plain
     environ = {"waitress.client_disconnected": channel.check_client_disconnected, "SERVER_PROTOCOL": "HTTP/1.1"}
     channel.total_outbufs_len = 7
-    host = inspect_server(environ)
-    assert host.obstacle == "an earlier answer on the same connection is not sent yet"
-    assert host.unsent() == 7
+    info = inspect_server(environ)
+    assert info.obstacle == "an earlier response on the same connection is not sent yet"
+    assert info.unsent() == 7
     channel.total_outbufs_len = 0
-    assert (host.unsent(), inspect_server(environ).obstacle) == (0, "")
+    assert (info.unsent(), inspect_server(environ).obstacle) == (0, "")
     del channel, environ
-    assert host.unsent() == 0
+    assert info.unsent() == 0
 
 
 def test_a_waitress_that_does_not_say_what_it_has_to_send_does_not_let_go(plain: socket.socket) -> None:
@@ -571,10 +571,10 @@ def test_the_most_requests_of_gunicorn_are_told(
 def test_gunicorn_does_not_let_go_of_a_connection_of_http2(handle: Callable[..., None], plain: socket.socket) -> None:
     handle(worker("gthread"))
     environ = {"gunicorn.socket": plain, "SERVER_PROTOCOL": "HTTP/2.0", "HTTP_VERSION": "2"}
-    host = inspect_server(environ)  # a client of HTTP/1 may have written that
-    assert (host.http2, host.lets_go) == (False, True)
-    host = inspect_server(environ | {"gunicorn.http2.priority_weight": 16})
-    assert (host.http2, host.lets_go) == (True, False)
+    info = inspect_server(environ)  # a client of HTTP/1 may have written that
+    assert (info.http2, info.lets_go) == (False, True)
+    info = inspect_server(environ | {"gunicorn.http2.priority_weight": 16})
+    assert (info.http2, info.lets_go) == (True, False)
 
 
 def test_werkzeug_that_makes_a_process_for_each_request_does_not_let_go(plain: socket.socket) -> None:
@@ -600,8 +600,8 @@ def test_uwsgi_lets_go_unless_it_runs_without_threads(
 ) -> None:
     uwsgi = SimpleNamespace(connection_fd=lambda: 7, cores=3, opt=options)
     monkeypatch.setitem(sys.modules, "uwsgi", uwsgi)
-    host = inspect_server({"uwsgi.version": b"2.0.30"})
-    assert (host.lets_go, host.unsent(), host.max_requests) == (lets_go, 0, None)
+    info = inspect_server({"uwsgi.version": b"2.0.30"})
+    assert (info.lets_go, info.unsent(), info.max_requests) == (lets_go, 0, None)
 
 
 @pytest.mark.parametrize("environ", [{}, {"mod_wsgi.version": (5, 0)}], ids=["unknown", "mod_wsgi"])

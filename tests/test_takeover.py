@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 import pytest
 
 from sse_batcher.transports.detached import takeover
-from sse_batcher.transports.detached.takeover import LONGEST_PRELUDE, Taken, TakeOver
-from sse_batcher.transports.server import HIGH
+from sse_batcher.transports.detached.takeover import MAX_PRELUDE_BYTES, Taken, TakeOver
+from sse_batcher.transports.server import MIN_DUPLICATE_FD
 from sse_batcher.wire import LAST_CHUNK, chunk
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux's /proc shows what is open")
@@ -149,8 +149,8 @@ class Exchange:
         return self.is_restored() and heard == written + b"and more" and os.read(self.fd, 5) == b"hello"
 
 
-def take_over(exchange: Exchange) -> TakeOver:
-    return TakeOver(exchange.fd, lambda: exchange.unsent)
+def take_over(exchange: Exchange, timeout: float = 2.0) -> TakeOver:
+    return TakeOver(exchange.fd, lambda: exchange.unsent, timeout=timeout)
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(*_: Any) -> NoReturn:
         raise AssertionError("it waits")
 
-    monkeypatch.setattr(takeover, "_is_ready", wait)
+    monkeypatch.setattr(takeover, "_wait", wait)
 
 
 @pytest.fixture
@@ -174,14 +174,14 @@ def on_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], li
 
     def on_wait(do: Callable[[], Any]) -> list[float]:
         waits: list[float] = []
-        readable = takeover._readable
+        readable = takeover._wait_readable
 
         def wait(tap: socket.socket, patience: float) -> bool:
             waits.append(patience)
             do()
             return readable(tap, patience)
 
-        monkeypatch.setattr(takeover, "_readable", wait)
+        monkeypatch.setattr(takeover, "_wait_readable", wait)
         return waits
 
     return on_wait
@@ -230,7 +230,7 @@ def take(exchange: Exchange, response: bytes) -> Taken:
 
 def test_the_connection_gets_a_high_number_and_is_not_inherited(exchange: Exchange) -> None:
     taken = take(exchange, GOOD["plain"])
-    assert taken.fd >= HIGH == 1024
+    assert taken.fd >= MIN_DUPLICATE_FD == 1024
     assert not os.get_inheritable(taken.fd)
     assert not os.get_inheritable(exchange.fd)
     os.close(taken.fd)
@@ -238,26 +238,26 @@ def test_the_connection_gets_a_high_number_and_is_not_inherited(exchange: Exchan
 
 def test_where_high_numbers_are_forbidden_it_gets_a_low_one(exchange: Exchange) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (HIGH, limits[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MIN_DUPLICATE_FD, limits[1]))
     try:
         taken = take(exchange, GOOD["plain"])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert taken.fd < HIGH
+    assert taken.fd < MIN_DUPLICATE_FD
     assert not os.get_inheritable(taken.fd)
     os.close(taken.fd)
 
 
 @pytest.mark.parametrize("chunked", [True, False])
 def test_the_longest_prelude_fits_into_what_nobody_reads_yet(exchange: Exchange, chunked: bool) -> None:
-    prelude = b"x" * LONGEST_PRELUDE
+    prelude = b"x" * MAX_PRELUDE_BYTES
     os.set_blocking(exchange.fd, False)  # else this would hang
     begun = take_over(exchange)
     exchange.write(head(SSE, *[CHUNKED] * chunked, b"X-Long: " + b"x" * 32_768))
     exchange.write(chunk(prelude) if chunked else prelude)
     taken = begun.finish(prelude)
     assert taken is not None
-    assert len(taken.unsent) > LONGEST_PRELUDE + 32_768
+    assert len(taken.unsent) > MAX_PRELUDE_BYTES + 32_768
     os.close(taken.fd)
 
 
@@ -332,12 +332,9 @@ def small_buffers(exchange: Exchange) -> None:
             connection.setsockopt(socket.SOL_SOCKET, option, 16_384)
 
 
-def test_a_client_that_takes_nothing_gets_nothing_after_the_gap(
-    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(takeover, "PATIENCE", 0.01)
+def test_a_client_that_takes_nothing_gets_nothing_after_the_gap(exchange: Exchange) -> None:
     small_buffers(exchange)
-    begun = take_over(exchange)
+    begun = take_over(exchange, timeout=0.01)
     written = os.urandom(150_000)
     exchange.write(written)
     begun.undo()
@@ -363,7 +360,7 @@ def test_where_the_system_refuses_to_show_what_was_written_it_is_undone(
 ) -> None:
     begun = take_over(exchange)
     exchange.write(GOOD["plain"])
-    monkeypatch.setattr(TakeOver, "_look", refuse)
+    monkeypatch.setattr(TakeOver, "_find_framing", refuse)
     assert begun.finish(PRELUDE) is None
     assert exchange.goes_on(GOOD["plain"])
 
@@ -422,7 +419,7 @@ def test_a_server_that_writes_byte_by_byte_from_another_thread_is_waited_for(exc
     os.close(taken.fd)
 
 
-def test_all_of_the_waiting_together_takes_no_longer_than_the_patience(
+def test_all_waits_together_take_no_longer_than_the_timeout(
     exchange: Exchange, on_wait: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
@@ -461,12 +458,9 @@ def test_undone_the_rest_that_another_thread_writes_comes_after_what_it_wrote_be
 
 
 @pytest.mark.parametrize("written", [b"", GOOD["chunked"][:-1]], ids=["nothing", "not all"])
-def test_a_server_that_does_not_write_what_it_has_is_given_up(
-    exchange: Exchange, written: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(takeover, "PATIENCE", 0.01)
+def test_a_server_that_does_not_write_what_it_has_is_given_up(exchange: Exchange, written: bytes) -> None:
     exchange.unsent = 1
-    begun = take_over(exchange)
+    begun = take_over(exchange, timeout=0.01)
     exchange.write(written)
     assert begun.finish(PRELUDE) is None
     if written:
@@ -500,7 +494,7 @@ def write_all(exchange: Exchange, text: bytes) -> None:
 def test_a_server_that_writes_without_end_finds_that_the_client_has_hung_up(
     exchange: Exchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(takeover, "LONGEST_HEAD", 10_000)
+    monkeypatch.setattr(takeover, "MAX_HEAD_BYTES", 10_000)
     begun = take_over(exchange)
     exchange.write(bytes(10_000))
     assert begun.relieve()
@@ -515,7 +509,7 @@ def test_a_server_that_writes_without_end_finds_that_the_client_has_hung_up(
 def test_a_head_without_end_is_not_waited_for(
     exchange: Exchange, on_wait: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(takeover, "LONGEST_HEAD", 10_000)
+    monkeypatch.setattr(takeover, "MAX_HEAD_BYTES", 10_000)
     monkeypatch.setattr(TakeOver, "undo", lambda self: None)
     exchange.unsent = 1
     waits = on_wait(lambda: exchange.write(bytes(1_000)))

@@ -22,7 +22,7 @@ from sse_batcher.runtime.process import PerProcess
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.transports.attached import AttachedStream, Request
 from sse_batcher.transports.server import ServerInfo
-from sse_batcher.transports.watcher import SAMPLE, Watch, Watcher, _under_way
+from sse_batcher.transports.watcher import STOP_SAMPLE, Watch, Watcher, sign_of_life
 
 from .conftest import AsProcess
 
@@ -45,7 +45,7 @@ class Watched:
         self.told.put("drain")
 
 
-def host(
+def server_info(
     fd: int | None = None, *, threads: int | None = None, stopping: Callable[[], bool] = lambda: False
 ) -> ServerInfo:
     return ServerInfo("a server", fd, threads, stopping)
@@ -71,7 +71,7 @@ def pair() -> Iterator[Pair]:
 
 def watch_over(watcher: Watcher, ours: socket.socket | None, **more: Any) -> tuple[Watched, Watch]:
     stream = Watched()
-    watch = Watch(stream, host(None if ours is None else ours.fileno(), **more), send_timeout=30)
+    watch = Watch(stream, server_info(None if ours is None else ours.fileno(), **more), send_timeout=30)
     watcher.add(watch)
     return stream, watch
 
@@ -146,7 +146,7 @@ def test_who_leaves_is_told_of_while_the_driver_waits_and_its_thread_is_free_at_
 
     with SSEManager(clients=ClientOptions(heartbeat=3600)) as manager:
         with signals.client_disconnected.connected_to(receive, sender=manager):
-            body = AttachedStream(manager, Request(("default",), host(ours.fileno())))
+            body = AttachedStream(manager, Request(("default",), server_info(ours.fileno())))
             next(body)
             driver = threading.Thread(target=lambda: list(body))
             driver.start()
@@ -181,7 +181,7 @@ def is_shut(connection: socket.socket) -> bool:
 
 def test_a_connection_that_takes_nothing_for_the_time_limit_is_shut_down(pair: Pair) -> None:
     ours, _ = pair
-    watch = Watch(Watched(), host(ours.fileno()), send_timeout=30)
+    watch = Watch(Watched(), server_info(ours.fileno()), send_timeout=30)
     fill(ours)
     watch.busy_since = 100.0
     for now in (100.0, 110.0, 129.9):
@@ -194,7 +194,7 @@ def test_a_connection_that_takes_nothing_for_the_time_limit_is_shut_down(pair: P
 
 def test_a_client_that_reads_slowly_but_steadily_is_served(pair: Pair) -> None:
     ours, theirs = pair
-    watch = Watch(Watched(), host(ours.fileno()), send_timeout=30)
+    watch = Watch(Watched(), server_info(ours.fileno()), send_timeout=30)
     fill(ours)
     watch.busy_since = 100.0
     now = 100.0
@@ -212,7 +212,7 @@ def test_a_client_that_reads_slowly_but_steadily_is_served(pair: Pair) -> None:
 def test_who_takes_nothing_is_given_up_though_all_of_it_fits_into_buffers(pair: Pair) -> None:
     # A client that has stopped reading, or whose network has vanished, looks like this.
     ours, _ = pair
-    watch = Watch(Watched(), host(ours.fileno()), send_timeout=30)
+    watch = Watch(Watched(), server_info(ours.fileno()), send_timeout=30)
     fill(ours)
     for now, since in [(0.0, 0.0), (20.0, None), (29.9, 29.9)]:
         watch.busy_since = since
@@ -225,12 +225,12 @@ def test_who_takes_nothing_is_given_up_though_all_of_it_fits_into_buffers(pair: 
 
 def test_who_has_taken_all_may_be_silent_for_as_long_as_he_likes(pair: Pair) -> None:
     ours, theirs = pair
-    watch = Watch(Watched(), host(ours.fileno()), send_timeout=30)
+    watch = Watch(Watched(), server_info(ours.fileno()), send_timeout=30)
     watch.busy_since = 0.0
     for now in range(0, 300, 25):
         ours.sendall(b"a heartbeat")
         assert theirs.recv(100)
-        while _under_way(ours) is not None:  # until its kernel has said so
+        while sign_of_life(ours, None) is not None:  # until its kernel has said so
             pass
         watch.give_up_if_stalled(now)
     assert not is_shut(ours)
@@ -240,7 +240,7 @@ def test_who_has_taken_all_may_be_silent_for_as_long_as_he_likes(pair: Pair) -> 
 def test_a_unix_socket_that_takes_nothing_is_shut_down_too() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        watch = Watch(Watched(), host(ours.fileno()), send_timeout=30)
+        watch = Watch(Watched(), server_info(ours.fileno()), send_timeout=30)
         fill(ours)
         watch.busy_since = 0.0
         watch.give_up_if_stalled(0.0)
@@ -251,7 +251,7 @@ def test_a_unix_socket_that_takes_nothing_is_shut_down_too() -> None:
 
 def test_a_stream_is_busy_from_a_block_until_the_next_step(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     with SSEManager(clients=ClientOptions(heartbeat=0.01)) as manager:
-        body = AttachedStream(manager, Request(("default",), host(pair[0].fileno())))
+        body = AttachedStream(manager, Request(("default",), server_info(pair[0].fileno())))
         next(body)
         watch = body._watch
         assert watch is not None
@@ -301,10 +301,10 @@ def test_of_many_streams_some_are_asked_in_turn_and_all_when_one_says_yes(
         asked.append(number)
         return stopping[0]
 
-    streams = [watch_over(watcher, None, stopping=lambda n=n: ask(n))[0] for n in range(3 * SAMPLE)]  # type: ignore[misc]
+    streams = [watch_over(watcher, None, stopping=lambda n=n: ask(n))[0] for n in range(3 * STOP_SAMPLE)]  # type: ignore[misc]
     for _ in range(3):
         watcher.tick(0)
-    assert asked == list(range(3 * SAMPLE))
+    assert asked == list(range(3 * STOP_SAMPLE))
     stopping[0] = True
     watcher.tick(0)
     assert all(not stream.told.empty() for stream in streams)
@@ -355,7 +355,7 @@ def test_a_duplicate_leaves_the_low_numbers_to_servers_that_select(pair: Pair) -
     for limit, lowest in [(2048, 1024), (512, 0)]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
         try:
-            watch = Watch(Watched(), host(pair[0].fileno()), 30)
+            watch = Watch(Watched(), server_info(pair[0].fileno()), 30)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
         assert lowest <= watch.fileno() < limit
@@ -387,10 +387,10 @@ def test_a_connection_that_is_gone_already_is_watched_for_the_end_of_the_server_
     fd = ours.fileno()
     ours.close(), theirs.close()
     _stream, watch = watch_over(watcher, None)
-    assert Watch(Watched(), host(fd), 30).fileno() == -1
+    assert Watch(Watched(), server_info(fd), 30).fileno() == -1
     with open(os.devnull) as no_connection:
         before = descriptors()
-        assert Watch(Watched(), host(no_connection.fileno()), 30).fileno() == -1
+        assert Watch(Watched(), server_info(no_connection.fileno()), 30).fileno() == -1
         assert descriptors() == before
     watch.busy_since = 0.0
     watch.give_up_if_stalled(1e9)
@@ -435,7 +435,7 @@ def test_a_forked_child_has_a_watcher_of_its_own(as_process: AsProcess) -> None:
 
 def test_a_stream_that_is_closed_by_the_watcher_before_a_step_ends_and_does_not_begin_anew(pair: Pair) -> None:
     with SSEManager() as manager:
-        body = AttachedStream(manager, Request(("default",), host(pair[0].fileno())))
+        body = AttachedStream(manager, Request(("default",), server_info(pair[0].fileno())))
         next(body)
         body.close()
         assert list(body) == []
@@ -445,6 +445,6 @@ def test_a_stream_that_is_closed_by_the_watcher_before_a_step_ends_and_does_not_
 def test_a_response_that_is_never_iterated_holds_no_descriptor(pair: Pair) -> None:
     before = descriptors()
     with SSEManager() as manager:
-        body = AttachedStream(manager, Request(("default",), host(pair[0].fileno())))
+        body = AttachedStream(manager, Request(("default",), server_info(pair[0].fileno())))
         assert descriptors() == before
         body.close()

@@ -1,6 +1,6 @@
-"""Transports: who drives a stream. `open_stream` makes the one that the manager's options ask for.
+"""Transports: how a stream gets to its client. A thread of the server drives it (attached), or the loop (detached).
 
-Run by the server's thread that serves the request.
+Runs in the server's thread that serves the request.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from .detached.stream import DetachedStream, detach_policy
 
 
 def open_stream(manager: SSEManager, request: Request) -> AttachedStream:
-    """A WSGI iterable for this request, which holds nothing before it is iterated."""
+    """Return the WSGI iterable for this request, of the kind that the option `transport` asks for.
+
+    It subscribes when it is iterated, and holds nothing before that.
+    """
     if manager.transport == "auto":
         return DetachedStream(manager, request)
-    detach_policy.get().say(
+    detach_policy.get().log_once(
         logging.INFO, 'streams are attached, and hold a thread of the server each; see transport="auto"'
     )
     return AttachedStream(manager, request)

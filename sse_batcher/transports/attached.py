@@ -1,6 +1,6 @@
-"""Attached: the server's worker thread that serves the request drives the stream, for as long as it is open.
+"""Attached streams: the server's thread that serves the request drives the stream for as long as it is open.
 
-Run by one thread, the server's, but for `close` and `drain`, which the watcher calls, too.
+Runs in that thread, except for `AttachedStream.close` and `drain`, which the watcher's thread calls, too.
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ from .watcher import Watch, end_connection, watcher
 
 
 class Request(NamedTuple):
-    """What a stream is asked for, and where.
-
-    `resumes`: no snapshot was taken, since the client would have missed nothing. `ticket`: a kick after it counts.
-    """
+    """A request for a stream: what is asked for, and the server that it came through."""
 
     channels: tuple[str, ...]
     server: ServerInfo
@@ -33,22 +30,27 @@ class Request(NamedTuple):
     batches: bool = True
     snapshot: Snapshot | None = None
     resumes: bool = False
+    """Whether no snapshot was made, because the client could resume at its cursor when the request came."""
     user: str | int | None = None
     ticket: int | None = None
+    """Taken before the app decided what the user may have: a kick after it ends the stream. See `Hub.ticket`."""
 
 
 BUFFERED: ByeReason = "buffered"
-"""Why a stream ends that is held back on its way to the client."""
+"""The reason of a stream that ends because it is held back on its way to the client."""
 
-LATER = 2.0
-"""Seconds after which a server that writes in another thread must have written something."""
+LATE_WRITE_SECONDS = 2.0
+"""Seconds within which a server that writes in another thread must have written something."""
 
 
-class Passage:
-    """Whether what a stream hands out leaves the server. By the driver.
+class BufferingCheck:
+    """Finds out whether the blocks of a stream leave the server at once. Used by the thread that drives the stream.
 
-    A block has to be passed on before the next one is asked for, as PEP 3333 demands of servers and middleware. A
-    function that reads the whole body asks on and on, for a body that has no end; a compressor may gather for long.
+    PEP 3333 demands that servers and middleware pass a block on before they ask for the next one. But a function that
+    reads the whole body asks for block after block, of a body that has no end; and a compressor may collect many blocks
+    before it passes anything on.
+
+    `clock` gives seconds, from any start.
     """
 
     def __init__(self, watch: Watch, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,13 +58,14 @@ class Passage:
         self._clock = clock
         self._written: int | None = None
         self._since = 0.0
-        self._pieces = 2
-        """How many have to be seen to leave. The first may be the head of the response alone."""
+        self._pieces_left = 2
+        """How many blocks have still to be seen leaving. The first write may be the head of the response alone."""
 
-    def is_free(self) -> bool | None:
-        """To be asked at each step, before the next block is handed out. None if it is too early to tell.
+    def is_passed_on(self) -> bool | None:
+        """Return whether blocks leave the server, or None if it is too early to know.
 
-        True, too, if nobody can tell.
+        Call this at each step, before the next block is handed out, until it returns True or False. Returns True, too,
+        if the system does not tell what was written.
         """
         found, before, now = self._watch.written(), self._written, self._clock()
         if found is None:
@@ -70,10 +73,10 @@ class Passage:
         written, all_taken = found
         if before is None or written != before:
             self._written, self._since = written, now
-            self._pieces -= before is not None
-            return True if self._pieces == 0 else None
-        # If the client takes nothing, such a server gathers what it cannot write.
-        if self._watch.server.writes_later and (now - self._since < LATER or not all_taken):
+            self._pieces_left -= before is not None
+            return True if self._pieces_left == 0 else None
+        # Such a server keeps blocks that it cannot write, because the client takes nothing: that is no buffering.
+        if self._watch.server.writes_later and (now - self._since < LATE_WRITE_SECONDS or not all_taken):
             return None
         return False
 
@@ -81,8 +84,16 @@ class Passage:
 class AttachedStream(Iterator[bytes]):
     """A WSGI iterable: the bytes of one stream.
 
-    It subscribes in its first step. A response that is never iterated, because a middleware replaced it or the client
-    has hung up, holds nothing.
+    It subscribes in its first step. So a response that is never iterated, because a middleware replaced it or the
+    client has hung up, holds nothing.
+
+    Takes no lock. `close` may run in the watcher's thread while the server's thread is in `__next__`. Two orders
+    matter:
+
+    - `__next__` reads `_client` before `_ended`, and `close` writes `_ended` before it removes the client, so a stream
+      that was closed does not subscribe a second time.
+    - `_open` writes `_client` before it reads `_ended`, so a client that subscribes during `close` is closed by one of
+      the two threads. Harmless race: both may close it.
     """
 
     def __init__(self, manager: SSEManager, request: Request) -> None:
@@ -90,12 +101,12 @@ class AttachedStream(Iterator[bytes]):
         self._request = request
         self._client: QueueClient | None = None
         self._watch: Watch | None = None
-        self._passage: Passage | None = None
+        self._buffering: BufferingCheck | None = None  # until it has answered
         self._ended = False
         self._finalizer: weakref.finalize[..., AttachedStream] | None = None
 
     def __next__(self) -> bytes:
-        client = self._client  # before the look at `_ended`, which the watcher sets before it takes the client away
+        client = self._client  # before `_ended`: see the class
         if self._ended:
             raise StopIteration
         if client is None:
@@ -106,8 +117,8 @@ class AttachedStream(Iterator[bytes]):
         watch = self._watch
         if watch is not None:
             watch.busy_since = None
-        if self._passage is not None:
-            self._end_if_buffered(client, self._passage)
+        if self._buffering is not None:
+            self._end_if_buffered(client, self._buffering)
         block = next(client)
         if watch is not None:
             watch.busy_since = time.monotonic()
@@ -117,9 +128,13 @@ class AttachedStream(Iterator[bytes]):
         return self
 
     def close(self) -> None:
-        """Called by the server at the end, whatever happened, and by the watcher when the client has left."""
+        """End the stream. Called by the server at the end of the response, and by the watcher when the client has left.
+
+        Idempotent. Any thread.
+        """
         self._ended = True
-        # Each is forgotten after it is closed, which may be done twice: the next call does what is interrupted here.
+        # Each attribute is cleared only after its object was closed, so that a second call completes an interrupted
+        # one.
         client, watch = self._client, self._watch
         if client is not None:
             client.close()
@@ -131,18 +146,19 @@ class AttachedStream(Iterator[bytes]):
             self._watch = None
 
     def drain(self) -> None:
-        """The server is stopping."""
+        """Called by the watcher when the server is stopping."""
         self._manager.drain()
 
     def _refuse(self, reason: BusyReason) -> bytes:
-        """End without a stream. Returns the only block."""
+        """Open no stream. Returns the only block of the response, the ``sse_busy``."""
         self.close()
         return self._manager.busy_block(reason, self._request.last_event_id)
 
     def _open(self) -> QueueClient:
+        """Subscribe. Raises `BusyError`."""
         asked = self._request
         if not descriptors.get().take():
-            end_connection(asked.server)  # which would take a descriptor until the server closes it
+            end_connection(asked.server)  # a connection that is kept alive would go on using a file descriptor
             raise BusyError("limit")
         self._hold()
         try:
@@ -158,41 +174,41 @@ class AttachedStream(Iterator[bytes]):
         except ClosedError:
             raise BusyError("draining") from None
         except TooManyClientsError as error:
-            watcher.get().tell_of_limit(error)
+            watcher.get().warn_of_limit(error)
             raise BusyError("limit") from None
         except BackendError:
             raise BusyError("backend") from None
         self._client = client
-        # Whatever becomes of this: a middleware may drop it, and a signal handler may interrupt its `close`.
+        # A middleware may drop this object without closing it, and a signal handler may interrupt `close`.
         self._finalizer = weakref.finalize(self, client.close)
         self._finalizer.atexit = False
         if asked.resumes and client.missed is not None:
-            # What it has not got was evicted since then. It comes back for the snapshot.
+            # What the client has missed was evicted since `resumes` was found out. It reconnects and gets the snapshot.
             raise BusyError("backend")
-        if self._ended:  # the watcher saw the client leave when there was nothing to close yet
+        if self._ended:  # the watcher saw the client leave before there was a client to close: see the class
             self.close()
         return client
 
     def _hold(self) -> None:
-        """Let the stream have the server's thread, and be watched. Raises `BusyError` if others need that thread."""
+        """Keep the server's thread for this stream, and watch it. Raises `BusyError` if other requests need it."""
         server = self._request.server
         self._watch = Watch(self, server, self._manager.send_timeout)
-        self._passage = Passage(self._watch)
-        if not watcher.get().add(self._watch, _most_held(server, self._manager.transport)):
+        self._buffering = BufferingCheck(self._watch)
+        if not watcher.get().add(self._watch, _max_threads(server, self._manager.transport)):
             raise BusyError("threads")
 
-    def _end_if_buffered(self, client: QueueClient, passage: Passage) -> None:
-        """End the stream after what there is, if it is held back: its client gets that then, and comes back."""
-        free = passage.is_free()
-        if free is not None:
-            self._passage = None
-        if free is False:
-            watcher.get().tell_of_buffering()
+    def _end_if_buffered(self, client: QueueClient, check: BufferingCheck) -> None:
+        """End the stream after what is queued, if it is held back: its client gets that then, and reconnects."""
+        passed_on = check.is_passed_on()
+        if passed_on is not None:
+            self._buffering = None
+        if passed_on is False:
+            watcher.get().warn_of_buffering()
             client.end(BUFFERED)
 
 
-def _most_held(server: ServerInfo, transport: str) -> float:
-    """How many of the server's threads streams may hold."""
+def _max_threads(server: ServerInfo, transport: str) -> float:
+    """Return how many of the server's threads attached streams may hold."""
     if server.threads is None:
         return math.inf
     if server.threads == 1:
@@ -202,7 +218,7 @@ def _most_held(server: ServerInfo, transport: str) -> float:
 
 
 class BusyError(Exception):
-    """The stream cannot be opened now."""
+    """The stream cannot be opened now, for this reason."""
 
     def __init__(self, reason: BusyReason) -> None:
         super().__init__(reason)

@@ -1,89 +1,109 @@
-"""The file descriptors of this process: whether there is room for another stream.
+"""File descriptors: whether this process has room for another stream.
 
-Any thread. Takes no lock. A server that has none left ends, or stops accepting: gunicorn's worker dies with all of its
-streams. So streams are refused while there is still room for other connections, files and databases.
+A server that has no file descriptors left ends, or accepts no connections any more: gunicorn's worker dies with all of
+its streams. So streams are refused while there is still room for other connections, files and databases.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
+from ..runtime.log_once import LogOnce
 from ..runtime.process import PerProcess
 
 _log = logging.getLogger("sse_batcher.descriptors")
 
-_resource: Any = importlib.import_module("resource") if os.name == "posix" else None
+RECOUNT_FACTOR = 50
+"""The file descriptors are not counted again for this many times as long as counting them took. Before Linux 6.2,
+counting 10,000 takes 9 ms."""
 
-PAUSE = 50
-"""How many times as long as it took to count them they are not counted again. Before Linux 6.2, 10,000 take 9 ms."""
+DESCRIPTORS_PER_STREAM = 2
+"""How many file descriptors a new stream takes until they are counted again: its connection, and our duplicate of
+it."""
 
-EACH = 2
-"""How many a new stream takes until then: its connection, and our duplicate of that."""
+MAX_RESERVE = 1024
+"""The most file descriptors that are reserved for everything but streams. By default, gunicorn accepts 1,000
+connections at once, before any of our code is asked."""
 
 
 class Descriptors:
-    """Those of one process. `clock` is in seconds, from any start."""
+    """The file descriptors of one process.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    Any thread. Takes no lock. `clock` gives seconds, from any start. `limit` returns how many file descriptors the
+    process may have, and `used` how many it has; None if that is unknown. `reserve` returns how many of a limit are not
+    for streams.
+
+    Harmless race: two threads may both take the last room, or both count. The reserve has room for that.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        limit: Callable[[], int | None] | None = None,
+        used: Callable[[], int | None] | None = None,
+        reserve: Callable[[int], int] | None = None,
+    ) -> None:
         self._clock = clock
+        self._limit = limit or descriptor_limit
+        self._used = used or descriptors_in_use
+        self._reserve = reserve or reserved
         self._room = 0.0
         self._next_count = -math.inf
-        self._told = False
+        self._log_once = LogOnce(_log)
 
     def take(self) -> bool:
-        """Whether there is room for one more stream, which is about to take it. The log says once that there is none.
-
-        Two threads at once may both get the room for one: a harmless race, since others have a reserve.
-        """
+        """Take room for one more stream. Returns False, and logs a warning once, if there is none."""
         began = self._clock()
         if began >= self._next_count:
-            self._room = _room()
+            self._room = self._count_room()
             ended = self._clock()
-            self._next_count = ended + PAUSE * (ended - began)
-        if self._room >= EACH:
-            self._room -= EACH
+            self._next_count = ended + RECOUNT_FACTOR * (ended - began)
+        if self._room >= DESCRIPTORS_PER_STREAM:
+            self._room -= DESCRIPTORS_PER_STREAM
             return True
-        if not self._told:
-            self._told = True
-            _log.warning(
-                "further streams are refused: this process may have %s file descriptors, and most are in use. Raise "
-                "this limit (ulimit -n, LimitNOFILE= of systemd, --ulimit nofile= of Docker), or run more processes. "
-                "max_clients (SSE_MAX_CLIENTS) is a limit of your own",
-                _limit(),
-            )
+        self._log_once.log(
+            logging.WARNING,
+            "further streams are refused: this process may have %s file descriptors, and most are in use. Raise "
+            "this limit (ulimit -n, LimitNOFILE= of systemd, --ulimit nofile= of Docker), or run more processes. "
+            "max_clients (SSE_MAX_CLIENTS) is a limit of your own",
+            self._limit(),
+        )
         return False
 
-
-def reserve(limit: int) -> int:
-    """How many of them are left to everything but streams.
-
-    gunicorn accepts 1,000 connections at once, unless told otherwise, before any of our code is asked.
-    """
-    return min(limit // 4, 1024)
+    def _count_room(self) -> float:
+        """Return how many file descriptors streams may take now; infinite if the system does not tell."""
+        limit, used = self._limit(), self._used()
+        return math.inf if limit is None or used is None else limit - self._reserve(limit) - used
 
 
-def _room() -> float:
-    """How many streams may take now. There is no limit if the system does not tell."""
-    limit, used = _limit(), _used()
-    return math.inf if limit is None or used is None else limit - reserve(limit) - used
+def reserved(limit: int) -> int:
+    """Return how many of so many file descriptors are left to everything but streams."""
+    return min(limit // 4, MAX_RESERVE)
 
 
-def _limit() -> int | None:
-    """How many this process may have."""
-    if _resource is None:
+if sys.platform == "win32":
+
+    def descriptor_limit() -> int | None:
+        """Return None: this system has no such limit."""
         return None
-    limit, _ = _resource.getrlimit(_resource.RLIMIT_NOFILE)
-    return None if limit == _resource.RLIM_INFINITY else int(limit)
+
+else:
+    import resource
+
+    def descriptor_limit() -> int | None:
+        """Return how many file descriptors this process may have; None if there is no limit."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return None if limit == resource.RLIM_INFINITY else limit
 
 
-def _used() -> int | None:
-    """How many it has."""
+def descriptors_in_use() -> int | None:
+    """Return how many file descriptors this process has; None if the system does not tell."""
     try:
         # The size is their number since Linux 6.2, and 0 before.
         return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))
@@ -92,4 +112,4 @@ def _used() -> int | None:
 
 
 descriptors = PerProcess(Descriptors)
-"""This process's."""
+"""The file descriptors of this process."""

@@ -1,13 +1,12 @@
-"""What the server that we run in tells us: the connection, how many requests it serves at once, whether it is stopping.
+"""What the server around us tells: the connection, how many requests it serves at once, whether it is stopping.
 
-`inspect_server` runs in the server's thread that serves the request; `ServerInfo.is_stopping` in any thread.
-Nothing here takes a lock, starts a thread, replaces a signal handler or imports a server. Most of what is looked at is
-no public API: where it has another shape than we know, the answer is that we do not know.
+`inspect_server` runs in the server's thread that serves the request, `ServerInfo.is_stopping` in any thread. Nothing
+here takes a lock, starts a thread, replaces a signal handler or imports a server. Most of what is read is no public API
+of the server. If an object does not look as expected, the answer is "unknown".
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import signal
@@ -25,53 +24,63 @@ def _none() -> int:
 
 
 class ServerInfo(NamedTuple):
-    """What is known of the server."""
+    """What is known about the server."""
 
     name: str
-    """Such as ``gunicorn gthread``; ``""`` if we do not know it."""
+    """Such as ``gunicorn gthread``; ``""`` if it is unknown."""
     fd: int | None
-    """The descriptor of the request's connection. It is the server's, which may close it when the request ends."""
+    """The file descriptor of the request's connection. It is the server's, which may close it when the request ends."""
     threads: int | None
-    """How many requests this process can serve at once. None if there is no limit, or we do not know it."""
+    """How many requests this process can serve at once. None if there is no limit, or it is unknown."""
     is_stopping: Callable[[], bool]
-    """Whether the server has been told to end this process, or itself. Cheap, never raises, and keeps neither the
-    request nor its connection alive. One stream's answer holds for all of the process."""
+    """Returns whether the server is about to end this process, or itself. Cheap, never raises, and keeps neither the
+    request nor its connection alive. The answer for one stream is true for all streams of the process."""
     lets_go: bool = False
-    """Whether the connection may be taken over from it: it serves a request in a thread, and the socket is plain."""
+    """Whether the connection can be taken over from the server: it serves a request in a thread, on a plain socket."""
     unsent: Callable[[], int] = _none
-    """How many bytes of its answers it has still to write to this connection, in another thread than the one that asks
-    the app for them. Always 0 if it writes in that thread. Keeps the connection no more alive than `is_stopping`."""
+    """Returns how many bytes of its responses the server has still to write to this connection, in another thread than
+    the one that iterates the response. Always 0 if it writes in that thread. Keeps the connection alive no more than
+    `is_stopping` does."""
     obstacle: str = ""
-    """Why this request's connection cannot be taken over, though its server lets go of others; "" if it can."""
+    """Why the connection of this request cannot be taken over, though others of this server can; "" if it can."""
     max_requests: int | None = None
-    """After how many requests it ends this process. None: it does not, or we do not know."""
+    """After how many requests the server ends this process. None if it does not, or it is unknown."""
     http2: bool = False
-    """Whether the request came over HTTP/2 that the server itself speaks, and serves one request after the other."""
+    """Whether the server itself speaks HTTP/2 with the client, and serves its requests one after the other."""
 
     @property
     def writes_later(self) -> bool:
-        """Whether it writes the response in another thread than the one that asks the app for it."""
+        """Whether the server writes the response in another thread than the one that iterates it."""
         return self.unsent is not _none
 
 
-_fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+MIN_DUPLICATE_FD = 1024
+"""The lowest file descriptor for a duplicate. Lower ones are left to servers that use `select`, which can handle no
+higher ones."""
 
-HIGH = 1024
-"""From here on are the numbers of duplicates. Lower ones are left to servers that `select`, which knows no higher."""
 
+if sys.platform == "win32":
 
-def duplicate(fd: int) -> int:
-    """The same connection under a number of its own. Raises `OSError` where there is none left."""
-    if _fcntl is None:
+    def duplicate(fd: int) -> int:
+        """Raise `OSError`: this system has no file descriptors of connections."""
         raise OSError("not on this system")
-    try:
-        return int(_fcntl.fcntl(fd, _fcntl.F_DUPFD_CLOEXEC, HIGH))
-    except OSError:  # more than this process may have
-        return os.dup(fd)
+
+else:
+    import fcntl
+
+    def duplicate(fd: int) -> int:
+        """Return a second file descriptor of the same connection. Raises `OSError` if there is none left."""
+        try:
+            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, MIN_DUPLICATE_FD)
+        except OSError:  # the process may not have so high a number
+            return os.dup(fd)
 
 
 def inspect_server(environ: Mapping[str, Any]) -> ServerInfo:
-    """Look at the request's `environ`, in the thread that serves it. Raises nothing of its own."""
+    """Find out what there is to know about the server of this request. Call this in the thread that serves it.
+
+    Raises no exception of its own; a time limit that a signal handler raises passes through.
+    """
     for find in (_gunicorn, _werkzeug, _waitress, _uwsgi, _mod_wsgi, _cheroot):
         server = _ask(partial(find, environ))
         if isinstance(server, ServerInfo):
@@ -84,16 +93,16 @@ _ANY_HTTP = re.compile(r"HTTP/[1-9](\.\d)?")
 
 
 def _obstacle(environ: Mapping[str, Any], server: ServerInfo) -> str:
-    """What the request itself has that makes a take-over fail, or harms the answers to others on its connection."""
-    # uWSGI repeats the version that it is given. Behind nginx, that is the browser's: it may be HTTP/2.0. From other
-    # servers that can mean many streams on one connection.
+    """Return why a take-over would fail, or harm other responses on the same connection; "" if there is no reason."""
+    # uWSGI repeats the version that a proxy gives it. Behind nginx, that is the browser's, which may be HTTP/2.0. From
+    # other servers, HTTP/2.0 can mean that many streams share one connection.
     known = _ANY_HTTP if server.name == "uwsgi" else _PLAIN_HTTP
     if not known.fullmatch(str(environ.get("SERVER_PROTOCOL"))):
         return "the request has a version of HTTP that does not allow it"
     if (environ.get("CONTENT_LENGTH") or "0") != "0" or "HTTP_TRANSFER_ENCODING" in environ:
-        return "the request has a body"  # for which a server may still wait: cheroot does, before it writes its head
+        return "the request has a body"  # a server may still wait for it: cheroot does so before it writes the head
     if server.unsent():
-        return "an earlier answer on the same connection is not sent yet"
+        return "an earlier response on the same connection is not sent yet"
     return ""
 
 
@@ -103,7 +112,7 @@ _WORKER_SIGNALS = ("SIGTERM", "SIGQUIT", "SIGUSR1", "SIGABRT")
 
 
 def _gunicorn(environ: Mapping[str, Any]) -> ServerInfo | None:
-    connection = environ.get("gunicorn.socket") or environ.get("gunicorn.sock")  # the latter: its gevent_pywsgi
+    connection = environ.get("gunicorn.socket") or environ.get("gunicorn.sock")  # sock: gevent_pywsgi
     if connection is None:
         return None
     worker = _gunicorn_worker()
@@ -115,7 +124,7 @@ def _gunicorn(environ: Mapping[str, Any]) -> ServerInfo | None:
         "eventlet": _get(worker, "cfg", "worker_connections"),
     }.get(kind)
     is_stopping = _stopping(lambda: worker is not None and worker.alive is False)
-    # Not by SERVER_PROTOCOL, which a client of HTTP/1 may choose.
+    # Not read from SERVER_PROTOCOL, which a client that speaks HTTP/1 can choose.
     http2 = any(key.startswith("gunicorn.http2.") for key in environ)
     lets_go = kind in {"sync", "gthread"} and _is_plain(connection) and not http2
     return ServerInfo(
@@ -130,7 +139,10 @@ def _gunicorn(environ: Mapping[str, Any]) -> ServerInfo | None:
 
 
 def _gunicorn_worker() -> Any:
-    """The worker of this process, whose methods handle its signals. An app may have taken one of them for itself."""
+    """Find the worker of this process through the signal handlers, which are its methods.
+
+    Several signals are tried, because the app may have replaced the handler of one.
+    """
     for name in _WORKER_SIGNALS:
         number = getattr(signal, name, None)
         worker = None if number is None else _get(signal.getsignal(number), "__self__")
@@ -140,7 +152,7 @@ def _gunicorn_worker() -> Any:
 
 
 def _gunicorn_kind(worker: Any) -> str:
-    """Which of gunicorn's own workers it is, or is derived from."""
+    """Return which of gunicorn's own kinds of worker this one is, or is derived from; "" if that is unknown."""
     for base in type(worker).__mro__:
         package, _, module = str(_get(base, "__module__")).rpartition(".")
         if package == "gunicorn.workers":
@@ -152,15 +164,16 @@ def _werkzeug(environ: Mapping[str, Any]) -> ServerInfo | None:
     connection = environ.get("werkzeug.socket")
     if connection is None:
         return None
-    # Without threads, it serves one request after the other. With processes, it makes one for each request.
+    # Without threads, it serves one request after the other. With processes, it starts one for each request.
     one_by_one = environ.get("wsgi.multithread") is False and not environ.get("wsgi.multiprocess")
-    server = _get(threading.current_thread(), "_target", "__self__")  # which has started this thread, if it has
-    # These are `socketserver.BaseServer`'s own, so their names are mangled.
-    asked = "_BaseServer__shutdown_request"
+    server = _get(threading.current_thread(), "_target", "__self__")  # if it has started this thread
+    # Private attributes of `socketserver.BaseServer`, so their names are mangled.
+    shutdown_request = "_BaseServer__shutdown_request"
     is_stopping = _stopping(
-        lambda: _get(server, asked) is True, lambda: _ask(_get(server, "_BaseServer__is_shut_down", "is_set")) is True
+        lambda: _get(server, shutdown_request) is True,
+        lambda: _ask(_get(server, "_BaseServer__is_shut_down", "is_set")) is True,
     )
-    # A process for each request ends with it.
+    # A process that serves one request ends with it.
     lets_go = not environ.get("wsgi.multiprocess") and _is_plain(connection)
     return ServerInfo("werkzeug", _fileno(connection), 1 if one_by_one else None, is_stopping, lets_go)
 
@@ -170,7 +183,7 @@ def _waitress(environ: Mapping[str, Any]) -> ServerInfo | None:
     if channel is None:
         return None
     dispatcher = _get(channel, "server", "task_dispatcher")
-    # `stop_count` of its threads have to end. Those that are idle do so at once, and are in neither number any more.
+    # `stop_count` is how many of its threads have to end. Idle ones end at once, and are in neither number any more.
     is_stopping = _stopping(lambda: len(dispatcher.threads) <= dispatcher.stop_count)
     connection, threads = _get(channel, "socket"), _count(_get(channel, "adj", "threads"))
     unsent = "total_outbufs_len"
@@ -192,7 +205,7 @@ def _cheroot(_: Mapping[str, Any]) -> ServerInfo | None:
         return None
     server = _get(thread, "server")
     is_stopping = _stopping(lambda: server.ready is False, lambda: isinstance(server.interrupt, BaseException))
-    threads = _count(_get(server, "requests", "min"))  # it never starts more by itself
+    threads = _count(_get(server, "requests", "min"))  # it starts no further ones by itself
     connection = _get(thread, "conn", "socket")
     return ServerInfo("cheroot", _fileno(connection), threads, is_stopping, _is_plain(connection))
 
@@ -200,26 +213,27 @@ def _cheroot(_: Mapping[str, Any]) -> ServerInfo | None:
 def _uwsgi(environ: Mapping[str, Any]) -> ServerInfo | None:
     if "uwsgi.version" not in environ:
         return None
-    api = sys.modules.get("uwsgi")  # there, but not on disk
+    api = sys.modules.get("uwsgi")  # built into uWSGI: there is no file to import
     fd = _ask(_get(api, "connection_fd"))
     threads = _count(_get(api, "cores"))
     fd = fd if isinstance(fd, int) and fd >= 0 else None
-    # Its other ways to run leave a request waiting in the middle and go on with another one in the same thread.
+    # In its other modes, a thread that waits in the middle of a request goes on with another one.
     options = _get(api, "opt") or {}
     lets_go = not any(name in options for name in ("async", "gevent", "asyncio", "tornado", "greenlet"))
     return ServerInfo("uwsgi", fd, threads, _uwsgi_stopping(), lets_go)
 
 
 def _uwsgi_stopping() -> Callable[[], bool]:
-    """A worker that is to end gracefully ends its idle threads at once, which is all that can be seen of it.
+    """Make the function that tells whether uWSGI is stopping.
 
-    Nothing is seen while all of them are busy, with one thread, or without /proc.
+    A worker that ends gracefully ends its idle threads at once. Nothing else can be seen of it. So the function returns
+    False while all threads are busy, if there is only one thread, or if there is no /proc.
     """
     seen: frozenset[str] = frozenset()
 
     def is_stopping() -> bool:
         nonlocal seen
-        # The first request may come before all threads are there, so this looks for them again and again.
+        # The first request may come before all threads exist, so new ones are added at each call.
         tasks = seen.union(filter(os.path.exists, _uwsgi_tasks()))
         seen = tasks
         return not all(map(os.path.exists, tasks))
@@ -230,9 +244,9 @@ def _uwsgi_stopping() -> Callable[[], bool]:
 
 
 def _uwsgi_tasks() -> list[str]:
-    """Where the system shows the threads of uWSGI, but for the first, which stays to the end."""
-    # Not `threading.enumerate`, which takes a lock: uWSGI forks without Python's hooks, so it may be held for ever.
-    # For the same reason the first thread has its parent's `native_id`.
+    """Return the paths under /proc of all threads of uWSGI except the first, which stays to the end."""
+    # Not `threading.enumerate`, which takes a lock: uWSGI forks without Python's hooks, so a child may inherit the lock
+    # held. For the same reason, the first thread has the `native_id` of its parent process.
     threads: list[Any] = list(_get(threading, "_active").values())
     return [
         f"/proc/self/task/{thread.native_id}"
@@ -244,7 +258,7 @@ def _uwsgi_tasks() -> list[str]:
 def _mod_wsgi(environ: Mapping[str, Any]) -> ServerInfo | None:
     if "mod_wsgi.version" not in environ:
         return None
-    # Python's main thread is here the one that was first to import `threading`, and its end means nothing.
+    # Here, Python's "main thread" is the one that first imported `threading`, so its end means nothing.
     return ServerInfo("mod_wsgi", None, None, _never)
 
 
@@ -256,12 +270,17 @@ def _never() -> bool:
 
 
 def _stopping(*signs: Callable[[], bool]) -> Callable[[], bool]:
-    """Any of these, or the end of the main thread: Python then waits for the threads that are left."""
-    every = [_quiet(sign) for sign in (*signs, _python_ends())]
-    return lambda: any(sign() for sign in every)
+    """Make a function that returns whether any of these signs is there, or Python is about to end.
+
+    Python ends when its main thread does, after it has waited for the other threads.
+    """
+    all_signs = [_quiet(sign) for sign in (*signs, _python_ends())]
+    return lambda: any(sign() for sign in all_signs)
 
 
 def _quiet(sign: Callable[[], bool]) -> Callable[[], bool]:
+    """Make a function that returns False if this sign raises."""
+
     def is_stopping() -> bool:
         try:
             return bool(sign())
@@ -274,35 +293,38 @@ def _quiet(sign: Callable[[], bool]) -> Callable[[], bool]:
 def _python_ends() -> Callable[[], bool]:
     main = threading.main_thread()
     if _ends(main):
-        return _never  # it has left its server to another thread, for which its end meant nothing
+        return _never  # the server runs in another thread, and goes on without the main thread
     return lambda: _ends(main)
 
 
 def _ends(main: threading.Thread) -> bool:
+    """Return whether the main thread has ended or is about to. Does not block."""
     if _get(threading, "_SHUTTING_DOWN") is True:
-        return True  # told first: Python waits for the threads of executors while the main thread still counts as alive
-    # Up to Python 3.12, `is_alive` takes the main thread's lock for a moment. If that is the moment in which the main
-    # thread ends, that one fails, and does not wait for the other threads.
+        return (
+            True  # the first sign: while Python waits for threads of executors, the main thread still counts as alive
+        )
+    # Not `is_alive`: up to Python 3.12, it takes the main thread's lock for a moment. If the main thread ends in this
+    # moment, it fails, and does not wait for the other threads.
     stopped = _get(main, "_is_stopped")
     return stopped if isinstance(stopped, bool) else not main.is_alive()
 
 
-# -- looking -----------------------------------------------------------------------------------------------------------
+# -- reading unknown objects -----------------------------------------------------------------------------------------
 
 _ODD = (
     *(ArithmeticError, AttributeError, LookupError, OSError, ReferenceError),
     *(RuntimeError, SystemError, TypeError, ValueError),
 )
-"""What objects of another shape than we know may raise. Nothing more: a time limit of the app, which a signal handler
-raises at any moment, must pass. To us, the server would look like one that we do not know."""
+"""What objects that are not as expected may raise. Other exceptions must pass: the app may have a time limit whose
+signal handler raises at any moment, and if that were caught here, the server would be taken for an unknown one."""
 
 
 def _get(value: Any, *names: str) -> Any:
-    """An attribute of an attribute and so on; None where there is no such thing."""
+    """Return an attribute of an attribute, and so on; None if one of them does not exist."""
     for name in names:
         try:
             value = getattr(value, name)
-        except TimeoutError:  # an OSError, but also what time limits are made of
+        except TimeoutError:  # it is an OSError, but time limits use it, too
             raise
         except _ODD:
             return None
@@ -310,7 +332,7 @@ def _get(value: Any, *names: str) -> Any:
 
 
 def _ask(function: Any) -> Any:
-    """What it returns, or None."""
+    """Call a function without arguments. Returns None if it cannot be called, or fails."""
     try:
         return function()
     except TimeoutError:
@@ -329,5 +351,5 @@ def _count(value: Any) -> int | None:
 
 
 def _is_plain(connection: Any) -> bool:
-    """Whether what is written to its descriptor is what the client reads: TLS has it encrypted in between."""
+    """Return whether the client gets what is written to the file descriptor. With TLS, that is encrypted in between."""
     return isinstance(connection, socket.socket) and not hasattr(connection, "getpeercert")

@@ -1,1 +1,1 @@
-"""Detached streams: they hold no thread of the server; one loop per process drives them all."""
+"""Detached streams hold no thread of the server: one loop in each process drives them all."""

@@ -1,24 +1,28 @@
-"""A detached client: a connection that is ours.
+"""A detached client: an open stream whose connection belongs to us and no longer to the server.
 
-Run by the loop's thread alone. From elsewhere comes only `SocketClient.dismiss`, which leaves a note and wakes it.
+Runs on the loop's thread: the one thread of the process that drives all detached streams. Other threads only call
+`SocketClient.dismiss` and `SocketClient.answer`, which leave a note and wake the loop.
 
-A connection is *live* while its socket takes all that it is given: it stands where its group stands, and has no place
-of its own. If its socket is full it leaves the group in the middle of what was just sent, keeps the rest of the one
-frame that was cut, and is *behind*: when its socket takes more, it reads the history from there. Nothing else is kept
-for it. If the history no longer has what comes next, it *waits* for a slice from the backend, and sends that.
+A client is in one of three states:
+
+- *live*: its socket has taken all that it was given. It gets each new frame together with its group, and its position
+  is the group's position.
+- *behind*: its socket was full, so it has left the group, possibly in the middle of a frame. It keeps the unsent rest
+  of that one frame and nothing else. When the socket takes data again, it reads on in the history from its own
+  position.
+- *waiting*: it is behind, and the history no longer has what comes next. The next slice is read from the backend.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
 from ...reasons import ByeReason, EndReason, GapReason
 from ...streams.client import QueueClient
 from ...streams.counts import Counts
 from ...streams.history import ResumePoint, Slice
-from ...streams.hub import Hub
 from ...streams.open_stream import OpenStream
 from ...streams.roles import Listener
 from ...wire import LAST_CHUNK, Frame, Position, chunk
@@ -26,148 +30,71 @@ from ..watcher import sign_of_life
 from .sending import hang_up, has_taken_all, send_to
 from .takeover import Taken
 
+if TYPE_CHECKING:
+    from .group import Group
+
 LEFT: Final = "left"
-"""The reason for an end without a word."""
+"""The reason of a stream that ends without an ``sse_bye``."""
 
-AT_ONCE = 262_144
-"""Bytes of a rest that are copied and sent at once, so that it may be long, and be taken little by little."""
+MAX_SEND_BYTES = 262_144
+"""Maximum size of one send from a client's unsent rest, in bytes. Each such send copies the data first, so without this
+limit a long rest that is taken in small parts would be copied again and again as a whole."""
 
-LOOKS = 4
-"""How often, within its `send_timeout`, it is asked whether a client takes what it is sent."""
-
-
-class Task(Protocol):
-    """What the loop runs in slices."""
-
-    def serve(self) -> Iterator[None]:
-        """Do what there is to do, with a pause after each slice."""
+STALL_CHECKS = 4
+"""How many times within `ClientOptions.send_timeout` the loop checks whether a client still takes data."""
 
 
-class Loop(Protocol):
-    """What connections, groups and feeds need of the thread that runs them."""
-
-    clock: Callable[[], float]
-    sends: int
-    """How many since the others had their turn."""
-    kept: dict[SocketClient, int]
-    """The bytes that are kept for one client alone, which has not taken them yet. In the order of its last progress."""
-
-    @property
-    def turn_is_over(self) -> bool:
-        """Whether it is the turn of others."""
-
-    def post(self, item: Task) -> None:
-        """Have it served soon. Any thread."""
-
-    def start(self, item: Task, steps: Iterator[None]) -> None:
-        """Run these steps of it, up to a pause now and the rest in its turns."""
-
-    def lose(self, item: Task) -> None:
-        """In the handler of what it has raised: end what it was at, and no more."""
-
-    def watch(self, connection: SocketClient, *, for_room: bool) -> None:
-        """Tell it when its client has left, and, if asked to, when its socket takes more."""
-
-    def keep(self, connection: SocketClient, size: int) -> None:
-        """Note how many bytes are kept for this client alone. Closes others if that is too much in all."""
-
-    def forget(self, connection: SocketClient) -> None:
-        """It is about to be closed."""
-
-
-class Feed(Task, Protocol):
-    """What connections need of what reads for their group."""
-
-    def replay(self, connection: SocketClient) -> None:
-        """Have the connection answered with what only the backend still has."""
-
-
-class Group(Protocol):
-    """What connections need of those that get the same bytes."""
-
-    loop: Loop
-    hub: Hub
-    counts: Counts
-    chunked: bool
-    beat: bytes
-    """A heartbeat, as its members get it."""
-    heartbeat: float
-    send_timeout: float
-    busy: bool
-    """It is sending to its members, with pauses."""
-    postponed: list[SocketClient]
-    """Who is to be served when it is not."""
-
-    @property
-    def feed(self) -> Feed:
-        """What reads for it."""
-
-    @property
-    def handed(self) -> tuple[int, int]:
-        """The frames and bytes that were handed to each that was live all the time."""
-
-    @property
-    def lost(self) -> tuple[Position, GapReason] | None:
-        """The position of the newest frame of its channels that was lost before it came, and why."""
-
-    def shrink(self) -> None:
-        """It has one connection less."""
-
-    def join(self, connection: SocketClient) -> None:
-        """This one has everything up to its cursor, and there is nothing after that."""
-
-    def leave(self, connection: SocketClient) -> None:
-        """It has a place of its own from here on. Idempotent."""
-
-    def encoded(self, frame: Frame) -> bytes:
-        """A frame as its members get it."""
-
-    def framed(self, block: bytes) -> bytes:
-        """Any other block as they get it."""
-
-    def tally(self, frames: Sequence[Frame], clients: int) -> None:
-        """So many clients were handed these frames."""
-
-
-class Wait:
-    """What a connection waits for: a slice of what only the backend still has."""
+class PendingReplay:
+    """A client's request for the next slice of frames that only the backend still has."""
 
     __slots__ = ("answer", "since")
 
     def __init__(self, since: float) -> None:
         self.since = since
-        """Since when it waits, or since its last heartbeat then."""
+        """When the client began to wait, or when it got its last heartbeat while it waited, by the loop's clock."""
         self.answer: tuple[Slice | None] | None = None
-        """None in it if that is gone for good. By the thread that answers, when all of it is there."""
+        """None until there is an answer. The answer is `(None,)` if the frames are gone for good. Written once, by the
+        thread of `Replay`."""
 
 
 class SocketClient(OpenStream):
-    """One detached client."""
+    """One detached client, made from the `QueueClient` that it replaces and from the connection that was taken over.
+
+    Takes no lock. Its attributes are written by the loop's thread only, with these exceptions:
+
+    - `dismissed` is written by any thread. Harmless race: if two threads write it at the same time, one of the two
+      reasons is kept, and each thread posts its note afterwards, so the stream ends in any case. If the reason that the
+      client has left is lost in this way, the failing send shows it again.
+    - `PendingReplay.answer` is written by the thread of `Replay`, before its note.
+    """
 
     __slots__ = (
         *("dismissed", "fd", "full_since", "group", "live", "rest"),
-        *("_bytes", "_frames", "_next_look", "_seen", "_seen_at", "_slice", "_wait"),
+        *("_bytes", "_frames", "_next_stall_check", "_pending", "_seen", "_seen_at", "_slice"),
     )
 
     transport = "detached"
-    driver = 0  # none that waits for us to leave is the loop's
+    driver = 0  # the id of no thread, so `Hub.wait_until_left` waits for this stream, whichever thread calls it
 
-    def __init__(self, client: QueueClient, group: Group, taken: Taken) -> None:
-        super().__init__(client.info, client.point, client.opened_at, client.lease)
+    def __init__(self, replaced: QueueClient, group: Group, taken: Taken) -> None:
+        super().__init__(replaced.info, replaced.point, replaced.opened_at, replaced.lease)
         self.fd = taken.fd
+        """The file descriptor of the connection; -1 after `close`."""
         self.group = group
         self.rest: bytes | memoryview = taken.unsent
-        """What has to be sent before anything else: it was begun, or comes first."""
+        """What has to be sent before anything else: the rest of something that was sent in part, or the first block."""
         self.live = False
         self.dismissed: EndReason | None = None
-        """Why it ends before anything more is handed out. Any thread."""
+        """Why the stream ends before anything more is handed out. Written by any thread."""
         self.full_since: float | None = None
-        """Since when its socket is full; None if it is not."""
-        self._seen: float | None = None
-        self._seen_at = self._next_look = 0.0
+        """When its socket became full, by the loop's clock; None if the socket is not full."""
+        self._seen: float | None = None  # the last sign of life, and when it changed
+        self._seen_at = self._next_stall_check = 0.0
         self._slice: Sequence[Frame] = ()
-        self._wait: Wait | None = None
-        self._frames, self._bytes = client.handed  # while it is live, less what its group had been handed before
+        self._pending: PendingReplay | None = None
+        # What it was handed. While it is live, the totals of its group are added (see `handed`), so that a frame that
+        # goes to all clients of a group is counted once. What the group had handed out before is subtracted on joining.
+        self._frames, self._bytes = replaced.handed
 
     # -- for the hub ---------------------------------------------------------------------------------------------------
 
@@ -204,31 +131,34 @@ class SocketClient(OpenStream):
         self._slice = list(frames)
 
     def go_live(self) -> None:
-        """It joins its group right after, on this thread: that is the one that reads for the group, too."""
+        """Do nothing: the client joins its group next. The feed reads on this thread, so no frame comes in between."""
 
-    # -- for what answers it -------------------------------------------------------------------------------------------
+    # -- for Replay, from its thread -----------------------------------------------------------------------------------
 
     @property
     def waits(self) -> bool:
-        """Whether an answer is still of use. Any thread: at worst, one is made for nothing."""
-        return self._wait is not None and self.dismissed is None and self.fd >= 0
+        """Whether the client still needs an answer. Any thread. Harmless race: at worst, an answer is not used."""
+        return self._pending is not None and self.dismissed is None and self.fd >= 0
 
     def answer(self, older: Slice | None) -> None:
-        """Bring what it has asked for: the next slice after its cursor, None if that is gone for good. Any thread."""
-        wait = self._wait
-        if wait is not None:
-            wait.answer = (older,)
+        """Give the client the next slice after its position; None if those frames are gone for good. Any thread."""
+        pending = self._pending
+        if pending is not None:
+            pending.answer = (older,)
             self.group.loop.post(self)
 
     # -- for its group -------------------------------------------------------------------------------------------------
 
     def count(self, frames: int, size: int) -> None:
-        """So much was handed to it."""
+        """Add these numbers of frames and bytes to what the client was handed. They may be negative."""
         self._frames += frames
         self._bytes += size
 
     def cut(self, sent: int, pieces: Sequence[bytes]) -> int:
-        """Only so many bytes of these were taken. Keep the rest of the one that was cut. Returns how many begun."""
+        """Keep the rest of the piece in whose middle a send ended, after `sent` bytes in all, and wait for room.
+
+        `sent` must be less than the size of all pieces. Returns how many pieces were sent as a whole or in part.
+        """
         begun = 0
         while sent >= len(pieces[begun]):
             sent -= len(pieces[begun])
@@ -240,52 +170,59 @@ class SocketClient(OpenStream):
         return begun
 
     def wait_for_room(self) -> None:
+        """Let the loop report when the socket takes data again."""
         if self.full_since is None:
             self.full_since = self.group.loop.clock()
             self.group.loop.watch(self, for_room=True)
 
-    # -- by the loop ---------------------------------------------------------------------------------------------------
+    # -- for the loop --------------------------------------------------------------------------------------------------
 
     def serve(self) -> Iterator[None]:
-        """Do what there is to do, with a pause after each slice."""
+        """Send what there is to send. Yields after each slice, so that others get their turn."""
         while self._step():
             yield
 
     def has_room(self) -> None:
-        """Its socket takes more."""
+        """Note that the socket takes data again."""
         self.full_since = None
         self.group.loop.watch(self, for_room=False)
 
-    def look(self, now: float) -> None:
-        """Look at the time. `now` is the loop's, which may have another clock than the hub."""
+    def check(self, now: float) -> None:
+        """Do what depends on time: the lease, heartbeats while it waits for a slice, and stalled connections.
+
+        `now` is by the loop's clock, in seconds; the lease is by the hub's clock.
+        """
         if self.fd < 0:
-            return  # closed since this round began
+            return  # closed since the list of clients for this round was made
         if self.group.hub.clock() >= self.lease:
             self.dismiss("lease")
-        if self._wait is not None:
-            self._look_while_it_waits(now, self._wait)
-        if now >= self._next_look:
-            self._next_look = now + self.group.send_timeout / LOOKS
+        if self._pending is not None:
+            self._check_while_waiting(now, self._pending)
+        if now >= self._next_stall_check:
+            self._next_stall_check = now + self.group.send_timeout / STALL_CHECKS
             self._give_up_if_stalled(now)
 
-    def _look_while_it_waits(self, now: float, wait: Wait) -> None:
+    def _check_while_waiting(self, now: float, pending: PendingReplay) -> None:
         closing = self.group.hub.closing
         if closing is not None:
-            self.dismiss(closing)  # it gets the rest from another process
-        elif now - wait.since >= self.group.heartbeat and not self.rest:
-            wait.since = now
-            self._say(self.group.beat)
+            self.dismiss(closing)  # the client gets the remaining frames from another process
+        elif now - pending.since >= self.group.heartbeat and not self.rest:
+            pending.since = now
+            self._say(self.group.heartbeat_block)
 
     def _give_up_if_stalled(self, now: float) -> None:
-        """As `watcher.Watch` does. Not by TCP_USER_TIMEOUT, which ends who reads slowly, too."""
+        """End the stream if the client has taken no byte for `send_timeout`, as `watcher.Watch` does.
+
+        Not done by the socket option TCP_USER_TIMEOUT, which also ends connections whose client reads slowly.
+        """
         try:
             seen = None if has_taken_all(self.fd) else self._sign_of_life()
         except OSError:
-            return  # its end, of which the loop is told
+            return  # the connection has ended; epoll reports that to the loop
         if seen is None or seen != self._seen:
             self._seen, self._seen_at = seen, now
         elif now - self._seen_at >= self.group.send_timeout:
-            self.dismissed = LEFT  # whatever was said before: it takes nothing
+            self.dismissed = LEFT  # replaces any other reason: an sse_bye would not be taken either
             self.group.loop.post(self)
 
     def _sign_of_life(self) -> float | None:
@@ -296,7 +233,7 @@ class SocketClient(OpenStream):
             connection.detach()
 
     def close(self, reason: EndReason) -> None:
-        """Close the connection, and be forgotten. Idempotent."""
+        """Close the connection, and let the loop, the group and the hub forget the client. Idempotent."""
         if self.fd < 0:
             return
         self.group.leave(self)
@@ -307,11 +244,12 @@ class SocketClient(OpenStream):
         self.group.hub.remove(self, self.farewell or reason)
 
     def _step(self) -> bool:
-        """Whether there is more to do at once."""
+        """Do one step of what there is to do. Returns whether the next step can follow at once."""
         if self.fd < 0 or (self.live and self.dismissed is None):
             return False
         if self.live and self.group.busy:
-            self.group.postponed.append(self)  # where it stands is not known before the group has sent to all
+            # Its position is known only after the group has sent to all of its clients.
+            self.group.postponed.append(self)
             return False
         self.group.leave(self)
         if self.dismissed == LEFT:
@@ -325,18 +263,18 @@ class SocketClient(OpenStream):
         return self._end(self.dismissed) if self.dismissed is not None else self._catch_up()
 
     def _catch_up(self) -> bool:
-        """Send what comes next, ask for it, or go live. Whether there is more to do at once."""
-        if self._wait is not None:
-            return self._wait.answer is not None and self._take_answer(*self._wait.answer)
+        """Send the next slice, ask the backend for it, or go live. Returns whether the next step can follow at once."""
+        if self._pending is not None:
+            return self._pending.answer is not None and self._take_answer(*self._pending.answer)
         if not self.group.hub.advance(self):
             return self._ask()
         if not self._slice:
-            return self._go_on()
+            return self._join()
         frames, self._slice = self._slice, ()
         return self._send(frames)
 
-    def _go_on(self) -> bool:
-        """It has everything: it is live from here on, unless all streams end."""
+    def _join(self) -> bool:
+        """Go live: the client has everything up to now. If the hub is closing, say goodbye instead."""
         group, closing = self.group, self.group.hub.closing
         if closing is not None:
             return self._end(closing)
@@ -344,32 +282,35 @@ class SocketClient(OpenStream):
         return False
 
     def _ask(self) -> bool:
-        """Wait for what the history does not have. If all streams end, the client gets that elsewhere."""
+        """Ask the backend for the next slice. If the hub is closing, say goodbye: another process has these frames."""
         group, closing = self.group, self.group.hub.closing
         if closing is not None:
             return self._end(closing)
-        self._wait = Wait(group.loop.clock())
+        self._pending = PendingReplay(group.loop.clock())
         group.feed.replay(self)
         return False
 
     def _take_answer(self, older: Slice | None) -> bool:
-        self._wait = None
+        self._pending = None
         if older is None:
-            return self._say(self.group.framed(self.group.hub.skip(self))) and self._go_on()
+            return self._say(self.group.framed(self.group.hub.skip(self))) and self._join()
         if older.frames:
-            return self._send(older.frames, shared=False)
+            return self._send(older.frames, in_history=False)
         self.point = ResumePoint(older.position)
         return True
 
     def _end(self, reason: ByeReason) -> bool:
-        """Say goodbye, and close as soon as that is sent."""
+        """Send the ``sse_bye``. The connection is closed in the step after it was taken."""
         self.farewell = reason
         group = self.group
         block = group.framed(group.hub.control.bye(self.point, reason))
         return self._say(block + LAST_CHUNK if group.chunked else block)
 
-    def _send(self, frames: Sequence[Frame], *, shared: bool = True) -> bool:
-        """Send these frames. Whether all of it was taken. `shared`: the history has them, too."""
+    def _send(self, frames: Sequence[Frame], *, in_history: bool = True) -> bool:
+        """Send these frames, which are not empty. Returns whether the socket has taken all of them.
+
+        `in_history`: the history keeps them in memory anyway, so that the rest of one of them costs nothing more.
+        """
         group = self.group
         pieces = [group.encoded(frame) for frame in frames]
         if self.point.part and frames[0].position == self.point.position:
@@ -387,42 +328,43 @@ class SocketClient(OpenStream):
         handed = sum(map(len, pieces[:begun]))
         self.count(len(frames[:begun]), handed)
         group.counts.bytes += handed
-        group.tally(frames[:begun], 1)
-        if self.rest and not shared:
-            self._tell_what_it_keeps()
+        group.count_frames(frames[:begun], 1)
+        if self.rest and not in_history:
+            self._report_kept_bytes()
         return sent == len(data)
 
     def _say(self, block: bytes) -> bool:
-        """Send a block that is in no history, and kept until it was taken. Whether all of it was taken now."""
+        """Send a block that is no frame. The client keeps what is not taken. Returns whether all of it was taken."""
         self.rest = block
         self.count(0, len(block))
         self.group.counts.bytes += len(block)
         return self._send_rest()
 
     def _send_rest(self) -> bool:
-        """Whether all of it was taken."""
-        # The rest of a frame is a memoryview from the beginning. The history has that, too, unless `kept` counts it.
-        keeps = isinstance(self.rest, bytes) or self in self.group.loop.kept
-        all_of_it = True
-        while self.rest and all_of_it:
-            data = bytes(self.rest[:AT_ONCE])
+        """Send `rest`. Returns whether all of it was taken."""
+        # Only a rest that no history keeps is counted in `kept`. It is bytes at first. The rest of a frame of the
+        # history is a memoryview from the beginning, and is not counted.
+        is_kept = isinstance(self.rest, bytes) or self in self.group.loop.kept
+        all_taken = True
+        while self.rest and all_taken:
+            data = bytes(self.rest[:MAX_SEND_BYTES])
             self.group.loop.sends += 1
             sent = send_to(self.fd, data)
             if sent is None:
                 self.close(LEFT)
                 return False
-            all_of_it = sent == len(data)
+            all_taken = sent == len(data)
             self.rest = memoryview(self.rest)[sent:]
             self.full_since = None if sent else self.full_since
-        if all_of_it:
+        if all_taken:
             self.rest = b""
         else:
             self.wait_for_room()
-        if keeps:
-            self._tell_what_it_keeps()
-        return all_of_it
+        if is_kept:
+            self._report_kept_bytes()
+        return all_taken
 
-    def _tell_what_it_keeps(self) -> None:
-        """Count the whole that the rest is a part of, since that is what stays in memory."""
+    def _report_kept_bytes(self) -> None:
+        """Tell the loop the size of the whole that `rest` is a part of, since the whole stays in memory."""
         whole = self.rest.obj if isinstance(self.rest, memoryview) else self.rest
         self.group.loop.keep(self, memoryview(whole).nbytes)

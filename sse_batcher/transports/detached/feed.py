@@ -1,138 +1,157 @@
-"""A feed: what the detached clients of one hub have still to get. It reads the history once for all of their groups.
+"""A feed: reads the hub's history once for all groups of the hub's detached clients.
 
-Run by the loop's thread alone, but for what the hub calls (`offer`, `lose`, `fall_behind` and `end`), which leaves a
-note and wakes it.
+Runs on the loop's thread, except for the methods that the hub calls (`offer`, `lose`, `fall_behind` and `end`), in any
+thread: they leave a note and wake the loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ...event import BROADCAST
+from ...manager import SSEManager
 from ...reasons import ByeReason, GapReason
 from ...streams.client import QueueClient
 from ...streams.counts import Counts
 from ...streams.hub import Hub
 from ...wire import Frame, Position
-from .connection import Loop, SocketClient
+from .connection import SocketClient
 from .group import Group
 from .replay import Replay
 
-LOOKS = 20
-"""How often, at most, within a heartbeat, it is looked who has to get one."""
+if TYPE_CHECKING:
+    from .loop import Loop
 
+HEARTBEAT_CHECKS = 20
+"""How many times at most, within the time between two heartbeats, the groups are checked for one that is due."""
 
 Key = tuple[tuple[str, ...], bool, bool]
-
-
-class Owner(Protocol):
-    """Whose streams they are. Kept alive by them."""
-
-    def drain(self) -> None:
-        """The server is stopping."""
+"""What the clients of a group have in common: the sorted channels, `batches` and `chunked`."""
 
 
 class Feed:
-    """`position`: all frames up to it, of the channels that are asked for, were handed to the groups."""
+    """The groups of one hub, and how far its history was read for them.
 
-    def __init__(self, loop: Loop, hub: Hub, owner: Owner, client: QueueClient) -> None:
+    `position`: all frames up to it, of the channels that clients have, were given to the groups.
+
+    Takes no lock. What two threads use, and why that is safe:
+
+    - `_has_news` and `_first_news` tell the loop's thread that there are frames, and where the first of them is. The
+      hub calls `_note_news` in one thread at a time. The two threads work in opposite orders, so no frame is lost:
+
+          the hub's thread                         the loop's thread (`serve`)
+          adds the frame to the history            1. reads `_first_news`
+          if `_has_news` is false:                 2. sets `_has_news` to False
+              writes `_first_news`                 3. reads the history from that position
+              sets `_has_news` to True
+
+      A frame that is added before step 3 is read there, and if it was noted after step 2, one more turn finds nothing.
+      A frame that is added after step 3 finds `_has_news` false, and is noted.
+    - `_lost` is written by the hub under its lock, before `fall_behind`. The loop's thread removes channels that no
+      client has any more. Harmless race: single steps of a dictionary are atomic.
+    """
+
+    def __init__(self, loop: Loop, hub: Hub, manager: SSEManager, client: QueueClient) -> None:
         self.loop = loop
         self.hub = hub
-        self.owner = owner
+        self.manager = manager
+        """The manager of these streams, which lives at least as long as they do."""
         self.position = client.point.position
         self.counts = Counts()
         self.channels: dict[str, dict[Group, None]] = {}
-        """The groups of each channel that anybody asks for; of ``*``, all."""
+        """The groups of each channel that clients have; under ``*``, all groups."""
         self._groups: dict[Key, Group] = {}
-        self._replay = Replay(hub, loop.clock)
+        self._replay = Replay(hub, loop.clock, loop.make_worker)
         self._lost: dict[str, tuple[Position, GapReason]] = {}
         self._lost_at = self.position
         self._heartbeat = client.options.heartbeat
-        self._next_look = 0.0
-        self._busy = False
-        # Whether it was told of news that it has not read yet, and of which frame first. Written by the delivering
-        # thread in this order, the other way round by ours.
-        self._first: Position = self.position
-        self._told = False
+        self._next_heartbeat_check = 0.0
+        self._serving = False
+        self._first_news: Position = self.position
+        self._has_news = False
 
     # -- for the hub ---------------------------------------------------------------------------------------------------
 
     def offer(self, frame: Frame) -> None:
-        self._tell(frame.position)
+        self._note_news(frame.position)
 
     def lose(self, channel: str, position: Position, reason: GapReason) -> None:
         self._lost[channel] = position, reason
         self._lost_at = position
 
     def fall_behind(self) -> None:
-        self._tell(self._lost_at)
+        self._note_news(self._lost_at)
 
     def end(self, reason: ByeReason) -> None:
-        self.loop.post(self)  # the hub knows the reason
+        self.loop.post(self)  # `serve` finds the reason in the hub
 
-    def _tell(self, position: Position) -> None:
-        if not self._told:
-            self._first = position
-            self._told = True
+    def _note_news(self, position: Position) -> None:
+        """Wake the loop because of what is in the history at this position, unless an earlier note is still there."""
+        if not self._has_news:
+            self._first_news = position
+            self._has_news = True
             self.loop.post(self)
 
     # -- its groups ----------------------------------------------------------------------------------------------------
 
     def group_of(self, client: QueueClient, *, chunked: bool) -> Group:
-        """The group in which this client's connection will be; one that is not listed yet if there is none."""
+        """Return the group for this client. If there is none, a new one, which is listed with its first client."""
         return self._groups.get(_key(client.channels, client.batches, chunked)) or Group(self, client, chunked=chunked)
 
     def enlist(self, group: Group) -> None:
+        """Read for this group from now on. The hub already reports its channels to this feed."""
         self._groups[_key(group.channels, group.batches, group.chunked)] = group
         for channel in (*group.channels, BROADCAST):
             self.channels.setdefault(channel, {})[group] = None
 
     def unlist(self, group: Group) -> None:
+        """Forget this group, and unsubscribe from the channels that no other group has."""
         del self._groups[_key(group.channels, group.batches, group.chunked)]
-        unasked = []
+        unused = []
         for channel in (*group.channels, BROADCAST):
             groups = self.channels[channel]
             del groups[group]
             if not groups:
                 del self.channels[channel]
                 self._lost.pop(channel, None)
-                unasked.append(channel)
-        if unasked:
-            self.hub.unlisten(self, unasked)
+                unused.append(channel)
+        if unused:
+            self.hub.unlisten(self, unused)
 
     def lost_in(self, channels: Sequence[str]) -> tuple[Position, GapReason] | None:
+        """The position of the newest frame of these channels that never arrived, and why; None if there is none."""
         lost = [self._lost[channel] for channel in (*channels, BROADCAST) if channel in self._lost]
         return max(lost, default=None)
 
-    def replay(self, connection: SocketClient) -> None:
-        """Have the connection answered with what only the backend still has."""
-        self._replay.ask(connection)
+    def replay(self, client: SocketClient) -> None:
+        """Read the client's next slice from the backend, on another thread. See `SocketClient.answer`."""
+        self._replay.ask(client)
 
-    # -- by the loop ---------------------------------------------------------------------------------------------------
+    # -- for the loop --------------------------------------------------------------------------------------------------
 
     def serve(self) -> Iterator[None]:
-        """Give the groups what there is, with a pause where others have to have their turn."""
-        if self._busy:
-            return  # who is at it looks again before it ends
-        self._busy = True
-        while self._told:
-            # In this order: a frame that comes in between is read now, and told of once more.
-            first = self._first
-            self._told = False
-            while frames := self._read(first):  # all of it: of the next one it is said that this was read
-                for group, part in self._sorted(frames).items():
+        """Read the new frames and give them to the groups. Yields when the turn is over."""
+        if self._serving:
+            return  # a call that is between two of its turns finds these news before it ends
+        self._serving = True
+        while self._has_news:
+            first = self._first_news  # in this order: see the class
+            self._has_news = False
+            # Until there are no more: the next note means that all frames before its position were read.
+            while frames := self._read(first):
+                for group, part in self._by_group(frames).items():
                     group.give(part)
                     if self.loop.turn_is_over:
                         yield
-        self._busy = False
+        self._serving = False
         if self.hub.closing is not None:
             for group in self._groups.values():
-                group.send_away()
+                group.split_up()
 
-    def look(self, now: float) -> None:
-        """Look at the time."""
-        if now < self._next_look:
+    def check(self, now: float) -> None:
+        """Let the groups send the heartbeats that are due. `now` is by the loop's clock."""
+        if now < self._next_heartbeat_check:
             return
         rest = self._heartbeat
         for group in self._groups.values():
@@ -141,20 +160,20 @@ class Feed:
                 self.loop.post(group)
             elif left < rest:
                 rest = left
-        self._next_look = now + max(rest, self._heartbeat / LOOKS)
+        self._next_heartbeat_check = now + max(rest, self._heartbeat / HEARTBEAT_CHECKS)
 
     def _read(self, first: Position) -> list[Frame]:
-        """The next frames. Who has missed some is sent to read for himself."""
+        """Read the next frames. Groups of channels that have lost some are split up: each client catches up alone."""
         frames, gone = self.hub.news(self.channels, self.position, first)
         for channel in gone:
             for group in self.channels[channel]:
-                group.send_away()
+                group.split_up()
         if frames:
             self.position = frames[-1].position
         return frames
 
-    def _sorted(self, frames: Sequence[Frame]) -> dict[Group, list[Frame]]:
-        """Which group gets which of these."""
+    def _by_group(self, frames: Sequence[Frame]) -> dict[Group, list[Frame]]:
+        """Return for each group the frames that it has to send."""
         parts: dict[Group, list[Frame]] = {}
         for frame in frames:
             for group in self.channels.get(frame.batch.channel, ()):
@@ -163,5 +182,4 @@ class Feed:
 
 
 def _key(channels: tuple[str, ...], batches: bool, chunked: bool) -> Key:
-    """Of those who get the same bytes."""
     return tuple(sorted(channels)), batches, chunked

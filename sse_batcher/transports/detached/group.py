@@ -1,63 +1,44 @@
-"""A group: the detached clients of one hub with the same channels and the same framing, which get the same bytes.
+"""A group: the detached clients of one hub that have the same channels and the same framing, so get the same bytes.
 
-Run by the loop's thread alone.
+Runs on the loop's thread only. Takes no lock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from ...reasons import GapReason
 from ...streams.client import QueueClient
-from ...streams.counts import Counts
 from ...streams.history import ResumePoint
-from ...streams.hub import Hub
 from ...wire import HEARTBEAT, Frame, Position, chunk
-from .connection import LEFT, Loop, SocketClient
+from .connection import LEFT, SocketClient
 from .sending import FLAGS, send, sized, taken
 
-SHARED = ResumePoint()
-"""Of who stands where the group stands."""
+if TYPE_CHECKING:
+    from .feed import Feed
 
-AT_ONCE = 100
-"""Sends, at most, before others have their turn: other groups, and, when it is time, other threads."""
+IN_STEP = ResumePoint()
+"""The `point` of all clients that are in step with their group, since their position is the group's. Shared by all of
+them, so that nothing has to be written to each client when the group moves on."""
 
-_CHUNKED_BEAT = chunk(HEARTBEAT)
-
-
-class Feed(Protocol):
-    """What groups need of what reads for them."""
-
-    loop: Loop
-    hub: Hub
-    counts: Counts
-
-    def enlist(self, group: Group) -> None:
-        """It has its first connection. The hub tells of its channels already."""
-
-    def unlist(self, group: Group) -> None:
-        """It has none any more."""
-
-    def serve(self) -> Iterator[None]:
-        """Hand out what there is."""
-
-    def replay(self, connection: SocketClient) -> None:
-        """Have the connection answered with what only the backend still has."""
-
-    def lost_in(self, channels: Sequence[str]) -> tuple[Position, GapReason] | None:
-        """The position of the newest frame of these channels that was lost before it came, and why."""
+_CHUNKED_HEARTBEAT = chunk(HEARTBEAT)
 
 
 class Group:
-    """`position`: where those of its clients that are live stand. They are in `members`; or in `fresh`, if they have
-    read further than the group.
+    """The clients that are sent the same bytes, and how far they have got.
+
+    Only live clients are listed here. They are in one of two dictionaries:
+
+    - `in_step`: their position is `position`, the group's.
+    - `ahead`: they have read further in the history than the group, before they joined it. The group must not send them
+      the frames up to their own position again.
     """
 
     __slots__ = (
-        *("batches", "beat", "busy", "channels", "chunked", "counts", "feed", "fresh", "heartbeat", "hub", "loop"),
-        *("members", "position", "postponed", "send_timeout", "sent_at"),
-        *("_bytes", "_connections", "_frames", "_late"),
+        *("ahead", "batches", "busy", "channels", "chunked", "counts", "feed", "heartbeat", "heartbeat_block", "hub"),
+        *("in_step", "loop", "position", "postponed", "send_timeout", "sent_at"),
+        *("_bytes", "_frames", "_missed_frames", "_size"),
     )
 
     def __init__(self, feed: Feed, client: QueueClient, *, chunked: bool) -> None:
@@ -69,97 +50,111 @@ class Group:
         self.batches = client.batches
         self.chunked = chunked
         self.position = client.point.position
-        self._frames = self._bytes = 0
-        self.members: dict[SocketClient, None] = {}
-        self.fresh: dict[SocketClient, None] = {}
-        self.postponed: list[SocketClient] = []
+        self._frames = self._bytes = 0  # handed to each client that was live all the time
+        self.in_step: dict[SocketClient, None] = {}
+        self.ahead: dict[SocketClient, None] = {}
         self.busy = False
-        self._connections = 0  # those that are behind included
+        """Whether the group is in the middle of sending to its clients, between two of their turns."""
+        self.postponed: list[SocketClient] = []
+        """Clients that have to be served as soon as the group is no longer busy."""
+        self._size = 0  # the number of clients, including those that are behind
+        self._missed_frames = False  # while it was busy, frames or the hub's end came, which it has to look for itself
         self.send_timeout = client.options.send_timeout
-        self._late = False  # something came while it was sending
         self.heartbeat = client.options.heartbeat
-        self.beat = _CHUNKED_BEAT if chunked else HEARTBEAT
+        """Seconds of silence after which a heartbeat is sent."""
+        self.heartbeat_block = _CHUNKED_HEARTBEAT if chunked else HEARTBEAT
+        """A heartbeat in the framing of this group."""
         self.sent_at = self.loop.clock()
+        """When the last send to all clients began, by the loop's clock."""
 
     @property
     def handed(self) -> tuple[int, int]:
+        """The numbers of frames and bytes that were handed to each client that was live all the time."""
         return self._frames, self._bytes
 
     @property
     def lost(self) -> tuple[Position, GapReason] | None:
+        """The position of the newest frame of its channels that never arrived, and why; None if there is none."""
         return self.feed.lost_in(self.channels)
 
-    # -- its connections -----------------------------------------------------------------------------------------------
+    # -- its clients ---------------------------------------------------------------------------------------------------
 
     def grow(self) -> None:
-        """It has one more connection."""
-        if not self._connections:
+        """Count one more client. With the first one, the feed begins to read for this group."""
+        if not self._size:
             self.feed.enlist(self)
-        self._connections += 1
+        self._size += 1
 
     def shrink(self) -> None:
-        self._connections -= 1
-        if not self._connections:
+        """Count one client less. After the last one, the feed forgets this group."""
+        self._size -= 1
+        if not self._size:
             self.feed.unlist(self)
 
-    def join(self, connection: SocketClient) -> None:
-        connection.live = True
-        connection.count(-self._frames, -self._bytes)
-        if connection.point.position > self.position:
-            self.fresh[connection] = None
+    def join(self, client: SocketClient) -> None:
+        """Make a client live. It must have been handed all frames that the history has for it."""
+        client.live = True
+        client.count(-self._frames, -self._bytes)
+        if client.point.position > self.position:
+            self.ahead[client] = None
         else:
-            self.members[connection] = None
-            connection.point = SHARED
+            self.in_step[client] = None
+            client.point = IN_STEP
 
-    def leave(self, connection: SocketClient) -> None:
-        if connection in self.members:
-            del self.members[connection]
-            connection.point = ResumePoint(self.position)
-        elif connection in self.fresh:
-            del self.fresh[connection]
+    def leave(self, client: SocketClient) -> None:
+        """Let a client have a position of its own from here on. Does nothing if it is not live."""
+        if client in self.in_step:
+            del self.in_step[client]
+            client.point = ResumePoint(self.position)
+        elif client in self.ahead:
+            del self.ahead[client]
         else:
             return
-        connection.live = False
-        connection.count(self._frames, self._bytes)
+        client.live = False
+        client.count(self._frames, self._bytes)
 
-    # -- for its feed, and by the loop ---------------------------------------------------------------------------------
+    # -- for its feed and the loop -------------------------------------------------------------------------------------
 
     def give(self, frames: Sequence[Frame]) -> None:
-        """Begin to hand out these frames; others have their turn after each `AT_ONCE` sends."""
+        """Begin to send these frames to the clients, in turns of `Loop.sends_per_turn` sends."""
         if self.busy:
-            self._late = True
+            self._missed_frames = True
             return
-        # One that has come since the frames were delivered begins after them, and one that was late has read on.
+        # The group may have these frames already: a new group begins after the newest one, and a group that was busy
+        # has read on in the history.
         news = [frame for frame in frames if frame.position > self.position]
         if news:
             self.loop.start(self, self._hand_out(news))
 
-    def send_away(self) -> None:
-        """Each goes on alone: something is gone, or all streams end."""
+    def split_up(self) -> None:
+        """Let each client go on alone, because frames are missing or the hub is closing."""
         if self.busy:
-            self._late = True  # it finds that itself
+            self._missed_frames = True  # what has happened is found after the present send
             return
-        for connection in [*self.members, *self.fresh]:
-            self.leave(connection)
-            self.loop.post(connection)
+        for client in [*self.in_step, *self.ahead]:
+            self.leave(client)
+            self.loop.post(client)
 
     def until_heartbeat(self, now: float) -> float:
-        """Seconds until its members have to get one; 0 or less: now."""
+        """Return the seconds until the next heartbeat is due; 0 or less if it is due now."""
         return self.sent_at + self.heartbeat - now
 
     def serve(self) -> Iterator[None]:
-        """Send a heartbeat, if it is time for one."""
+        """Send a heartbeat if it is due. Yields between turns."""
         if not self.busy and self.until_heartbeat(self.loop.clock()) <= 0:
-            yield from self._send([self.beat])
-            yield from self._hand_out(self._missed())
+            yield from self._send([self.heartbeat_block])
+            yield from self._hand_out(self._read_missed())
 
     def encoded(self, frame: Frame) -> bytes:
+        """Return a frame as the clients of this group get it."""
         return frame.encoded(batches=self.batches, chunked=self.chunked)
 
     def framed(self, block: bytes) -> bytes:
+        """Return any other block as the clients of this group get it."""
         return chunk(block) if self.chunked else block
 
-    def tally(self, frames: Sequence[Frame], clients: int) -> None:
+    def count_frames(self, frames: Sequence[Frame], clients: int) -> None:
+        """Count that each of so many clients was handed these frames."""
         counts = self.counts
         counts.frames += clients * len(frames)
         if self.batches:
@@ -171,37 +166,42 @@ class Group:
         while frames:
             self._admit(frames[0].position, frames[-1].position)
             yield from self._send([self.encoded(frame) for frame in frames], frames)
-            frames = self._missed()
+            frames = self._read_missed()
 
-    def _missed(self) -> Sequence[Frame]:
-        """The next of what has come while it was sending, which its feed has not waited for."""
-        if not self._late:
+    def _read_missed(self) -> Sequence[Frame]:
+        """Return the next frames that came while the group was busy. The feed has not waited for the group."""
+        if not self._missed_frames:
             return ()
         frames = self.hub.next_frames(self.channels, self.position)
         if not frames:
-            self._late = False
+            self._missed_frames = False
             if frames is None or self.hub.closing is not None:
-                self.send_away()
+                self.split_up()
         return frames or ()
 
-    def _admit(self, first: Any, last: Any) -> None:
-        """Let those in that have read further than the group, which is about to go on from `first` to `last`."""
-        for connection in list(self.fresh):
-            position = connection.point.position
+    def _admit(self, first: Position, last: Position) -> None:
+        """Sort the clients that are ahead, before the group sends the frames from `first` to `last`.
+
+        A client at or after `last` has all of them, and stays ahead.
+        """
+        for client in list(self.ahead):
+            position = client.point.position
             if position < first:
-                # There is nothing between the two, or the group would have read it: all stand where the last one does.
+                # The group has no frame between its position and `first`, so moving it up to the client loses nothing.
                 self.position = max(self.position, position)
-                del self.fresh[connection]
-                self.members[connection] = None
-                connection.point = SHARED
+                del self.ahead[client]
+                self.in_step[client] = None
+                client.point = IN_STEP
             elif position < last:
-                self.leave(connection)  # it needs a part of them, which it reads itself
-                self.loop.post(connection)
+                # The client has some of these frames and needs the others, which it reads from the history itself.
+                self.leave(client)
+                self.loop.post(client)
 
     def _send(self, pieces: Sequence[bytes], frames: Sequence[Frame] = ()) -> Iterator[None]:
-        """Send to all members, in one piece. The hot loop: a few microseconds for each, nearly all the kernel's.
+        """Send all pieces to all clients, as one block of bytes. Yields between turns.
 
-        These frames; or what is none, which is for those who have read further, too.
+        The pieces are the encoded `frames`. Without frames they are something else, which clients that are ahead get,
+        too. This is the hot loop: a few microseconds a client, nearly all of them in the kernel.
         """
         self.busy = True
         data = b"".join(pieces)
@@ -213,45 +213,49 @@ class Group:
         self._frames += len(frames)
         self._bytes += size
         self.sent_at = self.loop.clock()
-        members = list(self.members)
+        clients = list(self.in_step)
         if not frames:
-            members += self.fresh
+            clients += self.ahead
         else:
-            for connection in self.fresh:
-                connection.count(-len(frames), -size)  # it had them before
-        short = 0
-        for start in range(0, len(members), AT_ONCE):
+            for client in self.ahead:
+                client.count(-len(frames), -size)  # counted already, when the client read these frames itself
+        failed = 0
+        turn = self.loop.sends_per_turn
+        for start in range(0, len(clients), turn):
             if start:
                 yield
-            some = members[start : start + AT_ONCE]
-            for connection in some:
-                sent = send(connection.fd, data, ready, FLAGS)
+            some = clients[start : start + turn]
+            for client in some:
+                sent = send(client.fd, data, ready, FLAGS)
                 if sent != size:
-                    short += 1
-                    self._fell_short(connection, taken(sent), pieces, frames, before)
+                    failed += 1
+                    self._handle_short_send(client, taken(sent), pieces, frames, before)
             self.loop.sends += len(some)
-        self.counts.bytes += (len(members) - short) * size
-        self.tally(frames, len(members) - short)
+        self.counts.bytes += (len(clients) - failed) * size
+        self.count_frames(frames, len(clients) - failed)
         self.busy = False
-        # Before the next frame: those who were dismissed meanwhile get nothing more.
+        # Before the next frames: a client that was dismissed while the group was busy must get nothing more.
         postponed, self.postponed = self.postponed, []
-        for connection in postponed:
-            self.leave(connection)
-            self.loop.post(connection)
+        for client in postponed:
+            self.leave(client)
+            self.loop.post(client)
 
-    def _fell_short(
-        self, connection: SocketClient, sent: int | None, pieces: Sequence[bytes], frames: Sequence[Frame], before: Any
+    def _handle_short_send(
+        self, client: SocketClient, sent: int | None, pieces: Sequence[bytes], frames: Sequence[Frame], before: Position
     ) -> None:
-        """This one has not taken all of it."""
-        self.leave(connection)
-        begun = 0 if sent is None else connection.cut(sent, pieces)
+        """Let a client fall behind, whose socket has taken only `sent` bytes; None if its connection is gone.
+
+        `before`: the position of the group before this send.
+        """
+        self.leave(client)
+        begun = 0 if sent is None else client.cut(sent, pieces)
         if frames:
-            connection.point = ResumePoint(frames[begun - 1].position if begun else before)
+            client.point = ResumePoint(frames[begun - 1].position if begun else before)
         handed = sum(map(len, pieces[:begun]))
-        connection.count(len(frames[:begun]) - len(frames), handed - sum(map(len, pieces)))
+        client.count(len(frames[:begun]) - len(frames), handed - sum(map(len, pieces)))
         self.counts.bytes += handed
-        self.tally(frames[:begun], 1)
+        self.count_frames(frames[:begun], 1)
         if sent is None:
-            connection.close(LEFT)
+            client.close(LEFT)
         else:
             self.counts.overflows += 1

@@ -1,130 +1,188 @@
-"""The loop: one thread a process, which writes to all detached streams.
+"""The loop: the one thread of a process that drives all detached streams, that is, writes to their connections.
 
-Any thread hands a connection over by `adopt`, and leaves notes by `post`; everything else runs on the loop's thread. It
-is there while there are streams. If it dies it is replaced, and its connections are closed: the clients come back.
+Any thread hands a connection over with `Loop.adopt` and leaves notes with `Loop.post`. Everything else runs on the
+loop's thread. The thread exists while there are detached streams. If it dies, it is replaced, and its connections are
+closed, so that their clients reconnect.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import select
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
+from ...manager import SSEManager
+from ...runtime.log_once import LogOnce
 from ...runtime.process import PerProcess
-from ...runtime.worker import Worker
+from ...runtime.worker import Owner, Worker
 from ...streams.client import QueueClient
 from ...streams.hub import Hub
 from ..server import ServerInfo
-from .connection import LEFT, SocketClient, Task
-from .feed import Feed, Owner
-from .group import AT_ONCE
+from .connection import LEFT, SocketClient
+from .feed import Feed
+from .group import Group
 from .sending import hang_up
 from .takeover import Taken, TakeOver
 
 _log = logging.getLogger("sse_batcher.transports.loop")
 
-_resource: Any = importlib.import_module("resource") if os.name == "posix" else None  # there where there is epoll
+Task: TypeAlias = SocketClient | Group | Feed
+"""What the loop runs in slices: the steps of its `serve`."""
 
-TICK = 0.2
-"""Seconds between two looks at whether the server is stopping, and at the time."""
+LOOP_TICK_SECONDS = 0.2
+"""Seconds between two checks of the time, and of whether the server is stopping."""
 
-ROUND = 2.0
-"""Seconds in which each connection is looked at once."""
+ROUND_SECONDS = 2.0
+"""Seconds within which each client is checked once. At each tick, a part of them is."""
 
-TURN = 0.002
-"""Seconds of sending after which it is looked what has happened meanwhile. That lets go of the interpreter's lock for
-an instant. Who waits for it cannot wake up in so short a time, but counts anew the 5 ms after which he takes it by
-force: he gets it in the pauses, and not beside them."""
+SENDS_PER_TURN = 100
+"""Maximum number of sends before other groups get their turn and, if it is time, other threads get the GIL."""
 
-PAUSE = 0.00005
-"""Seconds in which other threads get the lock. They have to wake up first."""
+TURN_SECONDS = 0.002
+"""Maximum time spent sending between two polls, in seconds.
 
-OFTEN, SELDOM = 0.0005, 0.008
-"""Seconds from one pause to the next, while others want the lock and while they do not. A pause takes as long as ten
+A poll releases the GIL for an instant. Another thread that waits for the GIL cannot wake up in so short a time, but its
+switch interval (5 ms) starts again from zero. So it gets the GIL in the pauses of the `GilYielder`, and does not take
+it by force in between."""
+
+PAUSE_SECONDS = 0.00005
+"""Length of a pause of the `GilYielder`, in seconds. Another thread needs this long to wake up and take the GIL."""
+
+SHORT_INTERVAL_SECONDS, LONG_INTERVAL_SECONDS = 0.0005, 0.008
+"""Seconds between two pauses, while other threads want the GIL and while they do not. A pause costs as much as ten
 sends."""
 
-MOST_KEPT = 67_108_864
-"""Bytes that may wait for clients which take nothing, in all, of what is kept for each of them alone."""
+DEMAND_SECONDS = 0.05
+"""Seconds for which the `GilYielder` assumes that other threads want the GIL, after one has taken it in a pause."""
 
-COURTESY = 0.05
-"""Seconds for which it is remembered that others want it."""
+MAX_KEPT_BYTES = 67_108_864
+"""Maximum number of bytes, in all, that are kept for single clients until their sockets take them."""
 
 
 class GilYielder:
-    """When to pause between sends, so that other threads of the process get on.
+    """Decides when the loop pauses between sends, to give the GIL to other threads.
 
-    A request takes the interpreter's lock several times, and waits for the next pause each time. So there are many
-    while somebody uses them: who has the lock when a pause is over keeps this thread waiting once more, and the system
-    counts how often a thread waits.
+    The sends do not release the GIL (see `sending`), so without pauses the other threads of the process would stand
+    still. A thread that serves a request needs the GIL several times, and waits for the next pause each time. So the
+    pauses are frequent while other threads use them. That they do is seen from the system's count of this thread's
+    waits: a thread that has the GIL when a pause is over makes this thread wait a second time.
 
-    Who computes without pause has the lock for all of a switch interval, 5 ms; then the sends may take as long.
+    A CPU-bound thread that gets the GIL in a pause keeps it for a whole switch interval (5 ms). After that, the loop
+    may send for as long.
+
+    `clock` gives seconds, from any start. Used by the loop's thread only.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._next = 0.0
-        self._used_at = -COURTESY
+        self._next_pause = 0.0
+        self._used_at = -DEMAND_SECONDS  # when another thread took the GIL in a pause
 
     def begin(self) -> None:
-        """After a wait for something to do, in which others could have the lock."""
+        """Start an interval. Call this after the loop has waited for events: other threads had the GIL meanwhile."""
         now = self._clock()
-        self._next = now + self._interval(now)
+        self._next_pause = now + self._interval(now)
 
     def pause(self) -> bool:
-        """After a slice: pause if it is time to. Whether it was."""
+        """Pause if the interval is over. Returns whether there was a pause. Call this after each turn of sends."""
         began = self._clock()
-        if began < self._next:
+        if began < self._next_pause:
             return False
-        switches = _switches()
-        time.sleep(PAUSE)
+        waits = _voluntary_waits()
+        time.sleep(PAUSE_SECONDS)
         ended = self._clock()
-        if _switches() > switches + 1:
+        if _voluntary_waits() > waits + 1:
             self._used_at = ended
-        self._next = ended + max(self._interval(ended), min(ended - began, SELDOM))
+        self._next_pause = ended + max(self._interval(ended), min(ended - began, LONG_INTERVAL_SECONDS))
         return True
 
     def _interval(self, now: float) -> float:
-        return OFTEN if now - self._used_at < COURTESY else SELDOM
+        return SHORT_INTERVAL_SECONDS if now - self._used_at < DEMAND_SECONDS else LONG_INTERVAL_SECONDS
 
 
-def _switches() -> int:
-    """How often this thread has waited."""
-    return int(_resource.getrusage(_resource.RUSAGE_THREAD).ru_nvcsw)
+if sys.platform == "linux":
+    import resource
+
+    def _voluntary_waits() -> int:
+        """Return how often this thread has had to wait."""
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+else:  # the loop needs epoll, so it does not run here
+
+    def _voluntary_waits() -> int:
+        return 0
 
 
 class Adoption(NamedTuple):
-    """A connection that comes to the loop."""
+    """A stream that is handed over to the loop.
+
+    `client`: the attached client, which the thread that calls `Loop.adopt` does not use any more. `taken`: its
+    connection.
+    """
 
     hub: Hub
-    owner: Owner
+    manager: SSEManager
     client: QueueClient
     taken: Taken
     server: ServerInfo
 
 
 class Loop:
-    """The detached streams of one process. `clock` is in seconds, from any start."""
+    """The detached streams of one process.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    `clock` gives seconds, from any start. `sends_per_turn` and `turn_seconds` limit how long others wait for their
+    turn, `max_kept_bytes` what is kept for slow clients. `make_worker` makes the threads: that of the loop, and one for
+    each hub that replays. Raises `OSError` if there are no file descriptors left.
+
+    Takes no lock. The methods under "any thread" may be called by any thread. These attributes are used without a lock:
+
+    - `_inbox` and `_attended`: other threads add, the loop's thread removes, each in one atomic step of the container.
+    - `_rung` is True while the bell (an eventfd in the epoll) has been rung and not yet heard. `post` appends its note
+      before it reads the flag, and `turn` clears the flag before it looks at the inbox, so no note is overlooked.
+      Harmless race: two threads may both ring.
+    - `_parked` is True while the thread does not exist or is about to end. Only the thread writes it, so that an
+      interrupted caller cannot leave it wrong. The thread looks for work after it has set it, and callers read it after
+      they have added work, so either the thread goes on or the caller starts another one. Harmless race: both do.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        sends_per_turn: int = SENDS_PER_TURN,
+        turn_seconds: float = TURN_SECONDS,
+        max_kept_bytes: int = MAX_KEPT_BYTES,
+        make_worker: Callable[[Owner, str], Worker] = Worker,
+    ) -> None:
         self.clock = clock
+        self.sends_per_turn = sends_per_turn
         self.sends = 0
-        self._connections: dict[int, SocketClient] = {}
-        self._feeds: dict[Hub, Feed] = {}
-        self._inbox: deque[Adoption | Task] = deque()  # its single steps are atomic
-        self._attended: dict[TakeOver, None] = {}  # the same
-        self._running: deque[tuple[Task, Iterator[None]]] = deque()
+        """The number of sends in this turn. Counted by clients and groups."""
         self.kept: dict[SocketClient, int] = {}
-        self._kept_bytes = 0
-        self._told_of_kept = False
-        self._server: ServerInfo | None = None  # of the newest stream: one process, one server
+        """How many bytes are kept for each client that has not taken them yet and which no history has. The client that
+        has made no progress for longest comes first."""
+        self.kept_bytes = 0
+        """The sum of `kept`."""
+        self.clients: dict[int, SocketClient] = {}
+        """The open streams, by file descriptor."""
+        self.feeds: dict[Hub, Feed] = {}
+        """The feeds of hubs that have open streams here."""
+        self.make_worker = make_worker
+        self._turn_seconds = turn_seconds
+        self._max_kept_bytes = max_kept_bytes
+        self._inbox: deque[Adoption | Task] = deque()
+        self._attended: dict[TakeOver, None] = {}
+        self._running: deque[tuple[Task, Iterator[None]]] = deque()
+        self._log_once = LogOnce(_log)
+        self._server: ServerInfo | None = None  # that of the newest stream: a process has one server
         self._epoll = select.epoll()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._bell, select.EPOLLIN)
@@ -132,38 +190,41 @@ class Loop:
         self._yielder = GilYielder(clock)
         self._next_tick = 0.0
         self._round: Iterator[SocketClient] = iter(())
-        self._parked = True  # the thread is not there, or about to end; by the thread, so that it cannot be left wrong
-        self._worker = Worker(self, "sse_batcher-loop")
-        self._worker.stop()  # its thread ends whenever no stream is left, and is started by the next one
+        self._parked = True
+        self._worker = make_worker(self, "sse_batcher-loop")
+        self._worker.stop()  # so its thread ends when no stream is left, and the next stream starts another one
 
     def __len__(self) -> int:
-        return len(self._connections)
+        """The number of open streams."""
+        return len(self.clients)
 
     @property
     def restarts(self) -> int:
-        """How often the dead thread was started again."""
+        """How often a thread that had died was replaced."""
         return self._worker.restarts
 
     @property
     def turn_is_over(self) -> bool:
-        return self.sends >= AT_ONCE
+        """Whether clients, groups and feeds have to let others send now."""
+        return self.sends >= self.sends_per_turn
 
     # -- any thread ----------------------------------------------------------------------------------------------------
 
     def can_run(self) -> bool:
-        """Whether there is a thread, or can be: there is none any more when the process ends."""
+        """Start the thread unless it runs. Returns False if no thread can be started: the process is about to end."""
         if self._parked:
             self._worker.wake()
         return self._worker.ensure()
 
     def adopt(self, adoption: Adoption) -> None:
-        """Go on with this stream, whose client nobody else drives from now on."""
+        """Take over this stream. Never blocks. Any thread."""
         self.post(adoption)
 
     def post(self, item: Adoption | Task) -> None:
-        """Have it served soon. Never waits."""
+        """Let the loop's thread serve this soon. Never blocks. Any thread."""
         self._inbox.append(item)
-        # The note first: who finds the bell rung has been in time, since the thread clears that before it looks.
+        # After the note. The thread clears the flag before it looks at the notes, so if the flag is still set, the
+        # thread has yet to look.
         if not self._rung:
             self._rung = True
             os.eventfd_write(self._bell, 1)
@@ -171,80 +232,87 @@ class Loop:
             self.can_run()
 
     def attend(self, takeover: TakeOver) -> None:
-        """See to it that a server whose connection is about to be taken over gets on. Never waits."""
+        """Call `TakeOver.relieve` at each tick, so that the server does not block. Never blocks. Any thread."""
         self._attended[takeover] = None
         if self._parked:
             self.can_run()
 
     def release(self, takeover: TakeOver) -> None:
-        """The server's thread goes on with it."""
+        """End what `attend` began: the server's thread goes on with this take-over. Idempotent. Any thread."""
         self._attended.pop(takeover, None)
 
-    # -- for connections, groups and feeds -----------------------------------------------------------------------------
+    # -- for clients, groups and feeds ---------------------------------------------------------------------------------
 
-    def watch(self, connection: SocketClient, *, for_room: bool) -> None:
+    def watch(self, client: SocketClient, *, for_room: bool) -> None:
+        """Let epoll report when the client leaves and, with `for_room`, when its socket takes data again."""
         events = select.EPOLLRDHUP | (select.EPOLLOUT if for_room else 0)
-        self._epoll.modify(connection.fd, events)
+        self._epoll.modify(client.fd, events)
 
-    def keep(self, connection: SocketClient, size: int) -> None:
-        self._kept_bytes += size - self.kept.pop(connection, 0)
+    def keep(self, client: SocketClient, size: int) -> None:
+        """Note how many bytes are kept for this client alone; 0 if none.
+
+        If there are too many in all, the clients that have made no progress for longest are closed.
+        """
+        self.kept_bytes += size - self.kept.pop(client, 0)
         if size:
-            self.kept[connection] = size
-        while self._kept_bytes > MOST_KEPT and len(self.kept) > 1:
-            if not self._told_of_kept:
-                self._told_of_kept = True
-                _log.warning(
-                    "%d bytes wait for clients that take nothing: those that have stalled for longest are closed",
-                    self._kept_bytes,
-                )
+            self.kept[client] = size
+        while self.kept_bytes > self._max_kept_bytes and len(self.kept) > 1:
+            self._log_once.log(
+                logging.WARNING,
+                "%d bytes wait for clients that take nothing: those that have stalled for longest are closed",
+                self.kept_bytes,
+            )
             next(iter(self.kept)).close(LEFT)
 
-    def forget(self, connection: SocketClient) -> None:
-        del self._connections[connection.fd]
-        self._kept_bytes -= self.kept.pop(connection, 0)
+    def forget(self, client: SocketClient) -> None:
+        """Remove a client that is about to close its connection."""
+        del self.clients[client.fd]
+        self.kept_bytes -= self.kept.pop(client, 0)
         with suppress(OSError):
-            # Not left to the end of the descriptor: a child that was forked may have it, too.
-            self._epoll.unregister(connection.fd)
-        connection.group.shrink()
-        hub = connection.group.hub
-        if not self._feeds[hub].channels:
-            del self._feeds[hub]
+            # Closing the descriptor is not enough: a forked child may have the same connection open.
+            self._epoll.unregister(client.fd)
+        client.group.shrink()
+        hub = client.group.hub
+        if not self.feeds[hub].channels:
+            del self.feeds[hub]
 
-    def start(self, item: Task, steps: Iterator[None]) -> None:
+    def start(self, task: Task, steps: Iterator[None]) -> None:
+        """Run the first of these steps now, and the others in later turns. If one fails, close the task's clients."""
         try:
             for _ in steps:
-                self._running.append((item, steps))
+                self._running.append((task, steps))
                 return
         except Exception:
-            self.lose(item)
+            self.close_failed(task)
 
-    def lose(self, item: Task) -> None:
-        _log.exception("a detached stream failed: it is closed, and its client comes back")
-        for connection in [item] if isinstance(item, SocketClient) else self._connections_of(item):
-            connection.close(LEFT)
+    def close_failed(self, task: Task) -> None:
+        """Close the client that has failed, or all clients of the group or feed. Call this in the exception handler."""
+        _log.exception("a detached stream failed: it is closed, and its client reconnects")
+        for client in [task] if isinstance(task, SocketClient) else self._clients_of(task):
+            client.close(LEFT)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def work(self) -> float | None:
-        """One turn of the thread, for `Worker`."""
+        """Do one turn, or end if there is nothing left to do. For `Worker`."""
         if self._is_idle():
             self._parked = True
             if self._is_idle():
                 return None
         self._parked = False
         try:
-            self.turn(TICK)
+            self.turn(LOOP_TICK_SECONDS)
         except BaseException:
             self._give_up()
             raise
         return 0.0
 
-    def turn(self, patience: float) -> None:
-        """Wait up to `patience` seconds for something to do, and do some of it."""
+    def turn(self, timeout: float) -> None:
+        """Wait up to `timeout` seconds for something to do, and do some of it."""
         busy = self._running or self._inbox
-        happened = self._epoll.poll(0 if busy else patience)
+        happened = self._epoll.poll(0 if busy else timeout)
         if not happened:
-            self._rung = False  # also if a caller was interrupted between the flag and the bell
+            self._rung = False  # in case a caller was interrupted between setting the flag and ringing
         if not busy:
             self._yielder.begin()
         for fd, events in happened:
@@ -252,102 +320,102 @@ class Loop:
                 os.eventfd_read(fd)
                 self._rung = False
             else:
-                self._tell(self._connections[fd], events)
+                self._handle_events(self.clients[fd], events)
         while self._inbox:
             item = self._inbox.popleft()
-            found = self._take_in(item) if isinstance(item, Adoption) else item
-            if found is not None:
-                self._running.append((found, found.serve()))
+            task = self._take_in(item) if isinstance(item, Adoption) else item
+            if task is not None:
+                self._running.append((task, task.serve()))
         now = self.clock()
         if now >= self._next_tick:
-            self._next_tick = now + TICK
+            self._next_tick = now + LOOP_TICK_SECONDS
             self.tick(now)
         while self._running:
             self.start(*self._running.popleft())
             if self.turn_is_over:
                 self.sends = 0
-                if self._yielder.pause() or self.clock() >= now + TURN:
+                if self._yielder.pause() or self.clock() >= now + self._turn_seconds:
                     return
 
     def tick(self, now: float) -> None:
-        """Look at the time that is left, and at whether the server is stopping."""
+        """Check whether the server is stopping, and do what depends on time. `now` is by the loop's clock."""
         if self._server is not None and self._server.is_stopping():
-            self._server = None  # once only: the managers may open again while some of these streams are still there
-            for feed in list(self._feeds.values()):
-                feed.owner.drain()
-        for feed in list(self._feeds.values()):
-            feed.look(now)
+            self._server = None  # once only: managers may take streams again while some of these are still open
+            for feed in list(self.feeds.values()):
+                feed.manager.drain()
+        for feed in list(self.feeds.values()):
+            feed.check(now)
         for takeover in list(self._attended):
             if not takeover.relieve():
                 self.release(takeover)  # its stream was dropped
-        # Some at each tick, all in a round.
-        some = list(islice(self._round, 1 + int(len(self._connections) * TICK / ROUND)))
+        some = list(islice(self._round, 1 + int(len(self.clients) * LOOP_TICK_SECONDS / ROUND_SECONDS)))
         if not some:
-            self._round = iter(list(self._connections.values()))
-        for connection in some:
+            self._round = iter(list(self.clients.values()))
+        for client in some:
             try:
-                connection.look(now)
+                client.check(now)
             except Exception:
-                self.lose(connection)
+                self.close_failed(client)
 
     def _is_idle(self) -> bool:
-        return not (self._connections or self._inbox or self._running or self._attended)
+        return not (self.clients or self._inbox or self._running or self._attended)
 
-    def _tell(self, connection: SocketClient, events: int) -> None:
-        if connection.dismissed == LEFT:
-            return  # told already, and only its group keeps it
+    def _handle_events(self, client: SocketClient, events: int) -> None:
+        """Note what epoll has reported for a client, and serve the client."""
+        if client.dismissed == LEFT:
+            return  # noted before; the client is closed as soon as its group is no longer busy
         if events & ~select.EPOLLOUT:
-            connection.dismissed = LEFT
+            client.dismissed = LEFT
         else:
-            connection.has_room()
-        self._running.append((connection, connection.serve()))
+            client.has_room()
+        self._running.append((client, client.serve()))
 
     def _take_in(self, adoption: Adoption) -> SocketClient | None:
-        """None if the client has left meanwhile."""
-        hub, owner, client, taken, self._server = adoption
-        is_here = False
+        """Replace the attached client by one of ours. Returns None if its stream has ended meanwhile."""
+        hub, manager, attached, taken, self._server = adoption
+        is_open = False
         try:
-            feed = self._feeds.get(hub) or Feed(self, hub, owner, client)
-            group = feed.group_of(client, chunked=taken.chunked)
-            connection = SocketClient(client, group, taken)
-            is_here = hub.replace(client, connection, feed)
+            feed = self.feeds.get(hub) or Feed(self, hub, manager, attached)
+            group = feed.group_of(attached, chunked=taken.chunked)
+            client = SocketClient(attached, group, taken)
+            is_open = hub.replace(attached, client, feed)
         except Exception:
-            _log.exception("a stream cannot be taken in: it is closed, and its client comes back")
-            client.close()
-        if not is_here:
+            _log.exception("a stream cannot be detached: it is closed, and its client reconnects")
+            attached.close()
+        if not is_open:
             hang_up(taken.fd)
             return None
-        self._feeds[hub] = feed
+        self.feeds[hub] = feed
         group.grow()
-        self._connections[taken.fd] = connection
+        self.clients[taken.fd] = client
         try:
             _prepare(taken.fd)
             self._epoll.register(taken.fd, select.EPOLLRDHUP)
         except OSError as error:
-            _log.warning("a detached stream cannot be watched, and is closed: %s", error)
-            connection.close(LEFT)
-        return connection
+            _log.warning("the connection of a detached stream cannot be watched, and is closed: %s", error)
+            client.close(LEFT)
+        return client
 
-    def _connections_of(self, item: Task) -> list[SocketClient]:
-        """Of a group, or of a feed."""
-        return [
-            connection for connection in self._connections.values() if item in (connection.group, connection.group.feed)
-        ]
+    def _clients_of(self, task: Group | Feed) -> list[SocketClient]:
+        return [client for client in self.clients.values() if task in (client.group, client.group.feed)]
 
     def _give_up(self) -> None:
-        """The last act of a thread that dies: whose streams it has left in the middle is not known."""
-        for hub in self._feeds:
+        """Close all connections, because the thread dies: it is not known which streams it leaves in the middle."""
+        for hub in self.feeds:
             hub.count_thread_restart()
         self._running.clear()
-        for connection in list(self._connections.values()):
-            connection.close(LEFT)
+        for client in list(self.clients.values()):
+            client.close(LEFT)
 
     # -- a forked child ------------------------------------------------------------------------------------------------
 
     def let_go(self) -> None:
-        """Close what a child has inherited: as long as it is open here, no client sees the end of its stream there."""
+        """Close the connections that a forked child has inherited.
+
+        As long as they are open in the child, a client does not see that its stream has ended in the parent.
+        """
         adoptions = [item.taken.fd for item in self._inbox if isinstance(item, Adoption)]
-        for fd in (*self._connections, *adoptions, self._bell):
+        for fd in (*self.clients, *adoptions, self._bell):
             with suppress(OSError):
                 os.close(fd)
         for takeover in list(self._attended):
@@ -356,7 +424,7 @@ class Loop:
 
 
 def _prepare(fd: int) -> None:
-    """Set the modes of a connection that is ours."""
+    """Make a connection that was taken over non-blocking, and let it send small blocks at once."""
     os.set_blocking(fd, False)
     connection = socket.socket(fileno=fd)
     try:
@@ -367,7 +435,7 @@ def _prepare(fd: int) -> None:
 
 
 loop = PerProcess(Loop)
-"""This process's."""
+"""The loop of this process."""
 
 
 def _let_go_of_parents() -> None:

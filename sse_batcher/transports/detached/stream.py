@@ -1,29 +1,33 @@
-"""Detached: a stream that leaves the server's thread after its first block, where that can be.
+"""Detached streams, from the server's side: a stream that leaves the server's thread after its first block.
 
-Run by the server's thread that serves the request. It is an attached stream until its connection is taken over, and
-stays one where that fails.
+Runs in the server's thread that serves the request. The stream is an attached stream until its connection is taken
+over, and stays one if that is not possible.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import select
 import weakref
-from typing import Any
 
 from ...manager import SSEManager
+from ...runtime.log_once import LogOnce
 from ...runtime.process import PerProcess
 from ..attached import AttachedStream, BusyError, Request
+from ..descriptors import descriptor_limit
 from ..server import ServerInfo
 from .loop import Adoption, loop
-from .takeover import LONGEST_PRELUDE, TakeOver
+from .takeover import MAX_PRELUDE_BYTES, TakeOver
 
 _log = logging.getLogger("sse_batcher.transports")
 
 
 class DetachedStream(AttachedStream):
-    """A WSGI iterable: if all goes well the first block of a stream, and then its end, as far as the server can see."""
+    """A WSGI iterable. If the stream can be detached, the server sees the first block and then the end of the body.
+
+    In the first step, the first block is handed to the server, whose connection is diverted to us by then. When the
+    server asks for more, it has written the head and the block, and the stream goes on in the loop.
+    """
 
     def __init__(self, manager: SSEManager, request: Request) -> None:
         super().__init__(manager, request)
@@ -31,13 +35,13 @@ class DetachedStream(AttachedStream):
         self._detaches = True
         self._takeover: TakeOver | None = None
         self._prelude = b""
-        self._kept = b""  # what of the first block the server was not given
+        self._kept = b""  # the part of the first block that the server was not given
 
     def __next__(self) -> bytes:
         takeover = self._claim()
         if takeover is not None:
             detached = self._detach(takeover)
-            self._takeover = None  # not before: `close` gives back what was interrupted
+            self._takeover = None  # only now: if this was interrupted, `close` gives the connection back
             if detached:
                 raise StopIteration
         if self._kept:
@@ -62,7 +66,7 @@ class DetachedStream(AttachedStream):
             super().close()
 
     def _claim(self) -> TakeOver | None:
-        """What was begun, to be finished or undone now. Both may be done twice."""
+        """Return the take-over that was begun, for this thread to finish or undo; None if there is none. Idempotent."""
         takeover = self._takeover
         if takeover is not None:
             loop.get().release(takeover)
@@ -73,44 +77,46 @@ class DetachedStream(AttachedStream):
             super()._hold()
 
     def _divert(self, block: bytes) -> bytes:
-        """Begin to take the connection over. Returns what the server is to write."""
+        """Begin to take the connection over. Returns the bytes that the server has to write."""
         server = self._request.server
         assert server.fd is not None
         try:
             self._takeover = TakeOver(server.fd, server.unsent)
         except OSError as error:
-            detach_policy.get().say(logging.WARNING, f"a stream stays attached: {error}")
+            detach_policy.get().log_once(logging.WARNING, "a stream stays attached: %s", error)
             return block if self._stay() else self._refuse("threads")
         loop.get().attend(self._takeover)
-        # A middleware may drop a response without a close, and answer with something else.
+        # A middleware may drop this response without closing it, and answer with another one.
         weakref.finalize(self, self._takeover.drop).atexit = False
-        self._prelude, self._kept = block[:LONGEST_PRELUDE], block[LONGEST_PRELUDE:]
+        self._prelude, self._kept = block[:MAX_PRELUDE_BYTES], block[MAX_PRELUDE_BYTES:]
         return self._prelude
 
     def _detach(self, takeover: TakeOver) -> bool:
+        """Finish the take-over and hand the stream to the loop. Returns False if the stream stays attached."""
         client, adopt = self._client, loop.get().adopt
-        assert client is not None, "nobody but the server closes a stream that is not watched"
+        assert client is not None, "only the server closes a stream that is not watched"
         hub = self._manager._process.get().hub
         taken = takeover.finish(self._prelude, self._kept)
         if taken is None:
             client.counts.undone += 1
-            detach_policy.get().say(
+            detach_policy.get().log_once(
                 logging.WARNING,
-                "streams stay attached: a response was not what was expected (a middleware that changes it or reads it "
-                "ahead, or TLS?)",
+                "streams stay attached: the server has not written the expected response. Possible reasons are a "
+                "middleware that changes the response or reads it ahead, and TLS",
             )
             if not self._stay():
-                client.dismiss("threads")  # its first block is on its way already
+                client.dismiss("threads")  # an sse_busy is too late: the first block is on its way already
             return False
-        # At once: only this knows of the connection. If something is raised before the loop has it, it is lost.
+        # At once: only this frame knows the connection, which stays open for ever if something is raised before
+        # `adopt`.
         adopt(Adoption(hub, self._manager, client, taken, self._request.server))
         self._client, self._ended = None, True
         if self._finalizer is not None:
-            self._finalizer.detach()  # the stream goes on without this
+            self._finalizer.detach()  # the stream outlives this object
         return True
 
     def _stay(self) -> bool:
-        """Go on attached. False if the server's thread is needed for others."""
+        """Go on as an attached stream. Returns False if the server needs its threads for other requests."""
         self._detaches = False
         try:
             self._hold()
@@ -120,33 +126,39 @@ class DetachedStream(AttachedStream):
 
 
 class DetachPolicy:
-    """Whether streams of this process are detached. Each answer, and why, is said once in the log."""
+    """Decides whether the streams of this process are detached, and logs each answer with its reason, once.
+
+    Any thread. Takes no lock.
+    """
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._log_once = LogOnce(_log)
 
     def detaches(self, server: ServerInfo) -> bool:
+        """Return whether the stream of this request can be detached. A `TakeOver` may still find that it cannot."""
         refusal = _refusal(server)
         if refusal is not None:
-            self.say(logging.WARNING, f"streams stay attached, and hold a thread of the server each: {refusal}")
-        elif server.obstacle:
-            self.say(logging.INFO, f"a stream stays attached, and holds a thread of the server: {server.obstacle}")
-        else:
-            text = f"streams are detached from the threads of this {server.name}; {_descriptors()}"
-            if server.max_requests:
-                text += f". max_requests={server.max_requests} ends all of them each time: leave it out"
-            self.say(logging.WARNING if server.max_requests else logging.INFO, text)
-            return True
-        return False
+            self.log_once(logging.WARNING, f"streams stay attached, and hold a thread of the server each: {refusal}")
+            return False
+        if server.obstacle:
+            self.log_once(logging.INFO, f"a stream stays attached, and holds a thread of the server: {server.obstacle}")
+            return False
+        text = f"streams are detached from the threads of this {server.name}"
+        limit = descriptor_limit()
+        if limit is not None:
+            text += f"; this process may have {limit} file descriptors (ulimit -n), and each detached stream takes one"
+        if server.max_requests:
+            text += f". max_requests={server.max_requests} ends all streams each time it is reached: leave it out"
+        self.log_once(logging.WARNING if server.max_requests else logging.INFO, text)
+        return True
 
-    def say(self, level: int, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            _log.log(level, "%s", text)
+    def log_once(self, level: int, text: str, *args: object) -> None:
+        """Log this text, unless it was logged before. See `LogOnce.log`."""
+        self._log_once.log(level, text, *args)
 
 
 def _refusal(server: ServerInfo) -> str | None:
-    """Why no stream of this server can be detached."""
+    """Return why no stream of this server can be detached; None if streams can."""
     if not hasattr(select, "epoll"):
         return "there is no epoll (another system than Linux, or gevent)"
     if not server.lets_go or server.fd is None:
@@ -154,11 +166,5 @@ def _refusal(server: ServerInfo) -> str | None:
     return None
 
 
-def _descriptors() -> str:
-    resource: Any = importlib.import_module("resource")  # there where there is epoll
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return f"this process may have {most} descriptors (ulimit -n), and each takes one"
-
-
 detach_policy = PerProcess(DetachPolicy)
-"""This process's."""
+"""The policy of this process."""

@@ -1,8 +1,15 @@
 """Taking a connection over from the server, in the middle of its response.
 
-The server's thread that serves the request calls all of this, one step after the other, and believes to talk to the
-client: until `finish` or `undo` its descriptor leads to us, so that we get the head that it writes, with all that
-middleware has put in, and see how it frames the body. Nothing of the server is patched.
+The server's thread that serves the request calls all of this, one step after the other:
+
+1. `TakeOver` puts one end of a socket pair in the place of the server's file descriptor. We keep the connection itself
+   and the other end, the *tap*.
+2. The server writes the head of its response and the first block, as if to the client. Both arrive in the tap, with all
+   that middleware has added, and show how the server frames the body.
+3. `finish` checks what has arrived. If it is as expected, the connection is ours. Otherwise, `undo` puts the connection
+   back and sends the client what has arrived.
+
+Nothing of the server is patched.
 """
 
 from __future__ import annotations
@@ -23,18 +30,19 @@ from ...wire import chunk
 from ..server import duplicate
 from .sending import send_to
 
-PATIENCE = 2.0
-"""Seconds for a server that writes from another thread."""
+WRITE_TIMEOUT_SECONDS = 2.0
+"""How long to wait for a server that writes in another thread, and for a client to take what is passed on, in
+seconds."""
 
-GLANCE = 0.05
-"""Seconds from one look to the next at whether such a server has still something to write."""
+POLL_SECONDS = 0.05
+"""Seconds between two checks of whether such a server has something left to write."""
 
-LONGEST_PRELUDE = 16_384
-"""Bytes that may be given to the server as the first of the body. With a head of the usual size, they fit into a
-socket's buffer, so that the server does not have to wait until the loop reads from it."""
+MAX_PRELUDE_BYTES = 16_384
+"""Maximum size of the part of the first block that the server is given. Together with a head of the usual size, it fits
+into a socket's buffer, so the server does not have to wait until the loop reads from the tap."""
 
-LONGEST_HEAD = 16_777_216
-"""Bytes after which the server can write no more: it finds that the client has hung up."""
+MAX_HEAD_BYTES = 16_777_216
+"""Maximum size of what the server may write. After that, it finds that the client has hung up."""
 
 _END_OF_HEAD = b"\r\n\r\n"
 _STATUS = re.compile(rb"HTTP/[1-9](\.\d)? 200[ \r]")
@@ -42,7 +50,7 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
 
 
 class Taken(NamedTuple):
-    """A connection that is ours: its descriptor, what the client has to be sent first, and how the body is framed."""
+    """A connection that is ours: its descriptor, what has to be sent first, and whether the body is sent in chunks."""
 
     fd: int
     unsent: bytes
@@ -52,21 +60,23 @@ class Taken(NamedTuple):
 class TakeOver:
     """One response that is being diverted.
 
-    `fd` is the server's descriptor of the connection, and `unsent` says what the server has still to write to it, as
-    `server.inspect_server` gives them. Raises `OSError` if there are no descriptors left, or this is no connection.
-    Nothing has changed then.
+    `fd` is the server's file descriptor of the connection, and `unsent` returns how many bytes the server has still to
+    write to it, as `server.inspect_server` gives them. `timeout` is how long to wait for a server or a client, in
+    seconds. Raises `OSError` if there are no file descriptors left, or `fd` is no connection; nothing has changed then.
+
+    `_lock` guards `_claimed`, `_read` and `_tap` between `relieve`, in the loop's thread, and `_claim`. After `_claim`,
+    all attributes belong to the thread that called it, and need no lock.
     """
 
-    def __init__(self, fd: int, unsent: Callable[[], int]) -> None:
+    def __init__(self, fd: int, unsent: Callable[[], int], *, timeout: float = WRITE_TIMEOUT_SECONDS) -> None:
         self._fd = fd
         self._unsent = unsent
+        self._timeout = timeout
         self._maker = _me()
-        self._read = b""
-        self._over = False
-        # Guards what was read and the tap, until the server's thread claims them. Re-entrant, since the garbage
-        # collector may call `drop` in the middle of `relieve`.
-        self._lock = new_lock()
-        self._claimed = False
+        self._read = b""  # what the server has written so far
+        self._over = False  # whether it was finished or undone
+        self._lock = new_lock()  # re-entrant: the garbage collector may call `drop` in the middle of `relieve`
+        self._claimed = False  # whether `finish`, `undo` or `drop` was called
         self._connection = duplicate(fd)
         try:
             ours, theirs = socket.socketpair()
@@ -74,15 +84,15 @@ class TakeOver:
             os.close(self._connection)
             raise
         try:
-            # As the server has set its own: one that does not block stays so.
+            # As the server has set its own descriptor: if that does not block, the new one must not block either.
             os.set_blocking(theirs.fileno(), os.get_blocking(fd))
-            # `socket.setdefaulttimeout` would have it wait for what is not there.
+            # Otherwise, with `socket.setdefaulttimeout`, it would wait for what is not there.
             ours.setblocking(False)
             self._diverted = os.fstat(theirs.fileno())
             os.dup2(theirs.fileno(), fd, inheritable=False)
             theirs.close()
         except BaseException:
-            # If it comes after the change, from a signal handler, this ends the connection, and the client comes back.
+            # If a signal handler raises this after `dup2`, it ends the connection, and the client reconnects.
             os.close(self._connection)
             ours.close()
             theirs.close()
@@ -90,62 +100,64 @@ class TakeOver:
         self._tap = ours
 
     def relieve(self) -> bool:
-        """Make room for what the server writes, so that it never waits for ever. Called by another thread.
+        """Read what the server has written, so that it does not wait for ever for room. Called by the loop's thread.
 
-        False if the server's thread reads that itself by now.
+        Returns False if the server's thread has begun to finish or undo the take-over, and reads the tap itself.
         """
         with self._lock:
             if not self._claimed:
                 with suppress(OSError):
-                    self._drain(LONGEST_HEAD)
-                    if len(self._read) > LONGEST_HEAD:
+                    self._drain(MAX_HEAD_BYTES)
+                    if len(self._read) > MAX_HEAD_BYTES:
                         self._tap.shutdown(socket.SHUT_RD)
             return not self._claimed
 
     def finish(self, prelude: bytes, rest: bytes = b"") -> Taken | None:
-        """Take the connection, if the server has written a head and this prelude, and nothing else. None if it has not.
+        """Take the connection, if the server has written a head and this prelude, and nothing else.
 
-        Undone then; the stream goes on attached. `rest` is to be sent after the prelude.
+        `rest` has to be sent after the prelude. Returns None if something else was written, or not all of it came in
+        time: the take-over is undone then, and the stream goes on attached.
         """
         self._claim()
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self._timeout
         try:
             while True:
-                # Asked before the look. If there is nothing left to write, what is not there by now will not come:
-                # something between the server and us has asked for more before it has passed on what it had.
+                # Asked before the look at the tap. If nothing is left to write, and the prelude is not in the tap, it
+                # never comes: something between the server and us has asked for more before it passed on what it had.
                 unsent = self._unsent()
-                found = self._look(prelude)
+                found = self._find_framing(prelude)
                 if found is not None:
                     break
                 if not unsent or time.monotonic() >= deadline:
-                    raise _OtherwiseError
-                _readable(self._tap, GLANCE)
-        except (_OtherwiseError, OSError):
+                    raise _UnexpectedError
+                _wait_readable(self._tap, POLL_SECONDS)
+        except (_UnexpectedError, OSError):
             self.undo()
             return None
         chunked = found == "chunked"
         taken = Taken(self._connection, _closing(self._read) + (chunk(rest) if chunked else rest), chunked)
-        # Last: whatever is raised before, the connection is still here to be given back.
+        # Last: if something is raised before, the connection can still be given back.
         self._tap.close()
         self._over = True
         return taken
 
     def undo(self) -> None:
-        """Give the connection back, and send what the server has written meanwhile.
+        """Give the connection back, and send the client what the server has written meanwhile. Idempotent.
 
-        Where its descriptor is no longer what we have put there, the server has closed it: so do we. Idempotent.
+        If the server has closed its descriptor, or uses its number for something else by now, our descriptors are
+        closed and nothing else happens.
         """
         self._claim()
         if self._over:
             return
         self._over = True
         try:
-            with suppress(OSError):  # closed: so will be the connection
-                everything = self._await_unsent()
+            with suppress(OSError):  # the server has closed its descriptor
+                complete = self._await_unsent()
                 if os.path.samestat(os.fstat(self._fd), self._diverted):
                     os.dup2(self._connection, self._fd, inheritable=False)
-                    self._drain()  # after that: now nobody can write to the tap any more
-                    if everything or not self._read:
+                    self._drain()  # after `dup2`: from now on, nothing can be written to the tap
+                    if complete or not self._read:
                         self._pass_on()
                     else:
                         self._shut_down()
@@ -154,15 +166,15 @@ class TakeOver:
             self._tap.close()
 
     def drop(self) -> None:
-        """Who would have finished or undone it is gone. For the garbage collector, in any thread.
+        """Undo the take-over of a stream that was dropped without a close. For the garbage collector, in any thread.
 
-        Undone; but in a forked child, or in another thread, the server's own may be closing the descriptor at this
-        moment, so that is not touched: the server finds that the client has hung up.
+        In a forked child, or in another thread than the one that began, the server's descriptor is not touched, because
+        the server may be closing it at this moment: the server finds that the client has hung up.
         """
         if self._maker == _me():
             self.undo()
             return
-        if self._maker[0] == os.getpid():  # in a forked child, the lock may be held for ever
+        if self._maker[0] == os.getpid():  # not in a forked child, where the lock may be held for ever
             self._claim()
         if not self._over:
             self._over = True
@@ -170,18 +182,23 @@ class TakeOver:
             self._tap.close()
 
     def _claim(self) -> None:
+        """Keep `relieve` from reading the tap from now on."""
         with self._lock:
             self._claimed = True
 
-    def _look(self, prelude: bytes) -> str | None:
+    def _find_framing(self, prelude: bytes) -> str | None:
+        """Read the tap. Returns what `_framing` returns, and raises `_UnexpectedError` as it does."""
         is_open = self._drain()
         found = _framing(self._read, prelude)
         if found is None and not is_open:
-            raise _OtherwiseError
+            raise _UnexpectedError
         return found
 
     def _drain(self, most: float = math.inf) -> bool:
-        """Read all that there is in the tap. False at its end: the server has closed the connection."""
+        """Read what is in the tap, up to a bit more than `most` bytes in all.
+
+        Returns False if the server has closed its end.
+        """
         with suppress(BlockingIOError):
             while len(self._read) <= most:
                 text = self._tap.recv(65_536)
@@ -191,19 +208,19 @@ class TakeOver:
         return True
 
     def _await_unsent(self) -> bool:
-        """Let another thread of the server write all that it has: it would overtake what is passed on.
+        """Wait until another thread of the server has written all that it has: it would overtake what is passed on.
 
-        False if that takes too long.
+        Returns False if that takes too long.
         """
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self._timeout
         while self._unsent() and self._drain():
             if time.monotonic() >= deadline:
                 return False
-            _readable(self._tap, GLANCE)
+            _wait_readable(self._tap, POLL_SECONDS)
         return True
 
     def _shut_down(self) -> None:
-        """Let neither the server nor the client go on: something is missing between what was sent and what follows."""
+        """End the connection for server and client: bytes are missing between what was sent and what would follow."""
         connection = socket.socket(fileno=self._connection)
         try:
             connection.shutdown(socket.SHUT_RDWR)
@@ -211,27 +228,30 @@ class TakeOver:
             connection.detach()
 
     def _pass_on(self) -> None:
-        """Send the client what was read. Without a change of the connection's modes, which the server has set."""
+        """Send the client what was read. The connection's modes are not changed: the server has set them."""
         while self._read:
             sent = send_to(self._connection, self._read)
             if sent is None:
-                return  # the client is gone, as the server will see itself
-            if sent == 0 and not _writable(self._connection, PATIENCE):
-                self._shut_down()  # it takes nothing
+                return  # the client has left, as the server will see itself
+            if sent == 0 and not _wait_writable(self._connection, self._timeout):
+                self._shut_down()  # the client takes nothing
                 return
             self._read = self._read[sent:]
 
 
-class _OtherwiseError(Exception):
-    """What the server has written is not what was expected, or did not come."""
+class _UnexpectedError(Exception):
+    """The server has written something else than expected, or not all of it in time."""
 
 
 def _framing(text: bytes, prelude: bytes) -> str | None:
-    """How the body is framed: ``chunked`` or ``plain``; None while not all of it is there. Raises `_OtherwiseError`."""
+    """Return how the body of this response is framed: ``chunked`` or ``plain``; None if the response is incomplete.
+
+    Raises `_UnexpectedError` if it is not a response that can be continued by us, with the prelude as its body so far.
+    """
     head, end, body = text.partition(_END_OF_HEAD)
     if not end:
-        if len(text) > LONGEST_HEAD:
-            raise _OtherwiseError
+        if len(text) > MAX_HEAD_BYTES:
+            raise _UnexpectedError
         return None
     headers = {name.strip().lower(): value.strip().lower() for name, _, value in _fields(head)}
     encoding = headers.get(b"transfer-encoding", b"")
@@ -242,33 +262,33 @@ def _framing(text: bytes, prelude: bytes) -> str | None:
         or b"content-length" in headers
         or encoding not in {b"", b"chunked"}
     ):
-        raise _OtherwiseError
+        raise _UnexpectedError
     expected = prelude
     if encoding:
         size = _CHUNK_SIZE.match(body)
         if size is None:
             if len(body) > len(b"12345678\r\n"):
-                raise _OtherwiseError
+                raise _UnexpectedError
             return None
         if int(size[1], 16) != len(prelude):
-            raise _OtherwiseError
+            raise _UnexpectedError
         expected = size[0] + prelude + b"\r\n"
     if body == expected:
         return "chunked" if encoding else "plain"
     if not expected.startswith(body):
-        raise _OtherwiseError
+        raise _UnexpectedError
     return None
 
 
 def _me() -> tuple[int, int]:
-    """This process, and this thread of it."""
+    """Return the ids of this process and this thread."""
     return os.getpid(), threading.get_ident()
 
 
 def _closing(text: bytes) -> bytes:
-    """This with a head that says what is true from now on: no other answer comes over this connection.
+    """Return this response with ``Connection: close`` in its head, because no other response comes on this connection.
 
-    Else a proxy that keeps connections may send the next request before it sees the end, and has no answer then.
+    Otherwise, a proxy that keeps connections open may send its next request before it sees the end, and gets no answer.
     """
     head, end, body = text.partition(_END_OF_HEAD)
     first, *lines = head.split(b"\r\n")
@@ -280,15 +300,16 @@ def _fields(head: bytes) -> list[tuple[bytes, bytes, bytes]]:
     return [line.partition(b":") for line in head.split(b"\r\n")[1:]]
 
 
-def _readable(tap: socket.socket, patience: float) -> bool:
-    return _is_ready(tap.fileno(), select.POLLIN, patience)
+def _wait_readable(tap: socket.socket, timeout: float) -> bool:
+    return _wait(tap.fileno(), select.POLLIN, timeout)
 
 
-def _writable(fd: int, patience: float) -> bool:
-    return _is_ready(fd, select.POLLOUT, patience)
+def _wait_writable(fd: int, timeout: float) -> bool:
+    return _wait(fd, select.POLLOUT, timeout)
 
 
-def _is_ready(fd: int, event: int, patience: float) -> bool:
+def _wait(fd: int, event: int, timeout: float) -> bool:
+    """Wait up to `timeout` seconds for this event. Returns whether it came."""
     poll = select.poll()
     poll.register(fd, event)
-    return bool(poll.poll(1000 * patience))
+    return bool(poll.poll(1000 * timeout))

@@ -1,4 +1,4 @@
-"""The one encoder: everything that is ever sent to a client is made here.
+"""The wire format: every byte that is sent to a client is encoded here.
 
 Pure. Follows https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
@@ -18,7 +18,7 @@ from .reasons import BatchReason
 HEADERS = (
     ("Content-Type", "text/event-stream; charset=utf-8"),
     ("Cache-Control", "no-cache, no-transform"),
-    # Keeps compressors away that hold events back and do not look for no-transform: what has an encoding, they leave.
+    # Some compressors hold events back and ignore no-transform. They leave a response alone that has an encoding.
     ("Content-Encoding", "identity"),
     ("X-Accel-Buffering", "no"),
     ("X-Content-Type-Options", "nosniff"),
@@ -27,25 +27,26 @@ HEADERS = (
 Position = tuple[int, ...]
 """A frame's place in the history. In one history all positions have the same length, and they rise with each frame."""
 
-_LINE_END = re.compile("\r\n|\r|\n")  # and no other: str.splitlines() also cuts at U+2028 and lets data forge an event
+# Only these are line ends in the format. str.splitlines() also splits at U+2028, which would let data forge an event.
+_LINE_END = re.compile("\r\n|\r|\n")
 _ID = re.compile(r"[A-Za-z0-9._~-]{1,128}\Z")
 _FORBIDDEN_IN_TYPE = re.compile("[\r\n\0]")
 _LONGEST_REASON = max(get_args(BatchReason), key=len)
-_encode = json.JSONEncoder(separators=(",", ":")).encode  # which json.dumps() makes for each call
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps() would make an encoder for each call
 
 
 def block(*, event: str, data: str, retry: int | None = None, id: str | None = None) -> bytes:
-    """One block: event, retry, data, and the id last.
+    """Return one block: event, retry, data, and the id last.
 
-    With the id first, a connection that is cut inside the block makes some clients resume after an event they never
-    got. `retry` is in milliseconds. Raises `InvalidEventError` for what would break out of its field.
+    With the id first, a connection that breaks inside the block would make some clients resume after an event that they
+    never got. `retry` is in milliseconds. Raises `InvalidEventError` if a value would break out of its field.
     """
     if _FORBIDDEN_IN_TYPE.search(event) or not event:
-        raise InvalidEventError(f"the type {event!r} is empty or holds CR, LF or NUL", field="type")
+        raise InvalidEventError(f"the type {event!r} is empty or contains CR, LF or NUL", field="type")
     lines = [f"event: {event}"]
     if retry is not None:
         if isinstance(retry, bool) or not isinstance(retry, int) or retry < 0:
-            raise InvalidEventError(f"retry is a whole number of milliseconds, not {retry!r}", field="retry")
+            raise InvalidEventError(f"retry must be a whole number of milliseconds, not {retry!r}", field="retry")
         lines.append(f"retry: {retry}")
     lines.extend(f"data: {line}" for line in _LINE_END.split(data))
     if id is not None:
@@ -56,22 +57,22 @@ def block(*, event: str, data: str, retry: int | None = None, id: str | None = N
 
 
 def comment(text: str = "") -> bytes:
-    """Comment lines, which clients ignore. Without a blank line: some clients report that as an empty event."""
+    """Return comment lines, which clients ignore. No blank line follows: some clients report it as an empty event."""
     return _utf8("".join(f":{' ' if line else ''}{line}\n" for line in _LINE_END.split(text)))
 
 
 def control(event: str, data: Mapping[str, Any], *, retry: int, id: str | None) -> bytes:
-    """A block of the stream's own: ``sse_open``, ``sse_gap``, ``sse_busy`` or ``sse_bye``."""
+    """Return a control block: ``sse_open``, ``sse_gap``, ``sse_busy`` or ``sse_bye``. `retry` is in milliseconds."""
     return block(event=event, data=_encode(data), retry=retry, id=id)
 
 
 def event_block(event: Event, id: str) -> bytes:
-    """The block of one event, as it is without batching."""
+    """Return the block of one event, as it is without batching."""
     return block(event=event.type, data=event.json, id=id)
 
 
 def batch_block(batch: Batch, id: str) -> bytes:
-    """The block of a batch: a lone event as it would be without batching, several as one ``<type>_batch`` event."""
+    """Return the block of a batch: one event as it is without batching, several as one ``<type>_batch`` event."""
     if len(batch.events) == 1:
         return event_block(batch.events[0], id)
     if batch.type == MIXED:
@@ -83,26 +84,26 @@ def batch_block(batch: Batch, id: str) -> bytes:
 
 
 def mixed_value(event_type: str, data_json: str) -> str:
-    """One event inside a ``mixed_batch``."""
+    """Return the JSON of one event inside a ``mixed_batch``."""
     return f'{{"type":{json.dumps(event_type)},"data":{data_json}}}'
 
 
 @lru_cache(maxsize=4096)
 def mixed_bytes(event_type: str) -> int:
-    """The bytes that one event of this type has in a ``mixed_batch`` beside its own JSON."""
+    """Return the bytes that an event of this type takes in a ``mixed_batch``, without its own JSON."""
     return len(mixed_value(event_type, ""))
 
 
 @lru_cache(maxsize=4096)
 def envelope_bytes(event_type: str, max_batch_size: int) -> int:
-    """The bytes that a batch's JSON has beside its events and the commas between them, at most."""
+    """Return the most bytes that a batch's JSON can have, without its events and the commas between them."""
     empty = len(_envelope(event_type + BATCH_SUFFIX, [], _LONGEST_REASON, 10**13))
     return empty + len(str(max_batch_size)) - len("0")
 
 
 @lru_cache(maxsize=4096)
 def _event_bytes(event_type: str) -> int:
-    """The bytes that the block of a lone event has beside its JSON and its id."""
+    """Return the bytes of the block of one event, without its JSON and its id."""
     return len(block(event=event_type, data="", id="x")) - 1
 
 
@@ -121,31 +122,31 @@ def _utf8(text: str) -> bytes:
 
 
 HEARTBEAT = comment()
-"""What keeps a stream alive: one line, and no block."""
+"""Sent to keep a quiet stream alive: a comment line."""
 
 LAST_CHUNK = b"0\r\n\r\n"
-"""What ends a body in chunks."""
+"""The end of a chunked body."""
 
 
 def chunk(data: bytes) -> bytes:
-    """One chunk of HTTP/1.1 (RFC 9112, 7.1). Of nothing: nothing, since an empty chunk would be the last one."""
+    """Return one chunk of HTTP/1.1 (RFC 9112, 7.1). For no bytes it is empty: an empty chunk would end the body."""
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
-_FRAME_BYTES = 512
-_EVENT_BYTES = 128
-"""The memory of a frame and of each of its events, beside their text: the Python objects, as measured."""
+# The memory of the Python objects of a frame and of each of its events, without their text. Measured.
+_FRAME_OBJECT_BYTES = 512
+_EVENT_OBJECT_BYTES = 128
 
 
 class Frame:
-    """A batch with its place in the history, and its bytes in each variant that clients need.
+    """A batch with its position in the history, and its bytes in each variant that clients need.
 
-    Each variant is made once, on first need, and is the same object for every client. Two threads that need one at the
-    same moment may both make it: a harmless race, the bytes are equal. Only `plain` is kept for as long as the frame:
-    see `drop_variants`.
+    Each variant is made when it is first needed, and all clients share it. A harmless race: two threads that need one at
+    the same moment may both make it, and the bytes are equal. Only `plain` is kept for as long as the frame: see
+    `drop_variants`. Thread-safe.
     """
 
-    # Weakly referenced: what waits for a client must not keep alive what the history has let go.
+    # Has weak references: the queue of a slow client must not keep a frame alive that the history has dropped.
     __slots__ = (
         *("__weakref__", "_plain", "_saved_bytes", "_variants", "batch", "held_bytes", "id", "position", "time"),
     )
@@ -156,34 +157,35 @@ class Frame:
         self.id = id
         self.time = batch.timestamp if time is None else time
         self.held_bytes = 0
-        """About the memory that it takes, without variants but `plain`: that, the JSON that it was made of, and their
-        Python objects. 0 as long as nobody has asked for `plain`.
+        """About the bytes of memory that it takes: `plain`, the JSON that it was made of, and their Python objects. 0
+        until `plain` was used. Other variants are not counted.
         """
         self._plain: bytes | None = None
-        self._variants: dict[tuple[bool, bool], bytes] | None = {}  # all but `plain`, by the arguments of `encoded`
+        # All variants except `plain`, by the arguments of `encoded`. None: they are no longer kept.
+        self._variants: dict[tuple[bool, bool], bytes] | None = {}
         self._saved_bytes: int | None = None
 
     @property
     def plain(self) -> bytes:
-        """The block as it is, for a server that does its own framing."""
+        """The block without chunks, for a server that adds its own framing."""
         if self._plain is None:
             made = batch_block(self.batch, self.id)
-            # The JSON is a little shorter than the block, which has all of it.
-            self.held_bytes = 2 * len(made) + _FRAME_BYTES + _EVENT_BYTES * len(self.batch.events)
+            # Twice: once for the block, and about as much for the JSON of the events.
+            self.held_bytes = 2 * len(made) + _FRAME_OBJECT_BYTES + _EVENT_OBJECT_BYTES * len(self.batch.events)
             self._plain = made
         return self._plain
 
     def drop_variants(self) -> None:
-        """Let go of all variants but `plain`, and keep none from now on: each is made again when it is needed.
+        """Drop all variants except `plain`, and keep no new ones: each is made again when it is needed.
 
-        Called by whoever keeps the frame, while others read it. A thread that is making a variant may still put it
-        into the old dictionary: a harmless race, since that is about to be forgotten, too.
+        The history calls it while other threads read the frame. A harmless race: a thread that is making a variant may
+        still put it into the old dictionary, which is dropped as well.
         """
         self._variants = None
 
     @property
     def saved_bytes(self) -> int:
-        """How many bytes more it would be, had each event come alone, with an id of the same length."""
+        """The bytes that batching has saved: how much longer the events would be in blocks of their own."""
         if self._saved_bytes is None:
             events = self.batch.events
             without = sum(_event_bytes(event.type) + len(event.json) + len(self.id) for event in events)
@@ -192,17 +194,20 @@ class Frame:
 
     @property
     def unbatched(self) -> bytes:
-        """A block for each event, for a client that knows no batches."""
+        """The events in blocks of their own, for a client that asked for no batches."""
         return self.encoded(batches=False, chunked=False)
 
     def encoded(self, *, batches: bool, chunked: bool) -> bytes:
-        """The bytes for one kind of client. `batches`: it knows them. `chunked`: we make HTTP chunks for it."""
-        if batches or len(self.batch.events) == 1:  # then both are the same
+        """Return the bytes for one kind of client.
+
+        `batches`: the client takes ``_batch`` events. `chunked`: the bytes are to be one chunk of HTTP/1.1.
+        """
+        if batches or len(self.batch.events) == 1:  # one event looks the same in both
             if not chunked:
                 return self.plain
             batches = True
         variants = self._variants
-        made = variants.get((batches, chunked)) if variants else None
+        made = None if variants is None else variants.get((batches, chunked))
         if made is None:
             made = chunk(self.encoded(batches=batches, chunked=False)) if chunked else self.rest(0)
             if variants is not None:
@@ -210,9 +215,10 @@ class Frame:
         return made
 
     def rest(self, part: int) -> bytes:
-        """The blocks of all events but the first `part`. Where a stream is cut between two of them, nothing is lost.
+        """Return the events in blocks of their own, without the first `part` events.
 
-        The id of the k-th says that k events of this frame have arrived; that of the last is the frame's.
+        The id of the k-th block says that k events of this frame have arrived, so that nothing is lost if the connection
+        breaks between two blocks. The last block has the frame's id.
         """
         events = self.batch.events
         ids = [f"{self.id}.{count}" for count in range(1, len(events))] + [self.id]

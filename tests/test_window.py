@@ -312,6 +312,19 @@ def test_with_leading_a_late_thread_changes_nothing() -> None:
     assert late.sent() == punctual.sent()
 
 
+def test_with_leading_an_event_at_the_end_of_an_empty_window_is_a_leading_one() -> None:
+    options = BatchOptions(leading=True, batch_window=1)
+    windows = Windows(options)
+    for now in (0.0, 0.5, 2.0):  # the window after the leading event ends at 1.0, and the empty one after it at 2.0
+        windows.add(Event("log", "default", f"{now}"), options.rules("log"), None, now)
+    assert [(closed.events[0].json, closed.reason) for closed in windows.closed] == [
+        ("0.0", "leading"),
+        ("0.5", "time_window"),
+        ("2.0", "leading"),
+    ]
+    assert windows.due(Event("log", "default", "3"), options.rules("log"), 1, 1, 2.5) == 3.0  # a window is open
+
+
 def test_mixed_is_one_window_a_channel_in_total_order() -> None:
     batcher = SteppedBatcher(mixed=True)
     for n in range(3):
@@ -333,6 +346,49 @@ def test_mixed_closes_before_its_frame_is_too_large_types_included() -> None:
     for batch in batcher.batches:
         data = wire.batch_block(batch, "x-1").split(b"data: ")[1].split(b"\n")[0]
         assert len(data) <= 400
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize(
+    ("first", "newer"),
+    [
+        ("x" * 50, "x"),  # a smaller one makes room
+        ("x", "x" * 50),  # a larger one takes it
+    ],
+)
+@pytest.mark.parametrize("excess", [0, 1])
+def test_a_window_counts_exactly_the_bytes_of_the_events_that_are_left(
+    mixed: bool, first: str, newer: str, excess: int
+) -> None:
+    options = BatchOptions(max_frame_bytes=400, mixed=mixed)
+    windows = Windows(options)
+    rules = options.rules("state")
+
+    def add(text: str, key: str | None = None) -> Event | None:
+        return windows.add(Event("state", "default", encode_json(text)), rules, key, 0.0)
+
+    add("other", "b")
+    add(first, "a")
+    replaced = add(newer, "a")
+    assert replaced is not None
+    assert replaced.json == encode_json(first)
+    each = len('"",') + (wire.mixed_bytes("state") if mixed else 0)
+    left = len("other") + len(newer) + 3 * each  # with the event that comes last
+    room = 400 - wire.envelope_bytes("mixed" if mixed else "state", options.max_batch_size) - left
+    add("x" * (room + excess))
+    windows.close_all("shutdown", 0.0)
+    assert [len(closed.events) for closed in windows.closed] == [[3], [2, 1]][excess]
+
+
+def test_a_window_may_be_full_once_the_waiting_events_have_joined_it() -> None:
+    options = BatchOptions(max_frame_bytes=200, max_batch_size=5, batch_window=1)
+    windows, rules = Windows(options), options.rules("log")
+    event = Event("log", "default", "0")
+    windows.add(event, rules, None, 0.0)
+    room = 200 - wire.envelope_bytes("log", 5) - len("0,")
+    assert windows.due(event, rules, 3, room, 0.5) == 1.0
+    assert windows.due(event, rules, 4, room, 0.5) == NOW
+    assert windows.due(event, rules, 3, room + 1, 0.5) == NOW
 
 
 # -- properties --------------------------------------------------------------------------------------------------------

@@ -376,3 +376,33 @@ def test_a_variant_is_shared_until_it_is_dropped(values: tuple[int, ...]) -> Non
     assert frame.unbatched == unbatched
     assert frame.encoded(batches=True, chunked=False) is frame.plain
     assert frame.encoded(batches=True, chunked=True) is not frame.encoded(batches=True, chunked=True)
+
+
+def test_one_event_has_the_same_bytes_with_and_without_batches() -> None:
+    frame = Frame(batch_of(1), (7,), "e-7")
+    assert frame.unbatched is frame.plain
+    assert frame.encoded(batches=False, chunked=True) is frame.encoded(batches=True, chunked=True)
+
+
+def test_what_batching_has_saved_is_counted_to_the_byte() -> None:
+    lone, batched = Frame(batch_of("x"), (7,), "e-7"), Frame(batch_of(*["x" * 100] * 9), (7,), "e-7")
+    assert lone.saved_bytes == 0
+    alone = b"".join(block(event=event.type, data=event.json, id="e-7") for event in batched.batch.events)
+    assert batched.saved_bytes == len(alone) - len(batched.plain)
+
+
+def test_what_batching_has_saved_is_computed_once_for_all_clients() -> None:
+    frame = Frame(batch_of(*range(100)), (7,), "e-7")
+    assert frame.saved_bytes > 256  # of such a number, each computation makes a new object
+    assert frame.saved_bytes is frame.saved_bytes
+
+
+def test_a_frame_counts_its_text_twice_and_its_objects_once_it_is_encoded() -> None:
+    frames = [Frame(batch_of(*range(count)), (7,), "e-7") for count in (1, 101)]
+    assert [frame.held_bytes for frame in frames] == [0, 0]
+    objects = []
+    for frame in frames:
+        text = len(frame.plain)
+        objects.append(frame.held_bytes - 2 * text)
+    assert 0 < objects[0] < 1_000  # those of a frame with one event
+    assert 100 * 50 < objects[1] - objects[0] < 100 * 200  # 100 more events

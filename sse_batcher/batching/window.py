@@ -1,9 +1,9 @@
 """The rules of batching: which events travel together, and when a window closes.
 
-Pure: it is told what time it is, and knows no thread, lock or clock. The outcome depends on the events and their times
-alone, never on how late the caller is: an event that comes at or after the end of a window does not join it.
+Pure: the caller passes the time, and there is no thread, lock or clock here. The outcome depends only on the events and
+their times, never on how late the caller is: an event that comes at or after the end of a window does not join it.
 
-The caller adds events, and calls `close_due` when `next_deadline` has come. What has closed lies in `closed`.
+The caller adds events, and calls `close_due` when `next_deadline` has come. It takes the closed windows from `closed`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NEVER = float("inf")
 
 
 class Closed(NamedTuple):
-    """What a window held when it closed, in the order of delivery."""
+    """The events of a window that has closed, in the order of delivery, and why it closed."""
 
     channel: str
     type: str
@@ -38,8 +38,8 @@ class _Window:
         self.rules = rules
         self.channel = channel
         self.deadline = deadline
-        self.number = number  # rises with each window opened: "oldest first"
-        # By dedup key, or by a number for an event without one. In order of delivery.
+        self.number = number  # rises with each window that is opened, so that windows can be sorted by age
+        # In the order of delivery. The key is the event's dedup key, or a number if it has none.
         self.events: dict[object, Event] = {}
         self.keyless = 0
         self.bytes = envelope_bytes(rules.type, rules.max_batch_size)
@@ -51,18 +51,18 @@ class Windows:
     def __init__(self, options: BatchOptions) -> None:
         self.closed: deque[Closed] = deque()
         self._max_frame_bytes = options.max_frame_bytes
-        # With `mixed`, one window a channel under these rules; else one a channel and type under the type's own.
+        # With `mixed`, a channel has one window, with these rules. Otherwise it has one for each type, with its rules.
         self._mixed = options.rules(MIXED) if options.mixed else None
         self._open: dict[str, dict[str, _Window]] = {}
-        # (deadline, number, window), earliest first. A window that closes early stays here until its time has come.
+        # A heap of (deadline, number, window). A window that closes early stays here until its deadline.
         self._deadlines: list[tuple[float, int, _Window]] = []
         self._numbers = 0
 
     def add(self, event: Event, type_rules: TypeRules, key: str | None, now: float) -> Event | None:
-        """Take one event, with the rules of its type and the JSON of its dedup key. Returns the event it replaced."""
+        """Add an event with the rules of its type and the JSON of its dedup key. Return the event that it replaced."""
         channel = event.channel
         if type_rules.critical:
-            # What was there before goes out before; what comes after opens new windows.
+            # Events that came before it are delivered before it. Later events open new windows.
             self.close_due(now)
             self._close_all("critical", now, self._open if channel == BROADCAST else (channel, BROADCAST))
             self._hand_out(channel, event.type, (event,), "critical")
@@ -82,7 +82,7 @@ class Windows:
                 self._hand_out(channel, rules.type, (event,), "leading")
                 return None
 
-        place: object = key if key is None or self._mixed is None else (event.type, key)
+        place: object = key if self._mixed is None else (event.type, key)
         old = None if key is None else window.events.get(place)
         if old is None:
             size, others = self._bytes(event), len(window.events)
@@ -95,7 +95,7 @@ class Windows:
             window.keyless += 1
             place = window.keyless
         elif old is not None:
-            del window.events[place]  # and append: the order is that of the last change
+            del window.events[place]  # the newer event is added at the end
         window.events[place] = event
         window.bytes += size
         if len(window.events) >= rules.max_batch_size:
@@ -103,11 +103,13 @@ class Windows:
         return old
 
     def due(self, event: Event, type_rules: TypeRules, ahead: int, ahead_bytes: int, now: float) -> float:
-        """When the windows have to be looked at because of an event that is still to be added: a time, or `NOW`.
+        """Return when the windows must be checked because of an event that was not added yet: a time, or `NOW`.
 
-        `ahead` events, this one included, are to be added before; if all of them joined its window, it might be full.
-        May be called while another thread changes the windows: it only looks things up, and at worst the answer is that
-        of a moment ago.
+        `ahead` events, this one included, and `ahead_bytes` were not added yet. If all of them joined its window, it
+        might be full.
+
+        May be called while another thread changes the windows. A harmless race: this only looks things up, and at worst
+        the answer is that of a moment ago.
         """
         rules = self._mixed or type_rules
         if type_rules.critical or not rules.batched or ahead >= rules.max_batch_size:
@@ -121,7 +123,7 @@ class Windows:
         return window.deadline
 
     def next_deadline(self) -> float:
-        """When `close_due` must be called next: a time, `NOW` or `NEVER`."""
+        """Return when `close_due` must be called next: a time, `NOW` or `NEVER`."""
         if self.closed:
             return NOW
         while self._deadlines and not self._is_open(self._deadlines[0][2]):
@@ -129,14 +131,14 @@ class Windows:
         return self._deadlines[0][0] if self._deadlines else NEVER
 
     def close_due(self, now: float) -> None:
-        """Close the windows whose time has come, oldest deadline first."""
+        """Close the windows whose deadline has come, the earliest deadline first."""
         while self._deadlines and self._deadlines[0][0] <= now:
             window = heapq.heappop(self._deadlines)[2]
             if self._is_open(window):
                 self._expire(window, now)
 
     def close_all(self, reason: BatchReason, now: float) -> None:
-        """Close every window, oldest first."""
+        """Close every window, the oldest first."""
         self.close_due(now)
         self._close_all(reason, now, self._open)
 
@@ -157,18 +159,18 @@ class Windows:
         return window
 
     def _close(self, window: _Window, reason: BatchReason, now: float) -> _Window | None:
-        """Close one window. With `leading` the next one opens at once, so that there is one frame a window at most."""
+        """Close a window. With `leading`, open the next one and return it: there is at most one frame in each window."""
         types = self._open[window.channel]
         del types[window.rules.type]
         if not types:
             del self._open[window.channel]
         if not window.events:
-            return None  # the empty window after a leading event: idle again
+            return None  # a pause has followed the leading event, so the next event is a leading one again
         self._hand_out(window.channel, window.rules.type, tuple(window.events.values()), reason)
         return self._open_window(window.rules, window.channel, now) if window.rules.leading else None
 
     def _expire(self, window: _Window, now: float) -> _Window | None:
-        """Close a window whose time has come. Returns the window that is open at `now`, if any."""
+        """Close a window whose deadline has come. Return the window that is open at `now`, if any."""
         following = self._close(window, "time_window", window.deadline)
         if following is not None and following.deadline <= now:
             return self._close(following, "time_window", now)
@@ -178,5 +180,5 @@ class Windows:
         self.closed.append(Closed(channel, event_type, events, reason))
 
     def _bytes(self, event: Event) -> int:
-        """What an event adds to the frame: its JSON and a comma, and in a mixed batch its type."""
+        """Return the bytes that an event adds to the frame: its JSON and a comma, and in a mixed batch its type."""
         return len(event.json) + 1 if self._mixed is None else len(event.json) + 1 + mixed_bytes(event.type)

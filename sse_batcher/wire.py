@@ -141,8 +141,8 @@ _EVENT_OBJECT_BYTES = 128
 class Frame:
     """A batch with its position in the history, and its bytes in each variant that clients need.
 
-    Each variant is made when it is first needed, and all clients share it. A harmless race: two threads that need one at
-    the same moment may both make it, and the bytes are equal. Only `plain` is kept for as long as the frame: see
+    Each variant is made when it is first needed, and all clients share it. A harmless race: two threads that need one
+    at the same moment may both make it, and the bytes are equal. Only `plain` is kept for as long as the frame: see
     `drop_variants`. Thread-safe.
     """
 
@@ -217,8 +217,8 @@ class Frame:
     def rest(self, part: int) -> bytes:
         """Return the events in blocks of their own, without the first `part` events.
 
-        The id of the k-th block says that k events of this frame have arrived, so that nothing is lost if the connection
-        breaks between two blocks. The last block has the frame's id.
+        The id of the k-th block says that k events of this frame have arrived, so that nothing is lost if the
+        connection breaks between two blocks. The last block has the frame's id.
         """
         events = self.batch.events
         ids = [f"{self.id}.{count}" for count in range(1, len(events))] + [self.id]

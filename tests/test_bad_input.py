@@ -303,7 +303,7 @@ def test_a_closed_batcher_says_so_and_has_delivered_the_rest(batcher: EventBatch
     for number in range(49):
         batcher.enqueue("log", number)
     assert batcher.destroy()
-    with pytest.raises(ClosedError, match="was shut down") as caught:
+    with pytest.raises(ClosedError, match="was closed in this process") as caught:
         batcher.enqueue("log", 49)
     assert isinstance(caught.value, RuntimeError)
     assert isinstance(caught.value, SSEBatcherError)
@@ -314,7 +314,7 @@ def test_a_closed_batcher_says_so_and_has_delivered_the_rest(batcher: EventBatch
 def test_a_closed_manager_says_so_and_sends_the_signal(manager: SSEManager, told: list) -> None:
     assert manager.shutdown()
     for send in (manager.enqueue, manager.broadcast):
-        with pytest.raises(ClosedError, match="was shut down"):
+        with pytest.raises(ClosedError, match="was closed in this process"):
             send("log", 1)
     assert [(type(values["error"]), values["channel"]) for _, values, _ in told] == [
         (ClosedError, "default"),

@@ -135,7 +135,7 @@ def test_a_batch_that_is_ready_only_after_the_thread_has_delivered_is_delivered_
     batcher = SteppedBatcher(max_batch_size=1)
     late = iter(["late"])
     # Between the last delivery and the decision to sleep. Nobody wakes the thread then: it is awake.
-    batcher.engine._tell_news = lambda: [batcher.enqueue("log", data) for data in late]  # type: ignore[method-assign]
+    batcher.engine._log_news_locked = lambda: [batcher.enqueue("log", data) for data in late]  # type: ignore[method-assign]
     batcher.step()
     assert batcher.sent() == [["late"]]
 
@@ -539,10 +539,20 @@ def test_close_delivers_what_is_pending_without_waiting_for_windows(sink: Sink) 
     assert not any(thread.name == "sse_batcher" for thread in threading.enumerate())
 
 
+def test_a_batcher_shows_its_state(sink: Sink) -> None:
+    batcher = EventBatcher(sink, LONG)
+    assert repr(batcher) == "<EventBatcher unused in this process>"
+    batcher.enqueue("log", 1)
+    batcher.enqueue("log", 2)
+    assert repr(batcher) == "<EventBatcher open, 2 events pending>"
+    batcher.close()
+    assert repr(batcher) == "<EventBatcher closed, 0 events pending>"
+
+
 def test_after_close_events_are_refused_and_flush_and_close_are_true(sink: Sink) -> None:
     with EventBatcher(sink) as batcher:
         batcher.enqueue("log", 1)
-    with pytest.raises(ClosedError, match="was shut down"):
+    with pytest.raises(ClosedError, match="was closed in this process"):
         batcher.enqueue("log", 2)
     assert batcher.flush_all(0)
     assert batcher.destroy(0)
@@ -734,7 +744,7 @@ def test_an_event_that_comes_when_a_caller_has_just_delivered_the_last_one_is_de
     batcher = EventBatcher(sink, AT_ONCE)
     engine = batcher._engine.get()
     engine._worker.ensure = lambda: False  # type: ignore[method-assign]
-    finish = engine._finish
+    finish = engine._finish_locked
     late = iter([in_thread_now(batcher.enqueue, "log", "late")])
 
     def finish_and_meet() -> None:
@@ -742,7 +752,7 @@ def test_an_event_that_comes_when_a_caller_has_just_delivered_the_last_one_is_de
         finish()
         next(late, lambda: None)()
 
-    engine._finish = finish_and_meet  # type: ignore[method-assign]
+    engine._finish_locked = finish_and_meet  # type: ignore[method-assign]
     batcher.enqueue("log", "first")
     assert sink.data() == ["first", "late"]
     assert batcher.close()

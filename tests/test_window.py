@@ -380,6 +380,19 @@ def test_a_window_counts_exactly_the_bytes_of_the_events_that_are_left(
     assert [len(closed.events) for closed in windows.closed] == [[3], [2, 1]][excess]
 
 
+def test_the_thread_is_needed_at_once_for_what_does_not_wait_for_a_window() -> None:
+    options = BatchOptions(batch_window=1, max_batch_size=5, per_type={"bare": {"max_batch_size": 1}})
+    windows = Windows(options)
+
+    def due(event_type: str, ahead: int, now: float = 0.0) -> float:
+        return windows.due(Event(event_type, "default", "0"), options.rules(event_type), ahead, 10, now)
+
+    assert [due("log", ahead) for ahead in (1, 4, 5)] == [1.0, 1.0, NOW]
+    assert [due("error", 1), due("bare", 1)] == [NOW, NOW]  # a critical one, and one without a window
+    windows.add(Event("log", "default", "0"), options.rules("log"), None, 0.0)
+    assert [due("log", 1, now) for now in (0.5, 1.0)] == [1.0, 2.0]  # at its end, the window is over
+
+
 def test_a_window_may_be_full_once_the_waiting_events_have_joined_it() -> None:
     options = BatchOptions(max_frame_bytes=200, max_batch_size=5, batch_window=1)
     windows, rules = Windows(options), options.rules("log")

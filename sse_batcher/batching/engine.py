@@ -1,9 +1,12 @@
 """The engine of a batcher: the windows, and the one thread that works on them and delivers.
 
-Callers append to the inbox, and wake the thread if it would look too late. The thread alone takes in what is there,
-closes what is due and hands it to the sink; what closes when is decided by `window`. So a signal handler that raises in
-the middle of a call, an exhausted stack or a suspended thread can harm that call, and nothing else: appending to a
-deque is one step, and everything of several steps is done on a thread that no signal handler interrupts.
+Callers append to the inbox, and wake the thread if its next turn would be too late. Only the thread moves events from
+the inbox into windows, closes windows and calls the sink. `window` has the rules for closing. A signal handler that
+raises in the middle of a call, an exhausted stack or a suspended thread can therefore harm that one call only:
+appending to a deque is atomic, and everything that takes several steps runs on a thread that no signal handler
+interrupts.
+
+Each lock's comment in `Engine.__init__` lists what it guards.
 """
 
 from __future__ import annotations
@@ -29,22 +32,22 @@ _log = logging.getLogger("sse_batcher.engine")
 
 SHUTDOWN: Final = "shutdown"
 
-EVENT_OVERHEAD = 200
-"""Bytes that a pending event is counted with beside its JSON: about what its Python objects take."""
+EVENT_OBJECT_BYTES = 200
+"""About the memory of a pending event's Python objects, which counts as pending in addition to its JSON."""
 
-SLICE = 100
-"""Events that the thread takes in at once. Then it delivers what has become ready, and counters can be read."""
+EVENTS_PER_PASS = 100
+"""The thread takes so many events out of the inbox, and then delivers what is ready. Counters can be read meanwhile."""
 
 MAX_REPLACED_TYPES = 10_000
-"""Types of which it is remembered that the first replacement was logged."""
+"""For so many types, the engine remembers that the first replacement was logged."""
 
 
 _Entry = tuple[Event, TypeRules, str | None, float]
-"""An event on its way into a window: with the rules of its type, the JSON of its dedup key, and when it came."""
+"""An event on its way into a window, with the rules of its type, the JSON of its dedup key, and when it came."""
 
 
 class _Flush:
-    """A request to close all windows, in its place among the events; and later its answer."""
+    """A request to close all windows, queued among the events, and the queue for its answer."""
 
     __slots__ = ("answers", "ok", "reason", "since", "target", "time")
 
@@ -52,17 +55,17 @@ class _Flush:
         self.reason = reason
         self.time = time
         self.since = since
-        """How many batches were done before."""
+        """How many batches were done when it was requested."""
         self.target = 0
-        """The number of the last batch that it waits for. By the thread."""
+        """The number of the last batch that it waits for. Set by the thread."""
         self.ok = True
-        """Whether none of the batches that it waits for has failed so far. By the thread."""
-        # Not an `Event`: a thread that is interrupted inside `wait` could leave its lock held, and `put` never blocks.
+        """Whether none of the batches that it waits for has failed so far. Set by the thread."""
+        # Not an `Event`: a thread that is interrupted inside `wait` could leave its lock held. `put` never blocks.
         self.answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
 
 class Engine:
-    """One process's part of a batcher."""
+    """One process's part of a batcher. All methods in the first section are thread-safe."""
 
     def __init__(
         self,
@@ -77,39 +80,44 @@ class Engine:
         self._wall = wall
         self._max_pending_bytes = options.max_pending_bytes
 
-        # What callers put in, and the thread takes out. Its single steps are atomic.
+        # No lock guards these five.
+        # Callers append, and the thread removes. Each step is atomic.
         self._inbox: deque[_Entry | _Flush] = deque()
-        # The bytes of the events in it. Added to by callers, before they append; set by the thread. A harmless race:
-        # after each burst it is exact again, and it only has to bound the memory. Seen without
-        # the GIL, with four producers that send more than can be delivered: 0.9 to 1.3 times the real number.
+        # The bytes of the events in the inbox. Callers add to it before they append, and the thread sets it. A harmless
+        # race: it can be wrong during a burst and is exact after it, and it only has to bound the memory. Without
+        # the GIL, and with four producers that were faster than the delivery, it was 0.9 to 1.3 times the real number.
         self._inbox_bytes = 0
-        # When the thread will look by itself. NOW: it is about to. Set by the thread, which looks into the inbox once
-        # more after that; callers append first and then look at this. So one of the two sees the other.
+        # When the thread takes its next turn by itself. NOW: at once. The thread sets it and then checks the inbox
+        # again. Callers append and then read it. So the thread sees the event, or the caller sees the time.
         self._next_turn = NEVER
-        # First no event is let in any more (by `close`); then, after those before SHUTDOWN in the inbox, none is taken
-        # out (by the thread).
+        # Set by `close`: no more events are accepted.
         self._closed = False
+        # Set by the thread at the SHUTDOWN in the inbox: no more events are taken out.
         self._sealed = False
 
-        # Held by the thread while it works; or by a caller, where no thread can be started. Whoever holds it has all
-        # that follows for itself, but for readers of the counters, and `Windows.due`.
+        # `_turn` guards everything up to `_counters`. The thread holds it during a turn. If no thread can be started, a
+        # caller holds it and does the work. Read without it, which is harmless: `_publishing_since`, which is one
+        # reference, and the windows in `Windows.due`, whose docstring gives the reason.
         self._turn = new_lock()
         self._windows = Windows(options)
         self._ready: deque[Batch] = deque()  # closed, and not delivered yet
-        self._numbered = 0  # batches that were ready so far
+        self._numbered = 0  # how many batches were ready so far
         self._newest_failed = 0  # the number of the last batch that has failed
-        self._flushes: deque[_Flush] = deque()  # that wait for batches to be done
+        self._flushes: deque[_Flush] = deque()  # flushes that wait for batches
         self._publishing_since: float | None = None
         self._failing = False
         self._news: deque[TypeRules] = deque()  # of types whose first replacement is to be logged
         self._replaced_types: set[str] = set()
 
-        # Guards the counters, and that each event is in one place: in the inbox, or counted as pending.
+        # `_counters` guards the counters below, so that `stats` is as of one moment: an event is either in the inbox or
+        # counted as pending. Read without it, which is harmless: `_pending_bytes` in `add`, where threads that add at
+        # the same time may exceed the limit by one event each, and `_done` and `_failed` by the thread, which is the
+        # only one that sets them.
         self._counters = new_lock()
         self._pending_events = 0
         self._pending_bytes = 0
         self._enqueued = self._replaced = self._refused = self._failed = self._batches = 0
-        self._done = 0  # batches that the sink took, or that failed
+        self._done = 0  # batches that the sink has taken, or that have failed
         self._reasons: Counter[BatchReason] = Counter()
 
         self._worker = Worker(self, "sse_batcher")
@@ -120,14 +128,14 @@ class Engine:
     def add(self, event: Event, rules: TypeRules, key: str | None) -> None:
         """Take an event. Raises `ClosedError` or `BacklogFullError`."""
         inbox = self._inbox
-        size = len(event.json) + EVENT_OVERHEAD
+        size = len(event.json) + EVENT_OBJECT_BYTES
         if self._pending_bytes + self._inbox_bytes + size > self._max_pending_bytes:
             self._check_backlog(size)
         now = self._clock()
         entry = (event, rules, key, now)
         self._inbox_bytes += size
         inbox.append(entry)
-        if self._closed:  # looked at after the append, or an event that meets the end could be accepted and never sent
+        if self._closed:  # checked after the append, or an event could be accepted during `close` and never be sent
             self._withdraw(entry)
         next_turn = self._next_turn
         if (
@@ -138,7 +146,10 @@ class Engine:
             self._wake()
 
     def flush(self, reason: BatchReason, timeout: float | None) -> bool:
-        """Close all windows, and wait until what was added before is delivered. True if all of it was."""
+        """Close all windows, and wait until everything that was added before is delivered. Return whether it was.
+
+        `timeout` is in seconds; None: no limit.
+        """
         if reason != SHUTDOWN and self._is_settled():
             return True
         flush = _Flush(reason, self._clock(), self._done)
@@ -150,9 +161,9 @@ class Engine:
             return False
 
     def close(self, timeout: float | None = 5.0) -> bool:
-        """Refuse events, deliver what is pending, end the thread. True if all was delivered and it has ended."""
+        """Refuse further events, deliver what is pending, and end the thread. Return whether both were done in time."""
         if self.pid != os.getpid():
-            return True  # the parent's, met by the exit of a forked child
+            return True  # a forked child that exits has found its parent's engine
         deadline = Deadline(timeout)
         self._closed = True
         delivered = (self._is_settled() and not self._worker.runs) or self.flush(SHUTDOWN, timeout)
@@ -160,14 +171,14 @@ class Engine:
         return self._worker.join(0 if self._is_needed_by_delivery() else deadline.left()) and delivered
 
     def count_refusal(self) -> None:
-        """Count a call that raised."""
+        """Count an event that was refused."""
         with self._counters:
             self._refused += 1
 
     def stats(self) -> BatcherStats:
-        """Counters, as of one moment."""
+        """Return the counters, as of one moment."""
         with self._counters:
-            waiting = [] if self._sealed else [item[0] for item in self._look() if isinstance(item, tuple)]
+            waiting = [] if self._sealed else [item[0] for item in self._inbox_items() if isinstance(item, tuple)]
             return BatcherStats(
                 enqueued=self._enqueued + len(waiting),
                 replaced=self._replaced,
@@ -182,23 +193,28 @@ class Engine:
             )
 
     def publishing_for(self) -> float:
-        """Seconds for which the sink has been taking the present batch; 0 if there is none. Takes no lock."""
+        """Return for how many seconds the current call of the sink has run; 0 if there is none. Takes no lock."""
         since = self._publishing_since
         return 0.0 if since is None else self._clock() - since
 
+    @property
+    def description(self) -> str:
+        """Its state in a few words, for a `repr`. Takes no lock, so it may be off by what other threads do just now."""
+        return f"{'closed' if self._closed else 'open'}, {self._pending_events + len(self._inbox)} events pending"
+
     def _check_backlog(self, size: int) -> None:
-        """Refuse an event of this size if it is too much. Threads that ask at once may exceed the limit by one each."""
+        """Raise `BacklogFullError` if an event of this size would exceed the limit."""
         with self._counters:
             count = self._pending_events + len(self._inbox)
             pending = self._pending_bytes + self._inbox_bytes
-        # One event is taken in any case, so that no limit can refuse an event for ever.
+        # If nothing is pending, the event is taken in any case. Otherwise a low limit could refuse an event forever.
         if not count or pending + size <= self._max_pending_bytes:
             return
         self.count_refusal()
         raise BacklogFullError(count, pending, self.publishing_for())
 
     def _withdraw(self, entry: _Entry) -> None:
-        """Take an event back, since the batcher is closed, unless it was taken in before that."""
+        """Remove an event from the inbox and raise `ClosedError`, unless the thread took it before the end."""
         while True:
             try:
                 self._inbox.remove(entry)
@@ -209,38 +225,39 @@ class Engine:
                 continue  # another thread has changed the inbox meanwhile
         self.count_refusal()
         raise ClosedError(
-            "this was shut down in this process, and stays closed. If something goes on after it, such as the next "
-            "task of a worker, call flush_all() instead of shutdown(), close() or destroy()"
+            "the batcher or manager was closed in this process, and stays closed. If events may follow, such as those "
+            "of a worker's next task, call flush_all() instead of shutdown(), close() or destroy()"
         )
 
     def _is_settled(self) -> bool:
-        """Whether all that was accepted has been delivered, or has failed."""
+        """Return whether all accepted events were delivered, or have failed."""
         with self._counters:
             return not self._inbox and not self._pending_events
 
     def _is_needed_by_delivery(self) -> bool:
-        """Whether nothing more is delivered until the calling thread returns."""
+        """Return whether delivery cannot go on until the calling thread returns."""
         return self._worker.is_caller() or is_mine(self._turn)
 
     def _wake(self) -> None:
-        """Let the thread look now. Where none can be started any more, do its work here."""
+        """Make the thread take a turn now. If no thread can be started any more, do its work here."""
         if self._worker.runs:
             self._worker.wake()
-        # One that starts looks at once. So a wake-up that waits means to other callers that there is a thread.
+        # A thread that starts takes a turn at once. So other callers can rely on a thread if a wake-up waits.
         if not self._worker.ensure():
-            # Looks again after the turn was released: an event may have come between the last look and that.
-            while (self._is_waiting() or self._pending_events) and run_if_free(self._turn, self._finish):
+            # Checked again after `_turn` was released, since an event may have come just before that. A harmless race:
+            # `_pending_events` is read without its lock, and each thread that adds an event checks after it.
+            while (self._is_waiting() or self._pending_events) and run_if_free(self._turn, self._finish_locked):
                 pass
 
-    def _finish(self) -> None:
-        """Deliver all that there is. No thread will wait for a window, so all of them are closed."""
-        self.step(self._clock())
+    def _finish_locked(self) -> None:
+        """Deliver everything. Closes all windows, since no thread would wait for their end. Needs `_turn`."""
+        self._step_locked(self._clock())
         self._windows.close_all(SHUTDOWN, self._clock())
-        self._number_closed()
-        self._deliver_ready()
+        self._number_closed_locked()
+        self._deliver_ready_locked()
 
-    def _look(self) -> list[_Entry | _Flush]:
-        """What is in the inbox now."""
+    def _inbox_items(self) -> list[_Entry | _Flush]:
+        """Return what is in the inbox now."""
         while True:
             try:
                 return list(self._inbox)
@@ -250,56 +267,62 @@ class Engine:
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def work(self) -> float | None:
-        """One turn of the thread, for `Worker`."""
-        with self._turn:
-            deadline = self.step(self._clock())
+        """Take one turn of the thread, for `Worker`. Return the seconds until the next one; None: when woken."""
+        deadline = self.step(self._clock())
         return None if deadline is None else max(0.0, deadline - self._clock())
 
     def step(self, now: float) -> float | None:
-        """Deliver everything that is due. Returns the time of the next deadline, None if there is none."""
+        """Deliver everything that is due. Return the time of the next deadline, or None if there is none."""
+        with self._turn:
+            return self._step_locked(now)
+
+    # All methods from here on that end in `_locked` need `_turn`.
+
+    def _step_locked(self, now: float) -> float | None:
         while True:
             self._next_turn = NOW
-            self._take_in()
+            self._take_in_locked()
             if not self._is_waiting():
                 self._windows.close_due(now)
-            self._number_closed()
-            self._deliver_ready()
-            self._tell_news()
+            self._number_closed_locked()
+            self._deliver_ready_locked()
+            self._log_news_locked()
             deadline = NOW if self._is_waiting() else self._windows.next_deadline()
             if deadline > now:
-                # In this order: an event that comes after the look finds the time at which there will be another one.
+                # In this order: an event that comes after the check finds the time of the next turn.
                 self._next_turn = deadline
                 if not self._is_waiting():
                     return None if deadline == NEVER else deadline
 
     def _is_waiting(self) -> bool:
-        """Whether there is something to be taken in."""
+        """Return whether there is something to take out of the inbox."""
         return bool(self._inbox) and not self._sealed
 
-    def _take_in(self) -> None:
-        """Put the next events of the inbox into the windows."""
+    def _take_in_locked(self) -> None:
+        """Move the next events from the inbox into the windows."""
         inbox, add = self._inbox, self._windows.add
         with self._counters:
-            events = size = 0  # how much was taken out
-            while inbox and events < SLICE and not self._sealed:
+            events = size = 0  # what was taken out
+            while inbox and events < EVENTS_PER_PASS and not self._sealed:
                 item = inbox.popleft()
                 if isinstance(item, _Flush):
-                    self._begin(item)
+                    self._begin_flush_locked(item)
                     continue
                 event, rules, key, now = item
                 events += 1
-                size += len(event.json) + EVENT_OVERHEAD
+                size += len(event.json) + EVENT_OBJECT_BYTES
                 replaced = add(event, rules, key, now)
                 if replaced is not None:
-                    self._count_replaced(replaced, rules)
+                    self._count_replaced_locked(replaced, rules)
             self._enqueued += events
             self._pending_events += events
             self._pending_bytes += size
             self._inbox_bytes = self._inbox_bytes - size if inbox else 0
             if self._sealed:
-                self._take_flushes()
+                self._take_flushes_locked()
 
-    def _count_replaced(self, event: Event, rules: TypeRules) -> None:
+    def _count_replaced_locked(self, event: Event, rules: TypeRules) -> None:
+        """Count a replaced event. Needs `_counters`, too."""
         self._replaced += 1
         self._pending_events -= 1
         self._pending_bytes -= _size(event)
@@ -307,54 +330,54 @@ class Engine:
             self._replaced_types.add(rules.type)
             self._news.append(rules)
 
-    def _take_flushes(self) -> None:
-        """After the end: events are withdrawn by their callers, but flushes are answered."""
-        for item in self._look():
+    def _take_flushes_locked(self) -> None:
+        """Take the flushes out of the inbox after the end. The callers of `add` withdraw the events."""
+        for item in self._inbox_items():
             if isinstance(item, _Flush):
                 self._inbox.remove(item)
-                self._begin(item)
+                self._begin_flush_locked(item)
 
-    def _begin(self, flush: _Flush) -> None:
-        """Close all windows for a flush, which from then on waits for the batches."""
+    def _begin_flush_locked(self, flush: _Flush) -> None:
+        """Close all windows for a flush, and let it wait for their batches."""
         self._windows.close_all(flush.reason, flush.time)
-        self._number_closed()
+        self._number_closed_locked()
         flush.target = self._numbered
         flush.ok = self._newest_failed <= flush.since
         self._flushes.append(flush)
         self._sealed = self._sealed or flush.reason == SHUTDOWN
 
-    def _number_closed(self) -> None:
-        """What has closed is ready, in this order, from now on."""
+    def _number_closed_locked(self) -> None:
+        """Make batches of what has closed, in this order, and number them."""
         if self._windows.closed:
             timestamp = int(self._wall() * 1000)
             self._numbered += len(self._windows.closed)
             self._ready.extend(Batch(*closed, timestamp) for closed in self._windows.closed)
             self._windows.closed.clear()
 
-    def _deliver_ready(self) -> None:
-        """Deliver what is ready, in order."""
-        self._answer_flushes()
+    def _deliver_ready_locked(self) -> None:
+        """Deliver the batches that are ready, in order."""
+        self._answer_flushes_locked()
         while self._ready:
             batch = self._ready.popleft()
             self._publishing_since = self._clock()
-            self._deliver(batch)
+            self._deliver_locked(batch)
 
-    def _deliver(self, batch: Batch) -> None:
+    def _deliver_locked(self, batch: Batch) -> None:
         taken = False
         try:
             self._sink(batch)
             taken = True
         except Exception as error:
-            self._tell_failure(error, len(batch.events))
+            self._log_failure_locked(error, len(batch.events))
         finally:
-            # Also for what is no Exception and ends this thread: its batch counts as failed.
-            self._account(batch, taken)
-            self._answer_flushes()
+            # Also if a BaseException ends this thread: the batch counts as failed.
+            self._count_delivered_locked(batch, taken)
+            self._answer_flushes_locked()
         if taken and self._failing:
             self._failing = False
             _log.info("the sink takes batches again; %d events were lost since the start", self._failed)
 
-    def _account(self, batch: Batch, taken: bool) -> None:
+    def _count_delivered_locked(self, batch: Batch, taken: bool) -> None:
         count = len(batch.events)
         self._publishing_since = None
         with self._counters:
@@ -370,24 +393,25 @@ class Engine:
         for flush in self._flushes:
             flush.ok = flush.ok and flush.target < self._done
 
-    def _answer_flushes(self) -> None:
-        flushes = self._flushes  # their targets rise
+    def _answer_flushes_locked(self) -> None:
+        flushes = self._flushes  # sorted by target
         while flushes and flushes[0].target <= self._done:
             flush = flushes.popleft()
             flush.answers.put(flush.ok)
 
-    def _tell_failure(self, error: Exception, count: int) -> None:
-        # Once until it works again: a logging handler that enqueues would otherwise keep a broken sink busy for ever.
+    def _log_failure_locked(self, error: Exception, count: int) -> None:
+        # Once until it works again: a logging handler that enqueues would otherwise keep a broken sink busy forever.
         if not self._failing:
             self._failing = True
             _log.error(
                 "the sink failed for a batch of %d events, which are lost; further failures are counted, "
-                "and not logged until it works again",
+                "but not logged until it works again",
                 count,
                 exc_info=error,
             )
 
-    def _tell_news(self) -> None:
+    def _log_news_locked(self) -> None:
+        """Log the first replacement of each type."""
         while self._news:
             rules = self._news.popleft()
             if rules.dedup_by_default:
@@ -406,5 +430,5 @@ class Engine:
 
 
 def _size(event: Event) -> int:
-    """The bytes that an event is counted with while it is pending."""
-    return len(event.json) + EVENT_OVERHEAD
+    """Return how many bytes an event counts as long as it is pending."""
+    return len(event.json) + EVENT_OBJECT_BYTES

@@ -80,6 +80,10 @@ class PerProcess(Generic[T]):
             self._by_pid = {pid: mine}
         return mine
 
+    def existing(self) -> T | None:
+        """Return this process's `T`, if it has one already."""
+        return self._by_pid.get(os.getpid())
+
     def inherited(self) -> T | None:
         """The one of the process that this one was forked from, as long as this one has none of its own."""
         pid = os.getpid()

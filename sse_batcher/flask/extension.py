@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from flask import Flask, current_app, has_app_context
+from flask import Flask, Response, current_app, has_app_context, has_request_context
 from werkzeug.local import LocalProxy
 
 from ..errors import UsageError
@@ -20,6 +20,8 @@ from ..event import (
     NOT_GIVEN,
     Encode,
     NotGiven,
+    check_channels,
+    check_user,
     encode_json,
     json_encoder,
 )
@@ -65,7 +67,8 @@ class SSE(Hooks):
     def init_app(self, app: Flask) -> None:
         """Give the app a manager and the stream at `SSE_URL_PREFIX` (``/events``). Reads the app's `SSE_` keys.
 
-        They are not read again. If one has changed by the app's first request, the log says so.
+        They are not read again. If one has changed by the app's first request, the log says so. If `SSE_URL_PREFIX` is
+        None, the app gets no routes; views of its own return `response`.
 
         Raises `ConfigurationError`, which names the key, for an invalid value and for a key that looks misspelled, and
         `UsageError` if the app has an `SSE` already.
@@ -131,6 +134,39 @@ class SSE(Hooks):
         Returns how many streams of this process end by it.
         """
         return self.manager.kick(user=user, channel=channel)
+
+    def response(
+        self,
+        channels: Iterable[str] = (DEFAULT_CHANNEL,),
+        *,
+        user: str | int | NotGiven | None = NOT_GIVEN,
+    ) -> Response:
+        """Return the stream of these channels from a view of your own, which has decided that the request may have it.
+
+        `authorize` is not called. `user` says whose stream it is; None: it belongs to no user. If it is left out,
+        `identify` is called. All else is as in the view at ``/events``: the client says in the header
+        ``Last-Event-ID``, or in the query, where it was, and ``batch=0`` if it knows no batches; snapshots, limits and
+        `SSE_CORS_ORIGINS` hold. A kick ends the stream if it comes after the request has begun. GET and HEAD are
+        answered; another method is 405.
+
+        Raises `InvalidEventError` for invalid channels or an invalid user, and `UsageError` outside a request.
+
+        >>> @app.get("/teams/<team>/events")
+        ... def team_events(team):
+        ...     if team not in my_teams():
+        ...         abort(403)
+        ...     return sse.response([team])
+        """
+        if not has_request_context():
+            raise UsageError("sse.response() answers a request, and there is none: return it from a view")
+        part = self._part_of(_real(current_app))
+        names = check_channels(channels)
+        ticket = part.notes.ticket()
+        if user is NOT_GIVEN:
+            user = part.access.user()
+        elif user is not None:
+            user = check_user(user)
+        return part.responder.allow_origin(part.responder.respond(names, user, ticket))
 
     def _pass_on_all(self) -> None:
         for part in self._alive():

@@ -16,8 +16,8 @@ from sse_batcher import SSE, InvalidEventError, UsageError
 from sse_batcher.options import TRANSPORTS
 from sse_batcher.wire import HEADERS
 
-from .servers import GTHREAD, HOST, Server, Stream, running, wait_until
-from .sse_parser import ServerEvent, parse, take
+from .kit.servers import GTHREAD, HOST, Server, Stream, running, wait_until
+from .kit.sse_parser import ServerEvent, parse, take
 
 PATIENCE = 10.0
 HERE, THERE = "https://here.example", "https://there.example"

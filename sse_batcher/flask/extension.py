@@ -261,9 +261,9 @@ def _create_manager(app: Flask, config: FlaskConfig) -> SSEManager:
 
     with naming_keys():
         return SSEManager(
-            config.batching,
-            config.clients,
-            config.backend,
+            batching=config.batching,
+            clients=config.clients,
+            backend=config.backend,
             history=config.history,
             encode=_AppEncoder(app_ref),
             context=context,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from datetime import date, datetime, timezone
 from decimal import Decimal
@@ -17,7 +18,8 @@ import pytest
 from sse_batcher import SSE, BatchOptions, ClientOptions, HistoryOptions, SSEManager
 from sse_batcher.flask.config import KEYS
 
-from .kit.servers import GTHREAD, HOST, Stream, faults_in, running
+from .kit.browser import chromium
+from .kit.servers import GTHREAD, HOST, Server, Stream, faults_in, running
 from .kit.sse_parser import take
 
 ROOT = Path(__file__).parents[1]
@@ -126,6 +128,57 @@ def test_the_application_factory_makes_apps_again_and_again() -> None:
         with app.test_client().get("/events?channel=a&channel=b&channel=c") as response:
             (opened,) = take(response.response, 1)
             assert opened.json == {"heartbeat": 15.0, "channels": [channel]}
+
+
+ORDERS = """
+import os
+from flask import Flask, abort, render_template_string
+from sse_batcher import SSE
+
+app = Flask(__name__)
+app.config.update(SSE_URL_PREFIX=None, SSE_BATCH_WINDOW=0.5)
+sse = SSE(app)
+
+def may_see_order(number):
+    return number == 7
+
+@app.post("/change")
+def change():
+    for state in ("paid", "<b>sent</b>"):
+        sse.enqueue("order", {"state": state}, channel="order-7")
+    return "", 204
+"""
+
+
+@pytest.fixture
+def orders(tmp_path: Path) -> Iterator[Server]:
+    """The program with views of its own, in an app without other routes for streams."""
+    (block,) = (block for block in blocks("python") if "sse.response([" in block)
+    (tmp_path / "app.py").write_text(ORDERS + block)
+    with running((*GTHREAD[:-1], "app:app"), tmp_path) as server, server.watched():
+        yield server
+
+
+def test_the_view_of_ones_own_decides_who_gets_the_stream(orders: Server) -> None:
+    assert 'new EventSource("/orders/7/events")' in orders.request("GET", "/orders/7")
+    for path, status in [("/orders/7/events", 200), ("/orders/8/events", 403), ("/events", 404)]:
+        connection = orders.connect()
+        connection.request("GET", path)
+        with connection.getresponse() as response:
+            assert response.status == status
+            if status == 200:
+                assert response.readline() == b"event: sse_open\n"
+        connection.close()
+
+
+@pytest.mark.external
+def test_the_page_of_ones_own_view_shows_the_events(orders: Server) -> None:
+    with chromium() as browser, browser.new_page() as page:
+        with page.expect_response(re.compile("/orders/7/events")):
+            page.goto(f"{orders.url}/orders/7")
+        orders.request("POST", "/change")
+        page.wait_for_function("document.querySelectorAll('li').length === 2")
+        assert page.locator("li").all_text_contents() == ["paid", "<b>sent</b>"]
 
 
 def test_every_option_is_there_with_its_key_and_default() -> None:

@@ -9,17 +9,19 @@ import functools
 import inspect
 from typing import Any
 
+from .errors import InvalidFunctionError
+
 
 def check_function(name: str, function: object) -> None:
-    """Raise `TypeError` unless this can be called and gives its answer at once. `name`: what it is registered as."""
+    """Raise `InvalidFunctionError` unless this can be called and is not async. `name`: what it is registered as."""
     if not callable(function):
-        raise TypeError(f"{name} must be a function, not {function!r}")
+        raise InvalidFunctionError(f"{name} must be a function, not {function!r}")
     inner: Any = function
     while isinstance(inner, functools.partial):
         inner = inner.func
     # The second one is for an object that can be called.
     if any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in (inner, inner.__call__)):
-        raise TypeError(
+        raise InvalidFunctionError(
             f"{name} must not be async, as {function!r} is: it is called without an event loop. Write it with def, or "
             f"wrap it in asgiref.sync.async_to_sync()"
         )

@@ -13,7 +13,7 @@ from flask import Flask, current_app, has_request_context, request
 from flask.sessions import SecureCookieSession, SessionInterface
 from werkzeug.test import TestResponse, create_environ
 
-from sse_batcher import SSE, ConfigurationError
+from sse_batcher import SSE, ConfigurationError, UsageError
 from sse_batcher.flask.cors import Cors
 from sse_batcher.options import TRANSPORTS
 
@@ -170,7 +170,7 @@ def test_what_goes_by_users_needs_to_know_them(make_site: MakeSite, config: dict
     if not config:
         site.sse.revalidate(lambda user: True)
     site.app.testing = True
-    with pytest.raises(RuntimeError, match=r"register @sse\.identify"):
+    with pytest.raises(UsageError, match=r"register @sse\.identify"):
         site.request()
     site.identify()
     with site.request(X_User="ada") as response:
@@ -203,7 +203,7 @@ def test_a_second_function_for_the_same_decision_is_refused(make_site: MakeSite,
 
     assert decorate(decide) is decide
     assert decorate(decide) is decide  # the same one: as when a factory registers it for each app that it makes
-    with pytest.raises(RuntimeError, match=f"is registered as {name} already: there can be only one"):
+    with pytest.raises(UsageError, match=f"is registered as {name} already: there can be only one"):
         decorate(lambda *_: False)
 
 
@@ -324,3 +324,11 @@ def test_the_counters_are_for_whom_the_app_allows_them(make_site: MakeSite) -> N
     response = site.request("/events/stats", X_User="root")
     assert json.loads(response.text).keys() == site.manager.get_stats().as_dict().keys()
     assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_a_forgotten_allow_stats_is_logged_once(make_site: MakeSite, caplog: pytest.LogCaptureFixture) -> None:
+    site = make_site()
+    assert [site.request("/events/stats").status_code for _ in range(2)] == [404, 404]
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("sse_batcher.hooks", "WARNING")
+    assert "register one with @sse.allow_stats" in record.getMessage()

@@ -11,7 +11,7 @@ import pytest
 from flask import Flask, abort, render_template_string
 from werkzeug.test import TestResponse
 
-from sse_batcher import SSE, HistoryOptions, SSEManager, stream
+from sse_batcher import SSE, HistoryOptions, SSEManager, UsageError, stream
 
 from .kit.sse_parser import EventStreamParser, ServerEvent, parse, take
 
@@ -360,7 +360,7 @@ def test_a_head_request_takes_no_state(site: Site) -> None:
 
 def test_a_second_hook_for_a_channel_and_one_for_no_channel_are_refused(site: Site) -> None:
     State(site)
-    with pytest.raises(RuntimeError, match="is registered as the snapshot of channel 'default' already"):
+    with pytest.raises(UsageError, match="is registered as the snapshot of channel 'default' already"):
         State(site)
     with pytest.raises(ValueError):
         site.sse.snapshot("")

@@ -8,6 +8,7 @@ import decimal
 import gc
 import json
 import logging
+import re
 import threading
 import uuid
 import weakref
@@ -30,6 +31,7 @@ from sse_batcher import (
     ConfigurationError,
     HistoryOptions,
     InvalidEventError,
+    UsageError,
     signals,
     stream,
 )
@@ -97,9 +99,53 @@ def test_init_app_registers_an_app_later(make_app: MakeApp) -> None:
 @pytest.mark.parametrize("same", [True, False])
 def test_a_second_registration_is_refused_with_a_full_sentence(make_app: MakeApp, same: bool) -> None:
     app, sse = make_app()
-    with pytest.raises(RuntimeError, match=r"^this app has an SSE already: create one SSE and call init_app\(\) once"):
+    with pytest.raises(UsageError, match=r"^this app has an SSE already: create one SSE and call init_app\(\) once"):
         (sse if same else SSE()).init_app(app)
     assert app.extensions["sse_batcher"] is sse
+
+
+def public(thing: object) -> list[str]:
+    return [name for name in dir(thing) if not name.startswith("_")]
+
+
+def test_an_sse_shows_what_an_app_calls_and_nothing_else(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    decorators = ["allow_stats", "authorize", "identify", "revalidate", "snapshot"]
+    methods = ["broadcast", "cursor", "enqueue", "for_app", "init_app", "kick", "manager", "response"]
+    assert public(sse) == sorted(decorators + methods)
+    assert public(sse.for_app(app)) == decorators
+
+
+def test_an_sse_names_its_apps(make_app: MakeApp) -> None:
+    sse = SSE()
+    assert repr(sse) == "<SSE apps=[]>"
+    _first, _second = make_app(sse, "shop"), make_app(sse, "blog")
+    assert sorted(re.findall("'(.*?)'", repr(sse))) == ["blog", "shop"]
+
+
+def test_the_decorators_of_an_app_name_its_functions(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    hooks = sse.for_app(app)
+    assert repr(hooks) == "<Hooks: no function>"
+    sse.authorize(lambda channels: channels)
+    hooks.identify(lambda: "ada")
+    hooks.snapshot("a")(lambda: ("state", 1))
+    assert repr(hooks) == "<Hooks: identify, snapshot('a')>"
+
+
+def test_wrong_use_is_an_error_of_ours(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    sse.authorize(lambda channels: channels)
+    other = Flask("other")
+    for use in (
+        lambda: sse.init_app(app),
+        lambda: sse.for_app(other),
+        lambda: SSE().manager,
+        lambda: sse.authorize(lambda channels: ()),
+        sse.response,
+    ):
+        with pytest.raises(UsageError):
+            use()
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------
@@ -445,7 +491,7 @@ def test_with_two_apps_a_thread_without_a_context_is_told_what_to_do(make_app: M
     _first, sse = make_app()
     _second, _ = make_app(sse)
     for use in (lambda: sse.enqueue("log", 1), lambda: sse.broadcast("log", 1), lambda: sse.manager):
-        with pytest.raises(RuntimeError, match=r"2 apps have this SSE: take sse\.manager inside an app context"):
+        with pytest.raises(UsageError, match=r"2 apps have this SSE: take sse\.manager inside an app context"):
             in_thread(use)
 
 
@@ -469,13 +515,13 @@ def test_once_the_other_app_is_gone_a_thread_needs_no_context(make_app: MakeApp)
 
 
 def test_without_any_app_it_says_so() -> None:
-    with pytest.raises(RuntimeError, match="no app has this SSE"):
+    with pytest.raises(UsageError, match="no app has this SSE"):
         SSE().enqueue("log", 1)
 
 
 def test_an_app_that_does_not_know_it_says_so(make_app: MakeApp) -> None:
     _app, sse = make_app()
-    with Flask("other").app_context(), pytest.raises(RuntimeError, match=r"call sse\.init_app\(app\)"):
+    with Flask("other").app_context(), pytest.raises(UsageError, match=r"call sse\.init_app\(app\)"):
         sse.enqueue("log", 1)
 
 
@@ -499,7 +545,7 @@ def test_an_extension_keeps_no_app_alive() -> None:
     app = use_an_app()
     gc.collect()
     assert app() is None
-    with pytest.raises(RuntimeError, match="no app has"):
+    with pytest.raises(UsageError, match="no app has"):
         _ = sse.manager
 
 
@@ -509,7 +555,7 @@ def test_a_manager_that_was_passed_on_outlives_its_app() -> None:
     manager = sse.manager
     del app
     gc.collect()
-    with pytest.raises(RuntimeError, match="no app has"):
+    with pytest.raises(UsageError, match="no app has"):
         _ = sse.manager
     with manager:
         manager.enqueue("log", {"a": 1})
@@ -597,7 +643,7 @@ def test_a_name_that_was_not_asked_for_is_the_apps_mistake(
     assert status(app) == 500
     assert "which was not asked for: return some of ('default',)" in caplog.text
     app.testing = True
-    with pytest.raises(RuntimeError, match=r"^authorize\(\) returned"):
+    with pytest.raises(UsageError, match=r"^authorize\(\) returned"):
         get(app)
 
 
@@ -979,5 +1025,5 @@ def test_logs_are_ours_and_never_the_apps(make_app: MakeApp, caplog: pytest.LogC
 def test_a_second_function_that_authorizes_is_refused(make_app: MakeApp) -> None:
     _, sse = make_app()
     sse.authorize(lambda channels: channels)
-    with pytest.raises(RuntimeError, match="only one"):
+    with pytest.raises(UsageError, match="only one"):
         sse.authorize(lambda channels: ())

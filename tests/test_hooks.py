@@ -14,7 +14,7 @@ from flask import Flask, Response, current_app, request
 from werkzeug.local import LocalProxy
 from werkzeug.test import TestResponse
 
-from sse_batcher import SSE, InvalidEventError
+from sse_batcher import SSE, InvalidEventError, InvalidFunctionError, UsageError
 from sse_batcher.event import check_user
 from sse_batcher.functions import check_function
 
@@ -78,9 +78,9 @@ class Later:
 )
 def test_an_async_function_is_refused_when_it_is_registered(hook: str, function: Any) -> None:
     app, sse = make_app()
-    with pytest.raises(TypeError, match=rf"{hook}.* must not be async, .*asgiref\.sync\.async_to_sync"):
+    with pytest.raises(InvalidFunctionError, match=rf"{hook}.* must not be async, .*asgiref\.sync\.async_to_sync"):
         register(sse, hook, function)
-    with pytest.raises(TypeError, match="must not be async"):
+    with pytest.raises(InvalidFunctionError, match="must not be async"):
         register(sse.for_app(app), hook, function)  # type: ignore[arg-type]
     assert first(app)[0] == "sse_open"
     assert get(app, "/events/stats").status_code == 404
@@ -89,7 +89,7 @@ def test_an_async_function_is_refused_when_it_is_registered(hook: str, function:
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("function", [None, True, "default", ["default"]], ids=repr)
 def test_what_is_no_function_is_refused_when_it_is_registered(hook: str, function: Any) -> None:
-    with pytest.raises(TypeError, match="must be a function"):
+    with pytest.raises(InvalidFunctionError, match="must be a function"):
         register(SSE(), hook, function)
 
 
@@ -100,6 +100,18 @@ def test_whatever_answers_at_once_can_be_registered() -> None:
 
     for function in (lambda: True, Now(), functools.partial(Now()), print, dict):
         check_function("authorize", function)
+
+
+def test_a_snapshot_without_brackets_says_what_to_write() -> None:
+    app, sse = make_app()
+
+    def state() -> tuple[str, int]:
+        return "state", 1
+
+    for decorate in (sse.snapshot, sse.for_app(app).snapshot):
+        with pytest.raises(InvalidEventError, match=r'write @sse\.snapshot\("channel"\) above <function') as caught:
+            decorate(state)  # type: ignore[arg-type]
+        assert caught.value.field == "channel"
 
 
 @pytest.mark.parametrize("channel", [None, "", "*", 7, later])
@@ -131,7 +143,7 @@ class User:
 def test_an_answer_of_authorize_that_is_none_is_an_error(answer: Callable[[], Any], named: str) -> None:
     app, sse = make_app()
     sse.authorize(lambda channels: answer())
-    with pytest.raises(RuntimeError, match=rf"^authorize\(\) has to return the names .*, not .*{named}$"):
+    with pytest.raises(UsageError, match=rf"^authorize\(\) has to return the names .*, not .*{named}$"):
         get(app, TWO)
 
 
@@ -142,7 +154,7 @@ def test_an_answer_of_allow_stats_that_is_none_shows_nothing(answer: Any) -> Non
     if answer is True:
         assert get(app, "/events/stats").status_code == 200
         return
-    with pytest.raises(RuntimeError, match=r"^allow_stats\(\) has to return True or False, not "):
+    with pytest.raises(UsageError, match=r"^allow_stats\(\) has to return True or False, not "):
         get(app, "/events/stats")
     app.testing = False
     assert get(app, "/events/stats").status_code == 500
@@ -165,7 +177,7 @@ def test_an_answer_of_allow_stats_that_is_none_shows_nothing(answer: Any) -> Non
 def test_an_answer_of_identify_that_is_no_user_is_an_error(answer: Any, message: str) -> None:
     app, sse = make_app()
     sse.identify(lambda: answer() if answer is later else answer)
-    with pytest.raises(RuntimeError, match=rf"^identify\(\) returned .*{message}"):
+    with pytest.raises(UsageError, match=rf"^identify\(\) returned .*{message}"):
         get(app)
 
 
@@ -334,7 +346,7 @@ def test_a_second_app_whose_factory_registers_for_all_is_told_what_to_do() -> No
 
     create_app()
     with pytest.raises(
-        RuntimeError, match=r"is registered as authorize already: .* application factory, .* @sse\.for_app\(app\)"
+        UsageError, match=r"is registered as authorize already: .* application factory, .* @sse\.for_app\(app\)"
     ):
         create_app()
 
@@ -343,7 +355,7 @@ def test_a_second_app_whose_factory_registers_for_all_is_told_what_to_do() -> No
 def test_an_app_has_one_function_of_its_own(hook: str) -> None:
     app, sse = make_app()
     register(sse.for_app(app), hook, lambda *_: True)  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match=f"is registered as {hook} already: there can be only one for an app"):
+    with pytest.raises(UsageError, match=f"is registered as {hook} already: there can be only one for an app"):
         register(sse.for_app(app), hook, lambda *_: True)  # type: ignore[arg-type]
 
 
@@ -399,7 +411,7 @@ def test_an_app_without_authorize_beside_one_with_its_own_serves_nobody() -> Non
     mine, other = make_app(sse)[0], make_app(sse)[0]
     assert granted(other, "/events") == ["default"]
     sse.for_app(mine).authorize(lambda channels: channels)
-    with pytest.raises(RuntimeError, match=r"another app of this SSE has an authorize of its own, .*for_app"):
+    with pytest.raises(UsageError, match=r"another app of this SSE has an authorize of its own, .*for_app"):
         get(other)
     sse.authorize(lambda channels: channels)
     assert granted(other) == ["a", "b"]
@@ -413,5 +425,5 @@ def test_the_current_app_is_as_good_as_the_app() -> None:
 
 
 def test_an_app_that_does_not_know_the_sse_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match=r"the app 'other' does not know this SSE: call sse\.init_app\(app\)"):
+    with pytest.raises(UsageError, match=r"the app 'other' does not know this SSE: call sse\.init_app\(app\)"):
         SSE().for_app(Flask("other"))

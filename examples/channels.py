@@ -1,7 +1,7 @@
-"""Channels: each team has one of its own, and `@sse.authorize` says who may listen to which.
+"""Channels: each team has one of its own, and `@sse.authorize` says which of them a visitor may read.
 
-Log in as one member here and as another in a private window: what a member writes reaches the own team, and nobody
-else. Who is not logged in sees the notices in the channel `default`.
+Log in as one member here and as another in a private window: what a member writes reaches this member's team only.
+Visitors who are not logged in see the notices in the channel `default`.
 
 Run `python examples/channels.py`, and open http://127.0.0.1:5000.
 """
@@ -17,9 +17,9 @@ TEAM_OF = {"red keeper": "red", "red striker": "red", "blue keeper": "blue", "bl
 
 app = Flask(__name__)
 app.config.update(
-    # Drawn at each start, so that nobody reads it here and forges a session. An app in use keeps one outside its code.
+    # Random, so that it cannot be read here to forge a session. A real app keeps its key outside the code.
     SECRET_KEY=secrets.token_bytes(),
-    # A form on a foreign site is sent without this cookie. So that is enough, all that changes anything is a POST.
+    # A form on another site is sent without this cookie. That is enough, since only POST requests change anything.
     SESSION_COOKIE_SAMESITE="Lax",
 )
 sse = SSE(app)
@@ -78,8 +78,8 @@ PAGE = """<!doctype html>
 
 @sse.authorize
 def allowed(channels):
-    # Asked at every connect, in the view, so the session is there. The names are whatever the visitor asked for: pick
-    # those that are theirs. None left is a 403. An open stream is not asked again.
+    # Called at every connect, in the view, so the session is there. The names are what the visitor asked for: return
+    # those that this visitor may read. If none is left, the answer is 403. It is not called again for an open stream.
     return [name for name in channels if name in {"default", my_team()}]
 
 
@@ -99,7 +99,7 @@ def login():
     member = request.form.get("member")
     if member not in TEAM_OF:
         abort(400)
-    session["member"] = member  # here an app in use has checked a password
+    session["member"] = member  # a real app checks a password first
     sse.enqueue("notice", {"text": f"The {member} came in."})
     return redirect("/")
 
@@ -116,7 +116,7 @@ def write():
     if team is None:
         abort(403)
     text = request.form.get("text", "")[:500]
-    # Who writes, and to which channel, is what the session says, never the form.
+    # The author and the channel come from the session, never from the form.
     sse.enqueue("message", {"from": session["member"], "text": text}, channel=team)
     return "", 204
 

@@ -91,7 +91,7 @@ PAGE = """<!doctype html>
   listen(source, "order", show);
   // Only once the stream is open: a change between a load and that would be in neither.
   source.addEventListener("sse_open", load, {once: true});
-  // Something was missed, or this is another database after a restart: begin anew.
+  // Something was missed, or this is another database after a restart: start again.
   source.addEventListener("sse_gap", () => {
     rows = {};
     document.getElementById("rows").replaceChildren();
@@ -115,8 +115,9 @@ def advance(order_id):
     order = db.session.get(Order, order_id)
     order.state = STATES[(STATES.index(order.state) + 1) % len(STATES)]
     db.session.commit()
-    # After the commit, so that who hears of it and asks at once finds it. Where several threads change the same order,
-    # they have to hold one lock over both lines, or the older state may come second and replace the newer one.
+    # After the commit, so that a page that gets the event and asks at once finds the new state. If several threads
+    # change the same order, they have to hold one lock over both lines, or the older state may come second and replace
+    # the newer one.
     sse.enqueue("order", order.as_dict())
 
 

@@ -1,7 +1,7 @@
 """Log viewer: a `logging.Handler` that shows the log of the app in the browser.
 
 Records come in batches, twice a second. An ERROR is of a critical type: it comes at once, after what was logged before
-it. Everybody who can open the page sees the log, so an app in use decides that in `@sse.authorize`.
+it. Every visitor sees the log here. A real app decides in `@sse.authorize` which visitors may see it.
 
 Run `python examples/log_viewer.py`, and open http://127.0.0.1:5000.
 """
@@ -36,9 +36,9 @@ class EventHandler(logging.Handler):
         self.dropped = 0
 
     def emit(self, record):
-        # `logging` holds this handler's lock here. So whoever finds this set is the same thread, inside the enqueue()
-        # below: sse_batcher, or one of its signals' receivers, logs about the sending. To send that too might go on
-        # for ever. It is not lost: the other handlers have it.
+        # `logging` holds this handler's lock here. So if this is set, the same thread is inside the enqueue() below:
+        # sse_batcher, or a receiver of its signals, logs about the sending. Sending that, too, might go on for ever.
+        # The record is not lost: the other handlers have it.
         if self.sending:
             return
         self.sending = True
@@ -47,8 +47,8 @@ class EventHandler(logging.Handler):
         except ClosedError:
             pass  # the process is ending
         except BacklogFullError:
-            # Nobody takes events. handleError() would print a traceback for each record, most of all now: count them
-            # instead, and let the page say so.
+            # The backend takes no events. handleError() would print a traceback for each record: count the records
+            # instead, and let the page show the number.
             self.dropped += 1
         except Exception:
             self.handleError(record)  # a mistake in this one log call, as for any other handler

@@ -1,4 +1,4 @@
-"""Under Flask: whose stream it is and for how long, who may read it from elsewhere, and who may see the counters."""
+"""Under Flask: users and their limits, streams that end, other origins, health and counters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MakeSite = Callable[..., "Site"]
 
 
 class Site:
-    """An app whose users say who they are."""
+    """An app whose users are named in the header ``X-User``."""
 
     def __init__(self, **config: Any) -> None:
         self.app = Flask("site", static_folder=None)
@@ -62,7 +62,7 @@ def first(response: TestResponse) -> tuple[str, Any]:
 # -- users -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_user_is_who_the_app_says_and_has_limits_of_his_own(make_site: MakeSite) -> None:
+def test_each_user_has_a_limit_of_their_own(make_site: MakeSite) -> None:
     site = make_site(SSE_MAX_CLIENTS_PER_USER=1)
     site.identify()
     with site.request(X_User="ada") as opened:
@@ -73,7 +73,7 @@ def test_a_user_is_who_the_app_says_and_has_limits_of_his_own(make_site: MakeSit
             assert first(other)[0] == "sse_open"
 
 
-def test_a_user_is_kicked_and_comes_back_to_the_apps_decision(make_site: MakeSite) -> None:
+def test_a_kicked_user_comes_back_and_authorize_decides(make_site: MakeSite) -> None:
     site = make_site()
     site.identify()
     banned: set[Hashable] = set()
@@ -165,7 +165,7 @@ def test_a_view_of_the_apps_own_that_opens_the_stream_is_covered(make_site: Make
 
 
 @pytest.mark.parametrize("config", [{"SSE_MAX_CLIENTS_PER_USER": 1}, {}], ids=["limit", "revalidate"])
-def test_what_goes_by_users_needs_to_know_them(make_site: MakeSite, config: dict[str, Any]) -> None:
+def test_limits_and_revalidate_need_identify(make_site: MakeSite, config: dict[str, Any]) -> None:
     site = make_site(**config)
     if not config:
         site.sse.revalidate(lambda user: True)
@@ -177,7 +177,7 @@ def test_what_goes_by_users_needs_to_know_them(make_site: MakeSite, config: dict
         assert first(response)[0] == "sse_open"
 
 
-def test_a_user_who_may_not_stay_is_asked_about_in_an_app_context_and_loses_his_stream(make_site: MakeSite) -> None:
+def test_revalidate_runs_in_an_app_context_and_ends_streams(make_site: MakeSite) -> None:
     site = make_site(SSE_REVALIDATE_EVERY=0.01)
     site.identify()
     asked: SimpleQueue[tuple[Hashable, str, bool]] = SimpleQueue()
@@ -215,8 +215,8 @@ CORS = "Access-Control-Allow-"
 
 def cors_of(response: TestResponse) -> dict[str, str]:
     names = ("Origin", "Credentials", "Methods", "Headers")
-    told = {name: response.headers[CORS + name] for name in names if CORS + name in response.headers}
-    return told | ({"Vary": response.headers["Vary"]} if "Vary" in response.headers else {})
+    found = {name: response.headers[CORS + name] for name in names if CORS + name in response.headers}
+    return found | ({"Vary": response.headers["Vary"]} if "Vary" in response.headers else {})
 
 
 def test_no_other_origin_may_read_the_stream_unless_the_app_says_so(make_site: MakeSite) -> None:
@@ -237,10 +237,10 @@ def test_an_origin_on_the_list_may_read_the_stream_with_cookies_and_another_may_
         assert cors_of(response) == {"Vary": "Origin"}
 
 
-def test_an_origin_on_the_list_is_told_beforehand_and_of_refusals_too(make_site: MakeSite) -> None:
+def test_preflights_and_refusals_have_cors_headers_too(make_site: MakeSite) -> None:
     site = make_site(SSE_CORS_ORIGINS=HERE)
-    told = cors_of(site.request(method="OPTIONS", Origin=HERE, Access_Control_Request_Method="GET"))
-    assert told == {
+    preflight = cors_of(site.request(method="OPTIONS", Origin=HERE, Access_Control_Request_Method="GET"))
+    assert preflight == {
         "Origin": HERE,
         "Credentials": "true",
         "Methods": "GET",
@@ -251,7 +251,7 @@ def test_an_origin_on_the_list_is_told_beforehand_and_of_refusals_too(make_site:
     assert (refused.status_code, refused.headers[CORS + "Origin"]) == (403, HERE)
 
 
-def test_everybody_may_read_the_stream_without_cookies_where_the_app_says_so(make_site: MakeSite) -> None:
+def test_with_a_star_any_origin_may_read_the_stream_without_cookies(make_site: MakeSite) -> None:
     site = make_site(SSE_CORS_ORIGINS="*")
     with site.request(Origin=THERE) as response:
         assert cors_of(response) == {"Origin": "*"}
@@ -270,7 +270,7 @@ def test_origins_are_given_one_by_one_or_as_a_list(origins: Any) -> None:
 
 
 @pytest.mark.parametrize("origins", ["", "here.example", HERE + "/", HERE + "/path", ["*", HERE], [None], 7, b"*"])
-def test_what_is_no_origin_is_refused(origins: Any) -> None:
+def test_an_invalid_origin_is_refused(origins: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^cors_origins"):
         Cors(origins)
 
@@ -316,7 +316,7 @@ def test_health_looks_at_no_client(make_site: MakeSite, monkeypatch: pytest.Monk
     assert site.request("/events/health").status_code == 200
 
 
-def test_the_counters_are_for_whom_the_app_allows_them(make_site: MakeSite) -> None:
+def test_allow_stats_decides_who_sees_the_counters(make_site: MakeSite) -> None:
     site = make_site()
     assert site.request("/events/stats").status_code == 404
     site.sse.allow_stats(lambda: request.headers.get("X-User") == "root")

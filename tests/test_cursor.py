@@ -103,7 +103,7 @@ def test_a_view_that_asks_for_the_cursor_before_its_state_misses_nothing(site: S
 
 
 @pytest.mark.parametrize("name", ["last_event_id", "lastEventId"])
-def test_a_page_says_where_the_history_stood_when_its_request_began(site: Site, name: str) -> None:
+def test_the_cursor_of_a_page_is_noted_when_its_request_begins(site: Site, name: str) -> None:
     before = site.manager.cursor()
 
     @site.app.before_request
@@ -125,7 +125,7 @@ def test_a_page_says_where_the_history_stood_when_its_request_began(site: Site, 
     assert texts[:3] == ["in a before_request function", "in the view", "after the page"]
 
 
-def test_a_function_before_the_request_that_was_there_before_us_comes_after_the_cursor_is_noted() -> None:
+def test_the_cursor_is_noted_before_earlier_before_request_functions() -> None:
     app = Flask("early", static_folder=None)
 
     @app.before_request
@@ -152,7 +152,7 @@ def test_a_template_without_a_request_has_the_cursor_of_now(site: Site) -> None:
         assert render_template_string(PAGE) == site.manager.cursor()
 
 
-def test_several_apps_with_one_extension_have_each_their_own_cursor(make_site: Callable[..., Site]) -> None:
+def test_each_app_has_a_cursor_of_its_own(make_site: Callable[..., Site]) -> None:
     one, other = make_site(), make_site()
     one.send(1)
     assert (one.get().text, other.get().text) == (one.manager.cursor(), other.manager.cursor())
@@ -193,7 +193,7 @@ def test_an_empty_cursor_in_the_query_is_a_new_client(site: Site) -> None:
 
 
 class State:
-    """A state that is registered as a channel's, and counts how often it is asked for."""
+    """Registers a snapshot of a channel, and counts how often it is taken."""
 
     def __init__(self, site: Site, channel: str = "default") -> None:
         self.asked = 0
@@ -242,7 +242,7 @@ def test_what_happens_while_the_state_is_taken_comes_after_it(site: Site) -> Non
     assert happened[1].id == head
 
 
-def test_a_state_whose_place_is_gone_when_the_stream_opens_is_followed_by_a_gap(
+def test_a_state_older_than_the_history_is_followed_by_sse_gap(
     make_site: Callable[..., Site],
 ) -> None:
     site = make_site(SSE_HISTORY_FRAMES=1)
@@ -263,7 +263,7 @@ def test_a_client_that_misses_nothing_needs_no_state(site: Site) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["00000000-1", "nonsense"])
-def test_a_client_that_has_missed_something_is_told_and_gets_the_state(site: Site, cursor: str) -> None:
+def test_a_client_that_has_missed_something_gets_sse_gap_and_the_state(site: Site, cursor: str) -> None:
     state = State(site)
     site.send(1)
     with site.open(cursor=cursor) as response:
@@ -310,7 +310,7 @@ def test_a_client_that_is_cut_off_before_it_has_the_whole_state_gets_it_again(si
     [lambda: 1 / 0, object, lambda: float("nan")],
     ids=["raises", "no JSON", "NaN"],
 )
-def test_a_hook_that_fails_is_logged_and_the_client_comes_back_where_it_was(
+def test_a_snapshot_that_fails_is_logged_and_the_client_keeps_its_cursor(
     site: Site, caplog: pytest.LogCaptureFixture, value: Callable[[], Any]
 ) -> None:
     State(site).value = value
@@ -324,7 +324,9 @@ def test_a_hook_that_fails_is_logged_and_the_client_comes_back_where_it_was(
     assert record.exc_info
 
 
-def test_a_hook_that_fails_again_and_again_does_not_fill_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_snapshot_that_fails_again_and_again_does_not_fill_the_log(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
     State(site).value = lambda: 1 / 0
     for _ in range(9):
         with site.open():
@@ -337,7 +339,7 @@ def test_a_hook_that_fails_again_and_again_does_not_fill_the_log(site: Site, cap
 
 
 @pytest.mark.parametrize("answer", [None, "state", ("state",), ("state", 1, 2), ("", 1), ("sse_open", 1), (7, 1)])
-def test_a_hook_that_answers_with_something_else_is_logged_and_the_client_told_to_come_back(
+def test_an_invalid_snapshot_is_logged_and_the_client_gets_sse_busy(
     site: Site, caplog: pytest.LogCaptureFixture, answer: Any
 ) -> None:
     site.sse.snapshot("default")(lambda: answer)
@@ -346,7 +348,7 @@ def test_a_hook_that_answers_with_something_else_is_logged_and_the_client_told_t
     assert len(caplog.records) == 1
 
 
-def test_a_hook_that_aborts_refuses_the_client(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_snapshot_that_aborts_refuses_the_client(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     State(site).value = lambda: abort(403)
     assert site.open().status_code == 403
     assert not caplog.records
@@ -358,7 +360,7 @@ def test_a_head_request_takes_no_state(site: Site) -> None:
     assert state.asked == 0
 
 
-def test_a_second_hook_for_a_channel_and_one_for_no_channel_are_refused(site: Site) -> None:
+def test_a_second_snapshot_of_a_channel_is_refused(site: Site) -> None:
     State(site)
     with pytest.raises(UsageError, match="is registered as the snapshot of channel 'default' already"):
         State(site)

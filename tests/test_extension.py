@@ -1,4 +1,4 @@
-"""The Flask extension: configuration, several apps, who may see what, and what the browser gets."""
+"""The Flask extension: configuration, several apps, access to channels, and what the browser gets."""
 
 from __future__ import annotations
 
@@ -336,7 +336,7 @@ def test_the_batching_key_takes_what_the_argument_takes(
         (BatchOptions(), "SSE_MAX_FRAME_BYTES"),
     ],
 )
-def test_what_is_said_twice_is_an_error_that_names_both_keys(batching: Any, key: str) -> None:
+def test_batching_that_is_configured_twice_is_an_error_that_names_both_keys(batching: Any, key: str) -> None:
     app = Flask(__name__)
     app.config.update({"SSE_BATCHING": batching, key: GOOD[key]})
     with pytest.raises(ConfigurationError, match=f"^SSE_BATCHING and {key} both say how to batch"):
@@ -353,8 +353,8 @@ def test_the_other_keys_are_checked_also_with_batching_off() -> None:
 # -- configuration that comes too late ---------------------------------------------------------------------------------
 
 
-def told_late(app: Flask, caplog: pytest.LogCaptureFixture, path: str = "/") -> list[tuple[str, str]]:
-    """What is logged of the config in the next request: the level, and the beginning of the text."""
+def late_keys_logged(app: Flask, caplog: pytest.LogCaptureFixture, path: str = "/") -> list[tuple[str, str]]:
+    """What the next request logs about the config: the level, and the beginning of the text."""
     caplog.clear()
     with get(app, path):
         pass
@@ -366,7 +366,7 @@ def told_late(app: Flask, caplog: pytest.LogCaptureFixture, path: str = "/") -> 
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "logged"),
     [
         (lambda config: config.update(SSE_BACKEND="redis://x"), ("ERROR", "the config key SSE_BACKEND was set")),
         (lambda config: config.update(SSE_MIXED=True), ("ERROR", "the config key SSE_MIXED was set")),
@@ -387,45 +387,49 @@ def told_late(app: Flask, caplog: pytest.LogCaptureFixture, path: str = "/") -> 
         ),
     ],
 )
-def test_a_key_that_comes_too_late_is_told_at_the_first_request(
-    make_app: MakeApp, caplog: pytest.LogCaptureFixture, change: Callable[[Any], Any], told: tuple[str, str]
+def test_a_key_that_is_set_too_late_is_logged_at_the_first_request(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, change: Callable[[Any], Any], logged: tuple[str, str]
 ) -> None:
     app, _ = make_app(SSE_HEARTBEAT=3, SSE_CORS_ORIGINS=["https://a"], SSE_PER_TYPE={"log": {"leading": False}})
     change(app.config)
-    assert told_late(app, caplog) == [told]  # of any page: if SSE_URL_PREFIX is late, nobody finds the stream
-    assert told_late(app, caplog, "/events") == []
+    assert late_keys_logged(app, caplog) == [
+        logged
+    ]  # for any page: with a late SSE_URL_PREFIX, the stream's URL is a 404
+    assert late_keys_logged(app, caplog, "/events") == []
 
 
-def test_what_to_do_about_a_late_key_is_said(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_line_of_a_late_key_says_what_to_do(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
     app, _ = make_app()
     app.config.update(SSE_BACKEND="redis://x", SSE_BATCH_WINDOWS=1)
-    assert len(told_late(app, caplog)) == 2
+    assert len(late_keys_logged(app, caplog)) == 2
     assert "and that has no effect: set it before" in caplog.messages[0]
     assert "and that has no effect: set SSE_BATCH_WINDOW before" in caplog.messages[1]
 
 
-def test_keys_that_stay_as_they_were_are_not_told(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+def test_keys_that_have_not_changed_are_not_logged(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
     app, _ = make_app(SSE_OTHER=object(), SSE_PER_TYPE={"log": {"leading": True}}, SSE_CRITICAL_TYPES={"alarm"})
     app.config["SSE_CRITICAL_TYPES"] = {"alarm"}
     app.config["SECRET_KEY"] = "x"
-    assert told_late(app, caplog) == []
+    assert late_keys_logged(app, caplog) == []
 
 
-def test_a_key_that_nobody_has_read_suppresses_no_warning(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_late_backend_key_suppresses_no_warning(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
     app, _ = make_app()
     app.config["SSE_BACKEND"] = "memory://"
     with get(app, environ_overrides={"wsgi.multiprocess": True}):
         assert any("this server runs several processes" in message for message in caplog.messages)
 
 
-def test_a_key_that_has_gone_since_it_was_read_causes_none(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_backend_key_that_is_removed_later_still_suppresses_the_warning(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
     app, _ = make_app(SSE_BACKEND="memory://")
     del app.config["SSE_BACKEND"]
     with get(app, environ_overrides={"wsgi.multiprocess": True}):
         assert not any("this server runs several processes" in message for message in caplog.messages)
 
 
-def test_a_late_limit_for_each_user_is_as_if_it_were_not_there(make_app: MakeApp) -> None:
+def test_a_late_limit_for_each_user_has_no_effect(make_app: MakeApp) -> None:
     app, _ = make_app()
     app.config["SSE_MAX_CLIENTS_PER_USER"] = 1
     assert status(app) == 200
@@ -434,31 +438,31 @@ def test_a_late_limit_for_each_user_is_as_if_it_were_not_there(make_app: MakeApp
 def test_after_the_first_request_no_request_reads_our_keys(make_app: MakeApp) -> None:
     app, sse = make_app(SSE_HEARTBEAT=3)
     sse.allow_stats(lambda: True)
-    asked: list[object] = []
+    read_keys: list[object] = []
 
     class Watched(Config):
         def __getitem__(self, key: str) -> Any:
-            asked.append(key)
+            read_keys.append(key)
             return super().__getitem__(key)
 
         def get(self, key: str, default: Any = None) -> Any:
-            asked.append(key)
+            read_keys.append(key)
             return super().get(key, default)
 
         def __contains__(self, key: object) -> bool:
-            asked.append(key)
+            read_keys.append(key)
             return super().__contains__(key)
 
         def items(self) -> Any:
-            asked.append("SSE_ all of them")
+            read_keys.append("SSE_ all of them")
             return super().items()
 
     assert status(app) == 200
     app.config = Watched(app.root_path, app.config)
     for path in ("/", "/events", "/events?channel=x", "/events/stats", "/events/health"):
         status(app, path)
-    assert asked
-    assert [key for key in asked if str(key).startswith("SSE_")] == []
+    assert read_keys
+    assert [key for key in read_keys if str(key).startswith("SSE_")] == []
 
 
 # -- several apps ------------------------------------------------------------------------------------------------------
@@ -487,7 +491,7 @@ def test_inside_a_context_it_is_that_apps_manager(make_app: MakeApp) -> None:
         assert sse.manager.get_stats().enqueued == 0
 
 
-def test_with_two_apps_a_thread_without_a_context_is_told_what_to_do(make_app: MakeApp) -> None:
+def test_with_two_apps_a_thread_without_a_context_gets_an_error(make_app: MakeApp) -> None:
     _first, sse = make_app()
     _second, _ = make_app(sse)
     for use in (lambda: sse.enqueue("log", 1), lambda: sse.broadcast("log", 1), lambda: sse.manager):
@@ -514,12 +518,12 @@ def test_once_the_other_app_is_gone_a_thread_needs_no_context(make_app: MakeApp)
     assert in_thread(lambda: sse.manager) is expected
 
 
-def test_without_any_app_it_says_so() -> None:
+def test_without_any_app_a_call_is_an_error() -> None:
     with pytest.raises(UsageError, match="no app has this SSE"):
         SSE().enqueue("log", 1)
 
 
-def test_an_app_that_does_not_know_it_says_so(make_app: MakeApp) -> None:
+def test_in_the_context_of_a_foreign_app_a_call_is_an_error(make_app: MakeApp) -> None:
     _app, sse = make_app()
     with Flask("other").app_context(), pytest.raises(UsageError, match=r"call sse\.init_app\(app\)"):
         sse.enqueue("log", 1)
@@ -561,10 +565,10 @@ def test_a_manager_that_was_passed_on_outlives_its_app() -> None:
         manager.enqueue("log", {"a": 1})
 
 
-# -- who may see what --------------------------------------------------------------------------------------------------
+# -- access to channels ------------------------------------------------------------------------------------------------
 
 
-def test_without_authorize_everybody_has_the_default_channel_and_no_other(make_app: MakeApp) -> None:
+def test_without_authorize_only_the_default_channel_is_served(make_app: MakeApp) -> None:
     app, sse = make_app()
     assert status(app) == 200
     assert status(app, "/events?channel=default") == 200
@@ -573,7 +577,7 @@ def test_without_authorize_everybody_has_the_default_channel_and_no_other(make_a
     assert sse.manager.get_stats().clients == 0
 
 
-def test_authorize_is_asked_in_the_view_for_all_names_in_order_once(make_app: MakeApp) -> None:
+def test_authorize_is_called_once_in_the_view_with_all_names_in_order(make_app: MakeApp) -> None:
     app, sse = make_app()
     asked = []
 
@@ -586,7 +590,7 @@ def test_authorize_is_asked_in_the_view_for_all_names_in_order_once(make_app: Ma
     assert asked == [(("b", "a"), "sse_batcher.stream", "me", "app")]
 
 
-def test_authorize_is_asked_for_the_default_channel_too(make_app: MakeApp) -> None:
+def test_authorize_is_called_for_the_default_channel_too(make_app: MakeApp) -> None:
     app, sse = make_app()
     asked = []
     sse.authorize(asked.append)
@@ -594,7 +598,7 @@ def test_authorize_is_asked_for_the_default_channel_too(make_app: MakeApp) -> No
     assert asked == [("default",)]
 
 
-def test_authorize_is_asked_at_every_connect(make_app: MakeApp) -> None:
+def test_authorize_is_called_at_every_connect(make_app: MakeApp) -> None:
     app, sse = make_app()
     answers = iter([["a"], [], ["a"]])
     sse.authorize(lambda channels: next(answers))
@@ -635,7 +639,7 @@ def test_none_or_nothing_from_authorize_is_403(make_app: MakeApp, answer: Any) -
 
 
 @pytest.mark.parametrize("answer", [["default", "foreign"], ["d"], ["*"]])
-def test_a_name_that_was_not_asked_for_is_the_apps_mistake(
+def test_an_authorize_that_adds_a_channel_is_an_error(
     make_app: MakeApp, caplog: pytest.LogCaptureFixture, answer: Any
 ) -> None:
     app, sse = make_app()
@@ -657,7 +661,7 @@ def test_authorize_may_abort(make_app: MakeApp) -> None:
 
 
 @pytest.mark.parametrize("query", ["channel=*", "channel=", "channel=a%0Ab", "channel=a%00", "channel=" + "x" * 129])
-def test_a_channel_that_cannot_be_is_400_and_nobody_is_asked(make_app: MakeApp, query: str) -> None:
+def test_an_invalid_channel_is_400_and_authorize_is_not_called(make_app: MakeApp, query: str) -> None:
     app, sse = make_app()
     asked = []
     sse.authorize(asked.append)
@@ -829,7 +833,7 @@ def test_a_subdomain_can_have_a_route_of_its_own() -> None:
         assert sse.manager.shutdown()
 
 
-def test_an_app_below_another_one_finds_its_stream(make_app: MakeApp) -> None:
+def test_an_app_mounted_below_another_one_finds_its_stream(make_app: MakeApp) -> None:
     app, _sse = make_app()
     app.add_url_rule("/where", "where", lambda: url_for("sse_batcher.stream"))
     client = WSGIClient(DispatcherMiddleware(Flask("outer"), {"/sub": app}))
@@ -851,7 +855,7 @@ def test_a_browser_gets_a_batch(make_app: MakeApp) -> None:
 
 
 @pytest.mark.parametrize("where", ["header", "query"])
-def test_a_browser_that_returns_says_where_it_was(make_app: MakeApp, where: str) -> None:
+def test_a_browser_that_returns_goes_on_from_its_last_event_id(make_app: MakeApp, where: str) -> None:
     app, _sse = make_app()
     with get(app) as response:
         (first,) = read(response, 1)
@@ -906,7 +910,7 @@ def test_the_request_is_over_before_its_stream_begins(make_app: MakeApp) -> None
     body.close()
 
 
-def test_a_shutdown_ends_a_stream_with_a_farewell(make_app: MakeApp) -> None:
+def test_a_shutdown_ends_a_stream_with_sse_bye(make_app: MakeApp) -> None:
     app, sse = make_app(SSE_BATCH_WINDOW=10)
     with get(app) as response:
         sse.enqueue("log", 1)
@@ -981,7 +985,7 @@ def test_a_provider_of_another_kind_is_called_and_its_text_made_one_line_of_asci
     )
 
 
-def test_what_the_provider_of_another_kind_lets_through_is_still_checked(make_app: MakeApp) -> None:
+def test_text_of_another_kind_of_provider_is_still_checked(make_app: MakeApp) -> None:
     app, sse = make_app()
     app.json = OtherProvider(app)
     with pytest.raises(InvalidEventError, match="Out of range float"):

@@ -88,12 +88,12 @@ def test_an_async_function_is_refused_when_it_is_registered(hook: str, function:
 
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("function", [None, True, "default", ["default"]], ids=repr)
-def test_what_is_no_function_is_refused_when_it_is_registered(hook: str, function: Any) -> None:
+def test_anything_but_a_function_is_refused_when_it_is_registered(hook: str, function: Any) -> None:
     with pytest.raises(InvalidFunctionError, match="must be a function"):
         register(SSE(), hook, function)
 
 
-def test_whatever_answers_at_once_can_be_registered() -> None:
+def test_any_callable_that_is_not_async_can_be_registered() -> None:
     class Now:
         def __call__(self) -> bool:
             return True
@@ -115,7 +115,7 @@ def test_a_snapshot_without_brackets_says_what_to_write() -> None:
 
 
 @pytest.mark.parametrize("channel", [None, "", "*", 7, later])
-def test_a_snapshot_of_what_is_no_channel_is_refused(channel: Any) -> None:
+def test_a_snapshot_of_an_invalid_channel_is_refused(channel: Any) -> None:
     with pytest.raises(InvalidEventError, match="channel"):
         SSE().snapshot(channel)
 
@@ -140,7 +140,7 @@ class User:
         (later, "a coroutine"),
     ],
 )
-def test_an_answer_of_authorize_that_is_none_is_an_error(answer: Callable[[], Any], named: str) -> None:
+def test_an_invalid_answer_of_authorize_is_an_error(answer: Callable[[], Any], named: str) -> None:
     app, sse = make_app()
     sse.authorize(lambda channels: answer())
     with pytest.raises(UsageError, match=rf"^authorize\(\) has to return the names .*, not .*{named}$"):
@@ -148,7 +148,7 @@ def test_an_answer_of_authorize_that_is_none_is_an_error(answer: Callable[[], An
 
 
 @pytest.mark.parametrize("answer", [True, None, 1, "yes", [], later, Response("no", 403)], ids=repr)
-def test_an_answer_of_allow_stats_that_is_none_shows_nothing(answer: Any) -> None:
+def test_an_invalid_answer_of_allow_stats_is_an_error(answer: Any) -> None:
     app, sse = make_app()
     sse.allow_stats(lambda: answer() if answer is later else answer)
     if answer is True:
@@ -174,7 +174,7 @@ def test_an_answer_of_allow_stats_that_is_none_shows_nothing(answer: Any) -> Non
         (later, "a coroutine"),
     ],
 )
-def test_an_answer_of_identify_that_is_no_user_is_an_error(answer: Any, message: str) -> None:
+def test_an_invalid_answer_of_identify_is_an_error(answer: Any, message: str) -> None:
     app, sse = make_app()
     sse.identify(lambda: answer() if answer is later else answer)
     with pytest.raises(UsageError, match=rf"^identify\(\) returned .*{message}"):
@@ -182,7 +182,7 @@ def test_an_answer_of_identify_that_is_no_user_is_an_error(answer: Any, message:
 
 
 @pytest.mark.parametrize("user", [None, "ada", 7, 0, -1, "x" * 256, 10**255])
-def test_a_user_is_a_str_or_an_int_or_nobody(user: Any) -> None:
+def test_identify_returns_a_str_or_an_int_or_none(user: Any) -> None:
     app, sse = make_app()
     sse.identify(lambda: user)
     with get(app) as response:
@@ -205,7 +205,9 @@ def test_a_user_of_a_subclass_becomes_a_plain_one() -> None:
     [None, "ab", {"a": 1, "b": 2}, {"a", "b"}, ("state",), ("state", 1, 2), 7, later],
     ids=repr,
 )
-def test_a_state_that_is_none_is_an_error_in_the_log(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_invalid_snapshot_is_logged_and_answered_with_sse_busy(
+    answer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     app, sse = make_app()
     sse.snapshot("default")(lambda: answer() if answer is later else answer)
     assert first(app)[0] == "sse_busy"
@@ -214,7 +216,7 @@ def test_a_state_that_is_none_is_an_error_in_the_log(answer: Any, caplog: pytest
 
 
 @pytest.mark.parametrize("states", [("state", 1), ["ab"], [None], [{"a": 1, "b": 2}], [("state", 1, 2)]], ids=repr)
-def test_states_for_plain_wsgi_that_are_none_are_refused(states: Any) -> None:
+def test_invalid_snapshots_for_plain_wsgi_are_refused(states: Any) -> None:
     _, sse = make_app()
     with pytest.raises(InvalidEventError, match=r"a state is a tuple \(event_type, data\)"):
         sse.manager.snapshot(lambda: states)
@@ -223,7 +225,7 @@ def test_states_for_plain_wsgi_that_are_none_are_refused(states: Any) -> None:
 # -- which channels ----------------------------------------------------------------------------------------------------
 
 
-def test_a_forgotten_authorize_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_forgotten_authorize_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     app, _ = make_app()
     assert [get(app, path).status_code for path in ("/events?channel=team-7", "/events?channel=other")] == [403, 403]
     (record,) = caplog.records
@@ -232,13 +234,13 @@ def test_a_forgotten_authorize_is_told_once(caplog: pytest.LogCaptureFixture) ->
     assert "team-7" in record.getMessage()
 
 
-def test_a_channel_that_turns_text_around_is_escaped_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_channel_with_a_bidi_control_is_escaped_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     app, _ = make_app()
     assert get(app, "/events?channel=%E2%80%AEdnim").status_code == 403
     assert "'\\u202ednim'" in caplog.text
 
 
-def test_an_authorize_that_returns_nothing_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_authorize_that_returns_none_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     app, sse = make_app()
     sse.authorize(lambda channels: None)
     assert [get(app).status_code for _ in range(2)] == [403, 403]
@@ -268,7 +270,7 @@ def test_the_first_block_names_the_channels_that_were_granted(caplog: pytest.Log
     )
 
 
-def test_a_kick_of_nobody_ends_nothing() -> None:
+def test_a_kick_without_a_user_is_an_error() -> None:
     app, sse = make_app()
     with get(app) as response:
         next(iter(response.response))
@@ -334,7 +336,7 @@ def test_functions_that_know_their_app_do_not_keep_it() -> None:
     assert reference() is None
 
 
-def test_a_second_app_whose_factory_registers_for_all_is_told_what_to_do() -> None:
+def test_a_factory_that_registers_for_all_apps_twice_gets_an_error() -> None:
     sse = SSE()
 
     def create_app() -> None:
@@ -387,7 +389,7 @@ def test_the_function_of_an_app_counts_before_that_of_the_sse(own_first: bool) -
             assert sse.kick(user="own") == 1
 
 
-def test_each_app_is_asked_whether_its_users_may_stay() -> None:
+def test_each_app_has_its_own_revalidate() -> None:
     def own(user: str) -> bool:
         return True
 
@@ -406,7 +408,7 @@ def test_each_app_is_asked_whether_its_users_may_stay() -> None:
     assert asked == [own, shared, shared]
 
 
-def test_an_app_without_authorize_beside_one_with_its_own_serves_nobody() -> None:
+def test_without_authorize_beside_an_app_with_its_own_no_stream_is_served() -> None:
     sse = SSE()
     mine, other = make_app(sse)[0], make_app(sse)[0]
     assert granted(other, "/events") == ["default"]
@@ -417,7 +419,7 @@ def test_an_app_without_authorize_beside_one_with_its_own_serves_nobody() -> Non
     assert granted(other) == ["a", "b"]
 
 
-def test_the_current_app_is_as_good_as_the_app() -> None:
+def test_for_app_accepts_current_app() -> None:
     app, sse = make_app()
     with app.app_context():
         sse.for_app(current_app).authorize(lambda channels: ["a"])

@@ -117,14 +117,14 @@ def test_fifty_open_streams_leave_no_connection_checked_out(site: Site, open_str
     assert site.app.test_client().get("/visit").text == "True"
 
 
-def test_an_open_stream_has_no_context_in_which_a_connection_could_be_held(site: Site, open_stream: Open) -> None:
-    # From Flask 3.1.2 on, stream_with_context() makes a context anew: it would not show in the pool, but here.
+def test_an_open_stream_holds_no_app_context(site: Site, open_stream: Open) -> None:
+    # From Flask 3.1.2 on, stream_with_context() makes a context of its own. The pool would not show it; this test does.
     open_stream("/events")
     assert site.contexts == 0
 
 
 class _User:
-    """Who is logged in, as Flask-Login has it."""
+    """The user that is logged in, as Flask-Login has it."""
 
     def get_id(self) -> str:
         return "7"
@@ -157,7 +157,7 @@ def test_the_revalidate_of_the_readme_ends_the_stream_of_a_deleted_user() -> Non
         db.engine.dispose()
 
 
-def test_a_stream_that_keeps_a_context_and_a_connection_is_noticed(site: Site, open_stream: Open) -> None:
+def test_these_tests_notice_a_stream_that_holds_a_connection(site: Site, open_stream: Open) -> None:
     """What the tests above would see, if ours were such a stream."""
     open_stream("/holding")
     assert (site.checked_out(), site.contexts) == (1, 1)

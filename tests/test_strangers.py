@@ -1,4 +1,4 @@
-"""What anybody may send: odd requests, long answers, old cursors. None of it may hold a thread that others need.
+"""What any client may send: odd requests, long answers, old cursors. None of it may hold a thread that others need.
 
 Under real servers that have four threads, or one.
 """
@@ -93,7 +93,7 @@ def half_close(connection: socket.socket) -> None:
 
 
 @each_server
-def test_clients_that_ask_and_are_gone_leave_nothing(name: str, tmp_path: Path) -> None:
+def test_clients_that_leave_at_once_leave_nothing_behind(name: str, tmp_path: Path) -> None:
     with serving_app(COMMANDS[name], tmp_path, transport="auto") as server, ExitStack() as stack:
         for leave in (socket.socket.close, reset, half_close):
             for _ in range(10):

@@ -78,8 +78,8 @@ class Access:
         if allow is None:
             self._once.log(
                 logging.WARNING,
-                "the page with the counters was asked for and is a 404, because no function says who may see it: "
-                "register one with @sse.allow_stats",
+                "a request for the counters was answered with 404, because no function says which requests may see "
+                "them: register one with @sse.allow_stats",
             )
             return None
         answer: object = allow()

@@ -19,21 +19,26 @@ PUBLISH_SECONDS = 10.0
 
 
 def create_commands(manager: SSEManager, compare_config: Callable[[], None]) -> AppGroup:
-    """``flask sse publish TYPE JSON``, for one app. `compare_config` logs what of its config came too late."""
+    """Make ``flask sse publish TYPE JSON`` for one app. `compare_config` logs config keys that were set too late."""
     group = AppGroup("sse", help="Server-Sent Events.")
 
     @group.command("publish")
     @click.argument("event_type", metavar="TYPE")
     @click.argument("data", metavar="JSON")
-    @click.option("--channel", default=DEFAULT_CHANNEL, show_default=True, help="Whose clients get it; * for all.")
+    @click.option(
+        "--channel",
+        default=DEFAULT_CHANNEL,
+        show_default=True,
+        help="The channel whose clients get it; * for all clients.",
+    )
     @with_appcontext
     def publish(event_type: str, data: str, channel: str) -> None:
         """Send an event to the clients of all processes."""
         compare_config()
         if not manager.reaches_others:
             raise click.ClickException(
-                "the backend is memory://, which reaches the clients of this process only, and it has none: set "
-                'SSE_BACKEND to "redis://..."'
+                "the backend memory:// reaches only the clients of this process, which has none: set SSE_BACKEND to "
+                '"redis://..."'
             )
         try:
             value = json.loads(data)
@@ -46,6 +51,6 @@ def create_commands(manager: SSEManager, compare_config: Callable[[], None]) -> 
         except InvalidEventError as error:
             raise click.ClickException(str(error)) from error
         if not manager.shutdown(PUBLISH_SECONDS):
-            raise click.ClickException("the backend did not take it in time")
+            raise click.ClickException("the backend did not take the event in time")
 
     return group

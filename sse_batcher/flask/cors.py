@@ -1,4 +1,4 @@
-"""CORS: which foreign origins may read the stream. None, unless the app says so.
+"""CORS: which other origins may read the stream. None, unless the app names some.
 
 Pure. Follows https://fetch.spec.whatwg.org/#http-cors-protocol
 """
@@ -20,7 +20,7 @@ _PREFLIGHT = (
 
 
 class Cors:
-    """An allow-list of origins, such as ``https://example.com``; or ``*``: everybody, without credentials."""
+    """An allow-list of origins, such as ``https://example.com``; or ``*``: any origin, without credentials."""
 
     def __init__(self, origins: str | Iterable[str] = ()) -> None:
         if not isinstance(origins, (str, list, tuple, set, frozenset)):
@@ -31,12 +31,12 @@ class Cors:
                 raise _refused(origin)
         if ANY in self._origins and len(self._origins) > 1:
             raise ConfigurationError(
-                "cors_origins is either '*', for everybody and without cookies, or a list of origins, with them",
+                "cors_origins is either '*', for any origin and without cookies, or a list of origins, with cookies",
                 option="cors_origins",
             )
 
     def headers(self, origin: str | None, *, preflight: bool = False) -> list[tuple[str, str]]:
-        """What the answer to a request with this ``Origin`` says. `preflight`: it is the question before a request."""
+        """Return the headers of the response to a request with this ``Origin``. `preflight`: that is OPTIONS."""
         if not self._origins:
             return []
         more = list(_PREFLIGHT) if preflight else []

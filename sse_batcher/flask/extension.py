@@ -125,7 +125,7 @@ class SSE(Hooks):
         self.manager.broadcast(event_type, data)
 
     def cursor(self) -> str:
-        """Where the history of the current app's manager stands. See `SSEManager.cursor`."""
+        """Return where the history of the current app's manager stands. See `SSEManager.cursor`."""
         return self.manager.cursor()
 
     def kick(self, *, user: str | int | NotGiven = NOT_GIVEN, channel: str | NotGiven = NOT_GIVEN) -> int:
@@ -199,7 +199,7 @@ class _AppPart:
         self.pass_on()
 
     def pass_on(self) -> None:
-        """Tell the manager and the other apps what was registered."""
+        """Give the manager the `revalidate` of this app, and note whether the app has an `authorize` of its own."""
         self.manager.revalidate = self.access.revalidate()
         if self._own.authorize.function is not None:
             self._shared.is_divided = True

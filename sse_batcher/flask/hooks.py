@@ -79,7 +79,7 @@ class Functions:
 
 
 class Hooks:
-    """Decorators for the functions that decide who may have which stream, and what it begins with.
+    """Decorators for the functions that decide which streams a request may have, and what a stream begins with.
 
     Each decorator returns the function as it is. It raises `InvalidFunctionError` for what cannot be called or is
     async, and `UsageError` for a second function: which of two decides must not depend on the order of imports. The

@@ -972,7 +972,7 @@ def say(value: Any) -> None:
 def test_a_forked_child_keeps_no_connection_of_its_parent_open_whose_streams_go_on() -> None:
     exchanges = [Exchange() for _ in range(3)]
     fds = [exchange.fd for exchange in exchanges]
-    program = f"from .test_detached import forking; forking(*{fds})"
+    program = f"from tests.test_detached import forking; forking(*{fds})"
     with subprocess.Popen(
         [sys.executable, "-c", program],
         stdin=subprocess.PIPE,

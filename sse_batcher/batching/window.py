@@ -159,7 +159,7 @@ class Windows:
         return window
 
     def _close(self, window: _Window, reason: BatchReason, now: float) -> _Window | None:
-        """Close a window. With `leading`, open the next one and return it, so that each window has one frame at most."""
+        """Close a window. With `leading`, open the next one and return it: each window has one frame at most."""
         types = self._open[window.channel]
         del types[window.rules.type]
         if not types:

@@ -18,8 +18,7 @@ from sse_batcher.flask.cors import Cors
 from sse_batcher.options import TRANSPORTS
 
 from .kit.sse_parser import parse
-
-PATIENCE = 10.0
+from .kit.waiting import TIMEOUT
 
 MakeSite = Callable[..., "Site"]
 
@@ -113,7 +112,7 @@ def test_a_kick_while_a_stream_opens_ends_it(make_site: MakeSite, moment: str, t
         if name == moment and not kicked:
             kicked.append(site.sse.kick(user="ada"))
             site.sse.enqueue("log", "secret")
-            assert site.manager.flush_all(PATIENCE)
+            assert site.manager.flush_all(TIMEOUT)
 
     @site.sse.authorize
     def allowed(channels: tuple[str, ...]) -> tuple[str, ...]:
@@ -191,7 +190,7 @@ def test_revalidate_runs_in_an_app_context_and_ends_streams(make_site: MakeSite)
         events = parse(b"".join(response.response), strict=True)  # type: ignore[arg-type]
     assert [event.type for event in events] == ["sse_open", "sse_bye"]
     assert events[-1].json == {"reason": "revoked"}
-    assert asked.get(timeout=PATIENCE) == ("ada", "site", False)
+    assert asked.get(timeout=TIMEOUT) == ("ada", "site", False)
 
 
 @pytest.mark.parametrize("name", ["authorize", "identify", "revalidate", "allow_stats"])
@@ -302,8 +301,8 @@ def test_health_takes_no_lock(make_site: MakeSite) -> None:
     engine = process.batcher._engine.get()
     with process.hub._lock, engine._counters, engine._turn:
         asking.start()
-        assert answers.get(timeout=PATIENCE) == (None, 0.0)
-    asking.join(PATIENCE)
+        assert answers.get(timeout=TIMEOUT) == (None, 0.0)
+    asking.join(TIMEOUT)
 
 
 def test_health_looks_at_no_client(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,7 @@ from sse_batcher.event import Batch, Event
 from sse_batcher.wire import Frame
 
 from .kit.redisserver import redis_server
-
-PATIENCE = 10.0
+from .kit.waiting import TIMEOUT
 
 
 class Received:
@@ -42,7 +41,7 @@ class Received:
 
     def wait_for(self, frames: int = 0, kicks: int = 0) -> None:
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self.frames) >= frames and len(self.kicked) >= kicks, PATIENCE)
+            assert self.changed.wait_for(lambda: len(self.frames) >= frames and len(self.kicked) >= kicks, TIMEOUT)
 
 
 @pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.external)])
@@ -65,7 +64,7 @@ def backend(url: str, received: Received) -> Iterator[Backend]:
     backend.connect(received)
     backend.open(None)
     yield backend
-    assert backend.close(PATIENCE)
+    assert backend.close(TIMEOUT)
 
 
 def batch(*data: str, channel: str = "a", event_type: str = "t") -> Batch:
@@ -79,7 +78,7 @@ def test_what_is_published_is_delivered_as_it_was_and_in_this_order(backend: Bac
     batches = [batch("1", '"\\u2028"'), batch("null", channel="ü b"), mixed, *(batch(str(n)) for n in range(50))]
     for each in batches:
         backend.publish(each)
-    assert backend.wait_until_delivered(PATIENCE)
+    assert backend.wait_until_delivered(TIMEOUT)
     received.wait_for(frames=len(batches))
     assert [frame.batch for frame in received.frames] == batches
 

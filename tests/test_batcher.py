@@ -21,11 +21,10 @@ from sse_batcher.batching.engine import _Flush
 from sse_batcher.batching.window import NOW
 
 from .kit.batching import SteppedBatcher
+from .kit.waiting import TIMEOUT
 
 LONG = BatchOptions(batch_window=10)
 AT_ONCE = BatchOptions(max_batch_size=1)
-PATIENCE = 10.0
-"""Seconds after which a test that waits for a thread gives up."""
 
 
 class Sink:
@@ -41,7 +40,7 @@ class Sink:
 
     def __call__(self, batch: Batch) -> None:
         self.entered.set()
-        assert self.free.wait(PATIENCE)
+        assert self.free.wait(TIMEOUT)
         if self.error is not None:
             error, self.error = self.error, None
             raise error
@@ -89,7 +88,7 @@ def in_thread(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
     threading.Thread(target=run, daemon=True).start()
 
     def result() -> Any:
-        fine, value = results.get(timeout=PATIENCE)
+        fine, value = results.get(timeout=TIMEOUT)
         if not fine:
             raise value
         return value
@@ -104,7 +103,7 @@ def test_a_lone_event_is_delivered_when_its_window_ends() -> None:
     sink = Sink()
     with EventBatcher(sink, BatchOptions(batch_window=0.02)) as batcher:
         batcher.enqueue("log", 1)
-        assert sink.arrived.acquire(timeout=PATIENCE)
+        assert sink.arrived.acquire(timeout=TIMEOUT)
     assert sink.batches[0].reason == "time_window"
 
 
@@ -112,7 +111,7 @@ def test_an_event_between_the_last_look_and_the_sleep_is_delivered(sink: Sink, o
     batcher = open_batcher(AT_ONCE)
     worker = batcher._engine.get()._worker
     batcher.enqueue("log", "start the thread")
-    assert sink.arrived.acquire(timeout=PATIENCE)
+    assert sink.arrived.acquire(timeout=TIMEOUT)
 
     class Seam(SimpleQueue):  # type: ignore[type-arg]
         """Enqueues in the moment when the thread goes to sleep."""
@@ -127,7 +126,7 @@ def test_an_event_between_the_last_look_and_the_sleep_is_delivered(sink: Sink, o
 
     old, worker._wakeups = worker._wakeups, Seam()
     old.put(worker._owner())
-    assert sink.arrived.acquire(timeout=PATIENCE)
+    assert sink.arrived.acquire(timeout=TIMEOUT)
     assert sink.data() == ["start the thread", "in the seam"]
 
 
@@ -181,7 +180,7 @@ def test_a_deadline_of_exactly_now_takes_one_turn() -> None:
 def test_an_idle_batcher_sleeps_until_it_is_woken(sink: Sink, open_batcher: OpenBatcher) -> None:
     batcher = open_batcher(AT_ONCE)
     batcher.enqueue("log", 1)
-    assert sink.arrived.acquire(timeout=PATIENCE)
+    assert sink.arrived.acquire(timeout=TIMEOUT)
     worker = batcher._engine.get()._worker
     naps: SimpleQueue[float | None] = SimpleQueue()
 
@@ -192,7 +191,7 @@ def test_an_idle_batcher_sleeps_until_it_is_woken(sink: Sink, open_batcher: Open
 
     old, worker._wakeups = worker._wakeups, Watched()
     old.put(worker._owner())
-    assert naps.get(timeout=PATIENCE) is None
+    assert naps.get(timeout=TIMEOUT) is None
     assert naps.empty()
 
 
@@ -208,7 +207,7 @@ def test_thirty_two_producers_lose_nothing_and_keep_their_own_order(sink: Sink, 
 
     for result in [in_thread(produce, producer) for producer in range(32)]:
         result()
-    assert batcher.flush_all(PATIENCE)
+    assert batcher.flush_all(TIMEOUT)
     got: dict[int, list[int]] = {producer: [] for producer in range(32)}
     for producer, n in sink.data():
         got[producer].append(n)
@@ -233,7 +232,7 @@ def test_producers_that_meet_the_end_are_refused_or_delivered(sink: Sink) -> Non
 
         results = [in_thread(_produce_until_refused, batcher, producer, accepted, start) for producer in range(8)]
         start.wait()
-        assert batcher.destroy(PATIENCE)
+        assert batcher.destroy(TIMEOUT)
         for result in results:
             result()
         assert Counter(sink.data()) == accepted
@@ -258,7 +257,7 @@ class Hooked(deque):  # type: ignore[type-arg]
 def test_an_event_that_goes_in_just_before_the_end_is_delivered(sink: Sink) -> None:
     batcher = EventBatcher(sink, LONG)
     inbox = batcher._engine.get()._inbox = Hooked()
-    inbox.after = in_thread_now(batcher.close, PATIENCE)
+    inbox.after = in_thread_now(batcher.close, TIMEOUT)
     batcher.enqueue("log", 1)
     assert sink.data() == [1]
     assert (batcher.get_stats().enqueued, batcher.get_stats().refused) == (1, 0)
@@ -267,7 +266,7 @@ def test_an_event_that_goes_in_just_before_the_end_is_delivered(sink: Sink) -> N
 def test_an_event_that_goes_in_just_after_the_end_comes_out_again(sink: Sink) -> None:
     batcher = EventBatcher(sink, LONG)
     inbox = batcher._engine.get()._inbox = Hooked()
-    inbox.before = in_thread_now(batcher.close, PATIENCE)
+    inbox.before = in_thread_now(batcher.close, TIMEOUT)
     with pytest.raises(ClosedError):
         batcher.enqueue("log", 1)
     assert not inbox
@@ -277,7 +276,7 @@ def test_an_event_that_goes_in_just_after_the_end_comes_out_again(sink: Sink) ->
 def test_an_event_that_goes_in_after_the_end_is_not_taken_in_by_somebody_else_before_it_comes_out(sink: Sink) -> None:
     batcher = EventBatcher(sink, LONG)
     inbox = batcher._engine.get()._inbox = Hooked()
-    inbox.before, inbox.after = in_thread_now(batcher.close, PATIENCE), in_thread_now(batcher.get_stats)
+    inbox.before, inbox.after = in_thread_now(batcher.close, TIMEOUT), in_thread_now(batcher.get_stats)
     with pytest.raises(ClosedError):
         batcher.enqueue("log", 1)
     assert sink.data() == []
@@ -297,7 +296,7 @@ def test_enqueue_waits_for_no_lock(sink: Sink, open_batcher: OpenBatcher) -> Non
     engine = batcher._engine.get()
     with engine._turn, engine._counters:
         in_thread(batcher.enqueue, "log", 1)()
-    assert sink.arrived.acquire(timeout=PATIENCE)
+    assert sink.arrived.acquire(timeout=TIMEOUT)
 
 
 def test_the_thread_delivers_what_is_ready_before_it_takes_in_the_rest() -> None:
@@ -420,10 +419,10 @@ def test_what_the_sink_keeps_does_not_change(sink: Sink, open_batcher: OpenBatch
     data = {"n": [1]}
     batcher.enqueue("log", data)
     data["n"].append(2)
-    batcher.flush_all(PATIENCE)
+    batcher.flush_all(TIMEOUT)
     kept = sink.batches[0].events
     batcher.enqueue("log", data)
-    batcher.flush_all(PATIENCE)
+    batcher.flush_all(TIMEOUT)
     assert [event.data for event in kept] == [{"n": [1]}]
 
 
@@ -433,7 +432,7 @@ def test_what_the_sink_keeps_does_not_change(sink: Sink, open_batcher: OpenBatch
 def test_flush_does_not_wait_out_the_window(sink: Sink, open_batcher: OpenBatcher) -> None:
     batcher = open_batcher()
     batcher.enqueue("log", 1)
-    assert batcher.flush_all(PATIENCE / 2)
+    assert batcher.flush_all(TIMEOUT / 2)
     assert [(batch.reason, len(batch.events)) for batch in sink.batches] == [("manual", 1)]
 
 
@@ -449,7 +448,7 @@ def test_flush_gives_up_after_its_timeout(sink: Sink, open_batcher: OpenBatcher)
     batcher.enqueue("log", 1)
     assert not batcher.flush_all(0.01)
     sink.free.set()
-    assert batcher.flush_all(PATIENCE)
+    assert batcher.flush_all(TIMEOUT)
 
 
 def test_flush_waits_for_what_came_before_it_and_not_for_what_comes_after(
@@ -458,8 +457,8 @@ def test_flush_waits_for_what_came_before_it_and_not_for_what_comes_after(
     batcher = open_batcher()
     sink.stick()
     batcher.enqueue("log", 1)
-    flushed = in_thread(batcher.flush_all, PATIENCE)
-    assert sink.entered.wait(PATIENCE)
+    flushed = in_thread(batcher.flush_all, TIMEOUT)
+    assert sink.entered.wait(TIMEOUT)
     batcher.enqueue("log", 2)  # its window is open for ten seconds
     sink.free.set()
     assert flushed()
@@ -470,7 +469,7 @@ def test_a_refused_event_is_not_waited_for(open_batcher: OpenBatcher) -> None:
     batcher = open_batcher()
     with pytest.raises(InvalidEventError):
         batcher.enqueue("log", object())
-    assert batcher.flush_all(PATIENCE)
+    assert batcher.flush_all(TIMEOUT)
 
 
 def test_flush_is_false_if_one_of_its_batches_failed_and_true_again_after(
@@ -480,10 +479,10 @@ def test_flush_is_false_if_one_of_its_batches_failed_and_true_again_after(
     sink.error = OSError("no")
     batcher.enqueue("log", 1)
     batcher.enqueue("other", 2)
-    assert not batcher.flush_all(PATIENCE)
+    assert not batcher.flush_all(TIMEOUT)
     assert sink.data() == [2]
     batcher.enqueue("log", 3)
-    assert batcher.flush_all(PATIENCE)
+    assert batcher.flush_all(TIMEOUT)
 
 
 def test_a_failure_after_the_batches_of_a_flush_is_not_its_own() -> None:
@@ -511,7 +510,7 @@ def test_a_flush_during_a_delivery_that_fails_is_false(sink: Sink, open_batcher:
     sink.stick()
     sink.error = OSError("no")
     batcher.enqueue("error", 1)
-    assert sink.entered.wait(PATIENCE)
+    assert sink.entered.wait(TIMEOUT)
     answers: SimpleQueue[bool] = SimpleQueue()
 
     class Asked(deque):  # type: ignore[type-arg]
@@ -522,8 +521,8 @@ def test_a_flush_during_a_delivery_that_fails_is_false(sink: Sink, open_batcher:
             sink.free.set()
 
     batcher._engine.get()._inbox = Asked()
-    in_thread(lambda: answers.put(batcher.flush_all(PATIENCE)))()
-    assert answers.get(timeout=PATIENCE) is False
+    in_thread(lambda: answers.put(batcher.flush_all(TIMEOUT)))()
+    assert answers.get(timeout=TIMEOUT) is False
 
 
 # -- close -------------------------------------------------------------------------------------------------------------
@@ -563,8 +562,8 @@ def test_four_closers_and_a_flush_at_once_all_see_the_end(sink: Sink, open_batch
     batcher = open_batcher()
     sink.stick()
     batcher.enqueue("log", 1)
-    results = [in_thread(call, PATIENCE) for call in (batcher.flush_all, *[batcher.close] * 4)]
-    assert sink.entered.wait(PATIENCE)
+    results = [in_thread(call, TIMEOUT) for call in (batcher.flush_all, *[batcher.close] * 4)]
+    assert sink.entered.wait(TIMEOUT)
     sink.free.set()
     assert all(result() for result in results)
     assert sink.data() == [1]
@@ -576,7 +575,7 @@ def test_close_of_a_stuck_batcher_gives_up_after_its_timeout(sink: Sink) -> None
     batcher.enqueue("log", 1)
     assert not batcher.close(0.01)
     sink.free.set()
-    assert batcher.close(PATIENCE)
+    assert batcher.close(TIMEOUT)
 
 
 @pytest.mark.parametrize("call", ["flush_all", "close"])
@@ -594,8 +593,8 @@ def test_flush_and_close_from_inside_the_sink_answer_at_once_and_the_work_is_don
     answered = threading.Event()
     batcher = EventBatcher(sink, LONG)
     batcher.enqueue("error", 1)
-    assert answered.wait(PATIENCE)
-    assert batcher.close(PATIENCE)
+    assert answered.wait(TIMEOUT)
+    assert batcher.close(TIMEOUT)
     assert answers == [False]
     assert [event.data for batch in batches for event in batch.events] == [1, 2]
 
@@ -610,7 +609,7 @@ def test_a_sink_that_enqueues_is_served(open_batcher: OpenBatcher, sink: Sink) -
     with EventBatcher(chain) as batcher:
         batcher.enqueue("error", 5)
         for _ in range(6):
-            assert sink.arrived.acquire(timeout=PATIENCE)
+            assert sink.arrived.acquire(timeout=TIMEOUT)
     assert sink.data() == [5, 4, 3, 2, 1, 0]
 
 
@@ -625,9 +624,9 @@ def test_a_sink_that_raises_costs_its_batch_and_is_logged_once_until_it_works(
     for n in range(3):
         sink.error = OSError(f"no {n}")
         batcher.enqueue("log", n)
-        assert not batcher.flush_all(PATIENCE)
+        assert not batcher.flush_all(TIMEOUT)
     batcher.enqueue("log", 3)
-    assert batcher.flush_all(PATIENCE)
+    assert batcher.flush_all(TIMEOUT)
     assert sink.data() == [3]
     stats = batcher.get_stats()
     assert (stats.enqueued, stats.failed, stats.batches, stats.pending_events) == (4, 3, 1, 0)
@@ -657,8 +656,8 @@ def test_a_logging_handler_that_enqueues_does_not_keep_a_broken_sink_busy(
     try:
         batcher.enqueue("log", "first")
         while batcher.get_stats().failed < failures:
-            batcher.flush_all(PATIENCE)
-        batcher.close(PATIENCE)
+            batcher.flush_all(TIMEOUT)
+        batcher.close(TIMEOUT)
     finally:
         logger.removeHandler(handler)
     # The first event, and the log lines about it: not a line for each line.
@@ -674,9 +673,9 @@ def test_a_thread_that_dies_in_the_sink_is_replaced_and_its_batch_has_failed(
     sink.error = error
     batcher.enqueue("log", 1)
     batcher.enqueue("other", 2)
-    assert not batcher.flush_all(PATIENCE)
+    assert not batcher.flush_all(TIMEOUT)
     batcher.enqueue("log", 3)
-    assert batcher.flush_all(PATIENCE)
+    assert batcher.flush_all(TIMEOUT)
     assert sink.data() == [2, 3]
     stats = batcher.get_stats()
     assert (stats.failed, stats.thread_restarts, stats.pending_events) == (1, 1, 0)
@@ -687,7 +686,7 @@ def test_a_thread_that_dies_in_the_sink_is_replaced_and_its_batch_has_failed(
 def test_a_thread_that_is_killed_while_it_sleeps_is_replaced(sink: Sink, open_batcher: OpenBatcher) -> None:
     batcher = open_batcher(BatchOptions(batch_window=0.01))
     batcher.enqueue("log", 1)
-    assert batcher.flush_all(PATIENCE)
+    assert batcher.flush_all(TIMEOUT)
     worker = batcher._engine.get()._worker
     thread = worker.thread
     assert thread is not None
@@ -699,9 +698,9 @@ def test_a_thread_that_is_killed_while_it_sleeps_is_replaced(sink: Sink, open_ba
 
     sleeping, worker._wakeups = worker._wakeups, Deadly()
     sleeping.put(worker._owner())
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT)
     batcher.enqueue("log", 2)
-    assert batcher.flush_all(PATIENCE)
+    assert batcher.flush_all(TIMEOUT)
     assert sink.data() == [1, 2]
     assert batcher.get_stats().thread_restarts == 1
 
@@ -717,8 +716,8 @@ def test_when_no_thread_can_be_started_the_caller_delivers(sink: Sink, monkeypat
     batcher.enqueue("log", 2)
     batcher.enqueue("error", 3)
     assert sink.data() == [1, 2, 3]
-    assert batcher.flush_all(PATIENCE)
-    assert batcher.close(PATIENCE)
+    assert batcher.flush_all(TIMEOUT)
+    assert batcher.close(TIMEOUT)
 
 
 def test_callers_that_deliver_themselves_take_turns(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -726,7 +725,7 @@ def test_callers_that_deliver_themselves_take_turns(sink: Sink, monkeypatch: pyt
     monkeypatch.setattr(batcher._engine.get()._worker, "ensure", lambda: False)
     sink.stick()
     first = in_thread(batcher.enqueue, "log", 0)
-    assert sink.entered.wait(PATIENCE)
+    assert sink.entered.wait(TIMEOUT)
     # Somebody delivers: the others leave theirs to him, and do not wait.
     for n in range(1, 4):
         batcher.enqueue("log", n)
@@ -762,7 +761,7 @@ def test_a_backlog_is_bounded_and_says_how_much_waits_and_for_how_long(sink: Sin
     batcher = EventBatcher(sink, BatchOptions(max_pending_bytes=100_000))
     sink.stick()
     batcher.enqueue("error", 0)
-    assert sink.entered.wait(PATIENCE)  # from here on the thread takes nothing in
+    assert sink.entered.wait(TIMEOUT)  # from here on the thread takes nothing in
     with pytest.raises(BacklogFullError) as caught:
         _enqueue(batcher, 100_000)
     accepted = batcher.get_stats().enqueued
@@ -773,9 +772,9 @@ def test_a_backlog_is_bounded_and_says_how_much_waits_and_for_how_long(sink: Sin
     assert caught.value.pending_bytes == stats.pending_bytes
     assert "the backend is stuck" in str(caught.value)
     sink.free.set()
-    assert batcher.flush_all(PATIENCE)
+    assert batcher.flush_all(TIMEOUT)
     batcher.enqueue("log", "again")
-    assert batcher.close(PATIENCE)
+    assert batcher.close(TIMEOUT)
     assert len(sink.data()) == accepted + 1
 
 

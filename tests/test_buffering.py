@@ -20,10 +20,11 @@ from sse_batcher.transports.attached import LATE_WRITE_SECONDS, BufferingCheck
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import Watch
 
-from .kit.servers import SERVERS, Server, Stream, running, wait_until
+from .kit.clock import Clock
+from .kit.servers import HOST, SERVERS, Server, Stream, running
 from .kit.sse_parser import parse
-from .test_ending import Clock
-from .test_watcher import HOST, Watched
+from .kit.waiting import wait_until
+from .kit.watched import Watched
 
 EVERYTHING = {"Accept-Encoding": "gzip, deflate, br, zstd"}
 

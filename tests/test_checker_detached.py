@@ -27,8 +27,9 @@ from sse_batcher.transports.detached.takeover import Taken
 from sse_batcher.wire import Frame, Position, chunk
 
 from .kit.checker import Facts, Violation
-from .test_checker import AT_ONCE, WAITING, Interleavings, Record, Turns, Viewer
-from .test_loop import SteppedLoop
+from .kit.interleavings import MEANWHILE, WAITING, Interleavings, SteppedViewer, Turns
+from .kit.record import Record
+from .kit.site import SteppedLoop
 
 USED = {"group": ("send", "sized", "taken"), "connection": ("send_to", "hang_up"), "loop": ("hang_up",)}
 """Of `sending`, by which module."""
@@ -146,7 +147,7 @@ class InterleavedLoop(SteppedLoop):
         return bool(self._inbox)
 
 
-class DetachedViewer(Viewer):
+class DetachedViewer(SteppedViewer):
     """As the other, at the end of a connection that has little room."""
 
     def __init__(
@@ -259,7 +260,7 @@ class DetachedInterleavings(Interleavings):
         super().__init__()
         self.others = [self.loop.run]
 
-    def viewer(self, channels: tuple[str, ...]) -> Viewer:
+    def viewer(self, channels: tuple[str, ...]) -> SteppedViewer:
         if not hasattr(self, "loop"):
             self.network = Network(self.turns, self.record.facts)
             self.loop = InterleavedLoop(self.network)
@@ -321,7 +322,9 @@ class ReplayedInterleavings(DetachedInterleavings):
 
 def test_of_all_interleavings_with_one_switch_none_breaks_the_promise() -> None:
     for waiting, thing, turns in product(
-        WAITING, AT_ONCE, [*([n] for n in range(16)), *([100, 0, n] for n in range(16)), *([100, n] for n in range(16))]
+        WAITING,
+        MEANWHILE,
+        [*([n] for n in range(16)), *([100, 0, n] for n in range(16)), *([100, n] for n in range(16))],
     ):
         for kind in (DetachedInterleavings, ReplayedInterleavings):
             machine = kind()

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from .kit.servers import HOST, SERVERS, TIMEOUT, Kind, Server, Stream, with_threads
+from .kit.leaving import ENDING, process_of, read_until, reset, serving_app, wait_for_clients
+from .kit.servers import HOST, SERVERS, Kind, Server, Stream, with_threads
 from .kit.sse_parser import EventStreamParser
-from .test_leaving import ENDING, process_of, read_until, reset, serving_app, wait_for_clients, wait_until
+from .kit.waiting import TIMEOUT, wait_until
 
 pytestmark = pytest.mark.external
 

@@ -18,9 +18,10 @@ from .kit import reference
 from .kit.browser import chromium
 from .kit.clients import PYTHON_CLIENTS, Chromium, Client, Collected, JavaScript, Job, Memory, Node
 from .kit.reference import END, LARGE, PARTS, SHORT, TYPES, Part, joined, pieces, sliced
-from .kit.servers import COMMANDS, Server, running, wait_until
+from .kit.servers import COMMANDS, Server, running
 from .kit.slicer import Answer, Relay, Slicer, slicing
 from .kit.sse_parser import ServerEvent, parse
+from .kit.waiting import wait_until
 
 SIZES = (1, 2, 3)
 FRAMINGS = ("chunked", "plain")

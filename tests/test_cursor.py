@@ -14,8 +14,8 @@ from werkzeug.test import TestResponse
 from sse_batcher import SSE, HistoryOptions, SSEManager, UsageError, stream
 
 from .kit.sse_parser import EventStreamParser, ServerEvent, parse, take
+from .kit.waiting import TIMEOUT
 
-PATIENCE = 10.0
 PAGE = "{{ sse_cursor() }}"
 
 
@@ -40,7 +40,7 @@ class Site:
     def send(self, *data: Any, channel: str = "default") -> None:
         for value in data:
             self.manager.enqueue("item", value, channel=channel)
-        assert self.manager.flush_all(PATIENCE)
+        assert self.manager.flush_all(TIMEOUT)
 
     def get(self, path: str = "/", **options: Any) -> TestResponse:
         return self.app.test_client().get(path, **options)
@@ -131,7 +131,7 @@ def test_the_cursor_is_noted_before_earlier_before_request_functions() -> None:
     @app.before_request
     def early() -> None:
         sse.enqueue("item", 1)
-        assert sse.manager.flush_all(PATIENCE)
+        assert sse.manager.flush_all(TIMEOUT)
 
     app.add_url_rule("/", "page", lambda: render_template_string(PAGE))
     sse = SSE(app)
@@ -390,7 +390,7 @@ def test_plain_wsgi_has_snapshots_too(manager: SSEManager) -> None:
         asked.append(1)
         yield "state", 1
         manager.enqueue("item", 2)
-        assert manager.flush_all(PATIENCE)
+        assert manager.flush_all(TIMEOUT)
         yield "more", {"n": 1}
 
     head = manager.cursor()
@@ -406,7 +406,7 @@ def test_plain_wsgi_has_snapshots_too(manager: SSEManager) -> None:
 def test_a_client_that_had_missed_nothing_until_its_stream_began_comes_back_for_the_state() -> None:
     def send(number: int) -> None:
         manager.enqueue("item", number)
-        assert manager.flush_all(PATIENCE)
+        assert manager.flush_all(TIMEOUT)
 
     def open_at(cursor: str) -> Iterator[bytes]:
         return chunks_of(manager, f"last_event_id={cursor}", snapshot=lambda: [("state", 1)])

@@ -28,7 +28,7 @@ from .kit.browser import chromium
 
 pytestmark = pytest.mark.external
 
-PATIENCE = 20_000  # milliseconds
+PAGE_TIMEOUT = 20_000  # milliseconds
 BURST = 600  # and a window in which a loaded machine, too, brings a burst to an end
 SIDES = ("batched", "plain")
 TITLES = [scenario.title for scenario in SCENARIOS.values()]
@@ -120,10 +120,10 @@ _DOTS = """async (drawn) => {
         for (let at = 0; at < data.length; at += 4) if (data.subarray(at, at + 4).join() === dot) return true;
         return false;
     };
-    const end = performance.now() + PATIENCE;
+    const end = performance.now() + PAGE_TIMEOUT;
     while (dots() !== drawn && performance.now() < end) await new Promise(requestAnimationFrame);
     return dots() === drawn;
-}""".replace("PATIENCE", str(PATIENCE))
+}""".replace("PAGE_TIMEOUT", str(PAGE_TIMEOUT))
 
 
 def _number(text: str) -> int:
@@ -132,7 +132,7 @@ def _number(text: str) -> int:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=PATIENCE)
+    expect.set_options(timeout=PAGE_TIMEOUT)
     with chromium() as browser:
         yield browser
     expect.set_options(timeout=5_000)
@@ -161,7 +161,7 @@ def open_tab(browser: Browser) -> Iterator[Open]:
 
     def open_tab(url: str, **options: Any) -> Tab:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}} | options)
-        context.set_default_timeout(PATIENCE)
+        context.set_default_timeout(PAGE_TIMEOUT)
         tab = Tab(context.new_page(), url)
         tabs.append(tab)
         tab.page.goto(url)

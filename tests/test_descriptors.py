@@ -25,9 +25,10 @@ from sse_batcher.transports.descriptors import (
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import end_connection
 
-from .kit.servers import Stream, gunicorn, running, wait_until
+from .kit.clock import Clock
+from .kit.servers import Stream, gunicorn, running
 from .kit.sse_parser import parse
-from .test_ending import Clock
+from .kit.waiting import wait_until
 
 
 class System:

@@ -38,10 +38,10 @@ from sse_batcher.transports.watcher import Watch, watcher
 from sse_batcher.wire import HEADERS, LAST_CHUNK
 
 from .conftest import AsProcess
+from .kit.exchange import Exchange, descriptors
 from .kit.interrupts import interrupt
-from .kit.servers import TIMEOUT, wait_until
 from .kit.sse_parser import EventStreamParser, ServerEvent
-from .test_takeover import Exchange, descriptors
+from .kit.waiting import TIMEOUT, wait_until
 
 pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="streams are detached where there is epoll")
 

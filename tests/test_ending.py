@@ -19,18 +19,10 @@ from sse_batcher.streams.revalidation import QUIET_SECONDS, Revalidator
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.wire import HEARTBEAT
 
+from .kit.clock import Clock
+from .kit.delivery import Delivery, numbers, take
 from .kit.sse_parser import ServerEvent, parse
-from .test_hub import Delivery, numbers, take
-
-PATIENCE = 10.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from .kit.waiting import TIMEOUT
 
 
 @pytest.fixture
@@ -215,7 +207,7 @@ def test_who_is_kicked_while_his_driver_waits_is_ended_at_once() -> None:
     driver = threading.Thread(target=lambda: blocks.extend(client))
     driver.start()
     client.dismiss("kicked")
-    driver.join(PATIENCE)
+    driver.join(TIMEOUT)
     assert b"kicked" in blocks[0]
 
 
@@ -393,7 +385,7 @@ def test_a_kick_that_comes_while_a_stream_is_registered_finds_it(monkeypatch: py
 
     monkeypatch.setattr(hub._dismissals, "after", overtaken)
     client = hub.connect(("a",), user="ada", ticket=hub.ticket)
-    kick.join(PATIENCE)
+    kick.join(TIMEOUT)
     assert told(client)[-1][:2] == ("sse_bye", "kicked")
 
 
@@ -430,12 +422,12 @@ def test_a_user_who_is_revoked_loses_a_stream_that_opens_meanwhile() -> None:
 
     def may_stay(user: Hashable) -> bool:
         asked.set()
-        assert ask.wait(PATIENCE)
+        assert ask.wait(TIMEOUT)
         return False
 
     with SSEManager(clients=ClientOptions(revalidate_every=0.01), revalidate=may_stay) as manager:
         there = manager.subscribe(user="ada")
-        assert asked.wait(PATIENCE)
+        assert asked.wait(TIMEOUT)
         opening = body_of(manager, user="ada")
         ask.set()
         for client in (there, opening):
@@ -686,7 +678,7 @@ def test_a_task_for_later_runs_when_its_time_has_come_and_those_of_the_same_time
 def test_an_app_thread_that_is_closed_forgets_what_was_for_later() -> None:
     app_thread = AppThread(nullcontext)
     app_thread.post_later(3600, lambda: pytest.fail("it was closed before"))
-    assert app_thread.close(PATIENCE)
+    assert app_thread.close(TIMEOUT)
 
 
 # -- a server that stops -----------------------------------------------------------------------------------------------
@@ -703,7 +695,7 @@ def test_draining_delivers_what_is_pending_then_ends_all_streams_and_still_takes
     manager.drain()  # the watcher says so again and again
     assert [event.type for event in parse(b"".join(body))] == ["item", "sse_bye"]
     manager.enqueue("item", 2)
-    assert manager.flush_all(PATIENCE)
+    assert manager.flush_all(TIMEOUT)
     [busy] = parse(b"".join(body_of(manager)))
     assert busy.json == {"reason": "draining"}
     assert manager.unhealthy_reason() == "draining"
@@ -786,7 +778,7 @@ def test_what_a_stream_saves_is_counted() -> None:
             before = client.counts.bytes
             for number in range(30):
                 manager.enqueue("itém", {"n": number, "text": "as long as an event of a hub, or about that"})
-            assert manager.flush_all(PATIENCE)
+            assert manager.flush_all(TIMEOUT)
             while client.point.position < manager._process.get().hub.head:
                 next(client)
             sizes[manager] = client.counts.bytes - before

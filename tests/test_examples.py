@@ -24,9 +24,10 @@ from playwright.sync_api import Browser, ConsoleMessage, Page
 from sse_batcher import BacklogFullError, SSEManager, signals
 
 from .kit.browser import chromium
-from .kit.servers import TIMEOUT, Block, Server, Stream, running, wait_until
+from .kit.repository import EXAMPLES
+from .kit.servers import Block, Server, Stream, running
+from .kit.waiting import TIMEOUT, wait_until
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 ALL = sorted(EXAMPLES.glob("*.py"))
 NAMES = [path.name for path in ALL]
 

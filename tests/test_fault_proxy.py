@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 from .kit.fault_proxy import HOST, FaultProxy, Faults
+from .kit.waiting import TIMEOUT
 
-PATIENCE = 10.0
 ANSWER = bytes(range(100))
 
 
@@ -21,11 +21,11 @@ ANSWER = bytes(range(100))
 def through(faults: Faults) -> Iterator[tuple[socket.socket, socket.socket]]:
     """The client's socket, and the server's, which has got one byte and answered with a hundred."""
     with socket.create_server((HOST, 0)) as listener, FaultProxy(listener.getsockname()) as proxy:
-        with proxy.connect(faults, PATIENCE) as client:
+        with proxy.connect(faults, TIMEOUT) as client:
             client.sendall(b"?")
             server, _ = listener.accept()
             with server:
-                server.settimeout(PATIENCE)
+                server.settimeout(TIMEOUT)
                 assert server.recv(10) == b"?"
                 server.sendall(ANSWER)
                 yield client, server

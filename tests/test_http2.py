@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from .kit.servers import HOST, THREADS, TIMEOUT, Server, Stream, gunicorn, running
+from .kit.servers import HOST, THREADS, Server, Stream, gunicorn, running
 from .kit.services import certificate
 from .kit.sse_parser import parse
+from .kit.waiting import TIMEOUT
 
 pytestmark = pytest.mark.external
 

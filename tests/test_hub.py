@@ -5,10 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
-from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -23,8 +21,6 @@ from sse_batcher import (
     SSEManager,
     TooManyClientsError,
 )
-from sse_batcher.event import Batch, Event
-from sse_batcher.runtime.locks import new_lock
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.streams.counts import Counts
 from sse_batcher.streams.history import ResumePoint, Slice
@@ -32,105 +28,11 @@ from sse_batcher.streams.hub import Hub
 from sse_batcher.streams.open_stream import OpenStream
 from sse_batcher.wire import HEARTBEAT, Frame
 
+from .kit.delivery import Delivery, MeetingLock, Numbers, drive, numbers, take
 from .kit.sse_parser import parse
+from .kit.waiting import TIMEOUT
 
-PATIENCE = 10.0
 AT_ONCE = BatchOptions(max_batch_size=1)
-
-
-class Numbers:
-    """Cursors that are plain numbers."""
-
-    start = 0
-
-    def format(self, position: int) -> str:
-        return f"x-{position}"
-
-    def parse(self, cursor: str) -> ResumePoint:
-        if not cursor.startswith("x-"):
-            return ResumePoint(refused="epoch")
-        position, _, part = cursor[2:].partition(".")
-        return ResumePoint(int(position), int(part or 0))
-
-    def now(self) -> float:
-        return time.time() * 1000
-
-    def normalize(self, cursor: str) -> str | None:
-        return cursor
-
-    def replay(self, channels: Iterable[str], cursor: ResumePoint) -> None:
-        """Nothing is anywhere but in the history."""
-
-
-class Delivery:
-    """A hub, and the thread that delivers to it, one frame at a time."""
-
-    def __init__(
-        self,
-        history: HistoryOptions | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        lock: Any = None,
-        **options: Any,
-    ) -> None:
-        self.left: list[tuple[int, str]] = []
-        self.position = 0
-        self.hub = Hub(
-            ClientOptions(**options),
-            history or HistoryOptions(),
-            Numbers(),
-            on_connect=lambda client: None,
-            on_disconnect=lambda client, farewell: self.left.append((client.id, farewell.reason)),
-            clock=clock,
-            lock=lock,
-        )
-
-    def frame(self, data: Any = None, channel: str = "default") -> Frame:
-        self.position += 1
-        event = Event("t", channel, json.dumps(self.position if data is None else data))
-        return Frame(Batch(channel, "t", (event,), "manual", 0), self.position, f"x-{self.position}")
-
-    def deliver(self, times: int = 1, data: Any = None, channel: str = "default") -> None:
-        for _ in range(times):
-            self.hub.deliver(self.frame(data, channel))
-
-    def connect(self, *channels: str, cursor: str | None = None) -> QueueClient:
-        return self.hub.connect(channels or ("default",), cursor)
-
-
-def take(client: Client, count: int) -> list[Any]:
-    """The next blocks: (event, data, id) of each."""
-    return [(event.type, event.json, event.id) for event in parse(b"".join(next(client) for _ in range(count)))]
-
-
-def numbers(client: Client, count: int) -> list[int]:
-    return [data for _, data, _ in take(client, count)]
-
-
-class MeetingLock:
-    """A lock in which something happens while it is held: once, in the next block, as soon as that has begun."""
-
-    def __init__(self) -> None:
-        self.asked = threading.Event()
-        """Set by each thread that is about to wait for the lock."""
-        self._lock = new_lock()
-        self._happens: Callable[[], object] | None = None
-
-    def meet(self, happens: Callable[[], object]) -> None:
-        self._happens = happens
-
-    def __enter__(self) -> None:
-        self.asked.set()
-        self._lock.acquire()
-        if self._happens is not None:
-            happens, self._happens = self._happens, None
-            happens()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._lock.release()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._lock, name)
 
 
 # -- frames ------------------------------------------------------------------------------------------------------------
@@ -187,25 +89,11 @@ def test_a_driver_that_waits_is_woken_by_a_frame() -> None:
     delivery = Delivery()
     client = delivery.connect()
     blocks = drive(client)
-    assert b"sse_open" in blocks.get(timeout=PATIENCE)
+    assert b"sse_open" in blocks.get(timeout=TIMEOUT)
     delivery.deliver()
-    assert b"data: 1\n" in blocks.get(timeout=PATIENCE)
+    assert b"data: 1\n" in blocks.get(timeout=TIMEOUT)
     client.close()
-    assert blocks.get(timeout=PATIENCE) == b"the end"
-
-
-def drive(client: Client) -> SimpleQueue[bytes]:
-    """A server's worker thread: iterates, and closes at the end."""
-    blocks: SimpleQueue[bytes] = SimpleQueue()
-
-    def run() -> None:
-        for block in client:
-            blocks.put(block)
-        client.close()
-        blocks.put(b"the end")
-
-    threading.Thread(target=run, daemon=True).start()
-    return blocks
+    assert blocks.get(timeout=TIMEOUT) == b"the end"
 
 
 # -- the first block ---------------------------------------------------------------------------------------------------
@@ -308,7 +196,7 @@ def test_a_frame_taken_while_the_queue_is_being_emptied_is_read_from_the_history
         def get_nowait(self) -> Any:
             client._queue = queue
             asking.set()
-            assert may_take.wait(PATIENCE)
+            assert may_take.wait(TIMEOUT)
             frame = queue.get()
             taken.set()
             return frame
@@ -319,7 +207,7 @@ def test_a_frame_taken_while_the_queue_is_being_emptied_is_read_from_the_history
     def meet() -> None:
         queue.get_nowait()  # frame 1 is gone ...
         may_take.set()  # ... and the driver gets frame 2
-        assert taken.wait(PATIENCE)
+        assert taken.wait(TIMEOUT)
         empty()
 
     client._queue = Meeting()  # type: ignore[assignment]
@@ -327,9 +215,9 @@ def test_a_frame_taken_while_the_queue_is_being_emptied_is_read_from_the_history
     got: list[int] = []
     driver = threading.Thread(target=lambda: got.extend(numbers(client, 4)))
     driver.start()
-    assert asking.wait(PATIENCE)
+    assert asking.wait(TIMEOUT)
     delivery.deliver()
-    driver.join(PATIENCE)
+    driver.join(TIMEOUT)
     assert got == [1, 2, 3, 4]
 
 
@@ -514,7 +402,7 @@ def test_a_client_that_leaves_while_another_is_refused_is_forgotten(error: type[
     def leave() -> None:
         leaving = threading.Thread(target=client.close)  # it does not get the lock, and must not wait for it
         leaving.start()
-        leaving.join(PATIENCE)
+        leaving.join(TIMEOUT)
         assert not leaving.is_alive()
         assert delivery.left == []
 
@@ -681,10 +569,10 @@ def test_waiting_for_streams_waits_for_driven_ones_alone() -> None:
     next(mine)
     assert delivery.hub.wait_until_left(0)
     blocks = drive(delivery.connect())
-    assert blocks.get(timeout=PATIENCE)
+    assert blocks.get(timeout=TIMEOUT)
     assert not delivery.hub.wait_until_left(0)
     delivery.hub.close("shutdown")
-    assert delivery.hub.wait_until_left(PATIENCE)
+    assert delivery.hub.wait_until_left(TIMEOUT)
 
 
 def test_a_client_that_leaves_while_the_wait_for_it_looks_is_seen_to_have_left() -> None:
@@ -696,10 +584,10 @@ def test_a_client_that_leaves_while_the_wait_for_it_looks_is_seen_to_have_left()
     def leave() -> None:
         leaving = threading.Thread(target=client.close)
         leaving.start()
-        leaving.join(PATIENCE)
+        leaving.join(TIMEOUT)
 
     lock.meet(leave)  # when the wait has the lock, and is about to look
-    assert delivery.hub.wait_until_left(PATIENCE)
+    assert delivery.hub.wait_until_left(TIMEOUT)
     assert delivery.left == [(1, "left")]
 
 
@@ -731,7 +619,7 @@ def test_a_burst_arrives_as_batches_and_without_batching_as_events(make: Make) -
         for server in range(10):
             for kind in ("tools", "resources", "prompts"):
                 manager.enqueue(kind, {"server": server})
-        assert manager.flush_all(PATIENCE)
+        assert manager.flush_all(TIMEOUT)
         assert manager.get_stats().batches == frames
         assert len(take(client, frames)) == frames
 
@@ -739,7 +627,7 @@ def test_a_burst_arrives_as_batches_and_without_batching_as_events(make: Make) -
 def test_a_subscriber_gets_what_is_enqueued_after_it_subscribed(make: Make) -> None:
     manager = make(AT_ONCE)
     manager.enqueue("t", "before")
-    assert manager.flush_all(PATIENCE)
+    assert manager.flush_all(TIMEOUT)
     client = manager.subscribe()
     manager.enqueue("t", "after")
     assert [data for _, data, _ in take(client, 2)] == [{"heartbeat": 15.0, "channels": ["default"]}, "after"]
@@ -771,9 +659,9 @@ def test_shutdown_delivers_says_goodbye_and_refuses_what_comes_after(make: Make)
     client = manager.subscribe()
     blocks = drive(client)
     manager.enqueue("t", 1)
-    assert manager.shutdown(PATIENCE)
-    assert manager.shutdown(PATIENCE)
-    got = b"".join(iter(lambda: blocks.get(timeout=PATIENCE), b"the end"))
+    assert manager.shutdown(TIMEOUT)
+    assert manager.shutdown(TIMEOUT)
+    got = b"".join(iter(lambda: blocks.get(timeout=TIMEOUT), b"the end"))
     assert [event.type for event in parse(got)] == ["sse_open", "t", "sse_bye"]
     for call in (lambda: manager.enqueue("t", 1), lambda: manager.broadcast("t", 1), manager.subscribe):
         with pytest.raises(ClosedError):
@@ -791,14 +679,14 @@ def test_shutdown_gives_up_on_a_stream_that_does_not_end(make: Make) -> None:
     def drive_and_stick() -> None:
         next(client)
         driving.set()
-        stuck.wait(PATIENCE)
+        stuck.wait(TIMEOUT)
         client.close()
 
     threading.Thread(target=drive_and_stick).start()
-    assert driving.wait(PATIENCE)
+    assert driving.wait(TIMEOUT)
     assert not manager.shutdown(0.01)
     stuck.set()
-    assert manager.shutdown(PATIENCE)
+    assert manager.shutdown(TIMEOUT)
 
 
 def test_a_manager_is_a_context_manager(make: Make) -> None:
@@ -814,11 +702,11 @@ def test_stats_are_frozen_values_of_everything(make: Make) -> None:
     sent = [next(client)]
     manager.enqueue("t", 1)
     sent.append(next(client))
-    assert manager.flush_all(PATIENCE)
+    assert manager.flush_all(TIMEOUT)
     stats = manager.get_stats()
     values = json.loads(json.dumps(stats.as_dict()))
     ages = [values.pop(name) for name in ("oldest_stream", "history_age")]
-    assert all(0 < age < PATIENCE for age in ages)
+    assert all(0 < age < TIMEOUT for age in ages)
     assert values.pop("history_bytes") > len(sent[1])  # the memory that it takes
     assert values == {
         "enqueued": 1,
@@ -857,9 +745,9 @@ def test_a_manager_that_is_dropped_is_collected_with_its_threads() -> None:
     manager = SSEManager(AT_ONCE)
     next(manager.subscribe())
     manager.enqueue("t", 1)
-    assert manager.flush_all(PATIENCE)
+    assert manager.flush_all(TIMEOUT)
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "sse_batcher"]
     del manager
     gc.collect()
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT)
     assert not thread.is_alive()

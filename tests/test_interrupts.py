@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from itertools import count
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -25,9 +24,9 @@ from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import Watch, Watcher
 
 from .kit.interrupts import interrupt
-from .test_reentrance import run
-
-PATIENCE = 10.0
+from .kit.repository import ROOT
+from .kit.scripts import run
+from .kit.waiting import TIMEOUT
 
 # CPython reports what is raised in a callback of weakref, and goes on.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -37,7 +36,7 @@ def in_thread(function: Callable[[], Any]) -> Any:
     """What it returns in another thread. Fails if a lock that is left held makes it wait."""
     answers: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=lambda: answers.put(function()), daemon=True).start()
-    return answers.get(timeout=PATIENCE)
+    return answers.get(timeout=TIMEOUT)
 
 
 class Watched:
@@ -60,7 +59,7 @@ class Watched:
     def check(self) -> None:
         """Another thread is served, and each event is where it has to be."""
         in_thread(self.enqueue)
-        assert in_thread(lambda: self.batcher.flush_all(PATIENCE))
+        assert in_thread(lambda: self.batcher.flush_all(TIMEOUT))
         stats = in_thread(self.batcher.get_stats)
         assert set(self.accepted) <= set(self.delivered)
         assert len(set(self.delivered)) == len(self.delivered)
@@ -73,12 +72,12 @@ class Watched:
 def watched() -> Iterator[Watched]:
     watched = Watched()
     yield watched
-    assert watched.batcher.close(PATIENCE)
+    assert watched.batcher.close(TIMEOUT)
 
 
 CALLS: dict[str, Callable[[Watched], Any]] = {
     "enqueue": Watched.enqueue,
-    "flush_all": lambda watched: watched.batcher.flush_all(PATIENCE),
+    "flush_all": lambda watched: watched.batcher.flush_all(TIMEOUT),
     "get_stats": lambda watched: watched.batcher.get_stats(),
 }
 
@@ -100,7 +99,7 @@ def test_the_first_event_may_be_interrupted_anywhere() -> None:
         watched = Watched()
         interrupted = interrupt(watched.enqueue, place)
         watched.check()
-        assert watched.batcher.close(PATIENCE)
+        assert watched.batcher.close(TIMEOUT)
         if not interrupted:
             break
     assert place > 3
@@ -110,8 +109,8 @@ def test_close_may_be_interrupted_anywhere_and_called_again() -> None:
     for place in count():
         watched = Watched()
         watched.enqueue()
-        interrupted = interrupt(lambda: watched.batcher.close(PATIENCE), place)  # noqa: B023
-        assert in_thread(lambda: watched.batcher.close(PATIENCE))  # noqa: B023
+        interrupted = interrupt(lambda: watched.batcher.close(TIMEOUT), place)  # noqa: B023
+        assert in_thread(lambda: watched.batcher.close(TIMEOUT))  # noqa: B023
         assert watched.delivered == watched.accepted
         if not interrupted:
             break
@@ -348,7 +347,7 @@ except KeyboardInterrupt:
 def test_a_publishing_script_that_gets_ctrl_c_delivers_what_was_accepted(delay: int) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PUBLISHER],
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

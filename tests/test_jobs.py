@@ -15,13 +15,11 @@ import pytest
 from sse_batcher import SSEManager
 
 from .kit.redisserver import RedisServer, redis_server
-from .kit.servers import TIMEOUT, wait_until
-from .test_readme import blocks
-from .test_redis import Viewer
+from .kit.repository import ROOT, blocks
+from .kit.viewers import Viewer
+from .kit.waiting import TIMEOUT, wait_until
 
 pytestmark = pytest.mark.external
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture

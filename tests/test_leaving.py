@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -24,13 +23,13 @@ from typing import Any
 import pytest
 
 from .kit import proxy
+from .kit.leaving import ENDING, process_of, read_until, reset, serving_app, wait_for_clients
 from .kit.servers import (
     APPS,
     GTHREAD,
     HOST,
     SERVERS,
     THREADS,
-    TIMEOUT,
     UWSGI,
     Kind,
     Server,
@@ -38,9 +37,9 @@ from .kit.servers import (
     gunicorn,
     running,
     serving,
-    wait_until,
     with_threads,
 )
+from .kit.waiting import TIMEOUT, wait_until
 
 pytestmark = pytest.mark.external
 
@@ -53,42 +52,9 @@ transports = pytest.mark.parametrize(
 REQUEST = b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-@contextmanager
-def serving_app(command: tuple[str, ...], folder: Path, **config: Any) -> Iterator[Server]:
-    """Run a server with `leavingapp`. `config` is the app's, without its prefix."""
-    command = tuple(argument.replace("serverapp", "leavingapp") for argument in command)
-    settings = {f"SSE_{name.upper()}": value for name, value in config.items()}
-    with running(command, folder, CONFIG=json.dumps(settings)) as server, server.watched():
-        yield server
-
-
-def process_of(server: Server) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(server.request("GET", "/process"))
-    return found
-
-
-def wait_for_clients(server: Server, number: int, timeout: float = TIMEOUT) -> None:
-    wait_until(lambda: server.stats()["clients"] == number, f"{number} clients are there", timeout)
-
-
 def one(transport: str) -> dict[str, int]:
     """The clients by transport, when there is one, opened with this option."""
     return {"attached": int(transport != "auto"), "detached": int(transport == "auto")}
-
-
-def reset(connection: socket.socket) -> None:
-    """Close it without a good-bye."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
-
-
-def read_until(connection: socket.socket, mark: bytes) -> None:
-    """Byte by byte, so that what follows is not read."""
-    text = b""
-    while not text.endswith(mark):
-        byte = connection.recv(1)
-        assert byte, f"ended before {mark!r}: {text!r}"
-        text += byte
 
 
 def fields_of(stream: Stream) -> dict[str, str]:
@@ -177,7 +143,6 @@ def test_a_client_that_is_killed_while_it_reads_is_forgotten_within_a_second(ser
 
 
 AT_ONCE = THREADS - 2
-ENDING = {"sse_batcher-watcher", "sse_batcher-loop"}
 
 
 def _before_the_request(connection: socket.socket, server: Server, name: str) -> None:

@@ -8,15 +8,13 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from sse_batcher import HistoryOptions, SSEManager
+from sse_batcher import HistoryOptions
 from sse_batcher.event import Batch, Event
-from sse_batcher.runtime.worker import Owner, Worker
 from sse_batcher.streams.history import MAX_FLOORS
 from sse_batcher.transports.detached import connection as connections
 from sse_batcher.transports.detached import group as groups
@@ -27,123 +25,14 @@ from sse_batcher.transports.detached.loop import (
     SHORT_INTERVAL_SECONDS,
     Adoption,
     GilYielder,
-    Loop,
 )
 from sse_batcher.transports.detached.takeover import Taken
 from sse_batcher.wire import LAST_CHUNK, Frame, chunk
 
-from .kit.sse_parser import ServerEvent, parse
-from .test_ending import Clock
-from .test_hub import Delivery
-
-PATIENCE = 10.0
-
-
-class Stopping:
-    """A server that is told to stop, and the manager that is told of it."""
-
-    def __init__(self) -> None:
-        self.stopping = False
-        self.drained = 0
-
-    def is_stopping(self) -> bool:
-        return self.stopping
-
-    def drain(self) -> None:
-        self.drained += 1
-
-
-class SteppedWorker(Worker):
-    """A worker without a thread: the test takes its turns."""
-
-    can_start = True
-
-    def __init__(self, owner: Owner, name: str) -> None:
-        super().__init__(owner, name)
-        self.owner = owner  # also after it is dropped by all others
-        self.name = name
-
-    def ensure(self) -> bool:
-        return self.can_start
-
-
-class SteppedLoop(Loop):
-    """A loop without threads."""
-
-    def __init__(self, clock: Callable[[], float], **options: Any) -> None:
-        self.workers: list[SteppedWorker] = []
-        super().__init__(clock, make_worker=self._make_worker, **options)
-
-    def _make_worker(self, owner: Owner, name: str) -> Worker:
-        self.workers.append(SteppedWorker(owner, name))
-        return self.workers[-1]
-
-    def run(self) -> None:
-        """Until there is nothing left to do at this time."""
-        self.turn(0)
-        while self._running or self._inbox or self._epoll.poll(0) or self.replays():
-            self.turn(0)
-
-    def replays(self) -> bool:
-        """Let the threads that replay have their turn. Returns whether anything came of it."""
-        for worker in self.workers:
-            if worker.owner is not self:
-                worker.owner.work()
-        return bool(self._inbox)
-
-
-class Site:
-    """A hub, a loop, and clients at the other end of its connections."""
-
-    def __init__(self, *, loop: dict[str, Any] | None = None, **options: Any) -> None:
-        self.clock = Clock()
-        history = options.pop("history", None)
-        self.delivery = Delivery(history, clock=self.clock, **options)
-        self.hub = self.delivery.hub
-        self.loop = SteppedLoop(self.clock, **(loop or {}))
-        self.server: Any = Stopping()
-        self._sockets: list[socket.socket] = []
-
-    def connect(
-        self,
-        *channels: str,
-        cursor: str | None = None,
-        batches: bool = True,
-        chunked: bool = False,
-        small: bool = False,
-    ) -> socket.socket:
-        """The client's end of a stream that is detached, after its first block. `small`: its buffers hold little."""
-        client = self.hub.connect(channels or ("default",), cursor, batches=batches)
-        first = next(client)
-        ours, theirs = socket.socketpair()
-        self._sockets.append(theirs)
-        theirs.setblocking(False)
-        if small:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        taken = Taken(ours.detach(), chunk(first) if chunked else first, chunked)
-        self.loop.adopt(Adoption(self.hub, self.server, client, taken, self.server))
-        self.loop.run()
-        assert theirs.recv(len(taken.unsent)) == taken.unsent
-        return theirs
-
-    def deliver(self, times: int = 1, data: Any = None, channel: str = "default") -> None:
-        self.delivery.deliver(times, data, channel)
-        self.loop.run()
-
-    def wait(self, seconds: float) -> None:
-        """As long as there are ticks for."""
-        for _ in range(round(seconds / LOOP_TICK_SECONDS)):
-            self.clock.now += LOOP_TICK_SECONDS
-            self.loop.run()
-
-    def close(self) -> None:
-        for connection in self._sockets:
-            connection.close()
-        self.loop.run()
-        assert len(self.loop) == 0
-        assert self.loop.feeds == {}
-        assert self.hub.is_empty()
-        self.loop.let_go()
+from .kit.clock import Clock
+from .kit.site import Site, Threaded, events, has_ended, numbers, read, read_again
+from .kit.sse_parser import parse
+from .kit.waiting import TIMEOUT
 
 
 @pytest.fixture
@@ -168,30 +57,6 @@ def turns_of(sends: int) -> pytest.MarkDecorator:
     """A site whose loop lets others have their turn after so many sends."""
     options = {"loop": {"sends_per_turn": sends, "turn_seconds": 0}}
     return pytest.mark.parametrize("site", [options], indirect=True, ids=[f"turns-of-{sends}"])
-
-
-def read(connection: socket.socket) -> bytes:
-    """All there is."""
-    data = b""
-    with suppress(BlockingIOError):
-        while part := connection.recv(1_000_000):
-            data += part
-    return data
-
-
-def has_ended(connection: socket.socket) -> bool:
-    try:
-        return connection.recv(1) == b""
-    except BlockingIOError:
-        return False
-
-
-def events(connection: socket.socket) -> list[ServerEvent]:
-    return list(parse(read(connection)))
-
-
-def numbers(connection: socket.socket) -> list[Any]:
-    return [json.loads(event.data) for event in events(connection)]
 
 
 class Sends:
@@ -261,15 +126,6 @@ def test_a_client_that_returns_is_sent_what_it_has_missed_and_then_lives_on(site
     client = site.connect(cursor="x-3")
     site.deliver()
     assert read_again(site, client) == list(range(4, 602))
-
-
-def read_again(site: Site, client: socket.socket) -> list[Any]:
-    """All that comes while the loop goes on."""
-    data = b""
-    while part := read(client):
-        data += part
-        site.loop.run()
-    return [json.loads(event.data) for event in parse(data) if event.type == "t"]
 
 
 def test_what_was_delivered_between_the_first_block_and_the_take_over_is_sent(site: Site) -> None:
@@ -781,26 +637,6 @@ def test_who_leaves_or_comes_while_its_group_is_sent_to_stands_where_it_should(s
 # -- the thread --------------------------------------------------------------------------------------------------------
 
 
-class Threaded:
-    """A manager, and a loop with its thread."""
-
-    def __init__(self) -> None:
-        self.manager = SSEManager(False)
-        self.loop = Loop()
-
-    def connect(self) -> socket.socket:
-        client = self.manager.subscribe()
-        first = next(client)
-        ours, theirs = socket.socketpair()
-        theirs.settimeout(PATIENCE)
-        server: Any = Stopping()
-        hub = self.manager._process.get().hub
-        assert self.loop.can_run()
-        self.loop.adopt(Adoption(hub, self.manager, client, Taken(ours.detach(), first, False), server))
-        assert theirs.recv(1_000) == first
-        return theirs
-
-
 @pytest.fixture
 def threaded() -> Iterator[Threaded]:
     threaded = Threaded()
@@ -821,7 +657,7 @@ def test_the_thread_is_there_while_there_are_streams(threaded: Threaded) -> None
         threaded.manager.enqueue("t", 1)
         assert b"data: 1\n" in client.recv(1_000)
         client.close()
-        running.join(PATIENCE)
+        running.join(TIMEOUT)
         assert not running.is_alive()
     assert threaded.loop.restarts == 0
 
@@ -840,8 +676,8 @@ def test_a_thread_that_dies_is_replaced_and_its_clients_come_back(
 
     monkeypatch.setattr(threaded.loop, "turn", die)
     threaded.manager.enqueue("t", 1)
-    assert died.wait(PATIENCE)
-    assert threaded.manager.flush_all(PATIENCE)  # or the event may come to the next client
+    assert died.wait(TIMEOUT)
+    assert threaded.manager.flush_all(TIMEOUT)  # or the event may come to the next client
     while client.recv(1_000):
         pass
     client.close()
@@ -856,7 +692,7 @@ def test_a_thread_that_dies_is_replaced_and_its_clients_come_back(
 def test_a_shutdown_waits_until_all_were_told(threaded: Threaded) -> None:
     client = threaded.connect()
     threaded.manager.enqueue("t", 1)
-    assert threaded.manager.shutdown(PATIENCE)
+    assert threaded.manager.shutdown(TIMEOUT)
     data = b""
     while part := client.recv(1_000):
         data += part

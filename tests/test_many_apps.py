@@ -16,7 +16,7 @@ from flask import Flask
 import sse_batcher
 from sse_batcher import SSE, EventBatcher, SSEManager
 
-from .kit.servers import wait_until
+from .kit.waiting import wait_until
 
 MANY = 500
 STEP = 100

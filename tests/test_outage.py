@@ -16,15 +16,15 @@ from sse_batcher import SSEManager
 from .kit import proxy
 from .kit.browser import chromium
 from .kit.redisserver import redis_server
-from .kit.servers import HOST, TIMEOUT, UNIX, Server, running
+from .kit.repository import EXAMPLES, blocks
+from .kit.servers import HOST, UNIX, Server, running
 from .kit.services import program
-from .test_examples import EXAMPLES
-from .test_readme import blocks
+from .kit.waiting import TIMEOUT
 
 pytestmark = pytest.mark.external
 
 OUTAGE = 5.0  # seconds
-PATIENCE = 1000 * TIMEOUT  # milliseconds
+PAGE_TIMEOUT = 1000 * TIMEOUT  # milliseconds
 
 SITE = """
 import os
@@ -76,7 +76,7 @@ def outage(page: Page) -> Iterator[None]:
     def is_refused(response: Response) -> bool:
         return "/events" in response.url and response.status == 502
 
-    with page.expect_response(is_refused, timeout=PATIENCE):
+    with page.expect_response(is_refused, timeout=PAGE_TIMEOUT):
         pass
     yield
     page.wait_for_timeout(max(0.0, 1000 * (began + OUTAGE - time.monotonic())))
@@ -94,7 +94,7 @@ def test_hello_goes_on_after_an_outage(site: Server, page: Page, tmp_path: Path)
     with outage(page):
         before = page.locator("#visits li").count()
     with serving("hello", tmp_path, PYTHONPATH=str(EXAMPLES)):
-        page.wait_for_function(visited, arg=before, polling=200, timeout=PATIENCE)
+        page.wait_for_function(visited, arg=before, polling=200, timeout=PAGE_TIMEOUT)
 
 
 def test_the_readmes_page_loses_nothing_with_redis(site: Server, page: Page, tmp_path: Path) -> None:
@@ -114,7 +114,9 @@ def test_the_readmes_page_loses_nothing_with_redis(site: Server, page: Page, tmp
             assert publisher.flush_all(TIMEOUT)
 
         def wait_until_shown(*numbers: int) -> None:
-            page.wait_for_function("(wanted) => shown.length === wanted.length", arg=list(numbers), timeout=PATIENCE)
+            page.wait_for_function(
+                "(wanted) => shown.length === wanted.length", arg=list(numbers), timeout=PAGE_TIMEOUT
+            )
             assert page.evaluate("shown") == list(numbers)  # and no "gap" among them
 
         with serving("site_with_redis", tmp_path, **environment):

@@ -17,9 +17,10 @@ from sse_batcher.runtime.locks import is_mine, new_lock
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.wire import HEARTBEAT, Frame
 
+from .kit.delivery import Delivery, MeetingLock, drive, numbers, take
+from .kit.scripts import run
 from .kit.sse_parser import EventStreamParser, parse
-from .test_hub import PATIENCE, Delivery, MeetingLock, drive, numbers, take
-from .test_reentrance import run
+from .kit.waiting import TIMEOUT
 
 GAP = {"heartbeat": 15.0}
 
@@ -36,7 +37,7 @@ def in_thread(function: Callable[[], Any]) -> None:
 
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT)
     assert not thread.is_alive(), "it waits for ever"
     if failed:
         raise failed[0]
@@ -80,11 +81,11 @@ def test_a_frame_that_waits_for_the_lock_while_a_client_registers_reaches_it(cur
     def meet() -> None:  # the lock is held, and the client neither registered nor has it looked where the head is
         lock.asked.clear()
         late.start()
-        assert lock.asked.wait(PATIENCE)
+        assert lock.asked.wait(TIMEOUT)
 
     lock.meet(meet)
     client = delivery.connect(cursor=cursor)
-    late.join(PATIENCE)
+    late.join(TIMEOUT)
     delivery.deliver()
     assert [id for _, _, id in take(client, 3)] == ["x-1", "x-2", "x-3"]
     assert next(client) == HEARTBEAT
@@ -101,11 +102,11 @@ def test_a_client_that_registers_while_a_frame_is_kept_is_listed_or_stands_after
     def meet() -> None:
         lock.asked.clear()
         comer.start()
-        assert lock.asked.wait(PATIENCE)
+        assert lock.asked.wait(TIMEOUT)
 
     just_before(monkeypatch, delivery.hub._history, "append", meet)
     delivery.deliver()
-    comer.join(PATIENCE)
+    comer.join(TIMEOUT)
     delivery.deliver()
     (client,) = clients
     (_, _, id), (_, data, _) = take(client, 2)
@@ -234,11 +235,11 @@ def test_a_driver_that_waits_for_the_queue_when_its_client_falls_behind_is_woken
     got: list[int] = []
     driver = threading.Thread(target=lambda: got.extend(numbers(client, 1)), daemon=True)
     driver.start()
-    assert asking.wait(PATIENCE)  # it has seen that it is live
+    assert asking.wait(TIMEOUT)  # it has seen that it is live
     client._behind = True
     delivery.deliver()  # nothing is queued
     client.fall_behind()
-    driver.join(PATIENCE)
+    driver.join(TIMEOUT)
     assert got == [1]
 
 
@@ -255,7 +256,7 @@ def test_two_threads_and_a_tiny_queue_lose_nothing_and_change_no_order() -> None
     driver = threading.Thread(target=drain, daemon=True)
     driver.start()
     delivery.deliver(3_000)
-    driver.join(PATIENCE * 3)
+    driver.join(TIMEOUT * 3)
     assert got == list(range(1, 3_001))
     assert delivery.hub.count()["gaps"] == 0
 
@@ -335,10 +336,10 @@ def test_a_kick_while_the_queue_is_emptied_wakes_a_driver_that_waits(monkeypatch
     delivery = Delivery(queue_frames=2, heartbeat=3600.0)
     client = delivery.connect()
     blocks = drive(client)
-    assert b"sse_open" in blocks.get(timeout=PATIENCE)
+    assert b"sse_open" in blocks.get(timeout=TIMEOUT)
     just_before(monkeypatch, client, "_empty_queue", client.close)
     client.fall_behind()
-    assert blocks.get(timeout=PATIENCE) == b"the end"
+    assert blocks.get(timeout=TIMEOUT) == b"the end"
 
 
 # -- evictions ---------------------------------------------------------------------------------------------------------
@@ -481,7 +482,7 @@ def test_a_batch_that_cannot_be_delivered_is_counted_and_told(monkeypatch: pytes
         hub = manager._process.get().hub
         monkeypatch.setattr(hub, "deliver", failing)
         manager.enqueue("t", 1)
-        manager.flush_all(PATIENCE)
+        manager.flush_all(TIMEOUT)
         monkeypatch.undo()
         manager.enqueue("t", 2)
         ((event, data, id),) = take(client, 1)
@@ -505,7 +506,7 @@ def full() -> Iterator[tuple[SSEManager, str]]:
     with SSEManager(BatchOptions(max_batch_size=1), history=HistoryOptions(history_frames=5)) as manager:
         for number in range(1, 11):
             manager.enqueue("t", number)
-        assert manager.flush_all(PATIENCE)
+        assert manager.flush_all(TIMEOUT)
         yield manager, manager.cursor().partition("-")[0]
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from .kit.redisserver import RedisServer, redis_server
-from .kit.servers import HOST, TIMEOUT, Server, running, wait_until
+from .kit.servers import HOST, Server, running
+from .kit.waiting import TIMEOUT, wait_until
 
 pytestmark = pytest.mark.external
 

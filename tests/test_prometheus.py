@@ -21,9 +21,9 @@ from sse_batcher import SSE, Batch, BatchOptions, InvalidEventError, SSEManager
 from sse_batcher.prometheus import PREFIX, ROWS, SSECollector
 from sse_batcher.stats import ManagerStats
 
-from .kit.servers import wait_until
 from .kit.services import missing
 from .kit.sse_parser import take
+from .kit.waiting import wait_until
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -19,15 +19,9 @@ from sse_batcher import SSE, BatchOptions, ClientOptions, HistoryOptions, SSEMan
 from sse_batcher.flask.config import KEYS
 
 from .kit.browser import chromium
+from .kit.repository import README, ROOT, blocks
 from .kit.servers import GTHREAD, HOST, Server, Stream, faults_in, running
 from .kit.sse_parser import take
-
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    return [text for mark, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.M | re.S) if mark == language]
 
 
 def test_its_first_two_commands_set_up_and_run_the_demo_and_the_tests() -> None:

@@ -36,9 +36,10 @@ from sse_batcher.event import Batch, Event
 from sse_batcher.wire import HEARTBEAT
 
 from .kit.redisserver import RedisServer, cursor_of, redis_server, sentinel_of
-from .kit.servers import HOST, wait_until
+from .kit.servers import HOST
 from .kit.sse_parser import EventStreamParser, ServerEvent, parse
-from .kit.viewers import FORGETFUL, PATIENCE, Make, Viewer, add, flat, managers, publishing, send, wait_until_read
+from .kit.viewers import FORGETFUL, Make, Viewer, add, flat, managers, publishing, send, wait_until_read
+from .kit.waiting import TIMEOUT, wait_until
 
 external = pytest.mark.external
 
@@ -228,7 +229,7 @@ def test_an_event_of_one_process_reaches_the_clients_of_all(server: RedisServer,
     one, two = make(server.url), make(server.url)
     with Viewer(one) as at_one, Viewer(two) as at_two, Viewer(two, "other") as other:
         send(one, *range(10))
-        assert one.flush_all(PATIENCE)
+        assert one.flush_all(TIMEOUT)
         send(two, *range(10, 20))
         two.broadcast("hub_state", "end")
         for viewer in (at_one, at_two):
@@ -245,7 +246,7 @@ def test_a_client_that_returns_to_another_process_has_missed_nothing(server: Red
         viewer.numbers(1)
         cursor = viewer.events[-1].id
     send(one, 2, 3)
-    assert one.flush_all(PATIENCE)
+    assert one.flush_all(TIMEOUT)
     two = make(server.url)
     with Viewer(two, cursor=cursor) as viewer:
         assert viewer.events[0].type == "sse_open"
@@ -340,7 +341,7 @@ def test_a_kick_that_reaches_no_other_process_ends_the_streams_of_this_one(serve
 def test_who_only_publishes_reads_nothing(server: RedisServer, make: Make) -> None:
     manager = make(server.url)
     send(manager, 1)
-    assert manager.flush_all(PATIENCE)
+    assert manager.flush_all(TIMEOUT)
     assert "sse_batcher-redis" not in {thread.name for thread in threading.enumerate()}
     assert server.client.xlen("sse_batcher:stream") == 1
 
@@ -350,7 +351,7 @@ def test_two_prefixes_are_two_worlds(server: RedisServer, make: Make) -> None:
     ours, theirs = make(server.url + "?prefix=ours"), make(server.url + "?prefix=theirs")
     with Viewer(ours) as viewer:
         send(theirs, 1)
-        assert theirs.flush_all(PATIENCE)
+        assert theirs.flush_all(TIMEOUT)
         send(ours, 2)
         assert viewer.numbers(2) == [2]
 
@@ -390,7 +391,7 @@ def test_own_clients_get_what_is_pending_before_the_end(server: RedisServer, mak
     manager = make(server.url, BatchOptions(batch_window=10))
     with Viewer(manager) as viewer:
         send(manager, 1, 2)
-        assert manager.shutdown(PATIENCE)
+        assert manager.shutdown(TIMEOUT)
         assert flat(viewer.until_type("sse_bye")) == [1, 2, "shutdown"]
 
 
@@ -572,7 +573,7 @@ def test_a_stream_that_cannot_know_where_it_begins_is_told_to_come_back(server: 
         [busy] = parse(b"".join(body), strict=True)
         assert (status, busy.type, busy.json, busy.id) == ("200 OK", "sse_busy", {"reason": "backend"}, "00000000-1-0")
     server.start()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
             with Viewer(manager) as viewer:
@@ -602,7 +603,7 @@ def test_a_fresh_process_knows_of_a_quiet_channel_as_long_as_nothing_was_trimmed
     one = make(server.url)
     start = cursor_of(one)
     send(one, *range(100), channel="busy")
-    assert one.flush_all(PATIENCE)
+    assert one.flush_all(TIMEOUT)
     with Viewer(make(server.url), "quiet", cursor=start) as viewer:
         assert viewer.events[0].type == "sse_open"
 
@@ -645,7 +646,7 @@ def test_a_manager_that_was_shut_down_has_left_redis(server: RedisServer, make: 
         send(manager, 1)
         assert viewer.numbers(1) == [1]
     assert len(server.client.client_list()) > 1
-    assert manager.shutdown(PATIENCE)
+    assert manager.shutdown(TIMEOUT)
     wait_until(lambda: len(server.client.client_list()) == 1, "only the test's own connection is there")
 
 
@@ -667,7 +668,7 @@ def sentinel(tmp_path: Path, server: RedisServer, replica: RedisServer) -> Itera
     import redis
 
     with sentinel_of(server, tmp_path) as port:
-        client = redis.Redis(host=HOST, port=port, socket_timeout=PATIENCE)
+        client = redis.Redis(host=HOST, port=port, socket_timeout=TIMEOUT)
         wait_until(lambda: bool(client.sentinel_slaves("shop")), "the sentinel knows the replica")
         client.close()
         yield f"redis+sentinel://{HOST}:{port}/shop/0"
@@ -686,7 +687,7 @@ def test_where_the_master_dies_all_goes_on_at_the_next_one(
         replica.follow(server)
         server.kill()
         send(one, *range(100, 200))  # while there is no master
-        assert one.flush_all(2 * PATIENCE)
+        assert one.flush_all(2 * TIMEOUT)
         for viewer in (at_one, at_two):
             assert viewer.numbers(199) == [*range(100, 200)]
     assert replica.client.role()[0] == b"master"
@@ -715,7 +716,7 @@ def test_what_the_next_master_has_not_got_is_told(
         unknown = at_one.events[-1].id
         server.kill()
         send(one, *range(20, 30))
-        assert one.flush_all(2 * PATIENCE)
+        assert one.flush_all(2 * TIMEOUT)
         for viewer in (at_one, at_two):
             assert flat(viewer.until_type("sse_gap")) == ["epoch"]
         send(one, 30)
@@ -740,7 +741,7 @@ def test_what_a_process_has_no_more_is_read_from_redis_in_order_and_once_while_m
     manager, other = make(server.url, history=FORGETFUL), make(server.url)
     start = cursor_of(manager)
     send(other, *range(1_000))
-    assert other.flush_all(PATIENCE)
+    assert other.flush_all(TIMEOUT)
     with publishing(other, 1_000, 3_000):
         with Viewer(manager, cursor=start, batches=batches) as viewer:
             assert viewer.events[0].type == "sse_open"
@@ -759,7 +760,7 @@ def detached_stream(manager: SSEManager, cursor: str) -> Iterator[HTTPResponse]:
         return body
 
     with serving(app) as address:
-        connection = HTTPConnection(*address, timeout=PATIENCE)
+        connection = HTTPConnection(*address, timeout=TIMEOUT)
         connection.request("GET", "/", headers={"Last-Event-ID": cursor})
         with closing(connection), connection.getresponse() as response:
             yield response
@@ -781,7 +782,7 @@ def test_what_only_redis_has_reaches_detached_streams(server: RedisServer, make:
     manager, other = make(server.url, history=FORGETFUL, transport="auto"), make(server.url)
     start = cursor_of(manager)
     send(other, *range(300))
-    assert other.flush_all(PATIENCE)
+    assert other.flush_all(TIMEOUT)
     wait_until_read(manager)
     with detached_stream(manager, start) as response:
         wait_until(lambda: manager.get_stats().clients_by_transport["detached"] == 1, "it is detached")
@@ -799,7 +800,7 @@ def test_a_detached_stream_outlives_redis_in_the_middle_of_its_replay(server: Re
     text = "x" * 10_000
     for number in range(600):
         manager.enqueue("n", [number, text])
-    assert manager.flush_all(PATIENCE)
+    assert manager.flush_all(TIMEOUT)
     wait_until_read(manager)
     with detached_stream(manager, start) as response:
         wait_until(lambda: manager.get_stats().clients_by_transport["detached"] == 1, "it is detached")
@@ -824,7 +825,7 @@ def test_a_reader_that_is_slow_is_helped_from_redis(server: RedisServer, make: M
     client = manager.subscribe()
     next(client)
     send(manager, *range(500))
-    assert manager.flush_all(PATIENCE)
+    assert manager.flush_all(TIMEOUT)
     wait_until_read(manager)
     got: list[Any] = []
     while 499 not in got:
@@ -855,7 +856,7 @@ def test_of_what_redis_has_each_client_gets_what_it_asked_for(server: RedisServe
     for number in range(300):
         send(manager, number, channel="rare" if number % 100 == 50 else "busy")
     manager.broadcast("n", "all")
-    assert manager.flush_all(PATIENCE)
+    assert manager.flush_all(TIMEOUT)
     wait_until_read(manager)
     with Viewer(manager, "rare", cursor=start) as rare, Viewer(manager, "quiet", cursor=start) as quiet:
         send(manager, "end", channel="rare")
@@ -869,7 +870,7 @@ def test_what_redis_has_trimmed_meanwhile_is_told(server: RedisServer, make: Mak
     manager = make(server.url, BatchOptions(max_batch_size=1), history=FORGETFUL)
     start = cursor_of(manager)
     send(manager, *range(200))
-    assert manager.flush_all(PATIENCE)
+    assert manager.flush_all(TIMEOUT)
     wait_until_read(manager)
     began = manager.subscribe(last_event_id=start)
     assert parse(next(began))[0].type == "sse_open"
@@ -960,7 +961,7 @@ def test_where_redis_does_not_say_an_old_cursor_is_told_to_come_back_and_an_open
     manager = make(server.url, history=FORGETFUL)
     start = cursor_of(manager)
     send(manager, *range(200))
-    assert manager.flush_all(PATIENCE)
+    assert manager.flush_all(TIMEOUT)
     wait_until_read(manager)
     began = manager.subscribe(last_event_id=start)
     next(began)

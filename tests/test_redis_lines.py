@@ -19,9 +19,11 @@ from sse_batcher.backends.redis.reader import Keys, Reader, State
 from sse_batcher.event import Batch, Event
 from sse_batcher.streams.history import ResumePoint
 
+from .kit.clock import Clock
 from .kit.redisserver import RedisServer, cursor_of, redis_server, sentinel_of
-from .kit.servers import HOST, wait_until
-from .kit.viewers import EPOCH, FORGETFUL, PATIENCE, STREAM, Make, Viewer, add, flat, managers, send, wait_until_read
+from .kit.servers import HOST
+from .kit.viewers import EPOCH, FORGETFUL, STREAM, Make, Viewer, add, flat, managers, send, wait_until_read
+from .kit.waiting import TIMEOUT, wait_until
 
 external = pytest.mark.external
 
@@ -127,8 +129,8 @@ def test_what_was_published_is_waited_for_no_longer_than_it_takes(
     manager = make(server.url)
     cursor_of(manager)
     send(manager, 1)
-    assert manager.flush_all(PATIENCE)
-    assert manager._process.get().backend.wait_until_delivered(PATIENCE)
+    assert manager.flush_all(TIMEOUT)
+    assert manager._process.get().backend.wait_until_delivered(TIMEOUT)
 
 
 @external
@@ -150,8 +152,8 @@ def test_what_was_published_below_what_was_read_is_waited_for(server: RedisServe
         viewer.numbers(1)
         server.client.delete(STREAM)
         send(manager, 2)
-        assert manager.flush_all(PATIENCE)
-        assert backend.wait_until_delivered(PATIENCE)
+        assert manager.flush_all(TIMEOUT)
+        assert backend.wait_until_delivered(TIMEOUT)
         assert manager.get_stats().history_frames == 2  # the hub has it, and not only Redis
         viewer.until_type("sse_gap")
 
@@ -160,10 +162,10 @@ def test_what_was_published_below_what_was_read_is_waited_for(server: RedisServe
 def test_own_batches_that_were_trimmed_unread_are_not_waited_for(server: RedisServer, make: Make) -> None:
     manager = make(server.url)
     send(manager, 1)
-    assert manager.flush_all(PATIENCE)
+    assert manager.flush_all(TIMEOUT)
     server.client.xtrim(STREAM, maxlen=0, approximate=False)
     cursor_of(manager)  # reads from now on
-    assert manager._process.get().backend.wait_until_delivered(PATIENCE)
+    assert manager._process.get().backend.wait_until_delivered(TIMEOUT)
 
 
 @external
@@ -195,7 +197,7 @@ def test_an_entry_with_the_largest_id_does_not_stop_the_site(
         for number, manager in enumerate((one, two, three), 2):  # each of them finds that it can add nothing
             send(manager, number)
         for manager in (one, two, three):
-            assert manager.flush_all(PATIENCE)
+            assert manager.flush_all(TIMEOUT)
         for viewer in (at_one, at_two):
             viewer.until_type("sse_gap")
         send(one, 5)
@@ -290,7 +292,7 @@ def test_the_age_of_a_frame_goes_by_the_clock_of_redis(tmp_path: Path, make: Mak
             state_of(manager).see_time(int(time.time() * 1000) + 2 * DAY)
             with Viewer(manager, cursor=start) as viewer:
                 assert flat(viewer.events[:1]) == ["too_old"]
-            assert manager.shutdown(PATIENCE)
+            assert manager.shutdown(TIMEOUT)
 
 
 @external
@@ -336,7 +338,7 @@ def test_a_failover_under_load_to_a_clock_that_is_behind_is_told(tmp_path: Path,
     ):
         replica.follow(master)
         with sentinel_of(master, tmp_path) as port:
-            client = redis.Redis(host=HOST, port=port, socket_timeout=PATIENCE)
+            client = redis.Redis(host=HOST, port=port, socket_timeout=TIMEOUT)
             wait_until(lambda: bool(client.sentinel_slaves("shop")), "the sentinel knows the replica")
             client.close()
             url = f"redis+sentinel://{HOST}:{port}/shop/0"
@@ -363,8 +365,8 @@ def test_a_failover_under_load_to_a_clock_that_is_behind_is_told(tmp_path: Path,
                         viewer.until_type("sse_gap")
                 finally:
                     stop.set()
-                    thread.join(PATIENCE)
-                assert one.flush_all(2 * PATIENCE)
+                    thread.join(TIMEOUT)
+                assert one.flush_all(2 * TIMEOUT)
                 send(one, sent)
                 for viewer in (at_one, at_two):
                     viewer.numbers(sent)
@@ -511,18 +513,11 @@ class Received:
         self.told.append((reason, user, channel))
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Reading:
     """A reader that is given entries by hand, and what its receiver is told."""
 
     def __init__(self, *, known: bool = True, client: Any = None) -> None:
-        self.clock = Clock()
+        self.clock = Clock(0.0)
         self.received = Received()
         self.state = State()
         self.state.epochs[0] = "00000000"

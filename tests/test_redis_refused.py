@@ -19,13 +19,14 @@ from sse_batcher import SSE, BackendError, InvalidEventError, SSEManager
 from sse_batcher.backends.redis.connections import Link
 
 from .kit.redisserver import RedisServer, cursor_of, redis_server
-from .kit.servers import HOST, wait_until
+from .kit.repository import README
+from .kit.servers import HOST
 from .kit.sse_parser import parse
-from .kit.viewers import FORGETFUL, PATIENCE, STREAM, Make, Viewer, add, flat, managers, send, wait_until_read
+from .kit.viewers import FORGETFUL, STREAM, Make, Viewer, add, flat, managers, send, wait_until_read
+from .kit.waiting import TIMEOUT, wait_until
 
 external = pytest.mark.external
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
 [ACL] = re.findall(r"^ACL SETUSER (.*)$", README, re.MULTILINE)
 RIGHTS = re.findall(r"\+(\S+)", ACL)
 PAGE = "{{ sse_cursor() }}"
@@ -184,7 +185,7 @@ def test_in_a_cluster_a_prefix_in_braces_is_what_it_takes(
         without = make(node.url)
         without.place()
         send(without, 1)
-        assert without.flush_all(PATIENCE)  # this key is here
+        assert without.flush_all(TIMEOUT)  # this key is here
         wait_until(lambda: without.unhealthy_reason() == "backend", "health says that it is the backend")
         with pytest.raises(BackendError):
             without.subscribe()
@@ -219,7 +220,7 @@ def test_redis_that_is_busy_with_a_script_is_waited_for(server: RedisServer, mak
         assert not manager.flush_all(0.2)
         with redis.Redis(host=HOST, port=server.port) as client:
             client.script_kill()
-        script.join(PATIENCE)
+        script.join(TIMEOUT)
         assert viewer.numbers(19) == [*range(20)]
     assert manager.get_stats().gaps == 0
 
@@ -307,12 +308,12 @@ def test_a_client_that_is_ahead_of_a_reader_that_is_late_is_sent_away_with_its_c
 
     def slow(frame: Any) -> None:
         stuck.set()
-        assert go_on.wait(PATIENCE)
+        assert go_on.wait(TIMEOUT)
         deliver(frame)
 
     monkeypatch.setattr(hub, "deliver", slow)
     id = add(server, 1)
-    assert stuck.wait(PATIENCE)
+    assert stuck.wait(TIMEOUT)
     epoch = manager.cursor().partition("-")[0]
     with pytest.raises(BackendError, match="has not read as far"):
         manager.subscribe(last_event_id=f"{epoch}-{id}")
@@ -346,7 +347,7 @@ def test_two_clients_at_most_wait_long_for_redis(make: Make, monkeypatch: pytest
         backend._state.ready = True
         backend._state.changed.notify_all()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
     assert returned[6:] == [None, None]
 
 
@@ -363,7 +364,7 @@ def test_a_page_does_not_wait_for_redis_and_its_stream_begins_with_a_gap(
         manager = sse.manager
     assert [app.test_client().get("/").text for _ in range(3)] == ["unknown"] * 3
     assert sse.cursor() == "unknown"
-    assert manager.shutdown(PATIENCE)
+    assert manager.shutdown(TIMEOUT)
     with SSEManager() as other:
         client = other.subscribe(last_event_id="unknown")
         assert flat(parse(next(client))) == ["malformed"]
@@ -380,7 +381,7 @@ def test_the_page_after_the_first_one_knows_its_place(server: RedisServer) -> No
     wait_until(lambda: client.get("/").text != "unknown", "the reader that the first page has begun knows it")
     assert client.get("/").text == sse.cursor()
     with app.app_context():
-        assert sse.manager.shutdown(PATIENCE)
+        assert sse.manager.shutdown(TIMEOUT)
 
 
 def test_a_request_does_not_need_the_lock_of_the_hub() -> None:
@@ -391,9 +392,9 @@ def test_a_request_does_not_need_the_lock_of_the_hub() -> None:
         manager = sse.manager
     with manager._process.get().hub._lock:
         threads, returned = in_threads(1, lambda: app.test_client().get("/").text)
-        threads[0].join(PATIENCE)
+        threads[0].join(TIMEOUT)
         assert returned == ["ok"]
-    assert manager.shutdown(PATIENCE)
+    assert manager.shutdown(TIMEOUT)
 
 
 @external
@@ -415,6 +416,6 @@ def test_fakeredis_does_for_tests_of_an_app(make: Make, caplog: pytest.LogCaptur
         assert viewer.numbers(1) == other.numbers(1) == [1]
         two.kick(channel="default")
         viewer.until_type("sse_bye")
-    assert one.shutdown(PATIENCE)
-    assert two.shutdown(PATIENCE)
+    assert one.shutdown(TIMEOUT)
+    assert two.shutdown(TIMEOUT)
     assert not [line for line in log_lines(caplog) if line[0] >= logging.WARNING]

@@ -5,39 +5,10 @@ Each of these has hung or lost events in a released library. What can take the p
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import pytest
 
 from .conftest import AsProcess
-
-ROOT = Path(__file__).parents[1]
-
-PRELUDE = """
-import ctypes, gc, os, random, signal, threading, time
-from sse_batcher import BatchOptions, ClosedError, EventBatcher, SSEManager
-got = []
-def sink(batch):
-    got.extend(event.data for event in batch.events)
-"""
-
-
-def run(script: str, python: str = sys.executable, stderr: str = "") -> str:
-    """Run a script after the prelude. It must end well and say just this on stderr; returns what it printed."""
-    done = subprocess.run(
-        [python, "-W", "error", "-W", "ignore:.*fork.*:DeprecationWarning", "-c", PRELUDE + textwrap.dedent(script)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, stderr), done.stdout + done.stderr
-    return done.stdout
-
+from .kit.scripts import run
 
 # -- the garbage collector ---------------------------------------------------------------------------------------------
 

@@ -25,10 +25,10 @@ from sse_batcher.transports.detached.replay import FIRST_RETRY_SECONDS, MAX_RETR
 from sse_batcher.transports.detached.takeover import Taken
 from sse_batcher.wire import HEARTBEAT, Frame, chunk
 
-from .kit.servers import wait_until
+from .kit.delivery import Numbers
+from .kit.site import Site, SteppedWorker, Threaded, events, has_ended, numbers, read, read_again
 from .kit.sse_parser import ServerEvent, parse
-from .test_hub import Numbers
-from .test_loop import PATIENCE, Site, SteppedWorker, Threaded, events, has_ended, numbers, read, read_again
+from .kit.waiting import TIMEOUT, wait_until
 
 FRAMES_PER_SLICE = 4
 
@@ -476,7 +476,7 @@ def test_the_thread_is_there_while_a_client_waits(threaded: Threaded, monkeypatc
     hub = threaded.manager._process.get().hub
 
     def replay(channels: tuple[str, ...], cursor: ResumePoint) -> Slice | None:
-        assert answers.wait(PATIENCE)
+        assert answers.wait(TIMEOUT)
         return Slice([], hub._history.head)
 
     monkeypatch.setattr(hub, "replay", replay)
@@ -493,7 +493,7 @@ def test_the_thread_is_there_while_a_client_waits(threaded: Threaded, monkeypatc
     threaded.manager.enqueue("t", 1)
     threaded.manager.flush_all()
     answers.set()
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT)
     assert not thread.is_alive()
     threaded.manager.enqueue("t", 2)
     data = b""

@@ -18,7 +18,7 @@ from sse_batcher.demo import report
 from sse_batcher.demo.report import MODES, Latency, MeasuringError, Row, as_json, as_table, measure
 from sse_batcher.demo.scenarios import SCENARIOS, TYPES
 
-from .test_readme import README
+from .kit.repository import README
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="segments are counted by Linux alone")
 

@@ -16,10 +16,10 @@ from sse_batcher import SSE, InvalidEventError, UsageError
 from sse_batcher.options import TRANSPORTS
 from sse_batcher.wire import HEADERS
 
-from .kit.servers import GTHREAD, HOST, Server, Stream, running, wait_until
+from .kit.servers import GTHREAD, HOST, Server, Stream, running
 from .kit.sse_parser import ServerEvent, parse, take
+from .kit.waiting import TIMEOUT, wait_until
 
-PATIENCE = 10.0
 HERE, THERE = "https://here.example", "https://there.example"
 MakeSite = Callable[..., "Site"]
 
@@ -105,7 +105,7 @@ def test_a_client_that_returns_gets_what_it_missed(make_site: MakeSite, where: s
     site = make_site()
     cursor = site.manager.cursor()
     site.sse.enqueue("log", 1)
-    assert site.manager.flush_all(PATIENCE)
+    assert site.manager.flush_all(TIMEOUT)
     header = {"Last_Event_ID": cursor} if where == "Last-Event-ID" else {}
     with site.request("" if header else f"{where}={cursor}", **header) as response:
         opened, missed = take(response.response, 2)
@@ -118,7 +118,7 @@ def test_a_client_that_knows_no_batches_says_so_in_the_query(make_site: MakeSite
     with site.request(query) as response:
         for number in range(2):
             site.sse.enqueue("log", number)
-        assert site.manager.flush_all(PATIENCE)
+        assert site.manager.flush_all(TIMEOUT)
         assert [event.type for event in take(response.response, 1 + len(types))[1:]] == types
 
 
@@ -253,7 +253,7 @@ def test_a_kick_after_the_request_has_begun_ends_the_stream(make_site: MakeSite,
         if name == moment and not kicked:
             kicked.append(site.sse.kick(user="ada"))
             site.sse.enqueue("log", "secret")
-            assert site.manager.flush_all(PATIENCE)
+            assert site.manager.flush_all(TIMEOUT)
 
     def answer() -> Response:
         reach("view")
@@ -325,7 +325,7 @@ def test_without_a_prefix_pages_still_have_a_cursor(make_site: MakeSite) -> None
     site = make_site()
     site.app.add_url_rule("/", "page", lambda: render_template_string("{{ sse_cursor() }}"))
     before = site.manager.cursor()
-    site.app.before_request(lambda: [site.sse.enqueue("log", 1), site.manager.flush_all(PATIENCE), None][2])
+    site.app.before_request(lambda: [site.sse.enqueue("log", 1), site.manager.flush_all(TIMEOUT), None][2])
     assert site.app.test_client().get("/").text == before != site.manager.cursor()
 
 

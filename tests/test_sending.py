@@ -22,8 +22,9 @@ import pytest
 import sse_batcher
 from sse_batcher.transports.detached import sending
 
+from .kit.waiting import TIMEOUT
+
 ROOT = Path(sse_batcher.__file__).parents[1]
-PATIENCE = 10.0
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -90,7 +91,7 @@ def module(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> M
 def pair() -> Iterator[Pair]:
     """The server's end of a connection over TCP, which does not block, and the client's."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        theirs = socket.create_connection(listener.getsockname(), timeout=PATIENCE)
+        theirs = socket.create_connection(listener.getsockname(), timeout=TIMEOUT)
         ours, _ = listener.accept()
     ours.setblocking(False)
     with ours, theirs:
@@ -130,7 +131,7 @@ def test_a_full_socket_takes_a_part_and_then_nothing(module: ModuleType, pair: P
 
 
 @pytest.mark.parametrize("module", [as_it_is, *LINUX_FALLBACKS], indirect=True, ids=name_of)
-@pytest.mark.parametrize("default", [None, PATIENCE], ids=["no default timeout", "a default timeout"])
+@pytest.mark.parametrize("default", [None, TIMEOUT], ids=["no default timeout", "a default timeout"])
 def test_a_full_socket_that_blocks_makes_no_way_wait(module: ModuleType, pair: Pair, default: float | None) -> None:
     assert module.FLAGS & socket.MSG_DONTWAIT  # or this would hang, with the lock
     ours, theirs = pair
@@ -141,7 +142,7 @@ def test_a_full_socket_that_blocks_makes_no_way_wait(module: ModuleType, pair: P
         taken, began = 0, time.monotonic()
         while some := send(module, ours.fileno(), bytes(1_000_000)):
             taken += some
-        assert time.monotonic() - began < PATIENCE / 2
+        assert time.monotonic() - began < TIMEOUT / 2
     finally:
         socket.setdefaulttimeout(before)
     assert os.get_blocking(ours.fileno())
@@ -169,11 +170,11 @@ def test_whether_the_other_side_has_all_is_known_where_it_is_cheap(module: Modul
         while send(module, ours.fileno(), bytes(100_000)):
             pass
         assert not module.has_taken_all(ours.fileno())
-        theirs.settimeout(PATIENCE)
+        theirs.settimeout(TIMEOUT)
         ours.shutdown(socket.SHUT_WR)
         while theirs.recv(1_000_000):
             pass
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while module.has_taken_all(ours.fileno()) != knows and time.monotonic() < deadline:
             pass
         assert module.has_taken_all(ours.fileno()) == knows
@@ -214,7 +215,7 @@ with ours:
     print(send_to(ours.fileno(), b"x"))
 """
     command = [sys.executable, "-W", "error", "-c", script]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
 
 

@@ -25,7 +25,8 @@ from werkzeug.serving import make_server
 import sse_batcher
 from sse_batcher.transports.server import ServerInfo, inspect_server
 
-from .kit.servers import GTHREAD, HOST, SERVERS, THREADS, TIMEOUT, gunicorn, running, wait_until
+from .kit.servers import GTHREAD, HOST, SERVERS, THREADS, gunicorn, running
+from .kit.waiting import TIMEOUT, wait_until
 
 ROOT = Path(sse_batcher.__file__).parents[1]
 

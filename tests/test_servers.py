@@ -25,7 +25,6 @@ from .kit.servers import (
     GTHREAD,
     HOST,
     SERVERS,
-    TIMEOUT,
     UWSGI,
     Kind,
     Server,
@@ -37,9 +36,9 @@ from .kit.servers import (
     running,
     serving,
     uwsgi,
-    wait_until,
     waitress,
 )
+from .kit.waiting import TIMEOUT, wait_until
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",

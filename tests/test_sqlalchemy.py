@@ -17,7 +17,7 @@ from werkzeug.serving import make_server
 
 from sse_batcher import SSE
 
-from .test_readme import blocks
+from .kit.repository import blocks
 
 STREAMS = 50
 POOL_SIZE = 3

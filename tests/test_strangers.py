@@ -16,10 +16,11 @@ import pytest
 
 from sse_batcher import SSEManager
 
+from .kit.leaving import process_of, read_until, reset, serving_app, wait_for_clients
 from .kit.redisserver import cursor_of, redis_server
-from .kit.servers import HOST, SERVERS, TIMEOUT, Server, Stream, gunicorn, with_threads
+from .kit.servers import HOST, SERVERS, Server, Stream, gunicorn, with_threads
 from .kit.sse_parser import EventStreamParser
-from .test_leaving import process_of, read_until, reset, serving_app, wait_for_clients
+from .kit.waiting import TIMEOUT
 
 pytestmark = pytest.mark.external
 

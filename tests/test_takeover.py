@@ -22,9 +22,11 @@ from sse_batcher.transports.detached.takeover import MAX_PRELUDE_BYTES, Taken, T
 from sse_batcher.transports.server import MIN_DUPLICATE_FD
 from sse_batcher.wire import LAST_CHUNK, chunk
 
+from .kit.exchange import Exchange, descriptors
+from .kit.waiting import TIMEOUT
+
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux's /proc shows what is open")
 
-PATIENCE = 10.0
 PRELUDE = b"event: sse_open\ndata: {}\nid: x.123456789\n\n"  # its length has a letter in hexadecimal
 SSE = b"Content-Type: text/event-stream; charset=utf-8"
 CHUNKED = b"Transfer-Encoding: chunked"
@@ -86,14 +88,6 @@ BAD = {
 every_good = pytest.mark.parametrize("response", GOOD.values(), ids=GOOD)
 
 
-def descriptors() -> list[str]:
-    found = []
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # that of the listing itself
-            found.append(f"{name} -> {os.readlink(f'/proc/self/fd/{name}')}")
-    return sorted(found)
-
-
 @pytest.fixture(autouse=True)
 def _no_descriptor_is_left() -> Iterator[None]:
     gc.collect()  # what tests before this one have left
@@ -104,49 +98,6 @@ def _no_descriptor_is_left() -> Iterator[None]:
 
 def refuse(*_: Any, **__: Any) -> NoReturn:
     raise OSError(24, "Too many open files")
-
-
-class Exchange:
-    """A connection over TCP: the server's end, by its number, and the client's."""
-
-    def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.client = socket.create_connection(listener.getsockname(), timeout=PATIENCE)
-            server, _ = listener.accept()
-        server.settimeout(None)
-        self.fd = server.detach()
-        self.inode = os.fstat(self.fd).st_ino
-        self.unsent = 0
-        """How many bytes another thread of the server has still to write."""
-
-    def close(self) -> None:
-        self.client.close()
-        with suppress(OSError):
-            os.close(self.fd)
-
-    def write(self, text: bytes) -> None:
-        """As the server does, which knows the number and nothing else."""
-        assert os.write(self.fd, text) == len(text)
-
-    def heard(self, size: int) -> bytes:
-        """The next so many bytes that the client gets, fewer where that is the end."""
-        heard = b""
-        while len(heard) < size and (more := self.client.recv(size - len(heard))):
-            heard += more
-        return heard
-
-    def hears_nothing(self) -> bool:
-        return not select.select([self.client], [], [], 0)[0]
-
-    def is_restored(self) -> bool:
-        return os.fstat(self.fd).st_ino == self.inode
-
-    def goes_on(self, written: bytes) -> bool:
-        """Whether the client has got exactly this, and the server can go on, in both directions."""
-        self.write(b"and more")
-        self.client.sendall(b"hello")
-        heard = self.heard(len(written) + 8)
-        return self.is_restored() and heard == written + b"and more" and os.read(self.fd, 5) == b"hello"
 
 
 def take_over(exchange: Exchange, timeout: float = 2.0) -> TakeOver:
@@ -536,7 +487,7 @@ def test_one_that_is_dropped_while_it_is_read_from_is_closed(
     monkeypatch.setattr(TakeOver, "_drain", collect)
     reader = threading.Thread(target=begun.relieve)
     reader.start()
-    reader.join(PATIENCE)
+    reader.join(TIMEOUT)
     assert not reader.is_alive()
     assert exchange.heard(1) == b""
 

@@ -16,10 +16,8 @@ from sse_batcher.cli import serving
 from sse_batcher.options import TRANSPORTS
 from sse_batcher.transports.detached.loop import loop
 
-from .kit.servers import wait_until
 from .kit.sse_parser import EventStreamParser, ServerEvent
-
-PATIENCE = 10.0
+from .kit.waiting import TIMEOUT, wait_until
 
 
 class Site:
@@ -40,7 +38,7 @@ class Site:
         return body
 
     def ask(self, query: str = "", cursor: str | None = None) -> Reading:
-        connection = http.client.HTTPConnection(*self.address, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(*self.address, timeout=TIMEOUT)
         self._stack.callback(connection.close)
         connection.request("GET", f"/?{query}", headers={"Last-Event-ID": cursor} if cursor else {})
         return Reading(connection, connection.getresponse())
@@ -58,7 +56,7 @@ class Site:
     def send(self, *events: Any, channel: str = "default") -> None:
         for data in events:
             self.manager.enqueue("t", data, channel=channel)
-        assert self.manager.flush_all(PATIENCE)
+        assert self.manager.flush_all(TIMEOUT)
 
 
 class Reading:
@@ -119,7 +117,7 @@ def test_a_client_gets_its_channels_and_broadcasts(site: Site) -> None:
     for channel in ("a", "c", "b"):
         site.send(channel, channel=channel)
     site.manager.broadcast("t", "all")
-    assert site.manager.flush_all(PATIENCE)
+    assert site.manager.flush_all(TIMEOUT)
     assert [reading.data() for _ in range(3)] == ["a", "b", "all"]
 
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
-from .kit.servers import GTHREAD, SERVERS, Kind, Stream, detached, gunicorn, serving, wait_until
+from .kit.servers import GTHREAD, SERVERS, Kind, Stream, detached, gunicorn, serving
+from .kit.waiting import wait_until
 
 pytestmark = pytest.mark.external
 

@@ -25,24 +25,11 @@ from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import STOP_SAMPLE, Watch, Watcher, sign_of_life
 
 from .conftest import AsProcess
-
-PATIENCE = 10.0
-HOST = "127.0.0.1"
+from .kit.servers import HOST
+from .kit.waiting import TIMEOUT
+from .kit.watched import Watched
 
 Pair = tuple[socket.socket, socket.socket]
-
-
-class Watched:
-    """A stream that says what it is told."""
-
-    def __init__(self) -> None:
-        self.told: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def close(self) -> None:
-        self.told.put("close")
-
-    def drain(self) -> None:
-        self.told.put("drain")
 
 
 def server_info(
@@ -89,7 +76,7 @@ def test_a_stream_whose_client_hangs_up_is_closed_at_once(watcher: Watcher, pair
         theirs.shutdown(socket.SHUT_WR)
     else:
         theirs.close()
-    assert stream.told.get(timeout=PATIENCE) == "close"
+    assert stream.told.get(timeout=TIMEOUT) == "close"
     assert watcher._watches == watcher._by_fd == {}
 
 
@@ -97,7 +84,7 @@ def test_a_client_that_left_before_it_was_watched_is_noticed_too(watcher: Watche
     ours, theirs = pair
     theirs.close()
     stream, _watch = watch_over(watcher, ours)
-    assert stream.told.get(timeout=PATIENCE) == "close"
+    assert stream.told.get(timeout=TIMEOUT) == "close"
 
 
 def test_a_client_that_sends_something_more_is_not_taken_for_one_that_left(watcher: Watcher, pair: Pair) -> None:
@@ -108,7 +95,7 @@ def test_a_client_that_sends_something_more_is_not_taken_for_one_that_left(watch
         theirs.sendall(b"the next request, too early")
         marker, _ = watch_over(watcher, other)
         gone.close()
-        assert marker.told.get(timeout=PATIENCE) == "close"  # so the watcher has looked since
+        assert marker.told.get(timeout=TIMEOUT) == "close"  # so the watcher has looked since
     assert stream.told.empty()
 
 
@@ -131,7 +118,7 @@ def test_news_of_a_number_that_belongs_to_another_connection_by_now_end_nothing(
             return getattr(real, name)
 
     monkeypatch.setattr(watcher, "_epoll", Stale())
-    assert asked.wait(PATIENCE)
+    assert asked.wait(TIMEOUT)
     watcher.tick(0)
     assert stream.told.empty()
     assert watch in watcher._watches
@@ -151,9 +138,9 @@ def test_who_leaves_is_told_of_while_the_driver_waits_and_its_thread_is_free_at_
             driver = threading.Thread(target=lambda: list(body))
             driver.start()
             theirs.close()
-            driver.join(PATIENCE)
+            driver.join(TIMEOUT)
             assert not driver.is_alive()
-            assert left.get(timeout=PATIENCE) == "left"
+            assert left.get(timeout=TIMEOUT) == "left"
         assert manager.get_stats().clients == 0
 
 
@@ -277,14 +264,14 @@ def test_all_streams_of_a_server_that_is_stopping_are_drained_and_those_of_anoth
     assert all(stream.told.empty() for stream in [*ours, other])
     stopping[0] = True
     for stream in ours:
-        assert stream.told.get(timeout=PATIENCE) == "drain"  # by the thread itself
+        assert stream.told.get(timeout=TIMEOUT) == "drain"  # by the thread itself
     assert other.told.empty()
 
 
 def test_a_stream_is_drained_only_once(watcher: Watcher) -> None:
     # If it is the only one that is left of a server that has ended, others must not be drained for it again and again.
     stream, _ = watch_over(watcher, None, stopping=lambda: True)
-    assert stream.told.get(timeout=PATIENCE) == "drain"
+    assert stream.told.get(timeout=TIMEOUT) == "drain"
     for _ in range(3):
         watcher.tick(0)
     assert stream.told.empty()
@@ -368,7 +355,7 @@ def test_the_thread_ends_when_nothing_is_left_to_watch_and_comes_back(watcher: W
         thread = watcher._worker.thread
         assert thread is not None
         watcher.remove(watch)
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
         assert not thread.is_alive()
         assert stream.told.empty()
     assert watcher._worker.restarts == 0
@@ -400,7 +387,7 @@ def test_without_epoll_the_end_of_the_server_is_still_seen(monkeypatch: pytest.M
     monkeypatch.delattr(select, "epoll")  # as gevent does
     watcher = Watcher()
     stream, watch = watch_over(watcher, pair[0], stopping=lambda: True)
-    assert stream.told.get(timeout=PATIENCE) == "drain"
+    assert stream.told.get(timeout=TIMEOUT) == "drain"
     watcher.remove(watch)
 
 
@@ -414,7 +401,7 @@ def test_a_watcher_that_gets_no_descriptor_says_so_once_and_does_the_rest(
     watchers = PerProcess(Watcher)
     before = descriptors()
     streams = [watch_over(watchers.get(), pair[0], stopping=lambda: True) for _ in range(3)]
-    assert [stream.told.get(timeout=PATIENCE) for stream, _ in streams] == ["drain"] * 3
+    assert [stream.told.get(timeout=TIMEOUT) for stream, _ in streams] == ["drain"] * 3
     (record,) = caplog.records
     assert record.getMessage().endswith("Too many open files")
     for _, watch in streams:

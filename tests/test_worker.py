@@ -15,7 +15,7 @@ import pytest
 from sse_batcher.runtime import worker
 from sse_batcher.runtime.worker import Deadline, Worker, take
 
-PATIENCE = 10.0
+from .kit.waiting import TIMEOUT
 
 
 class Owner:
@@ -29,7 +29,7 @@ class Owner:
         self.turns.release()
 
     def had_a_turn(self) -> bool:
-        return self.turns.acquire(timeout=PATIENCE)
+        return self.turns.acquire(timeout=TIMEOUT)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def owner() -> Iterator[Owner]:
     owner = Owner()
     yield owner
     owner.worker.stop()
-    assert owner.worker.join(PATIENCE)
+    assert owner.worker.join(TIMEOUT)
 
 
 class LookedInto(SimpleQueue):  # type: ignore[type-arg]
@@ -111,10 +111,10 @@ def test_a_wake_up_while_the_successor_of_a_dead_thread_ends_is_heard(
         """The successor has nothing to do and ends; another thread wakes it before the dying thread is gone."""
         monkeypatch.setattr(threading.Thread, "start", start)
         successor.start()
-        successor.join(PATIENCE)
+        successor.join(TIMEOUT)
         meeting = threading.Thread(target=lambda: (worker.wake(), worker.ensure()))
         meeting.start()
-        meeting.join(PATIENCE)
+        meeting.join(TIMEOUT)
 
     work = owner.work
     monkeypatch.setattr(owner, "work", die)
@@ -132,7 +132,7 @@ def test_of_threads_that_are_started_at_once_one_works(owner: Owner) -> None:
     def work() -> None:
         working.append(threading.current_thread())
         owner.turns.release()
-        assert free.wait(PATIENCE)
+        assert free.wait(TIMEOUT)
 
     owner.work = work  # type: ignore[method-assign]
     assert owner.worker.ensure()
@@ -142,7 +142,7 @@ def test_of_threads_that_are_started_at_once_one_works(owner: Owner) -> None:
     for thread in surplus:
         thread.start()
     for thread in surplus:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
     assert working == [owner.worker.thread]
     assert owner.worker.restarts == 0
     free.set()
@@ -157,7 +157,7 @@ def test_threads_that_meet_at_a_term_that_is_over_agree_on_the_next(owner: Owner
     assert seconds[0] is seconds[1] is seconds[2]
     in_thread = threading.Thread(target=seconds[0].claim)
     in_thread.start()
-    in_thread.join(PATIENCE)
+    in_thread.join(TIMEOUT)
     assert not seconds[0].claim()
     assert owner.worker._newest() is seconds[0]
 
@@ -189,7 +189,7 @@ def test_a_thread_that_is_stopped_in_the_middle_of_a_turn_ends_after_one_more(ow
 
     owner.work = work  # type: ignore[method-assign]
     assert owner.worker.ensure()
-    assert owner.worker.join(PATIENCE)
+    assert owner.worker.join(TIMEOUT)
     assert len(turns) == 2  # the second for the wake-up
 
 
@@ -218,15 +218,15 @@ def test_a_worker_that_cannot_be_started_says_so(monkeypatch: pytest.MonkeyPatch
     monkeypatch.undo()
     assert owner.worker.ensure()
     owner.worker.stop()
-    assert owner.worker.join(PATIENCE)
+    assert owner.worker.join(TIMEOUT)
 
 
 def test_a_deadline_is_one_limit_for_several_waits() -> None:
     assert Deadline(None).left() is None
     assert Deadline(-1).left() == 0
-    deadline = Deadline(PATIENCE)
+    deadline = Deadline(TIMEOUT)
     first, second = deadline.left(), deadline.left()
-    assert PATIENCE >= first >= second > PATIENCE / 2
+    assert TIMEOUT >= first >= second > TIMEOUT / 2
 
 
 # -- the look that must come before the wait ---------------------------------------------------------------------------

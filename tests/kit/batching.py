@@ -7,17 +7,7 @@ from typing import Any
 
 from sse_batcher import Batch, BatchOptions, EventBatcher
 
-
-class Clock:
-    """Time that moves only when told to. Also counts how often it was asked."""
-
-    def __init__(self, now: float = 1_000.0) -> None:
-        self.now = now
-        self.asked = 0
-
-    def __call__(self) -> float:
-        self.asked += 1
-        return self.now
+from .clock import Clock
 
 
 class Parked:

@@ -26,9 +26,9 @@ from playwright.sync_api import Browser, Page
 
 from sse_batcher.wire import HEADERS
 
-from .servers import TIMEOUT
 from .services import missing, program
 from .sse_parser import ServerEvent
+from .waiting import TIMEOUT
 
 JAVASCRIPT = Path(__file__).parent / "javascript"
 

@@ -15,8 +15,9 @@ import pytest
 
 from sse_batcher import SSEManager
 
-from .servers import HOST, TIMEOUT, wait_until
+from .servers import HOST
 from .services import certificate, moved_by, program
+from .waiting import TIMEOUT, wait_until
 
 
 class RedisServer:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +26,11 @@ import sse_batcher
 
 from . import proxy
 from .services import certificate, missing, program
+from .waiting import TIMEOUT
 
 HOST = "127.0.0.1"
 APPS = Path(__file__).parent / "apps"
 """The folder that servers import apps from."""
-TIMEOUT = 15.0
 
 THREADS = 16
 """What each server that has to be told gets. A stream takes one."""
@@ -292,14 +292,6 @@ class Stream:
             while (block := self.block()) is not None:
                 blocks.append(block)
         return blocks
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = TIMEOUT) -> None:
-    """Ask again and again, for things that another process does and cannot tell us."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {timeout} seconds"
-        threading.Event().wait(0.02)
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from sse_batcher.wire import HEADERS
 
-from .servers import HOST, TIMEOUT
+from .servers import HOST
+from .waiting import TIMEOUT
 
 
 class Answer(NamedTuple):

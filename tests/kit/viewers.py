@@ -18,8 +18,8 @@ from sse_batcher.event import Batch, Event
 
 from .redisserver import RedisServer
 from .sse_parser import ServerEvent, parse
+from .waiting import TIMEOUT
 
-PATIENCE = 15.0
 STREAM, EPOCH = "sse_batcher:stream", "sse_batcher:epoch"
 FORGETFUL = HistoryOptions(history_bytes=1)
 """A process keeps the newest frame alone: for older ones, the stream is read again."""
@@ -67,7 +67,7 @@ class Viewer:
     def until(self, wanted: Callable[[ServerEvent], bool]) -> list[ServerEvent]:
         """The events up to this one, which is in time."""
         got = []
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while True:
             try:
                 got.append(self._news.get(timeout=max(0.0, deadline - time.monotonic())))
@@ -89,7 +89,7 @@ class Viewer:
 
     def __exit__(self, *exc_info: object) -> None:
         self.client.close()
-        self._thread.join(PATIENCE)
+        self._thread.join(TIMEOUT)
 
 
 def flat(events: list[ServerEvent]) -> list[Any]:
@@ -113,7 +113,7 @@ def publishing(manager: SSEManager, *numbers: int) -> Iterator[None]:
     thread = threading.Thread(target=lambda: send(manager, *range(*numbers)))
     thread.start()
     yield
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT)
 
 
 def add(
@@ -136,5 +136,5 @@ def add(
 def wait_until_read(manager: SSEManager) -> None:
     """Until what is in the stream now was delivered here."""
     manager.enqueue("last", 0, channel="nobody")
-    assert manager.flush_all(PATIENCE)
-    assert manager._process.get().backend.wait_until_delivered(PATIENCE)
+    assert manager.flush_all(TIMEOUT)
+    assert manager._process.get().backend.wait_until_delivered(TIMEOUT)

@@ -1,0 +1,18 @@
+"""How long tests wait, and how: for threads and other processes, which need time that a test cannot count."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+TIMEOUT = 15.0
+"""Seconds after which a test fails if something that has to happen has not happened."""
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = TIMEOUT) -> None:
+    """Ask again and again until the condition holds. `what` says in the failure what was expected."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {timeout} seconds"
+        threading.Event().wait(0.02)

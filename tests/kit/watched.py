@@ -1,0 +1,18 @@
+"""A stream for the watcher, which writes down what the watcher asks of it."""
+
+from __future__ import annotations
+
+import queue
+
+
+class Watched:
+    """A stream that says what it is told."""
+
+    def __init__(self) -> None:
+        self.told: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def close(self) -> None:
+        self.told.put("close")
+
+    def drain(self) -> None:
+        self.told.put("drain")

@@ -327,3 +327,20 @@ def test_each_signal_says_when_it_is_sent_and_with_what() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (ROOT / "py.typed").is_file()
+
+
+# -- the tests ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_test_module_imports_another() -> None:
+    """What tests share is in `tests/kit`."""
+    folder = Path(__file__).parent
+    found = [
+        f"{path.relative_to(folder)}:{node.lineno}"
+        for path in sorted(folder.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+        if name.rpartition(".")[2].startswith("test_") or ".test_" in name
+    ]
+    assert found == []

@@ -6,13 +6,16 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import settings
 
 from sse_batcher.runtime import process
+
+from .kit.clock import Clock
+from .kit.process import AsProcess
 
 # The same examples in every CI run; more, and other ones, on a developer's machine with --hypothesis-profile=search.
 settings.register_profile("ci", derandomize=True, deadline=None)
@@ -49,12 +52,15 @@ def _no_thread_is_left() -> Iterator[None]:
         assert not thread.is_alive(), f"{thread.name} outlives the test"
 
 
-AsProcess = Callable[[int], AbstractContextManager[None]]
+@pytest.fixture
+def clock() -> Clock:
+    """Time that the test moves."""
+    return Clock()
 
 
 @pytest.fixture
 def as_process(monkeypatch: pytest.MonkeyPatch) -> AsProcess:
-    """Within ``as_process(pid)`` this process passes for another one, as a forked child would be."""
+    """Within ``as_process(pid)`` this process has another number, as a forked child would."""
 
     @contextmanager
     def passing(pid: int) -> Iterator[None]:

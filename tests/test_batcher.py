@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -21,6 +22,7 @@ from sse_batcher.batching.engine import _Flush
 from sse_batcher.batching.window import NOW
 
 from .kit.batching import SteppedBatcher
+from .kit.threads import in_thread, start_in_thread
 from .kit.waiting import TIMEOUT
 
 LONG = BatchOptions(batch_window=10)
@@ -75,27 +77,6 @@ def open_batcher(sink: Sink) -> Iterator[Callable[..., EventBatcher]]:
 OpenBatcher = Callable[..., EventBatcher]
 
 
-def in_thread(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
-    """Runs it; the result is a function that waits for its result."""
-    results: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
-
-    def run() -> None:
-        try:
-            results.put((True, function(*args)))
-        except BaseException as error:
-            results.put((False, error))
-
-    threading.Thread(target=run, daemon=True).start()
-
-    def result() -> Any:
-        fine, value = results.get(timeout=TIMEOUT)
-        if not fine:
-            raise value
-        return value
-
-    return result
-
-
 # -- waking ------------------------------------------------------------------------------------------------------------
 
 
@@ -119,7 +100,7 @@ def test_an_event_between_the_last_look_and_the_sleep_is_delivered(sink: Sink, o
         def get(self, block: bool = True, timeout: float | None = None) -> Any:
             if not self.passed:
                 self.passed = True
-                in_thread(batcher.enqueue, "log", "in the seam")()
+                in_thread(batcher.enqueue, "log", "in the seam")
             return super().get(block, timeout)
 
         passed = False
@@ -205,7 +186,7 @@ def test_thirty_two_producers_lose_nothing_and_keep_their_own_order(sink: Sink, 
         for n in range(500):
             batcher.enqueue("log", (producer, n))
 
-    for result in [in_thread(produce, producer) for producer in range(32)]:
+    for result in [start_in_thread(produce, producer) for producer in range(32)]:
         result()
     assert batcher.flush_all(TIMEOUT)
     got: dict[int, list[int]] = {producer: [] for producer in range(32)}
@@ -230,7 +211,7 @@ def test_producers_that_meet_the_end_are_refused_or_delivered(sink: Sink) -> Non
         accepted: Counter[int] = Counter()
         start = threading.Barrier(9)
 
-        results = [in_thread(_produce_until_refused, batcher, producer, accepted, start) for producer in range(8)]
+        results = [start_in_thread(_produce_until_refused, batcher, producer, accepted, start) for producer in range(8)]
         start.wait()
         assert batcher.destroy(TIMEOUT)
         for result in results:
@@ -257,7 +238,7 @@ class Hooked(deque):  # type: ignore[type-arg]
 def test_an_event_that_goes_in_just_before_the_end_is_delivered(sink: Sink) -> None:
     batcher = EventBatcher(sink, LONG)
     inbox = batcher._engine.get()._inbox = Hooked()
-    inbox.after = in_thread_now(batcher.close, TIMEOUT)
+    inbox.after = partial(in_thread, batcher.close, TIMEOUT)
     batcher.enqueue("log", 1)
     assert sink.data() == [1]
     assert (batcher.get_stats().enqueued, batcher.get_stats().refused) == (1, 0)
@@ -266,7 +247,7 @@ def test_an_event_that_goes_in_just_before_the_end_is_delivered(sink: Sink) -> N
 def test_an_event_that_goes_in_just_after_the_end_comes_out_again(sink: Sink) -> None:
     batcher = EventBatcher(sink, LONG)
     inbox = batcher._engine.get()._inbox = Hooked()
-    inbox.before = in_thread_now(batcher.close, TIMEOUT)
+    inbox.before = partial(in_thread, batcher.close, TIMEOUT)
     with pytest.raises(ClosedError):
         batcher.enqueue("log", 1)
     assert not inbox
@@ -276,26 +257,17 @@ def test_an_event_that_goes_in_just_after_the_end_comes_out_again(sink: Sink) ->
 def test_an_event_that_goes_in_after_the_end_is_not_taken_in_by_somebody_else_before_it_comes_out(sink: Sink) -> None:
     batcher = EventBatcher(sink, LONG)
     inbox = batcher._engine.get()._inbox = Hooked()
-    inbox.before, inbox.after = in_thread_now(batcher.close, TIMEOUT), in_thread_now(batcher.get_stats)
+    inbox.before, inbox.after = partial(in_thread, batcher.close, TIMEOUT), partial(in_thread, batcher.get_stats)
     with pytest.raises(ClosedError):
         batcher.enqueue("log", 1)
     assert sink.data() == []
-
-
-def in_thread_now(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
-    """Calls it in another thread, and waits for that, when it is called."""
-
-    def call() -> Any:
-        return in_thread(function, *args)()
-
-    return call
 
 
 def test_enqueue_waits_for_no_lock(sink: Sink, open_batcher: OpenBatcher) -> None:
     batcher = open_batcher(AT_ONCE)
     engine = batcher._engine.get()
     with engine._turn, engine._counters:
-        in_thread(batcher.enqueue, "log", 1)()
+        in_thread(batcher.enqueue, "log", 1)
     assert sink.arrived.acquire(timeout=TIMEOUT)
 
 
@@ -457,7 +429,7 @@ def test_flush_waits_for_what_came_before_it_and_not_for_what_comes_after(
     batcher = open_batcher()
     sink.stick()
     batcher.enqueue("log", 1)
-    flushed = in_thread(batcher.flush_all, TIMEOUT)
+    flushed = start_in_thread(batcher.flush_all, TIMEOUT)
     assert sink.entered.wait(TIMEOUT)
     batcher.enqueue("log", 2)  # its window is open for ten seconds
     sink.free.set()
@@ -521,7 +493,7 @@ def test_a_flush_during_a_delivery_that_fails_is_false(sink: Sink, open_batcher:
             sink.free.set()
 
     batcher._engine.get()._inbox = Asked()
-    in_thread(lambda: answers.put(batcher.flush_all(TIMEOUT)))()
+    in_thread(lambda: answers.put(batcher.flush_all(TIMEOUT)))
     assert answers.get(timeout=TIMEOUT) is False
 
 
@@ -562,7 +534,7 @@ def test_four_closers_and_a_flush_at_once_all_see_the_end(sink: Sink, open_batch
     batcher = open_batcher()
     sink.stick()
     batcher.enqueue("log", 1)
-    results = [in_thread(call, TIMEOUT) for call in (batcher.flush_all, *[batcher.close] * 4)]
+    results = [start_in_thread(call, TIMEOUT) for call in (batcher.flush_all, *[batcher.close] * 4)]
     assert sink.entered.wait(TIMEOUT)
     sink.free.set()
     assert all(result() for result in results)
@@ -724,7 +696,7 @@ def test_callers_that_deliver_themselves_take_turns(sink: Sink, monkeypatch: pyt
     batcher = EventBatcher(sink, LONG)
     monkeypatch.setattr(batcher._engine.get()._worker, "ensure", lambda: False)
     sink.stick()
-    first = in_thread(batcher.enqueue, "log", 0)
+    first = start_in_thread(batcher.enqueue, "log", 0)
     assert sink.entered.wait(TIMEOUT)
     # Somebody delivers: the others leave theirs to him, and do not wait.
     for n in range(1, 4):
@@ -744,7 +716,7 @@ def test_an_event_that_comes_when_a_caller_has_just_delivered_the_last_one_is_de
     engine = batcher._engine.get()
     engine._worker.ensure = lambda: False  # type: ignore[method-assign]
     finish = engine._finish_locked
-    late = iter([in_thread_now(batcher.enqueue, "log", "late")])
+    late = iter([partial(in_thread, batcher.enqueue, "log", "late")])
 
     def finish_and_meet() -> None:
         """While the turn is still held, another caller comes, and does not get it."""

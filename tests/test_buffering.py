@@ -215,11 +215,6 @@ def begin(clock: Clock) -> Asked:
     return begin_check
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 def test_blocks_pass_once_two_have_left(begin: Asked) -> None:
     connection = Connection()
     steps = begin(connection)

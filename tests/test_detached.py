@@ -37,9 +37,9 @@ from sse_batcher.transports.server import MIN_DUPLICATE_FD, ServerInfo
 from sse_batcher.transports.watcher import Watch, watcher
 from sse_batcher.wire import HEADERS, LAST_CHUNK
 
-from .conftest import AsProcess
 from .kit.exchange import Exchange, descriptors
 from .kit.interrupts import interrupt
+from .kit.process import AsProcess
 from .kit.sse_parser import EventStreamParser, ServerEvent
 from .kit.waiting import TIMEOUT, wait_until
 

@@ -25,11 +25,6 @@ from .kit.sse_parser import ServerEvent, parse
 from .kit.waiting import TIMEOUT
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 def aging(clock: Clock, **options: Any) -> Delivery:
     return Delivery(clock=clock, **options)
 

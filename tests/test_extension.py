@@ -13,7 +13,6 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
@@ -39,6 +38,7 @@ from sse_batcher.flask.config import KEYS
 from sse_batcher.wire import HEADERS
 
 from .kit.sse_parser import ServerEvent, take
+from .kit.threads import in_thread
 
 LOGGER = "sse_batcher.extension"
 MakeApp = Callable[..., tuple[Flask, SSE]]
@@ -61,11 +61,6 @@ def make_app() -> Iterator[MakeApp]:
     yield make
     for manager in managers:
         assert manager.shutdown()
-
-
-def in_thread(function: Callable[[], Any]) -> Any:
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function).result(5)
 
 
 def get(app: Flask, path: str = "/events", **options: Any) -> TestResponse:

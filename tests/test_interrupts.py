@@ -10,10 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from itertools import count
-from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -26,17 +24,11 @@ from sse_batcher.transports.watcher import Watch, Watcher
 from .kit.interrupts import interrupt
 from .kit.repository import ROOT
 from .kit.scripts import run
+from .kit.threads import in_thread
 from .kit.waiting import TIMEOUT
 
 # CPython reports what is raised in a callback of weakref, and goes on.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-def in_thread(function: Callable[[], Any]) -> Any:
-    """What it returns in another thread. Fails if a lock that is left held makes it wait."""
-    answers: SimpleQueue[Any] = SimpleQueue()
-    threading.Thread(target=lambda: answers.put(function()), daemon=True).start()
-    return answers.get(timeout=TIMEOUT)
 
 
 class Watched:

@@ -20,27 +20,10 @@ from sse_batcher.wire import HEARTBEAT, Frame
 from .kit.delivery import Delivery, MeetingLock, drive, numbers, take
 from .kit.scripts import run
 from .kit.sse_parser import EventStreamParser, parse
+from .kit.threads import in_thread
 from .kit.waiting import TIMEOUT
 
 GAP = {"heartbeat": 15.0}
-
-
-def in_thread(function: Callable[[], Any]) -> None:
-    """Run it in another thread, to its end."""
-    failed: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            function()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(TIMEOUT)
-    assert not thread.is_alive(), "it waits for ever"
-    if failed:
-        raise failed[0]
 
 
 def just_before(monkeypatch: pytest.MonkeyPatch, thing: object, method: str, meet: Callable[[], Any]) -> None:

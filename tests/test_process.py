@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from sse_batcher.runtime import process
 from sse_batcher.runtime.process import EXIT_SECONDS, PerProcess, close_at_exit
 
-from .conftest import AsProcess
+from .kit.clock import Clock
+from .kit.process import AsProcess
 
 
 def count_asking(monkeypatch: pytest.MonkeyPatch) -> list[None]:
@@ -75,18 +77,10 @@ def test_a_child_sees_what_it_inherited(as_process: AsProcess) -> None:
 # -- the end of a process ----------------------------------------------------------------------------------------------
 
 
-class Clock:
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A process in which nothing is open, and its time."""
-    clock = Clock()
-    monkeypatch.setattr(process, "time", clock)
+def clock(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time of a process in which nothing is open."""
+    monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=clock))
     monkeypatch.setattr(process, "_open", PerProcess(process._Open))
     return clock
 

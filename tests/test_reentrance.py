@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from .conftest import AsProcess
+from .kit.process import AsProcess
 from .kit.scripts import run
 
 # -- the garbage collector ---------------------------------------------------------------------------------------------

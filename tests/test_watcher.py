@@ -24,7 +24,7 @@ from sse_batcher.transports.attached import AttachedStream, Request
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import STOP_SAMPLE, Watch, Watcher, sign_of_life
 
-from .conftest import AsProcess
+from .kit.process import AsProcess
 from .kit.servers import HOST
 from .kit.waiting import TIMEOUT
 from .kit.watched import Watched

@@ -488,7 +488,7 @@ def test_publishers_browsers_and_a_bad_network(
 @pytest.mark.external
 @pytest.mark.timeout(240)
 def test_two_processes_and_a_redis_whose_connections_are_cut(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("sse_batcher.backends.redis.connections.LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr("sse_batcher.backends.redis.connections.LONGEST_RETRY_PAUSE_SECONDS", 0.1)
     batching = BatchOptions(batch_window=0.01, max_batch_size=5, dedup_key=None)
     with redis_server(tmp_path) as redis, serving_through_faults(monkeypatch, LARGE, batching, redis.url) as service:
         over = threading.Event()

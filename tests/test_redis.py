@@ -556,7 +556,7 @@ def test_entries_of_others_are_ignored_and_counted(
         send(manager, 1)
         assert viewer.numbers(1) == [1]
     assert manager.get_stats().ignored == 3
-    assert len([record for record in caplog.records if "not one of ours" in record.getMessage()]) == 1
+    assert len([record for record in caplog.records if "was not written by sse_batcher" in record.getMessage()]) == 1
 
 
 @external
@@ -626,7 +626,7 @@ def test_a_pause_of_redis_in_the_middle_of_a_burst_loses_nothing_and_doubles_not
 def test_a_reader_that_waits_for_news_ends_at_once_and_without_a_word(
     server: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sse_batcher.backends.redis.connections.TIMEOUT", 30.0)
+    monkeypatch.setattr("sse_batcher.backends.redis.connections.CALL_TIMEOUT_SECONDS", 30.0)
     monkeypatch.setattr("sse_batcher.backends.redis.reader.BLOCK_MS", 20_000)
     managers = [make(server.url) for _ in range(20)]
     for manager in managers:
@@ -911,7 +911,7 @@ def test_from_redis_too_nothing_comes_twice_and_no_hole_is_passed(server: RedisS
 def test_doubles_that_are_forgotten_are_not_passed(
     server: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_batcher.backends.redis.reader.MAX_DOUBLES", 2)
+    monkeypatch.setattr("sse_batcher.backends.redis.reader.MAX_DUPLICATES", 2)
     manager = make(server.url, history=FORGETFUL)
     start = cursor_of(manager)
     ids = [add(server, number) for number in (1, 1, 1, 1, 2, 3)]

@@ -124,7 +124,7 @@ def test_processes_that_see_the_same_change_agree_on_one_epoch(server: RedisServ
 def test_what_was_published_is_waited_for_no_longer_than_it_takes(
     server: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_batcher.backends.redis.connections.TIMEOUT", 60.0)
+    monkeypatch.setattr("sse_batcher.backends.redis.connections.CALL_TIMEOUT_SECONDS", 60.0)
     monkeypatch.setattr("sse_batcher.backends.redis.reader.BLOCK_MS", 50_000)
     manager = make(server.url)
     cursor_of(manager)
@@ -528,7 +528,7 @@ class Reading:
         """What it tells when it reads these in one turn: a number, which is the id, and the fields."""
         self.received.told.clear()
         self.reader._deliver(self.received, [(f"{id}-0".encode(), fields) for id, fields in entries])
-        self.reader._tell_rest(self.received)
+        self.reader._report_rest(self.received)
         return self.received.told
 
 
@@ -601,7 +601,7 @@ def test_an_answer_to_something_else_is_a_connection_that_failed(answer: Any, ca
     assert pause > 0  # it tries again
     assert reading.received.told == []
     assert reading.state.read == (0, 0, 0, 0)
-    assert "an answer to something else" in caplog.text
+    assert "the answer belongs to another call" in caplog.text
 
 
 def test_a_batch_is_added_again_if_the_answer_is_one_to_something_else() -> None:

@@ -30,9 +30,9 @@ Make = Callable[..., SSEManager]
 @contextmanager
 def managers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """What makes managers with short windows and time-outs. They are shut down at the end."""
-    monkeypatch.setattr("sse_batcher.backends.redis.connections.TIMEOUT", 1.0)
+    monkeypatch.setattr("sse_batcher.backends.redis.connections.CALL_TIMEOUT_SECONDS", 1.0)
     monkeypatch.setattr("sse_batcher.backends.redis.reader.BLOCK_MS", 100)
-    monkeypatch.setattr("sse_batcher.backends.redis.connections.LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr("sse_batcher.backends.redis.connections.LONGEST_RETRY_PAUSE_SECONDS", 0.1)
     made: list[SSEManager] = []
 
     def make(

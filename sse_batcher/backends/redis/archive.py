@@ -1,7 +1,7 @@
-"""The archive: older entries of the stream, read again for cursors that a process's own history has left behind.
+"""The archive: reads older entries of the Redis stream again, for cursors that this process's history does not reach.
 
-Called by the threads of streams. `Archive` holds one connection, and reads for one of them at a time: that bounds the
-connections, and what is held of the answers.
+Called by the threads of streams. `Archive` has one connection and reads for one thread at a time, which bounds the
+number of connections and the memory for the answers.
 """
 
 from __future__ import annotations
@@ -18,51 +18,52 @@ from .connections import Link, errors, understood
 from .entries import Unreadable, before, channel_of, id_of, numbers, read_fields
 from .reader import Keys, RawEntry, State
 
-WAIT_SECONDS = 1.0
-"""How long one stream waits for the others."""
+TURN_WAIT_SECONDS = 1.0
+"""How long a stream waits until the archive has read for other streams."""
 SILENT_SECONDS = 2.0
-"""If the reader has waited for so long, Redis is not asked at all: each call would hold a thread of the server."""
-AT_ONCE = 64
-"""Entries in one call."""
-MAX_BYTES = 65_536
-"""Of the frames in one slice. A stream whose client has stopped reading holds them, and nobody else needs them."""
+"""If Redis has not answered the reader for so long, the archive does not ask: each call would hold a server thread."""
+ENTRIES_PER_SLICE = 64
+"""How many entries one call asks for."""
+BYTES_PER_SLICE = 65_536
+"""About how many bytes of frames a slice has. A stream whose client has stopped reading keeps them in memory."""
 
 
 class Archive:
-    """What the stream still has, up to where the reader has been. `reader` is the reader's link."""
+    """The entries that the stream still has, up to where the reader is. `reader` is the reader's link. Thread-safe."""
 
     def __init__(self, keys: Keys, connect: Callable[[], Any], state: State, reader: Link) -> None:
         self._keys = keys
         self._state = state
         self._reader = reader
-        self._link = Link(connect, "Replaying from")
+        # `_reading` guards `_link`. `close` disconnects the link without it, which may be done in any thread.
         self._reading = new_lock()
+        self._link = Link(connect, "Replaying from")
         self._closed = False
 
     def has(self, position: Position) -> bool:
-        """Whether there is an entry at this position. Raises `BackendError` if Redis does not say."""
+        """Return whether there is an entry at this position. Raises `BackendError` if Redis does not answer."""
         id = id_of(position)
         (found,) = self._ask(lambda pipeline: pipeline.xrange(self._keys.stream, min=id, max=id))
         return bool(found)
 
     def read(self, channels: Iterable[str], point: ResumePoint) -> Slice | None:
-        """The next frames of these channels after the cursor, and first the one that it has a part of.
+        """Return the next frames of these channels after the point, and first the one that the client has a part of.
 
-        None if it is not sure that they are all. Raises `BackendError` if Redis does not say.
+        None if some may be missing. Raises `BackendError` if Redis does not answer.
         """
         state, position = self._state, point.position
         end = state.read
         if position >= end or position[0] != end[0]:
             return None
         entries, first, last = self._ask(lambda pipeline: self._queue(pipeline, position, end, bool(point.part)))
-        # The first entry: nothing after the cursor was trimmed. The last one that was read: this is still the line of
-        # entries that we know, and not that of a replica which had got less.
+        # The first entry shows that nothing after the cursor was trimmed. The entry that the reader has read last shows
+        # that the stream is still the same, and not that of a replica that had received less.
         if not first or not last or before(numbers(first[0][0])) > position[1:]:
             return None
         if point.part and (not entries or numbers(entries[0][0]) != position[1:3]):
             return None
         found = self._frames({*channels, BROADCAST}, entries, end)
-        # Looked at last: a double that is forgotten raises it first.
+        # The floor is read last, since the reader raises it before it forgets a duplicate.
         return found if (state.floor < position if point.part else state.floor <= position) else None
 
     def close(self) -> None:
@@ -71,12 +72,12 @@ class Archive:
 
     def _frames(self, channels: set[str], entries: list[RawEntry], end: Position) -> Slice | None:
         state = self._state
-        reached = end if len(entries) < AT_ONCE else (end[0], *numbers(entries[-1][0]), 0)
+        reached = end if len(entries) < ENTRIES_PER_SLICE else (end[0], *numbers(entries[-1][0]), 0)
         frames: list[Frame] = []
-        room = MAX_BYTES
+        room = BYTES_PER_SLICE
         for id, fields in entries:
             position: Position = (end[0], *numbers(id), 0)
-            wanted = channel_of(fields) in channels and position not in state.doubles
+            wanted = channel_of(fields) in channels and position not in state.duplicates
             entry = read_fields(fields) if wanted else None
             content = None if entry is None else entry.content
             if isinstance(content, Unreadable):
@@ -90,17 +91,17 @@ class Archive:
         return Slice(frames, frames[-1].position if frames else reached)
 
     def _queue(self, pipeline: Any, begin: Position, end: Position, inclusive: bool) -> None:
-        """The entries; and afterwards the first there is, and the last that was read."""
+        """Queue three calls: the entries, the first entry of the stream, and the entry that was read last."""
         key, last = self._keys.stream, id_of(end)
-        pipeline.xrange(key, min=("" if inclusive else "(") + id_of(begin), max=last, count=AT_ONCE)
+        pipeline.xrange(key, min=("" if inclusive else "(") + id_of(begin), max=last, count=ENTRIES_PER_SLICE)
         pipeline.xrange(key, count=1)
         pipeline.xrange(key, min=last, max=last)
 
     def _ask(self, queue: Callable[[Any], object]) -> Any:
-        """What is queued, in one go."""
+        """Make the calls that `queue` adds to a pipeline, and return their answers."""
         answers: list[Any] = []
 
-        def ask() -> None:
+        def ask_locked() -> None:
             try:
                 pipeline = self._link.client.pipeline(transaction=False)
                 queue(pipeline)
@@ -112,9 +113,9 @@ class Archive:
                     self._link.drop()
                 else:
                     self._link.fail(error)
-                raise BackendError(f"Redis cannot be read again: {error}") from error
+                raise BackendError(f"reading older events from Redis failed: {error}") from error
 
-        answers_others = self._reader.silent_for <= SILENT_SECONDS
-        if not (answers_others and run_if_free(self._reading, ask, timeout=WAIT_SECONDS)):
-            raise BackendError("Redis does not answer those that ask for older entries")
+        answers_reader = self._reader.silent_for <= SILENT_SECONDS
+        if not (answers_reader and run_if_free(self._reading, ask_locked, timeout=TURN_WAIT_SECONDS)):
+            raise BackendError("Redis does not answer, or other streams read their older events: try again")
         return answers

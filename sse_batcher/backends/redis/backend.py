@@ -1,10 +1,10 @@
-"""The backend of many processes on many hosts: one Redis stream, which each process reads back. Extra: ``redis``.
+"""The backend for several processes on one or more machines: one Redis stream. Extra: ``redis``.
 
-`RedisBackend.publish` runs in the batcher's thread, and waits there while Redis is away. One reader thread a process,
-started by the first client, reads the stream and delivers (`reader`); for older cursors than the process's history has,
-it is read again (`archive`). An entry holds the batch and not its bytes on the
-wire (`entries`). Beside the stream, one key names its epoch: where that is gone or another one, the stream is another,
-too. Follows https://redis.io/docs/latest/commands/xadd/ and xread.
+`RedisBackend.publish` runs in the batcher's thread, and waits there while Redis is away. Each process has one reader
+thread, started by the first client, that reads the stream back and delivers (`reader`). For cursors that are older than
+the process's history, the stream is read again (`archive`). An entry has the batch, not its bytes on the wire
+(`entries`). Another key has the stream's epoch, a random name: if that key is gone or has changed, the stream was
+replaced. Follows https://redis.io/docs/latest/commands/xadd/ and xread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ...errors import BackendError
+from ...errors import BackendError, InvalidEventError
 from ...event import Batch, check_channel
 from ...runtime.locks import run_if_free
 from ...streams.history import ResumePoint, Slice
@@ -30,22 +30,22 @@ from .reader import Keys, Reader, State
 _log = logging.getLogger("sse_batcher.backends.redis")
 
 OPEN_SECONDS = 2.0
-"""How long a new client waits for the history, if it is one of the few that may wait for long. A kick waits, too."""
-MAX_WAITING = 2
-"""How many clients may wait for so long at once. Each holds a thread of the server."""
+"""How long a new client waits for the history, if it is one of the few that may wait long. A kick waits as long."""
+MAX_LONG_WAITS = 2
+"""How many clients may wait that long at the same time. Each holds a thread of the server."""
 SHORT_SECONDS = 0.1
-"""How long all others wait: as long as it takes if all is well."""
+"""How long all other clients wait. It is enough when Redis works."""
 CATCH_UP_SECONDS = 0.5
-"""How long a new client waits, at most, until the reader comes to where it has been."""
+"""How long a new client waits, at most, until the reader has reached the client's cursor."""
 
 # A cursor comes from outside: it is matched whole, bounded, and rebuilt from its parts.
 _CURSOR = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,19})(?:(-1)|\.([1-9][0-9]{0,8}))?", re.ASCII)
 
 
 class RedisBackend:
-    """`connect` makes a ``redis.Redis``. `prefix`: of the two keys. `frames`: about how many entries are kept.
+    """The part of one process. `connect` makes a ``redis.Redis``. `prefix` is that of the two keys.
 
-    `clock` is monotonic time in seconds.
+    Redis keeps about `frames` entries. `clock` returns monotonic time in seconds.
     """
 
     start = START
@@ -57,22 +57,22 @@ class RedisBackend:
         self._keys = Keys(prefix)
         self._connect = connect
         self._clock = clock
-        self._number = 0
-        # One for each user of Redis: what one is refused says nothing about the others.
+        self._number = 0  # of the newest batch; guarded by `State.adding`, as `_publishing` is
         self._publishing = Link(connect, "Publishing to")
         self._reading = Link(connect, "Reading from")
         self._closing = threading.Event()
         self._state = State()
         self._reader: Reader | None = None
         self._archive = Archive(self._keys, connect, self._state, self._reading)
-        # Callers of `open` that may wait for long. A harmless race: of those that come at once, one more may.
-        self._waiting: dict[object, None] = {}
+        # Callers of `open` that may wait long. No lock guards it. A harmless race: of callers that come at the same
+        # time, more than `MAX_LONG_WAITS` may wait long.
+        self._long_waits: dict[object, None] = {}
 
     def connect(self, receiver: Receiver) -> None:
         self._reader = Reader(receiver, self._keys, self._reading, self._state, self._clock)
 
     def publish(self, batch: Batch) -> None:
-        """Add an entry, however long it takes: what comes meanwhile waits in the batcher. Raises after `close` only."""
+        """Add an entry, however long it takes: later events wait in the batcher. Raises only after `close`."""
         state, link = self._state, self._publishing
         with state.adding:
             self._number += 1
@@ -80,7 +80,7 @@ class RedisBackend:
             for pause in pauses():
                 link.ask()
                 try:
-                    self._add(fields)
+                    self._add_locked(fields)
                 except errors() as error:
                     if self._closing.is_set():
                         link.drop()
@@ -90,50 +90,51 @@ class RedisBackend:
                     link.succeed()
                     state.added = self._number
                     return
-                # The number stays: an entry that was added though no answer came is known by it, and read once.
+                # The next attempt has the same number. If this entry was added although no answer came, readers see the
+                # number twice, and deliver one of the two.
                 self._closing.wait(pause)
 
     def kick(self, user: str | int | None, channel: str | None) -> None:
         """Have all processes end these streams. Raises `BackendError` if Redis does not take it."""
         if not isinstance(user, (str, int, type(None))):
-            raise ValueError(f"between processes a user is a str or an int, not {user!r}")
+            raise InvalidEventError(f"a user is a str or an int, not {type(user).__name__}", field="user")
         if channel is not None:
-            check_channel(channel)  # no process would understand it
+            check_channel(channel)  # other processes would ignore the entry
 
-        def add() -> None:
+        def add_locked() -> None:
             try:
-                self._add(to_fields(Entry(self._state.publisher, 0, Kick(user, channel))))
+                self._add_locked(to_fields(Entry(self._state.publisher, 0, Kick(user, channel))))
                 self._publishing.succeed()
             except errors() as error:
                 self._publishing.drop()
                 raise BackendError(f"Redis did not take the kick: {error}") from error
 
-        # The batcher's thread holds it for as long as Redis is away.
-        if not run_if_free(self._state.adding, add, timeout=OPEN_SECONDS):
-            raise BackendError("Redis does not take anything, and so no kick: try again")
+        # The batcher's thread holds the lock as long as Redis is away.
+        if not run_if_free(self._state.adding, add_locked, timeout=OPEN_SECONDS):
+            raise BackendError("Redis does not answer, so the kick was not sent: try again")
 
-    def _add(self, fields: dict[bytes, bytes]) -> None:
-        """Add an entry, with `adding` held. Raises one of `errors`."""
+    def _add_locked(self, fields: dict[bytes, bytes]) -> None:
+        """Add an entry. Needs `State.adding`. Raises one of `errors`."""
         try:
             with understood():
                 numbers(self._publishing.client.xadd(self._keys.stream, fields, maxlen=self._frames))
         except errors() as error:
             if not is_exhausted(error):
                 raise
-            self._begin_again(fields)
+            self._restart_stream_locked(fields)
 
-    def _begin_again(self, fields: dict[bytes, bytes]) -> None:
-        """Begin the stream again with this entry, since one of somebody else has the largest id that can be.
+    def _restart_stream_locked(self, fields: dict[bytes, bytes]) -> None:
+        """Delete the stream and begin it with this entry, since an entry of another program has the largest id.
 
-        No entry can follow that one, even after it was deleted. Readers see that ids are lower than before, and clients
-        get ``sse_gap``.
+        No entry can follow that one, even after it was deleted. Readers notice that ids are lower than before, and
+        clients get ``sse_gap``. Needs `State.adding`.
         """
         key = self._keys.stream
         with self._publishing.client.pipeline(transaction=True) as pipeline:
             pipeline.watch(key)
             try:
                 pipeline.xadd(key, fields, maxlen=self._frames)
-                return  # another process has begun it again
+                return  # another process has restarted it
             except errors() as error:
                 if not is_exhausted(error):
                     raise
@@ -142,59 +143,59 @@ class RedisBackend:
             pipeline.xadd(key, fields, maxlen=self._frames)
             pipeline.execute()
         _log.warning(
-            "the stream %s was deleted and begun again: an entry of somebody else had the largest possible id, so that "
-            "nothing could be added. Clients get sse_gap",
+            "the stream %s was deleted and begun again: an entry of another program had the largest possible id, so "
+            "that nothing could be added. Clients get sse_gap",
             key,
         )
 
     # -- clients -------------------------------------------------------------------------------------------------------
 
     def is_known(self) -> bool:
-        """Whether it is known where the history stands. Begins to read it; never waits."""
+        """Return whether the end of the stream is known, where new clients begin. Starts the reader; never waits."""
         if not self._state.known:
             self._start()
         return self._state.known
 
     def open(self, cursor: str | None) -> None:
-        """Have the history here, up to where this client has been. Raises `BackendError` if that cannot be had.
+        """Wait until the history is here, up to this client's cursor. Raises `BackendError` if it is not in time.
 
-        A few may wait for long, since that holds a thread of the server, and anybody may open streams.
+        Only a few callers wait long, since each of them holds a thread of the server.
         """
         self._start()
         me = object()
         try:
             seconds = SHORT_SECONDS
-            if len(self._waiting) < MAX_WAITING:
-                self._waiting[me] = None
+            if len(self._long_waits) < MAX_LONG_WAITS:
+                self._long_waits[me] = None
                 seconds = OPEN_SECONDS
             self._wait_until_ready(seconds)
-            place = self.parse(cursor).position if cursor else None
-            if place is not None and self._is_ahead(place):
-                self._wait_for(place, min(seconds, CATCH_UP_SECONDS))
+            position = self.parse(cursor).position if cursor else None
+            if position is not None and self._is_ahead(position):
+                self._wait_for(position, min(seconds, CATCH_UP_SECONDS))
         finally:
-            self._waiting.pop(me, None)
+            self._long_waits.pop(me, None)
 
     def _wait_until_ready(self, seconds: float) -> None:
         state = self._state
         with state.lock:
             if not state.changed.wait_for(lambda: state.ready, 0 if state.gave_up else seconds):
-                # Clients that come next do not wait for as long.
+                # After a long wait without success, the next clients do not wait.
                 state.gave_up = state.gave_up or seconds == OPEN_SECONDS
                 raise BackendError("Redis does not answer: it is not known where a new stream would begin")
 
-    def _is_ahead(self, place: Position) -> bool:
-        return place[:3] > self._state.read[:3]
+    def _is_ahead(self, position: Position) -> bool:
+        return position[:3] > self._state.read[:3]
 
-    def _wait_for(self, place: Position, seconds: float) -> None:
-        """Wait until the reader is at this place of the future, if there is one.
+    def _wait_for(self, position: Position, seconds: float) -> None:
+        """Wait until the reader has reached this position, which is ahead of it.
 
-        The client may come from a process that has read further than this one. But it may also have made the place up:
-        Redis is asked first.
+        The client may come from a process that has read further than this one. Redis is asked first whether the
+        position exists, since a client may send any cursor.
         """
         state = self._state
-        if self._archive.has(place):
+        if self._archive.has(position):
             with state.lock:
-                if not state.changed.wait_for(lambda: not self._is_ahead(place), seconds):
+                if not state.changed.wait_for(lambda: not self._is_ahead(position), seconds):
                     raise BackendError("this process has not read as far as the client has")
 
     def _start(self) -> None:
@@ -202,7 +203,7 @@ class RedisBackend:
         self._reader.start()
 
     def wait_until_delivered(self, timeout: float | None) -> bool:
-        """Wait until what this process has published was read back, if it reads at all."""
+        """Wait until this process has read back what it has published. Returns at once if it does not read."""
         state, added = self._state, self._state.added
         if self._reader is None or not self._reader.started:
             return True
@@ -212,29 +213,29 @@ class RedisBackend:
     def close(self, timeout: float | None) -> bool:
         self._closing.set()
         self._archive.close()
-        run_if_free(self._state.adding, self._publishing.drop)  # a thread that holds it may have to wait for Redis
+        run_if_free(self._state.adding, self._publishing.drop)  # does not wait: the holder may be waiting for Redis
         return self._reader is None or self._reader.close(timeout)
 
     @property
     def silent_for(self) -> float:
-        """Seconds for which Redis owes an answer, to the one that has waited for longest."""
+        """For how many seconds Redis has not answered the reader or the publisher, whichever is longer."""
         return max(self._publishing.silent_for, self._reading.silent_for)
 
     @property
     def answered_ago(self) -> float:
-        """Seconds since Redis has answered all that ask; if it never has, since it was first asked."""
+        """Seconds since Redis has answered both the reader and the publisher; if it never has, since the first call."""
         if self._reader is None or not self._reader.started:
             return self._publishing.answered_ago
-        # The reader asks all the time, the publisher only if there is something to publish.
+        # The reader calls Redis all the time, the publisher only if there is something to publish.
         return max(self._publishing.silent_for, self._reading.answered_ago)
 
     @property
     def ignored(self) -> int:
-        """Entries that are not ours, or cannot be read."""
+        """How many entries sse_batcher did not write, or could not read."""
         return self._state.ignored
 
     def now(self) -> float:
-        """The time of Redis, as far as it is known here, in milliseconds since 1970."""
+        """Return the time of Redis in milliseconds since 1970, as far as it is known here."""
         return self._state.now()
 
     # -- cursors -------------------------------------------------------------------------------------------------------
@@ -245,9 +246,9 @@ class RedisBackend:
 
     def parse(self, cursor: str) -> ResumePoint:
         match = _CURSOR.fullmatch(cursor)
-        if match is None or int(match[2]) >= 2**64 or int(match[3]) >= 2**64:  # which Redis would refuse
+        if match is None or int(match[2]) >= 2**64 or int(match[3]) >= 2**64:  # Redis would refuse such a number
             return ResumePoint(refused="malformed")
-        # The reader may go on at any moment, so each value is looked at once. `read` is first, since the reader sets it
+        # The reader may go on at any moment, so each value is read once. `read` is first, since the reader sets it
         # after `head`: nothing up to this `read` was delivered after that head.
         state, generation = self._state, self._state.generation
         if match[1] != state.epochs.get(generation):
@@ -255,12 +256,12 @@ class RedisBackend:
         position: Position = (generation, int(match[2]), int(match[3]), int(bool(match[4])))
         read, head = state.read, state.head
         if head < position and position[:3] <= read[:3]:
-            # Another process has told its clients of something there: here, nothing has come since the head.
+            # Another process has given its clients a cursor there. Here, nothing was delivered since the head.
             return ResumePoint(head)
         return ResumePoint(position, int(match[5] or 0))
 
     def replay(self, channels: Iterable[str], point: ResumePoint) -> Slice | None:
-        """What the stream still has after this cursor, where the process's own history does not."""
+        """Return the next frames from the stream itself, for a point that the process's history does not reach."""
         return self._archive.read(channels, point)
 
     def normalize(self, cursor: str) -> str | None:
@@ -269,10 +270,11 @@ class RedisBackend:
 
 
 def open_redis(backend: Any, frames: int) -> RedisBackend:
-    """The backend of a URL, or of a ready ``redis.Redis``.
+    """Return the backend for a URL, or for a ready ``redis.Redis``. Connects to nothing.
 
-    ``redis://[user:password@]host[:port]/[db]``, ``rediss://`` for TLS, ``unix://path``, and
-    ``redis+sentinel://[user:password@]host:port[,host:port]/service[/db]``; ``?prefix=`` is the prefix of the keys.
+    URLs are ``redis://[user:password@]host[:port]/[db]``, ``rediss://`` for TLS, ``unix://path``, and
+    ``redis+sentinel://[user:password@]host:port[,host:port]/service[/db]``. ``?prefix=`` is the prefix of the keys.
+    Redis keeps about `frames` entries. Raises `ConfigurationError`.
     """
     connect, prefix = connector(backend)
     return RedisBackend(connect, prefix, frames)

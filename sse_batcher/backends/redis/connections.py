@@ -1,11 +1,10 @@
-"""Connections to Redis: from a URL or a ready client, with time-outs of ours.
+"""Connections to Redis, made from a URL or a ready client, with a time limit for each call.
 
-The one module that imports redis-py, inside functions: it is an extra.
+The only module that imports redis-py. It does so inside functions, since redis-py is an extra.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import random
 import re
@@ -23,31 +22,31 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("sse_batcher.backends.redis")
 
-PREFIX = "sse_batcher"
-TIMEOUT = 5.0
-"""Seconds for each call of Redis."""
-LONGEST_PAUSE = 2.0
+DEFAULT_KEY_PREFIX = "sse_batcher"
+CALL_TIMEOUT_SECONDS = 5.0
+"""The time limit of each call of Redis, and of connecting."""
+LONGEST_RETRY_PAUSE_SECONDS = 2.0
 
 
 def connector(backend: Any) -> tuple[Callable[[], Any], str]:
-    """What makes a client for the place that a URL or a ready ``redis.Redis`` names, and the prefix of the keys.
+    """Return a function that makes clients for a URL or like a ready ``redis.Redis``, and the prefix of the keys.
 
     Connects to nothing. Raises `ConfigurationError`.
     """
     redis = _redis()
     if isinstance(backend, redis.Redis):
-        return partial(_copy, backend), PREFIX
+        return partial(_copy, backend), DEFAULT_KEY_PREFIX
     if not isinstance(backend, str):
         raise ConfigurationError(f"backend must be a URL or a redis.Redis, not {backend!r}", option="backend")
     url, _, asked = backend.partition("?")
     query = dict(parse_qsl(asked))
-    prefix = query.pop("prefix", PREFIX)
+    prefix = query.pop("prefix", DEFAULT_KEY_PREFIX)
     try:
         if url.startswith("redis+sentinel:"):
             client = _sentinel(urlsplit(url), query)
         else:
             client = redis.Redis.from_url(f"{url}?{urlencode(query)}")
-        _copy(client).connection_pool.make_connection()  # not connected; a misspelled option is found here
+        _copy(client).connection_pool.make_connection()  # does not connect, but finds a misspelled option
     except (ValueError, TypeError) as error:
         raise ConfigurationError(
             f"the backend {_without_password(backend)} is not valid: {error}", option="backend"
@@ -56,7 +55,7 @@ def connector(backend: Any) -> tuple[Callable[[], Any], str]:
 
 
 def _copy(client: redis.Redis) -> redis.Redis:
-    """A client of its own pool of connections, to the same place, with our time-out on every call."""
+    """Return a client for the same server, with its own connections and our time limit for each call."""
     redis = _redis()
     pool: Any = client.connection_pool
     settings = {name: value for name, value in pool.connection_kwargs.items() if name != "connection_pool"}
@@ -67,10 +66,12 @@ def _copy(client: redis.Redis) -> redis.Redis:
 
 
 class Link:
-    """One user of Redis: its client, made by the first call, and what is known of the answers to it.
+    """The client for one task, such as reading the stream, and when Redis has answered it.
 
-    `task` says what it is for, in the log. Each is for one thread at a time, but for `disconnect` and the properties.
-    What one user is refused says nothing about another: each has its own rights, its own commands and its own log line.
+    `connect` makes the client, at the first call. `task` begins the log messages. Each task has a link, because Redis
+    may refuse the commands of one task and accept those of another.
+
+    Used by one thread at a time. `disconnect` and the properties are thread-safe: they read single references.
     """
 
     def __init__(self, connect: Callable[[], Any], task: str) -> None:
@@ -83,47 +84,48 @@ class Link:
 
     @property
     def client(self) -> Any:
+        """The client; made at the first use, and after `drop`."""
         if self._client is None:
             self._client = self._connect()
         return self._client
 
     def disconnect(self) -> None:
-        """Close its connections: a call that is under way fails. Any thread."""
+        """Close the connections, so that a running call fails. Thread-safe."""
         client = self._client
         if client is not None:
             try:
                 client.connection_pool.disconnect()
             except ValueError:
-                # fakeredis: a connection that waits for an answer cannot be closed by another thread. The call ends by
-                # itself soon.
-                _log.debug("a connection is closed later: its call is still running", exc_info=True)
+                # fakeredis: another thread cannot close a connection that waits for an answer. The call ends soon.
+                _log.debug("a connection will be closed later: its call is still running", exc_info=True)
 
     def drop(self) -> None:
-        """Give the client up: the next call makes another. Left to the garbage collector it would stay connected."""
+        """Close the client, and let the next call make another. Without closing, it would stay connected until it is
+        garbage-collected."""
         self.disconnect()
         self._client = None
 
-    # -- its answers ---------------------------------------------------------------------------------------------------
+    # -- answers -------------------------------------------------------------------------------------------------------
 
     @property
     def silent_for(self) -> float:
-        """Seconds for which Redis owes it an answer, or has answered with errors only."""
+        """For how many seconds Redis has not answered, or only with errors; 0 if no answer is due."""
         since = self._asked_at
         return 0.0 if since is None else time.monotonic() - since
 
     @property
     def answered_ago(self) -> float:
-        """Seconds since the last answer that was no error; if there was none, since the first question."""
+        """Seconds since the last answer without an error; if there was none, since the first call."""
         since = self._answered_at
         return self.silent_for if since is None else time.monotonic() - since
 
     def ask(self) -> None:
-        """Call before each try."""
+        """Call before each attempt."""
         if self._asked_at is None:
             self._asked_at = time.monotonic()
 
     def succeed(self) -> None:
-        """Call after a try that succeeded."""
+        """Call after an attempt that succeeded."""
         self._answered_at = time.monotonic()
         self.rest()
         if self._failing:
@@ -131,7 +133,7 @@ class Link:
             _log.info("%s Redis works again", self._task)
 
     def fail(self, error: Exception) -> None:
-        """Call after a try that failed, and will be repeated. Drops the client."""
+        """Call after an attempt that failed and will be repeated. Drops the client."""
         self.drop()
         if not self._failing:
             self._failing = True
@@ -144,17 +146,17 @@ class Link:
             )
 
     def rest(self) -> None:
-        """Call when nothing more is asked for now."""
+        """Call when no answer is due any more."""
         self._asked_at = None
 
 
 def errors() -> tuple[type[Exception], ...]:
-    """What redis-py raises, and `BackendError`, our own word for what is not as it should be."""
+    """Return the errors that a call of Redis may raise: those of redis-py, `OSError` and our `BackendError`."""
     return _redis().exceptions.RedisError, BackendError, OSError
 
 
 def _advice(error: Exception) -> str:
-    """What to do about an error that does not go away by itself; empty for all others."""
+    """Return what to do about an error that does not go away by itself; empty for all others."""
     exceptions = _redis().exceptions
     if isinstance(error, exceptions.NoPermissionError):
         return ' The README lists the rights that its user needs, under "Several processes, several hosts".'
@@ -170,69 +172,68 @@ def _advice(error: Exception) -> str:
 
 @contextmanager
 def understood() -> Iterator[None]:
-    """Turn what redis-py raises for an answer of another kind into `BackendError`.
+    """Turn what redis-py raises for an unexpected kind of answer into `BackendError`.
 
-    A proxy that repeats or loses a part of an answer shifts all that follow: the connection has to be given up.
+    After a proxy has repeated or lost a part of an answer, each answer belongs to another call. The connection cannot
+    be used any more.
     """
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise BackendError(f"it gives an answer to something else: {error!r}") from error
+        raise BackendError(f"the answer belongs to another call: {error!r}") from error
 
 
 def conflict() -> type[Exception]:
-    """What redis-py raises if a key that was watched has changed."""
+    """Return the error that redis-py raises if a watched key has changed."""
     return _redis().exceptions.WatchError  # type: ignore[no-any-return]
 
 
 def is_exhausted(error: Exception) -> bool:
-    """Whether Redis says that the stream has an entry with the largest possible id, so that none can be added."""
+    """Return whether no entry can be added because the stream has one with the largest possible id."""
     return isinstance(error, _redis().exceptions.ResponseError) and "last possible ID" in str(error)
 
 
 def pauses() -> Iterator[float]:
-    """Seconds to wait before each further try: more and more, and not the same in each process."""
+    """Yield the seconds to wait before each further attempt: longer and longer, and random to spread processes."""
     pause = 0.05
     while True:
         yield pause * random.uniform(0.5, 1)
-        pause = min(2 * pause, LONGEST_PAUSE)
+        pause = min(2 * pause, LONGEST_RETRY_PAUSE_SECONDS)
 
 
 def _redis() -> Any:
+    """Import and return the module ``redis``. `Any`, since not all of redis-py has types."""
     try:
         import redis  # noqa: PLC0415
     except ImportError as error:
         raise ConfigurationError(
-            "the backend redis:// needs the package redis: pip install 'sse_batcher[redis]'", option="backend"
+            "the backend needs the package redis: pip install 'sse_batcher[redis]'", option="backend"
         ) from error
     return redis
 
 
 def _settings() -> dict[str, Any]:
-    _redis()
-    from redis.backoff import NoBackoff  # noqa: PLC0415
-    from redis.retry import Retry  # noqa: PLC0415
-
+    redis = _redis()
     return {
-        "socket_timeout": TIMEOUT,
-        "socket_connect_timeout": TIMEOUT,
+        "socket_timeout": CALL_TIMEOUT_SECONDS,
+        "socket_connect_timeout": CALL_TIMEOUT_SECONDS,
         "decode_responses": False,
-        "retry": Retry(NoBackoff(), 0),  # we do that, and know what was read twice
+        # No retries by redis-py. The callers of `pauses` try again, and recognise an entry that was added twice.
+        "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
     }
 
 
 def _sentinel(parts: SplitResult, query: dict[str, str]) -> Any:
-    sentinel: Any = importlib.import_module("redis.sentinel")
     service, _, db = parts.path.strip("/").partition("/")
     if not service:
-        raise ValueError("the path names the service, as in redis+sentinel://host:26379/mymaster/0")
+        raise ValueError("the path must name the service, as in redis+sentinel://host:26379/mymaster/0")
     login, _, hosts = parts.netloc.rpartition("@")
     username, _, password = login.partition(":")
     places = [(host, int(port or 26379)) for host, _, port in (place.partition(":") for place in hosts.split(","))]
     options = _settings() | {"db": int(db or 0)} | query
     if login:
         options |= {"username": unquote(username) or None, "password": unquote(password) or None}
-    return sentinel.Sentinel(places, socket_timeout=TIMEOUT).master_for(service, **options)
+    return _redis().Sentinel(places, socket_timeout=CALL_TIMEOUT_SECONDS).master_for(service, **options)
 
 
 def _without_password(url: str) -> str:

@@ -1,6 +1,6 @@
-"""Entries of a Redis stream: what one says, and the fields that say it.
+"""Entries of a Redis stream: their meaning and their fields.
 
-Pure. An entry comes from outside, and may be anything.
+Pure. Other programs can write to the stream, so an entry may have any content.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ...reasons import BatchReason
 from ...wire import Position
 
 START: Position = (0, 0, 0, 0)
-"""A position is the generation (how many epochs this process has met before), the two numbers of the entry's id, and 0.
+"""A position is the generation (how many epochs this process saw before), the two numbers of the entry's id, and 0.
 
-With 1 at the end, it is the place right after that entry and before any other: `after` makes it. An id alone would not
-do, since there may be none between two entries.
+With 1 at the end it is the place right after that entry and before any other, as `after` makes it. An id would not be
+enough, since there may be no id between two entries.
 """
-VERSION = b"1"
+ENTRY_VERSION = b"1"
 
 _PUBLISHER = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
@@ -35,16 +35,17 @@ class Kick(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """A batch of this channel that cannot be read, and why: it is of a later version, or broken."""
+    """A batch of this channel that cannot be read, and why: it has a later version, or is damaged."""
 
     channel: str
     reason: str
 
 
 class Entry(NamedTuple):
-    """What one entry says; None: that an epoch begins. `number` counts the batches of a `publisher`, from 1; else 0.
+    """The meaning of an entry. A `content` of None says that an epoch begins.
 
-    A kick that failed may be in the stream or not: with a number, it would look like a batch that is missing.
+    `number` counts the batches of a `publisher` from 1, and is 0 for other entries. A kick has no number: one that
+    failed may not be in the stream, and would look like a missing batch.
     """
 
     publisher: str
@@ -53,8 +54,8 @@ class Entry(NamedTuple):
 
 
 def to_fields(entry: Entry) -> dict[bytes, bytes]:
-    """The fields of an entry with a batch, a kick, or None. Events are lines, since their JSON has none."""
-    fields = {"v": VERSION.decode(), "p": entry.publisher, "n": str(entry.number)}
+    """Return the fields of an entry with a batch, a kick, or None. Each event is a line: its JSON has no line ends."""
+    fields = {"v": ENTRY_VERSION.decode(), "p": entry.publisher, "n": str(entry.number)}
     content = entry.content
     if isinstance(content, Kick):
         fields["kick"] = json.dumps({"user": content.user, "channel": content.channel})
@@ -74,10 +75,10 @@ def to_fields(entry: Entry) -> dict[bytes, bytes]:
 
 
 def read_fields(fields: dict[bytes, bytes]) -> Entry | None:
-    """What an entry says, None if it is not one of ours: it comes from outside, and may be anything.
+    """Return the meaning of an entry, or None if sse_batcher did not write it.
 
-    Publisher, number and channel mean the same in every version. So an entry that has the first two, and cannot be read
-    otherwise, is a batch that its clients will not get.
+    Publisher, number and channel have the same meaning in every version. So an entry that has the first two and cannot
+    be read otherwise is a batch that its clients will not get.
     """
     try:
         publisher, number = fields[b"p"].decode(), fields[b"n"].decode()
@@ -86,7 +87,7 @@ def read_fields(fields: dict[bytes, bytes]) -> Entry | None:
     if not (_PUBLISHER.fullmatch(publisher) and _NUMBER.fullmatch(number)):
         return None
     try:
-        if fields[b"v"] != VERSION:
+        if fields[b"v"] != ENTRY_VERSION:
             raise ValueError(f"version {fields[b'v'][:20]!r} is not known here")
         content = _read_content({name.decode(): value.decode() for name, value in fields.items()})
     except (KeyError, TypeError, ValueError, RecursionError, SSEBatcherError) as error:
@@ -97,7 +98,7 @@ def read_fields(fields: dict[bytes, bytes]) -> Entry | None:
 
 
 def channel_of(fields: dict[bytes, bytes]) -> str:
-    """The channel of a batch, found without reading all of it. ``*`` if it has none, or none that can be read."""
+    """Return the channel of a batch without reading all of it. ``*`` if it has no channel that can be read."""
     try:
         channel = fields[b"c"].decode()
         return channel if channel == BROADCAST else check_channel(channel)
@@ -135,22 +136,23 @@ def _read_batch(text: dict[str, str]) -> Batch:
 
 
 def numbers(id: bytes | str) -> tuple[int, int]:
+    """Return the two numbers of an entry's id: milliseconds, and a sequence number."""
     milliseconds, _, sequence = (id.decode() if isinstance(id, bytes) else id).partition("-")
     return int(milliseconds), int(sequence or 0)
 
 
 def id_of(position: Position) -> str:
-    """The id of the entry at this position, or right before it."""
+    """Return the id of the entry at this position, or right before it."""
     return f"{position[1]}-{position[2]}"
 
 
 def after(position: Position) -> Position:
-    """The place right after this entry."""
+    """Return the place right after this entry."""
     return (*position[:3], 1)
 
 
 def before(numbers: tuple[int, int]) -> tuple[int, int]:
-    """The largest id below this one."""
+    """Return the largest id below this one."""
     milliseconds, sequence = numbers
     if sequence:
         return milliseconds, sequence - 1

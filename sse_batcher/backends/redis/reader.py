@@ -1,6 +1,10 @@
-"""The reader: the one thread of a process that reads the stream back, and delivers it.
+"""The reader: the one thread of a process that reads the Redis stream back and delivers it.
 
-Own events, too, so that all processes agree on the order. `State` is what is known of the stream.
+It delivers the events of its own process, too, so that all processes deliver in the same order. `State` is what the
+process knows about the stream.
+
+A *line* is one unbroken sequence of entries. When Redis has lost data, or a replica that had received less becomes the
+master, the stream goes on with another line: entries are missing, or have other ids.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from ...errors import BackendError
 from ...event import BROADCAST, Batch
 from ...reasons import GapReason
 from ...runtime.locks import new_lock
+from ...runtime.log_once import LogOnce
 from ...runtime.worker import Worker
 from ...streams.roles import Receiver
 from ...wire import Frame, Position
@@ -29,14 +34,15 @@ from .entries import START, Entry, Kick, Unreadable, after, before, id_of, numbe
 _log = logging.getLogger("sse_batcher.backends.redis")
 
 BLOCK_MS = 500
-"""How long one call of the reader waits for news. Well below the time-out of a call."""
-AT_ONCE = 500
-"""Entries in one call."""
+"""How long one call waits for new entries. Must be well below `connections.CALL_TIMEOUT_SECONDS`."""
+ENTRIES_PER_READ = 500
+"""How many entries one call asks for."""
 MAX_PUBLISHERS = 10_000
-MAX_DOUBLES = 1_000
-"""Entries that came twice, of which it is known."""
-UNREADABLE_SECONDS = 1.0
-"""How long, at least, after clients were told of entries that cannot be read, until they are told again."""
+"""For so many publishers, the reader remembers the newest number."""
+MAX_DUPLICATES = 1_000
+"""So many entries that came twice are remembered."""
+UNREADABLE_REPORT_SECONDS = 1.0
+"""The shortest time between two reports to clients that entries could not be read."""
 
 _EPOCH = re.compile(rb"[0-9a-f]{8}")
 
@@ -46,7 +52,7 @@ RawEntry = tuple[bytes, dict[bytes, bytes]]
 
 
 class Keys:
-    """The names of the keys."""
+    """The names of the two keys in Redis."""
 
     def __init__(self, prefix: str) -> None:
         self.stream = f"{prefix}:stream"
@@ -54,66 +60,82 @@ class Keys:
 
 
 class State:
-    """What is known of the stream.
+    """What this process knows about the stream. Only the reader changes it, except `gave_up` and `added`.
 
-    `lock` guards `ready`, `read`, `settled`, `generation` and `epochs`, and `changed` tells of them. `adding` is held
-    while an entry is added, so that numbers rise in the stream, too. `publisher` names this process among those that
-    publish.
+    `publisher` names this process among those that publish.
     """
 
     def __init__(self) -> None:
         self.publisher = secrets.token_hex(8)
+
+        # `lock` guards writing the fields up to `adding`, and `changed` is notified of changes. They are also read
+        # without it. A harmless race: each is read as a whole, and its reader then sees the state of a moment ago.
         self.lock = new_lock()
         self.changed = threading.Condition(self.lock)
-        self.adding = new_lock()
         self.ready = False
-        self.known = False  # whether it has been ready: never False again
+        """Whether the reader has reached the end of the stream, and the stream was not replaced since."""
+        self.known = False
+        """Whether `ready` has ever been True."""
         self.gave_up = False
+        """Whether a client has waited long for `ready` in vain. Set by the threads of clients."""
         self.read: Position = START
-        self.head: Position = START
-        """The newest place that the receiver knows. By the reader, before it says in `read` that it was there."""
-        self.generation = 0
-        self.epochs: dict[int, str] = {}
-        self.added = 0
-        """The number of our newest batch that Redis has taken. By who adds it."""
+        """Everything up to it was read."""
         self.settled = 0
-        """Our batches up to this number were read back, or are gone. By the reader."""
-        self.ignored = 0
-        # For who reads older entries again, up to `read`: those not to be delivered, and before what place nothing can
-        # be had whole. Written by the reader, before it says in `read` that it was there.
+        """Batches of this process up to this number were read back, or are gone."""
+        self.generation = 0
+        """The number of the present epoch."""
+        self.epochs: dict[int, str] = {}
+        """The names of all epochs that were seen, by generation."""
+
+        # Held while an entry is added, so that the numbers of a publisher rise in the stream. Guards writing `added`,
+        # which the reader reads without it: an older number is harmless.
+        self.adding = new_lock()
+        self.added = 0
+        """The number of this process's newest batch that Redis has taken. Set by the publishing thread."""
+
+        # No lock: the reader writes these, each in one step. It sets `head`, `floor` and `duplicates` before `read`, so
+        # that a thread that reads `read` first finds them up to date.
+        self.head: Position = START
+        """The newest position that the receiver knows."""
         self.floor: Position = START
-        self.doubles: OrderedDict[Position, None] = OrderedDict()
-        # Milliseconds from our monotonic clock to the clock of Redis; until that is known, to the system's. By the
-        # reader; one number, so that others always see a whole one.
+        """The archive has nothing complete up to here."""
+        self.duplicates: OrderedDict[Position, None] = OrderedDict()
+        """Entries that the archive must not deliver, since they were delivered under another position."""
+        self.ignored = 0
+        """How many entries sse_batcher did not write, or could not read."""
+        # The milliseconds from this process's monotonic clock to the clock of Redis. Until that is known: to the
+        # system's clock.
         self._to_redis = time.time() * 1000 - time.monotonic() * 1000
 
-    def note_double(self, position: Position) -> None:
-        """This entry was there before, under another position."""
-        self.doubles[position] = None
-        if len(self.doubles) > MAX_DOUBLES:
-            self.floor = max(self.floor, next(iter(self.doubles)))  # first this: it is not known of any more
-            self.doubles.popitem(last=False)
+    def note_duplicate(self, position: Position) -> None:
+        """Note that this entry was delivered before, under another position."""
+        self.duplicates[position] = None
+        if len(self.duplicates) > MAX_DUPLICATES:
+            # In this order, so that the archive never delivers a duplicate that was forgotten.
+            self.floor = max(self.floor, next(iter(self.duplicates)))
+            self.duplicates.popitem(last=False)
 
     # -- the clock that makes the ids ----------------------------------------------------------------------------------
 
     def now(self) -> float:
-        """The time of Redis, in milliseconds since 1970: the time of its newest entry, or later."""
+        """Return the time of Redis in milliseconds since 1970: the time of its newest entry, or later."""
         return time.monotonic() * 1000 + self._to_redis
 
     def set_clock(self, seconds: int, microseconds: int) -> None:
-        """Redis has just said that it is so late."""
+        """Set the clock to the time that Redis has just given."""
         self._to_redis = seconds * 1000 + microseconds / 1000 - time.monotonic() * 1000
 
     def see_time(self, milliseconds: int) -> None:
-        """There is an entry of this time."""
+        """Set the clock forward if an entry has a later time."""
         if milliseconds > self.now():
             self._to_redis = milliseconds - time.monotonic() * 1000
 
 
 class Reader:
-    """The thread that reads the stream. Holds the receiver weakly, so that a dropped manager ends it.
+    """The thread that reads the stream. It has a weak reference to the receiver, so that it ends with its manager.
 
-    `clock` is monotonic time in seconds.
+    `start` and `close` are thread-safe. Everything else belongs to the thread. `clock` returns monotonic time in
+    seconds.
     """
 
     def __init__(
@@ -127,21 +149,22 @@ class Reader:
         self._clock = clock
         self._closed = threading.Event()
         self._pauses = pauses()
-        # An entry that is still there if nothing after it was trimmed: the one read last, or the first one to be read.
-        # With its fields: after a failover another one may have got the same id. None: nothing that was read is there.
+        # The entry that was read last, or the first one that is to be read. As long as it is in the stream, nothing
+        # after it was trimmed. With its fields, since after a failover another entry may have the same id. None: no
+        # entry that was read is still in the stream.
         self._anchor: RawEntry | None = None
-        self._numbers: OrderedDict[str, int] = OrderedDict()  # of each publisher, the newest that was read
-        # The same, when the line of entries broke last: what was read before that is not where others have it.
+        self._numbers: OrderedDict[str, int] = OrderedDict()  # the newest number that was read of each publisher
+        # The same, as of the last change of the line. Entries up to these numbers may have another position elsewhere.
         self._numbers_before: dict[str, int] = {}
-        self._moved = False  # such an entry has come again, or another line begins, and clients were not told of it yet
-        # The channels of entries that cannot be read, of which clients were not told yet; and when they may be told.
-        self._untold: dict[str, None] = {}
-        self._next_telling = float("-inf")
-        self._has_logged = False
+        self._moved = False  # the line has changed, or such an entry came again, and clients do not know it yet
+        # Channels with entries that could not be read, which was not reported to clients yet; and when it may be.
+        self._unreported: dict[str, None] = {}
+        self._next_report = float("-inf")
+        self._once = LogOnce(_log)
         self._worker = Worker(self, "sse_batcher-redis")
 
     def start(self) -> None:
-        """Read from now on. Idempotent."""
+        """Start to read. Idempotent."""
         if not self.started:
             self.started = True
             self._worker.wake()
@@ -149,13 +172,14 @@ class Reader:
             self._worker.ensure()
 
     def close(self, timeout: float | None) -> bool:
+        """End the thread. Return whether it has ended within `timeout` seconds (None: no limit)."""
         self._closed.set()
         self._worker.stop()
-        self._link.disconnect()  # or it would wait for news until its call ends by itself
+        self._link.disconnect()  # ends the call that waits for new entries
         return self._worker.join(timeout)
 
     def work(self) -> float | None:
-        """One turn of the thread, for `Worker`: wait for news, and deliver them."""
+        """Take one turn of the thread, for `Worker`: wait for new entries, and deliver them."""
         receiver = self._receiver()
         if receiver is None or self._closed.is_set():
             self._link.drop()
@@ -168,7 +192,7 @@ class Reader:
             self._read_on(receiver)
         except Exception as error:
             if self._closed.is_set():
-                return 0.0  # whatever redis-py makes of a connection that was cut under it
+                return 0.0  # any error that redis-py raises because `close` has cut its connection
             if not isinstance(error, errors()):
                 self._link.drop()
                 raise
@@ -178,15 +202,15 @@ class Reader:
         self._link.succeed()
         return 0.0
 
-    # -- the first look, and the first at another stream ---------------------------------------------------------------
+    # -- the beginning of a stream, at the start and after it was replaced ---------------------------------------------
 
     def _find_epoch(self, receiver: Receiver) -> None:
-        """See whether this is a stream that was not met before, and begin where it begins."""
+        """If the stream has another epoch than before, go to its first entry."""
         state = self._state
-        epoch, first = self._look()
+        epoch, first = self._get_beginning()
         if not self._is_current(epoch) and (not _EPOCH.fullmatch(epoch) or not first or self._was_met(epoch)):
             self._begin_epoch(epoch)
-            epoch, first = self._look()
+            epoch, first = self._get_beginning()
         if not _EPOCH.fullmatch(epoch):
             raise BackendError(f"the key {self._keys.epoch} holds {epoch!r}, which is not an epoch")
         if self._is_current(epoch):
@@ -195,20 +219,20 @@ class Reader:
         if not begins:
             _log.warning(
                 "the stream %s is not the one that was read before: Redis has lost data, another master has taken "
-                "over, or somebody has deleted a key. Clients get sse_gap",
+                "over, or a key was deleted. Clients get sse_gap",
                 self._keys.stream,
             )
         with state.lock:
             state.generation += not begins
             state.epochs[state.generation] = epoch.decode()
             state.changed.notify_all()
-        # The numbers stay: where it is only the key that was lost, what is in the stream was had already.
+        # The numbers of publishers stay: if only the key was lost, the entries were delivered already.
         self._break_line()
         self._anchor = first
         position: Position = (state.generation, *(before(numbers(first[0])) if first else (0, 0)), 0)
         if begins:
             self._lose(receiver, BROADCAST, position, "too_old")
-        # Clients are told after what they have had already, or as soon as there is nothing more: a moment later.
+        # Clients get the gap before the next new entry, or at the end of the stream.
         self._moved = not begins
         self._advance(position)
 
@@ -216,11 +240,11 @@ class Reader:
         return epoch.decode("ascii", "replace") == self._state.epochs.get(self._state.generation)
 
     def _was_met(self, epoch: bytes) -> bool:
-        """Whether it is an older one that has come back: there may be cursors of it that mean something else."""
+        """Return whether an older epoch has come back. Clients may have cursors of it with another meaning."""
         return epoch.decode("ascii", "replace") in self._state.epochs.values()
 
-    def _look(self) -> tuple[bytes, RawEntry | None]:
-        """The epoch, and the first entry. Takes the time, too."""
+    def _get_beginning(self) -> tuple[bytes, RawEntry | None]:
+        """Return the epoch and the first entry. Sets the clock, too."""
         pipeline = self._link.client.pipeline(transaction=False)
         pipeline.get(self._keys.epoch)
         pipeline.xrange(self._keys.stream, count=1)
@@ -231,16 +255,16 @@ class Reader:
             return _text(epoch), next(iter(_raw(first)), None)
 
     def _begin_epoch(self, known: bytes) -> None:
-        """Give the epoch another name than this one, unless another process has done so, and an entry with it.
+        """Give the epoch a new name, and begin it with an entry. Does nothing if another process has changed the name.
 
-        Every place that anybody is told of it is that of this entry, or after it: so where the stream begins says
-        whether all is there. Versions of Redis before 7 have no other way to tell.
+        Every cursor of the epoch is that of this entry or later. So the first entry of the stream shows whether
+        anything was trimmed. Redis before version 7 has no other way to see that.
         """
         with self._link.client.pipeline(transaction=True) as pipeline:
             pipeline.watch(self._keys.epoch)
             if (pipeline.get(self._keys.epoch) or b"") != known:
                 return
-            pipeline.xadd(self._keys.stream, to_fields(Entry(secrets.token_hex(8), 0, None)))  # first, see above
+            pipeline.xadd(self._keys.stream, to_fields(Entry(secrets.token_hex(8), 0, None)))  # before the name
             pipeline.multi()
             pipeline.set(self._keys.epoch, secrets.token_hex(4))
             with suppress(conflict()):
@@ -250,11 +274,13 @@ class Reader:
 
     def _read_on(self, receiver: Receiver) -> None:
         state, keys, anchor = self._state, self._keys, self._anchor
-        added = state.added  # before the question, so that the answer is about all of these
-        # In one go: what is new, and afterwards whether this is still the same stream, and whether the last entry read
-        # is still there, or the first one that is to be. If it is, nothing after it was trimmed.
+        added = state.added  # read before the call, so that its answer covers all of these batches
+        # In this order: the new entries, then whether this is still the same stream, and whether it still has the
+        # anchor, so that nothing after it was trimmed.
         pipeline = self._link.client.pipeline(transaction=False)
-        pipeline.xread({keys.stream: id_of(state.read)}, count=AT_ONCE, block=BLOCK_MS if state.ready else None)
+        pipeline.xread(
+            {keys.stream: id_of(state.read)}, count=ENTRIES_PER_READ, block=BLOCK_MS if state.ready else None
+        )
         pipeline.get(keys.epoch)
         pipeline.xrange(keys.stream, *(("-", "+") if anchor is None else (anchor[0], anchor[0])), count=1)
         with understood():
@@ -272,17 +298,17 @@ class Reader:
         elif anchor is not None:
             kept = []
         if self._is_older(kept):
-            # What was read last is gone, and there is something before it: not trimmed, but another line of entries,
-            # whose ids may be below those that clients have.
+            # The entry that was read last is gone, but there is one before it. So nothing was trimmed: this is another
+            # line, in which ids may be lower than the cursors of clients.
             self._begin_epoch(epoch)
             self._set_ready(False)
             return
         self._deliver(receiver, entries)
         if entries:
             state.see_time(numbers(entries[-1][0])[0])
-        self._tell_rest(receiver)
+        self._report_rest(receiver)
         if not entries:
-            self._tell_moved(receiver)
+            self._report_moved(receiver)
             with state.lock:
                 state.settled = max(state.settled, added)
                 state.changed.notify_all()
@@ -290,11 +316,11 @@ class Reader:
                 self._set_ready(True)
 
     def _is_older(self, found: list[RawEntry]) -> bool:
-        """Whether there is an entry that has an id up to that of the last one read."""
+        """Return whether an entry was found whose id is at most that of the entry that was read last."""
         return bool(found) and numbers(found[0][0]) <= self._state.read[1:3]
 
     def _break_line(self) -> None:
-        """What was read up to now is not in the stream any more, or not where it was."""
+        """Note that entries that were read are no longer in the stream, or have other ids."""
         self._anchor = None
         self._numbers_before = dict(self._numbers)
 
@@ -315,8 +341,10 @@ class Reader:
             entry = read_fields(fields)
             if entry is None:
                 state.ignored += 1
-                if state.ignored == 1:
-                    _log.warning("an entry of %s is not one of ours, and is ignored: %s", self._keys.stream, id)
+                text = (
+                    "an entry of %s was not written by sse_batcher, and is ignored: %s. Further ones are only counted"
+                )
+                self._once.log(logging.WARNING, text, self._keys.stream, id)
             elif isinstance(entry.content, Kick):
                 receiver.dismiss("kicked", *entry.content)
             elif entry.content is not None:
@@ -325,23 +353,23 @@ class Reader:
             self._anchor = id, fields
 
     def _deliver_batch(self, receiver: Receiver, entry: Entry, position: Position) -> None:
-        """Deliver a batch, unless it was read before: a publisher that had no answer adds it again."""
+        """Deliver a batch, unless it was read before: a publisher that got no answer adds it again."""
         state, number, content = self._state, entry.number, entry.content
         last = self._numbers.pop(entry.publisher, None)
         self._numbers[entry.publisher] = number if last is None else max(last, number)
         if len(self._numbers) > MAX_PUBLISHERS:
             self._numbers.popitem(last=False)
         if last is not None and number <= last:
-            state.note_double(position)
+            state.note_duplicate(position)
             self._moved = self._moved or number <= self._numbers_before.get(entry.publisher, -1)
             return
-        self._tell_moved(receiver)
+        self._report_moved(receiver)
         if last is not None and number > last + 1:
             self._lose(receiver, BROADCAST, after(state.read), "publish_failed")
         if isinstance(content, Unreadable):
             self._note_unreadable(receiver, content, position)
         elif isinstance(content, Batch):
-            # If the clock of Redis was set back, ids have the time of the newest one until it has come to that again.
+            # If the clock of Redis was set back, ids keep the newest entry's time until the clock reaches it again.
             time = int(state.now()) if state.ready and position[1] == state.read[1] else position[1]
             frame = Frame(content, position, f"{state.epochs[position[0]]}-{id_of(position)}", time)
             try:
@@ -354,40 +382,37 @@ class Reader:
     def _note_unreadable(self, receiver: Receiver, content: Unreadable, position: Position) -> None:
         state = self._state
         state.ignored += 1
-        self._untold[content.channel] = None
-        if not self._has_logged:
-            self._has_logged = True
-            _log.error(
-                "a batch of %s cannot be read: %s. Its clients get sse_gap. If another process has a newer version of "
-                "sse_batcher, upgrade this one. Further ones are counted as ignored, and not logged",
-                self._keys.stream,
-                content.reason,
-            )
-        # Here and now, so that the place is exact. Before there are clients, none can be told too often.
-        if self._clock() >= self._next_telling:
-            self._tell_unreadable(receiver, position)
+        self._unreported[content.channel] = None
+        text = (
+            "a batch of %s cannot be read: %s. Its clients get sse_gap. If another process has a newer version of "
+            "sse_batcher, upgrade this one. Further ones are only counted"
+        )
+        self._once.log(logging.ERROR, text, self._keys.stream, content.reason)
+        # At once if allowed, so that the position of the gap is exact.
+        if self._clock() >= self._next_report:
+            self._report_unreadable(receiver, position)
 
-    def _tell_unreadable(self, receiver: Receiver, position: Position) -> None:
-        """Let the clients of these channels know that they have missed something before this place."""
-        for channel in self._untold:
+    def _report_unreadable(self, receiver: Receiver, position: Position) -> None:
+        """Let the clients of the unreported channels know that they have missed something up to this position."""
+        for channel in self._unreported:
             receiver.lose(channel, position, "publish_failed")
         self._state.head = position
-        self._untold.clear()
-        if self._state.known:
-            self._next_telling = self._clock() + UNREADABLE_SECONDS
+        self._unreported.clear()
+        if self._state.known:  # before that there are no clients, and no limit is needed
+            self._next_report = self._clock() + UNREADABLE_REPORT_SECONDS
 
-    def _tell_rest(self, receiver: Receiver) -> None:
-        if self._untold and self._clock() >= self._next_telling:
-            # Clients may have got later ones meanwhile, and have come back with their cursors.
-            place = after(self._state.read)
-            self._state.floor = max(self._state.floor, place)
-            self._tell_unreadable(receiver, place)
+    def _report_rest(self, receiver: Receiver) -> None:
+        if self._unreported and self._clock() >= self._next_report:
+            # Clients may have received later entries, and come back with their cursors.
+            position = after(self._state.read)
+            self._state.floor = max(self._state.floor, position)
+            self._report_unreadable(receiver, position)
 
-    def _tell_moved(self, receiver: Receiver) -> None:
-        """Let all clients know that this is another line of entries.
+    def _report_moved(self, receiver: Receiver) -> None:
+        """Let all clients know that the stream goes on with another line.
 
-        What was in the old one may be lost. What this process had already, and is at another place now, it does not
-        deliver: a client that comes from another process may have missed it there, and would miss it here, too.
+        Entries of the old line may be lost. This process does not deliver entries again that have another position now.
+        A client that comes from another process may have missed them there, and would miss them here, too.
         """
         if self._moved:
             self._moved = False
@@ -408,7 +433,7 @@ class Reader:
 
 
 def _entries(news: Any) -> list[RawEntry]:
-    """Those of the one stream, in each shape that versions of redis-py and of the protocol give it."""
+    """Return the entries of the one stream, from each form that versions of redis-py and of the protocol use."""
     if not news:
         return []
     if isinstance(news, dict):
@@ -420,7 +445,7 @@ def _entries(news: Any) -> list[RawEntry]:
 
 
 def _raw(found: Any) -> list[RawEntry]:
-    """What was found. Raises `TypeError` or `ValueError` if these are no entries."""
+    """Return these entries. Raises `TypeError` or `ValueError` if they are not entries."""
     entries = [(id, fields) for id, fields in found]
     if not all(isinstance(id, bytes) and isinstance(fields, dict) for id, fields in entries):
         raise TypeError("entries are expected")
@@ -428,7 +453,7 @@ def _raw(found: Any) -> list[RawEntry]:
 
 
 def _text(found: Any) -> bytes:
-    """The value of a key, empty if there is none. Raises `TypeError` if this is none."""
+    """Return the value of a key, empty if the key does not exist. Raises `TypeError` if it is not a value."""
     if not isinstance(found, (bytes, type(None))):
         raise TypeError("the value of a key is expected")
     return found or b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Hashable, Iterator
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -17,6 +18,7 @@ from sse_batcher import SSE, ConfigurationError, UsageError
 from sse_batcher.flask.cors import Cors
 from sse_batcher.options import TRANSPORTS
 
+from .kit.redisserver import redis_server
 from .kit.sse_parser import parse
 from .kit.waiting import TIMEOUT
 
@@ -146,6 +148,16 @@ def test_a_kick_while_a_stream_opens_ends_it(make_site: MakeSite, moment: str, t
     with site.request() as response:
         opened, state_of_it = parse(next(iter(response.response)), strict=True)  # type: ignore[arg-type]
         assert (opened.type, state_of_it.json) == ("sse_open", "secret")
+
+
+def test_the_first_stream_of_a_process_is_not_ended_by_an_old_kick(make_site: MakeSite, tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        before, site = make_site(SSE_BACKEND=server.url), make_site(SSE_BACKEND=server.url)
+        before.sse.kick(user="ada")
+        site.identify()
+        with site.request(X_User="ada") as response:
+            assert first(response)[0] == "sse_open"  # and no other block
+        assert [each.manager.shutdown() for each in (before, site)] == [True, True]
 
 
 def test_a_view_of_the_apps_own_that_opens_the_stream_is_covered(make_site: MakeSite) -> None:

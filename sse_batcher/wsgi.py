@@ -12,7 +12,8 @@ from urllib.parse import unquote_plus
 
 from .errors import BackendError, InvalidEventError
 from .event import DEFAULT_CHANNEL, check_channels, check_user
-from .manager import SSEManager
+from .manager import SSEManager, process_of
+from .process_state import ProcessState
 from .reasons import BusyReason
 from .transports import open_stream
 from .transports.attached import Request
@@ -68,26 +69,26 @@ def stream(
         return _text("400 Bad Request", f"{error}\n")
     if method == "HEAD":
         return "200 OK", list(HEADERS), iter(())  # no list: of one, werkzeug would tell the length
-    ticket = manager.ticket() if ticket is None else ticket
+    ticket, process = manager.ticket() if ticket is None else ticket, process_of(manager)
     cursor, server = last_event_id(environ), inspect_server(environ)
-    manager.reopen(server.is_stopping)
-    resumes, state, refusal = False, None, _refusal(manager, server)
+    process.reopen(server.is_stopping)
+    resumes, state, refusal = False, None, _refusal(process, server)
     if refusal is None and snapshot is not None:
         try:
-            resumes = manager.can_resume(names, cursor)
+            resumes = process.can_resume(names, cursor)
             state = None if resumes else manager.snapshot(snapshot)
         except BackendError:
             refusal = "backend"
     if refusal is not None:
-        return "200 OK", list(HEADERS), [manager.busy_block(refusal, cursor)]
+        return "200 OK", list(HEADERS), [process.busy_block(refusal, cursor)]
     batches = _query(environ, "batch") != "0"
     request = Request(names, server, cursor, batches, state, resumes, name, ticket)
     return "200 OK", list(HEADERS), open_stream(manager, request)
 
 
-def _refusal(manager: SSEManager, server: ServerInfo) -> BusyReason | None:
+def _refusal(process: ProcessState, server: ServerInfo) -> BusyReason | None:
     """Why a stream of this server cannot be opened now, before anything is done for it."""
-    if server.http2 and manager.http2 == "refuse":
+    if server.http2 and process.options.http2 == "refuse":
         detach_policy.get().log_once(logging.WARNING, _REFUSED_HTTP2)
         return "http2"
     return None

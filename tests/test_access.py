@@ -16,6 +16,7 @@ from werkzeug.test import TestResponse, create_environ
 
 from sse_batcher import SSE, ConfigurationError, UsageError
 from sse_batcher.flask.cors import Cors
+from sse_batcher.manager import process_of
 from sse_batcher.options import TRANSPORTS
 
 from .kit.redisserver import redis_server
@@ -298,7 +299,7 @@ def test_health_says_ok_or_why_not(make_site: MakeSite, monkeypatch: pytest.Monk
 
     assert health() == (200, {"status": "ok", "backend_answered": 0.0}, "no-store")
     site.manager.enqueue("item", 1)
-    engine = site.manager._process.get().batcher._engine.get()
+    engine = process_of(site.manager).batcher._engine.get()
     engine._publishing_since = engine._clock() - 5.1
     assert health() == (503, {"status": "backend", "backend_answered": 0.0}, "no-store")
     engine._publishing_since = None
@@ -308,8 +309,8 @@ def test_health_says_ok_or_why_not(make_site: MakeSite, monkeypatch: pytest.Monk
 
 def test_health_takes_no_lock(make_site: MakeSite) -> None:
     manager = make_site().manager
-    process, answers = manager._process.get(), SimpleQueue[Any]()
-    asking = threading.Thread(target=lambda: answers.put((manager.unhealthy_reason(), manager.backend_answered)))
+    process, answers = process_of(manager), SimpleQueue[Any]()
+    asking = threading.Thread(target=lambda: answers.put((process.unhealthy_reason(), process.backend_answered)))
     engine = process.batcher._engine.get()
     with process.hub._lock, engine._counters, engine._turn:
         asking.start()
@@ -323,7 +324,7 @@ def test_health_looks_at_no_client(make_site: MakeSite, monkeypatch: pytest.Monk
     def count() -> None:
         pytest.fail("it counts the clients")
 
-    monkeypatch.setattr(site.manager._process.get().hub, "count", count)
+    monkeypatch.setattr(process_of(site.manager).hub, "count", count)
     assert site.request("/events/health").status_code == 200
 
 

@@ -27,7 +27,7 @@ LAYERS = """
     streams.revalidation streams
     backends.memory backends.redis.entries backends.redis.connections backends.redis.reader backends.redis.archive
     backends.redis.backend backends.redis backends
-    signals manager prometheus
+    signals process_state manager prometheus
     transports.server transports.descriptors transports.watcher
     transports.attached transports.detached.sending transports.detached.takeover
     transports.detached.connection transports.detached.group transports.detached.replay transports.detached.feed
@@ -183,6 +183,7 @@ def test_nothing_is_imported_that_is_not_declared(module: str) -> None:
         "prometheus": {"prometheus_client"},
         "backends.redis.connections": {"redis"},
         "manager": {"redis"},  # the type
+        "process_state": {"redis"},
         "flask.config": {"redis"},  # the type
     }.get(module, set())
     assert foreign(module) <= set(sys.stdlib_module_names) | {"flask", "werkzeug", "blinker"} | extra

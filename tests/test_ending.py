@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sse_batcher import Client, ClientOptions, InvalidEventError, SSEManager, TooManyClientsError, signals, stream
+from sse_batcher.manager import process_of
 from sse_batcher.runtime.app_thread import AppThread, Task
 from sse_batcher.streams.hub import Hub, Snapshot
 from sse_batcher.streams.revalidation import QUIET_SECONDS, Revalidator
@@ -407,7 +408,7 @@ def test_a_kick_while_subscribe_waits_for_the_backend_counts(
     make: Callable[..., SSEManager], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager = make()
-    backend = manager._process.get().backend
+    backend = process_of(manager).backend
     monkeypatch.setattr(backend, "open", lambda cursor: manager.kick(user="ada"))
     assert told(manager.subscribe(user="ada"))[-1][:2] == ("sse_bye", "kicked")
 
@@ -686,8 +687,8 @@ def test_draining_delivers_what_is_pending_then_ends_all_streams_and_still_takes
     body = body_of(manager)
     next(body)
     manager.enqueue("item", 1)
-    manager.drain()
-    manager.drain()  # the watcher says so again and again
+    process_of(manager).drain()
+    process_of(manager).drain()  # the watcher says so again and again
     assert [event.type for event in parse(b"".join(body))] == ["item", "sse_bye"]
     manager.enqueue("item", 2)
     assert manager.flush_all(TIMEOUT)
@@ -695,6 +696,54 @@ def test_draining_delivers_what_is_pending_then_ends_all_streams_and_still_takes
     assert busy.json == {"reason": "draining"}
     assert manager.unhealthy_reason() == "draining"
     assert manager.shutdown()
+
+
+class Interruption(BaseException):
+    """As a time limit raises it in the middle of any call."""
+
+
+def test_a_drain_that_a_log_handler_interrupts_can_be_repeated(make: Callable[..., SSEManager]) -> None:
+    process = process_of(make())
+
+    def interrupt(record: logging.LogRecord) -> bool:
+        logger.removeFilter(interrupt)
+        raise Interruption
+
+    logger = logging.getLogger("sse_batcher.manager")
+    logger.setLevel(logging.INFO)
+    logger.addFilter(interrupt)
+    try:
+        with pytest.raises(Interruption):
+            process.drain()
+        assert process.unhealthy_reason() is None
+        process.drain()
+        wait_until(lambda: process.unhealthy_reason() == "draining", "the streams have ended")
+    finally:
+        logger.removeFilter(interrupt)
+        logger.setLevel(logging.NOTSET)
+
+
+def test_a_drain_that_fails_while_it_delivers_can_be_repeated(
+    make: Callable[..., SSEManager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = process_of(make())
+    flush = process.batcher.flush_all
+
+    def interrupted(timeout: float | None = None) -> bool:
+        monkeypatch.setattr(process.batcher, "flush_all", flush)
+        raise Interruption
+
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(process.batcher, "flush_all", interrupted)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(Interruption):
+            process.drain()
+    assert process.unhealthy_reason() is None
+    process.drain()
+    wait_until(lambda: process.unhealthy_reason() == "draining", "the streams have ended")
 
 
 class Drained:
@@ -706,13 +755,13 @@ class Drained:
         self.stopping = False
         host = ServerInfo("a server", None, None, lambda: self.stopping)
         monkeypatch.setattr("sse_batcher.wsgi.inspect_server", lambda environ: host)
-        manager._process.get().hub.clock = clock
+        process_of(manager).hub.clock = clock
         self.drain()
 
     def drain(self) -> None:
         body = body_of(self.manager)
         next(body)
-        self.manager.drain()
+        process_of(self.manager).drain()
         [bye] = parse(b"".join(body))
         assert bye.json == {"reason": "shutdown"}
 
@@ -759,7 +808,7 @@ def test_after_a_shutdown_no_stream_opens_again(drained: Drained) -> None:
     assert drained.manager.shutdown()
     drained.clock.now += 1e6
     assert drained.first() == "sse_busy"
-    drained.manager.drain()
+    process_of(drained.manager).drain()
     drained.clock.now += 1e6
     assert drained.first() == "sse_busy"
 
@@ -774,7 +823,7 @@ def test_what_a_stream_saves_is_counted() -> None:
             for number in range(30):
                 manager.enqueue("itém", {"n": number, "text": "as long as an event of a hub, or about that"})
             assert manager.flush_all(TIMEOUT)
-            while client.point.position < manager._process.get().hub.head:
+            while client.point.position < process_of(manager).hub.head:
                 next(client)
             sizes[manager] = client.counts.bytes - before
             client.close()

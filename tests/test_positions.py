@@ -13,6 +13,7 @@ import pytest
 
 from sse_batcher import BatchOptions, Client, HistoryOptions, SSEManager, stream
 from sse_batcher.event import Batch, Event
+from sse_batcher.manager import process_of
 from sse_batcher.runtime.locks import is_mine, new_lock
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.wire import HEARTBEAT, Frame
@@ -462,7 +463,7 @@ def test_a_batch_that_cannot_be_delivered_is_counted_and_told(monkeypatch: pytes
     with SSEManager(BatchOptions(max_batch_size=1)) as manager:
         client = manager.subscribe()
         next(client)
-        hub = manager._process.get().hub
+        hub = process_of(manager).hub
         monkeypatch.setattr(hub, "deliver", failing)
         manager.enqueue("t", 1)
         manager.flush_all(TIMEOUT)

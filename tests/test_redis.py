@@ -33,6 +33,7 @@ from sse_batcher.backends.redis.backend import RedisBackend
 from sse_batcher.backends.redis.entries import Entry, Kick, Unreadable, read_fields, to_fields
 from sse_batcher.cli import serving
 from sse_batcher.event import Batch, Event
+from sse_batcher.manager import process_of
 from sse_batcher.wire import HEARTBEAT
 
 from .kit.redisserver import RedisServer, cursor_of, redis_server, sentinel_of
@@ -930,13 +931,13 @@ def test_an_entry_that_is_gone_from_the_end_makes_it_another_line(server: RedisS
     for number in (1, 2, 3):
         add(server, number)
     wait_until_read(manager)
-    assert manager.can_resume(["default"], start)
+    assert process_of(manager).can_resume(("default",), start)
     [(last, _)] = server.client.xrevrange("sse_batcher:stream", count=1)
     server.client.xdel("sse_batcher:stream", last)
-    assert not manager.can_resume(["default"], start)
+    assert not process_of(manager).can_resume(("default",), start)
     server.client.xadd("sse_batcher:stream", {"hello": "world"})  # which is read, and tells nobody of a gap
     wait_until(lambda: manager.get_stats().ignored == 1, "it is read")
-    assert not manager.can_resume(["default"], start)
+    assert not process_of(manager).can_resume(("default",), start)
 
 
 @external
@@ -949,7 +950,7 @@ def test_what_is_older_than_it_may_be_is_not_replayed_from_redis(server: RedisSe
     epoch = cursor_of(manager).partition("-")[0]
     start = f"{epoch}-{now - 61_001}-0"
     wait_until_read(manager)
-    assert not manager.can_resume(["default"], start)
+    assert not process_of(manager).can_resume(("default",), start)
     with Viewer(manager, cursor=f"{epoch}-{old}") as viewer:
         assert viewer.numbers(3) == [2, 3]
 

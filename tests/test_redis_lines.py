@@ -17,6 +17,7 @@ from sse_batcher.backends.redis.connections import Link
 from sse_batcher.backends.redis.entries import Entry, Kick, Position, to_fields
 from sse_batcher.backends.redis.reader import Keys, Reader, State
 from sse_batcher.event import Batch, Event
+from sse_batcher.manager import process_of
 from sse_batcher.streams.history import ResumePoint
 
 from .kit.clock import Clock
@@ -50,7 +51,7 @@ def in_ms(milliseconds: int) -> str:
 
 
 def state_of(manager: SSEManager) -> State:
-    backend = manager._process.get().backend
+    backend = process_of(manager).backend
     assert isinstance(backend, RedisBackend)
     return backend._state
 
@@ -115,7 +116,7 @@ def test_processes_that_see_the_same_change_agree_on_one_epoch(server: RedisServ
     manager = make(server.url)
     cursor_of(manager)
     epoch = server.client.get(EPOCH)
-    backend: Any = manager._process.get().backend
+    backend: Any = process_of(manager).backend
     backend._reader._begin_epoch(b"00000000")  # that was replaced by another process since then
     assert server.client.get(EPOCH) == epoch
 
@@ -130,7 +131,7 @@ def test_what_was_published_is_waited_for_no_longer_than_it_takes(
     cursor_of(manager)
     send(manager, 1)
     assert manager.flush_all(TIMEOUT)
-    assert manager._process.get().backend.wait_until_delivered(TIMEOUT)
+    assert process_of(manager).backend.wait_until_delivered(TIMEOUT)
 
 
 @external
@@ -146,7 +147,7 @@ def test_a_gap_is_told_though_nothing_comes_after_it(server: RedisServer, make: 
 @external
 def test_what_was_published_below_what_was_read_is_waited_for(server: RedisServer, make: Make) -> None:
     manager = make(server.url)
-    backend = manager._process.get().backend
+    backend = process_of(manager).backend
     with Viewer(manager) as viewer:
         add(server, 1, id=in_ms(10 * MINUTE))
         viewer.numbers(1)
@@ -165,7 +166,7 @@ def test_own_batches_that_were_trimmed_unread_are_not_waited_for(server: RedisSe
     assert manager.flush_all(TIMEOUT)
     server.client.xtrim(STREAM, maxlen=0, approximate=False)
     cursor_of(manager)  # reads from now on
-    assert manager._process.get().backend.wait_until_delivered(TIMEOUT)
+    assert process_of(manager).backend.wait_until_delivered(TIMEOUT)
 
 
 @external
@@ -698,7 +699,7 @@ def test_redis_is_not_read_over_what_cannot_be_read(server: RedisServer, make: M
     server.client.xadd(STREAM, newer(1, channel="default", publisher="fedcba9876543210"))
     send(manager, *range(100, 200))
     wait_until_read(manager)
-    backend = manager._process.get().backend
+    backend = process_of(manager).backend
     state = backend._state
     assert isinstance(backend, RedisBackend)
     epoch = start.partition("-")[0]

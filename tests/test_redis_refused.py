@@ -17,6 +17,7 @@ from flask import Flask, render_template_string
 
 from sse_batcher import SSE, BackendError, InvalidEventError, SSEManager
 from sse_batcher.backends.redis.connections import Link
+from sse_batcher.manager import process_of
 
 from .kit.redisserver import RedisServer, cursor_of, redis_server
 from .kit.repository import README
@@ -41,7 +42,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    monkeypatch.setattr("sse_batcher.manager.STUCK_SECONDS", 0.5)
+    monkeypatch.setattr("sse_batcher.process_state.STUCK_SECONDS", 0.5)
     with managers(monkeypatch) as make:
         yield make
 
@@ -115,12 +116,12 @@ def test_a_right_that_is_missing_shows_in_health_and_once_in_the_log(
         server.client.xadd(STREAM, {"hello": "world"}, id=f"{2**64 - 1}-{2**64 - 1}")
         server.client.set("sse_batcher:epoch", "12345678")
     manager = make(allow(server, f"-{right}"))
-    backend: Any = manager._process.get().backend
+    backend: Any = process_of(manager).backend
     publishing, reading = backend._publishing, backend._reading
     refused, other, name = (publishing, reading, "Publishing to")
     if right not in {"xadd", "del"}:
         refused, other, name = reading, publishing, "Reading from"
-    manager.place()  # the reader begins
+    process_of(manager).place()  # the reader begins
     send(manager, 1)
     wait_until(lambda: manager.unhealthy_reason() == "backend", "health says that it is the backend")
     before = other._answered_at
@@ -183,7 +184,7 @@ def test_in_a_cluster_a_prefix_in_braces_is_what_it_takes(
 ) -> None:
     with cluster(tmp_path) as [node, _]:
         without = make(node.url)
-        without.place()
+        process_of(without).place()
         send(without, 1)
         assert without.flush_all(TIMEOUT)  # this key is here
         wait_until(lambda: without.unhealthy_reason() == "backend", "health says that it is the backend")
@@ -303,7 +304,7 @@ def test_a_client_that_is_ahead_of_a_reader_that_is_late_is_sent_away_with_its_c
     manager = make(server.url)
     cursor_of(manager)
     stuck, go_on = threading.Event(), threading.Event()
-    hub = manager._process.get().hub
+    hub = process_of(manager).hub
     deliver = hub.deliver
 
     def slow(frame: Any) -> None:
@@ -339,7 +340,7 @@ def in_threads(count: int, function: Callable[[], Any]) -> tuple[list[threading.
 def test_two_clients_at_most_wait_long_for_redis(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sse_batcher.backends.redis.backend.OPEN_SECONDS", 60.0)
     manager = make(NOWHERE)
-    backend: Any = manager._process.get().backend
+    backend: Any = process_of(manager).backend
     threads, returned = in_threads(8, lambda: backend.open(None))
     wait_until(lambda: len(returned) == 6, "all but two of them are sent away")
     assert all(isinstance(error, BackendError) for error in returned)
@@ -390,7 +391,7 @@ def test_a_request_does_not_need_the_lock_of_the_hub() -> None:
     app.add_url_rule("/", "page", lambda: "ok")
     with app.app_context():
         manager = sse.manager
-    with manager._process.get().hub._lock:
+    with process_of(manager).hub._lock:
         threads, returned = in_threads(1, lambda: app.test_client().get("/").text)
         threads[0].join(TIMEOUT)
         assert returned == ["ok"]

@@ -172,7 +172,7 @@ def test_a_child_delivers_its_own_events_and_none_of_its_parents(fork: str) -> N
     for publish in (batcher.enqueue, manager.enqueue):
         publish("log", "parent's")
     def hold():
-        process = manager._process.get()
+        process = process_of(manager)
         engines = batcher._engine.get(), process.batcher._engine.get()
         with engines[0]._turn, engines[0]._counters, engines[1]._turn, engines[1]._counters, process.hub._lock:
             held.set()

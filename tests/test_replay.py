@@ -18,6 +18,7 @@ import pytest
 
 from sse_batcher import BackendError, HistoryOptions
 from sse_batcher.event import BROADCAST, Batch, Event
+from sse_batcher.manager import process_of
 from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.streams.hub import Hub
 from sse_batcher.transports.detached.loop import Adoption
@@ -473,7 +474,7 @@ def replay_threads() -> list[threading.Thread]:
 
 def test_the_thread_is_there_while_a_client_waits(threaded: Threaded, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = threading.Event()
-    hub = threaded.manager._process.get().hub
+    hub = process_of(threaded.manager).hub
 
     def replay(channels: tuple[str, ...], cursor: ResumePoint) -> Slice | None:
         assert answers.wait(TIMEOUT)

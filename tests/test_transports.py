@@ -13,6 +13,7 @@ import pytest
 
 from sse_batcher import BatchOptions, ClientOptions, HistoryOptions, SSEManager, stream
 from sse_batcher.cli import serving
+from sse_batcher.manager import process_of
 from sse_batcher.options import TRANSPORTS
 from sse_batcher.transports.detached.loop import loop
 
@@ -238,7 +239,10 @@ def test_who_leaves_is_noticed_at_once(site: Site) -> None:
 def test_at_the_end_what_is_pending_comes_and_then_a_goodbye(site: Site, end: str) -> None:
     reading = site.open()
     site.manager.enqueue("t", "pending")
-    getattr(site.manager, end)()
+    if end == "drain":
+        process_of(site.manager).drain()
+    else:
+        site.manager.shutdown()
     assert reading.data() == "pending"
     bye = reading.next()
     assert (bye.type, json.loads(bye.data)) == ("sse_bye", {"reason": "shutdown"})
@@ -249,7 +253,7 @@ def test_at_the_end_what_is_pending_comes_and_then_a_goodbye(site: Site, end: st
 def test_when_one_of_two_servers_ends_streams_open_again_at_the_other(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_batcher.manager.REOPEN_SECONDS", 0.0)
+    monkeypatch.setattr("sse_batcher.process_state.REOPEN_SECONDS", 0.0)
     stays = site.address
     with serving(site.app) as site.address:
         reading = site.open()

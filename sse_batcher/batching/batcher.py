@@ -99,7 +99,7 @@ class EventBatcher:
             keyless = field is None or (field.__class__ is str and data.__class__ is dict and field not in data)
             key = None if keyless else self._key(rules, data)
         except InvalidEventError as error:
-            self.refuse(error)
+            refuse(self, error)
         # Event(...) would call a function that is written in Python. This takes half as long.
         self._engine.get().add(tuple.__new__(Event, (rules.type, channel, text)), rules, key)
 
@@ -130,11 +130,6 @@ class EventBatcher:
     def publishing_for(self) -> float:
         """For how many seconds the current call of the sink has run; 0 if there is none. Takes no lock."""
         return self._engine.get().publishing_for()
-
-    def refuse(self, error: SSEBatcherError) -> NoReturn:
-        """Count a refusal, and raise it. For layers above that check more than this one does."""
-        self._engine.get().count_refusal()
-        raise error
 
     def __repr__(self) -> str:
         engine = self._engine.existing()
@@ -184,3 +179,9 @@ class EventBatcher:
         if value is None:
             return None
         return encode_string(value) if value.__class__ is str else encode_data(self._encode, value, "dedup_key")
+
+
+def refuse(batcher: EventBatcher, error: SSEBatcherError) -> NoReturn:
+    """Count a refusal, and raise it. For layers above the batcher, which check more than it does."""
+    batcher._engine.get().count_refusal()
+    raise error

@@ -15,7 +15,7 @@ from werkzeug.routing import Map, Rule
 
 from ..errors import InvalidEventError
 from ..event import DEFAULT_CHANNEL, check_channels
-from ..manager import SSEManager
+from ..manager import SSEManager, process_of
 from ..transports.server import inspect_server
 from .access import Access
 from .request_notes import RequestNotes
@@ -54,9 +54,9 @@ class Views:
 
         Anybody may ask, so it must cost no more than any small page: nothing here looks at the clients.
         """
-        self._manager.reopen(inspect_server(request.environ).is_stopping)
+        process_of(self._manager).reopen(inspect_server(request.environ).is_stopping)
         reason = self._manager.unhealthy_reason()
-        response = jsonify(status=reason or "ok", backend_answered=round(self._manager.backend_answered, 3))
+        response = jsonify(status=reason or "ok", backend_answered=round(process_of(self._manager).backend_answered, 3))
         response.status_code = 503 if reason else 200
         return _uncached(response)
 

@@ -13,7 +13,7 @@ from flask.cli import AppGroup, with_appcontext
 
 from ..errors import InvalidEventError
 from ..event import BROADCAST, DEFAULT_CHANNEL
-from ..manager import SSEManager
+from ..manager import SSEManager, process_of
 
 PUBLISH_SECONDS = 10.0
 
@@ -35,7 +35,7 @@ def create_commands(manager: SSEManager, compare_config: Callable[[], None]) -> 
     def publish(event_type: str, data: str, channel: str) -> None:
         """Send an event to the clients of all processes."""
         compare_config()
-        if not manager.reaches_others:
+        if not process_of(manager).reaches_others:
             raise click.ClickException(
                 "the backend memory:// reaches only the clients of this process, which has none: set SSE_BACKEND to "
                 '"redis://..."'

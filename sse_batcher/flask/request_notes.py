@@ -10,7 +10,7 @@ from typing import Any
 
 from flask import Flask, has_request_context, request
 
-from ..manager import SSEManager
+from ..manager import SSEManager, process_of
 from ..wire import Position
 
 
@@ -29,7 +29,7 @@ class RequestNotes:
         answer = app.wsgi_app
 
         def note(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-            environ[key] = manager.moment()
+            environ[key] = process_of(manager).moment()
             return answer(environ, start_response)
 
         app.wsgi_app = note  # type: ignore[method-assign]
@@ -37,7 +37,7 @@ class RequestNotes:
     def cursor(self) -> str:
         """Return the cursor that stands for the beginning of the request; without a request, for now."""
         noted = self._noted()
-        return self._manager.cursor() if noted is None else self._manager.format(noted[0])
+        return self._manager.cursor() if noted is None else process_of(self._manager).format(noted[0])
 
     def ticket(self) -> int:
         """Return the number after which kicks count for a stream of this request. See `SSEManager.ticket`.
@@ -50,7 +50,7 @@ class RequestNotes:
 
     def wait_for_ticket(self) -> None:
         """Take the ticket of this request now, when the history is known. May wait for Redis."""
-        place, _ = self._noted() or self._manager.moment()
+        place, _ = self._noted() or process_of(self._manager).moment()
         request.environ[self._key] = place, self._manager.ticket()
 
     def _noted(self) -> tuple[Position | None, int] | None:

@@ -18,7 +18,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from werkzeug.wsgi import ClosingIterator
 
 from ..errors import UsageError
-from ..manager import SSEManager
+from ..manager import SSEManager, process_of
 from ..runtime.log_once import LogOnce
 from ..wire import HEADERS
 from ..wsgi import last_event_id, stream
@@ -62,7 +62,7 @@ class Responder:
         except Exception:
             # No error status for what may pass: a browser would give up for good.
             self._log_failure(channels)
-            busy = self._manager.busy_block("snapshot", last_event_id(environ))
+            busy = process_of(self._manager).busy_block("snapshot", last_event_id(environ))
             return current_app.response_class([busy], headers=list(HEADERS))
         # Functions that would read a response leave it out if it is to be passed on as it is, as files are.
         response_class = _endless(current_app.response_class)  # type: ignore[arg-type]  # for mypy, a class has no hash

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from ..manager import SSEManager
+from ..manager import SSEManager, process_of
 from .attached import AttachedStream, Request
 from .detached.stream import DetachedStream, detach_policy
 
@@ -17,7 +17,7 @@ def open_stream(manager: SSEManager, request: Request) -> AttachedStream:
 
     It subscribes when it is iterated, and holds nothing before that.
     """
-    if manager.transport == "auto":
+    if process_of(manager).options.transport == "auto":
         return DetachedStream(manager, request)
     detach_policy.get().log_once(
         logging.INFO, 'streams are attached, and hold a thread of the server each; see transport="auto"'

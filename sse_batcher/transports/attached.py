@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ..errors import BackendError, ClosedError, TooManyClientsError
-from ..manager import SSEManager
+from ..manager import SSEManager, process_of
 from ..reasons import BusyReason, ByeReason
 from ..streams.client import QueueClient
 from ..streams.hub import Snapshot
@@ -147,12 +147,12 @@ class AttachedStream(Iterator[bytes]):
 
     def drain(self) -> None:
         """Called by the watcher when the server is stopping."""
-        self._manager.drain()
+        process_of(self._manager).drain()
 
     def _refuse(self, reason: BusyReason) -> bytes:
         """Open no stream. Returns the only block of the response, the ``sse_busy``."""
         self.close()
-        return self._manager.busy_block(reason, self._request.last_event_id)
+        return process_of(self._manager).busy_block(reason, self._request.last_event_id)
 
     def _open(self) -> QueueClient:
         """Subscribe. Raises `BusyError`."""
@@ -192,9 +192,10 @@ class AttachedStream(Iterator[bytes]):
     def _hold(self) -> None:
         """Keep the server's thread for this stream, and watch it. Raises `BusyError` if other requests need it."""
         server = self._request.server
-        self._watch = Watch(self, server, self._manager.send_timeout)
+        options = process_of(self._manager).options
+        self._watch = Watch(self, server, options.send_timeout)
         self._buffering = BufferingCheck(self._watch)
-        if not watcher.get().add(self._watch, _max_threads(server, self._manager.transport)):
+        if not watcher.get().add(self._watch, _max_threads(server, options.transport)):
             raise BusyError("threads")
 
     def _end_if_buffered(self, client: QueueClient, check: BufferingCheck) -> None:

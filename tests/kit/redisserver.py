@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from sse_batcher import SSEManager
+from sse_batcher.manager import process_of
 
 from .servers import HOST
 from .services import certificate, moved_by, program
@@ -118,7 +119,7 @@ class RedisServer:
 
 def cursor_of(manager: SSEManager) -> str:
     """Where the history stands, as soon as this manager knows it."""
-    wait_until(manager._process.get().backend.is_known, "the stream was read")
+    wait_until(process_of(manager).backend.is_known, "the stream was read")
     return manager.cursor()
 
 

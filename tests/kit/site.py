@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from sse_batcher import SSEManager
+from sse_batcher.manager import process_of
 from sse_batcher.runtime.worker import Owner, Worker
 from sse_batcher.transports.detached.loop import (
     LOOP_TICK_SECONDS,
@@ -177,8 +178,8 @@ class Threaded:
         ours, theirs = socket.socketpair()
         theirs.settimeout(TIMEOUT)
         server: Any = Stopping()
-        hub = self.manager._process.get().hub
+        hub = process_of(self.manager).hub
         assert self.loop.can_run()
-        self.loop.adopt(Adoption(hub, self.manager, client, Taken(ours.detach(), first, False), server))
+        self.loop.adopt(Adoption(hub, process_of(self.manager), client, Taken(ours.detach(), first, False), server))
         assert theirs.recv(1_000) == first
         return theirs

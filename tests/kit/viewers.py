@@ -15,6 +15,7 @@ import pytest
 from sse_batcher import BatchOptions, ClientOptions, HistoryOptions, SSEManager
 from sse_batcher.backends.redis.entries import Entry, to_fields
 from sse_batcher.event import Batch, Event
+from sse_batcher.manager import process_of
 
 from .redisserver import RedisServer
 from .sse_parser import ServerEvent, parse
@@ -137,4 +138,4 @@ def wait_until_read(manager: SSEManager) -> None:
     """Until what is in the stream now was delivered here."""
     manager.enqueue("last", 0, channel="nobody")
     assert manager.flush_all(TIMEOUT)
-    assert manager._process.get().backend.wait_until_delivered(TIMEOUT)
+    assert process_of(manager).backend.wait_until_delivered(TIMEOUT)

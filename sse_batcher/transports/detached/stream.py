@@ -10,7 +10,7 @@ import logging
 import select
 import weakref
 
-from ...manager import SSEManager
+from ...manager import SSEManager, process_of
 from ...runtime.log_once import LogOnce
 from ...runtime.process import PerProcess
 from ..attached import AttachedStream, BusyError, Request
@@ -95,7 +95,7 @@ class DetachedStream(AttachedStream):
         """Finish the take-over and hand the stream to the loop. Returns False if the stream stays attached."""
         client, adopt = self._client, loop.get().adopt
         assert client is not None, "only the server closes a stream that is not watched"
-        hub = self._manager._process.get().hub
+        hub = process_of(self._manager).hub
         taken = takeover.finish(self._prelude, self._kept)
         if taken is None:
             client.counts.undone += 1
@@ -109,7 +109,7 @@ class DetachedStream(AttachedStream):
             return False
         # At once: only this frame knows the connection, which stays open for ever if something is raised before
         # `adopt`.
-        adopt(Adoption(hub, self._manager, client, taken, self._request.server))
+        adopt(Adoption(hub, _Owner(self._manager), client, taken, self._request.server))
         self._client, self._ended = None, True
         if self._finalizer is not None:
             self._finalizer.detach()  # the stream outlives this object
@@ -123,6 +123,16 @@ class DetachedStream(AttachedStream):
         except BusyError:
             return False
         return True
+
+
+class _Owner:
+    """Drains a manager, and keeps it alive for as long as its streams are open."""
+
+    def __init__(self, manager: SSEManager) -> None:
+        self._manager = manager
+
+    def drain(self) -> None:
+        process_of(self._manager).drain()
 
 
 class DetachPolicy:

@@ -1,0 +1,346 @@
+"""`ProcessState`: one process's part of a manager, with its batcher, backend, hub and threads.
+
+Any thread. A process makes it at the first use of the manager; a forked child makes its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from blinker import NamedSignal
+
+from . import signals
+from .backends import open_backend
+from .batching.batcher import EventBatcher
+from .event import Batch, Encode, checked
+from .options import BatchOptions, ClientOptions, HistoryOptions
+from .reasons import BusyReason
+from .runtime.app_thread import AppThread
+from .runtime.log_once import LogOnce
+from .runtime.worker import Deadline
+from .stats import ManagerStats
+from .streams.client import Client
+from .streams.departures import Farewell
+from .streams.hub import Hub, Snapshot
+from .streams.open_stream import ClientInfo
+from .streams.revalidation import Ask, Revalidator
+from .wire import Position
+
+if TYPE_CHECKING:
+    import redis
+
+    from .backends import Backend
+
+_log = logging.getLogger("sse_batcher.manager")
+
+DRAIN_SECONDS = 5.0
+"""How long a drain may take to deliver pending events, in seconds."""
+
+REOPEN_SECONDS = 2.0
+"""Seconds after a drain from which on a request shows that the server has not stopped."""
+
+UNKNOWN = "unknown"
+"""The cursor of an unknown place. A stream that begins with it gets ``sse_gap``, and the page then loads its state."""
+
+STUCK_SECONDS = 5.0
+"""How long the backend may take for a batch, in seconds, before the process counts as unhealthy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a manager was made with; the same in every process."""
+
+    batching: BatchOptions
+    clients: ClientOptions
+    history: HistoryOptions
+    backend: str | redis.Redis
+    encode: Encode
+    context: Callable[[], AbstractContextManager[object]]
+
+
+class ProcessState:
+    """One process's part of a manager: what transports, `wsgi` and the Flask part need beside the public methods.
+
+    `sender`
+        the manager, as the sender of its signals. It is held weakly, because a thread of this library must not keep a
+        manager alive that the app has dropped.
+    `find_revalidate`
+        returns the app's `revalidate` function, or None.
+    `parent`
+        the part of the process that this one was forked from, if there is one.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        sender: weakref.ref[Any],
+        find_revalidate: Callable[[], Ask | None],
+        parent: ProcessState | None,
+    ) -> None:
+        self.options = settings.clients
+        self.reaches_others = settings.backend != "memory://"
+        """Whether the backend also brings events to other processes."""
+        self.encode = checked(settings.encode)
+        self.app_thread = AppThread(settings.context)
+        # On a thread of its own: while an answer of the app takes long, signals and log lines go on.
+        self.questions = AppThread(settings.context, name="sse_batcher-revalidate")
+        announcer = Announcer(sender, self.app_thread)
+        self.backend = open_backend(settings.backend, settings.history.history_frames)
+        self.hub = Hub(
+            settings.clients,
+            settings.history,
+            self.backend,
+            on_connect=announcer.stream_opened,
+            on_disconnect=announcer.stream_ended,
+        )
+        self._find_revalidate = find_revalidate
+        may_stay = functools.partial(_may_stay, find_revalidate)
+        self.revalidator = Revalidator(may_stay, settings.clients.revalidate_every, self.hub, self.questions)
+        self.backend.connect(self.hub)
+        self._cut_off = CutOffWarning(self.hub, None if self.reaches_others or parent is None else parent.hub)
+        # Not a method of this object: that would be a cycle, and only the garbage collector would end the threads.
+        self.batcher = EventBatcher(
+            Publisher(self.backend, announcer, self._cut_off), settings.batching, encode=self.encode
+        )
+        self._once = LogOnce(_log)
+        self._draining = False
+        """Whether a drain is under way and has not ended the streams yet. Two drains at once: a harmless race."""
+
+    # -- opening and ending streams ------------------------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        channels: tuple[str, ...],
+        last_event_id: str | None,
+        *,
+        batches: bool,
+        snapshot: Snapshot | None,
+        user: str | int | None,
+        ticket: int | None,
+    ) -> Client:
+        """Open a stream, as `SSEManager.subscribe` does, for channels and a user that were checked."""
+        ticket = self.hub.ticket if ticket is None else ticket
+        self.backend.open(last_event_id)
+        client = self.hub.connect(channels, last_event_id, batches=batches, snapshot=snapshot, user=user, ticket=ticket)
+        try:
+            # After the stream is listed: a question that ends now asks again about users that have a stream.
+            if user is not None and self._find_revalidate() is not None:
+                self.revalidator.watch(user)
+        except BaseException:
+            client.close()  # the caller does not get it
+            raise
+        return client
+
+    def can_resume(self, channels: tuple[str, ...], last_event_id: str | None) -> bool:
+        """Whether a client that comes with this id now gets all that it has missed, and needs no snapshot."""
+        self.backend.open(last_event_id)
+        return self.hub.can_resume(channels, last_event_id)
+
+    def busy_block(self, reason: BusyReason, last_event_id: str | None = None) -> bytes:
+        """The only block of a stream that cannot be opened now: the client comes back later, with the same cursor."""
+        return self.hub.control.busy(reason, last_event_id)
+
+    def kick(self, user: str | int | None, channel: str | None) -> int:
+        """End the streams of this user, or of this channel, or of this user in this channel, in all processes.
+
+        Returns how many streams of this process end. Raises `BackendError`.
+        """
+        self._cut_off.warn()
+        # Here first, even if the others cannot be reached. What comes back from the backend finds nothing left to end.
+        ended = self.hub.dismiss("kicked", user, channel)
+        if not ended and user is not None:
+            self._warn_of_other_type(user)
+        self.backend.kick(user, channel)
+        return ended
+
+    # -- places in the history -----------------------------------------------------------------------------------------
+
+    def place(self) -> Position | None:
+        """Where the history stands, for `format`; None if that is not known. Cheap enough for each request to note."""
+        return self.hub.head if self.backend.is_known() else None
+
+    def moment(self) -> tuple[Position | None, int]:
+        """Return the `place` and the number of the newest kick, which is a `ticket`. Cheap enough for each request.
+
+        Never waits: while the place is not known, kicks that were made long ago may look newer.
+        """
+        return self.place(), self.hub.ticket
+
+    def format(self, place: Position | None) -> str:
+        """The cursor that stands for a `place`."""
+        return UNKNOWN if place is None else self.backend.format(place)
+
+    # -- health and counters -------------------------------------------------------------------------------------------
+
+    def unhealthy_reason(self) -> str | None:
+        """See `SSEManager.unhealthy_reason`."""
+        if self.hub.closing:
+            return "draining"
+        stuck = max(self.batcher.publishing_for, self.backend.silent_for)
+        return "backend" if stuck > STUCK_SECONDS else None
+
+    @property
+    def backend_answered(self) -> float:
+        """As in `ManagerStats`. Takes no lock and looks at no client."""
+        return self.backend.answered_ago
+
+    def stats(self) -> ManagerStats:
+        """See `SSEManager.get_stats`."""
+        counts: dict[str, Any] = self.batcher.get_stats().as_dict() | self.hub.count()
+        counts["thread_restarts"] += self.hub.thread_restarts
+        return ManagerStats(
+            **counts,
+            signals_dropped=self.app_thread.dropped,
+            backend_silent=self.backend.silent_for,
+            backend_answered=self.backend.answered_ago,
+            ignored=self.backend.ignored,
+        )
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Deliver what is pending, end all streams with ``sse_bye``, and open no more; events are still accepted.
+
+        Returns at once. For a server that seems to be stopping and waits for its streams; `reopen` undoes it if the
+        server goes on. While a drain is under way, further calls change nothing. If one fails, the next call drains.
+        """
+        if self._draining or self.hub.closing is not None:
+            return
+        self._draining = True
+        try:
+            _log.info("the server seems to be stopping: all streams end")
+            try:
+                threading.Thread(target=self._end_streams, name="sse_batcher-drain", daemon=True).start()
+            except RuntimeError:  # no thread can be started at the end of a process
+                self._end_streams()
+        except BaseException:  # of a log handler or a signal handler: nothing is under way
+            self._draining = False
+            raise
+
+    def _end_streams(self) -> None:
+        deadline = Deadline(DRAIN_SECONDS)
+        try:
+            self.batcher.flush_all(deadline.left())
+            self.backend.wait_until_delivered(deadline.left())
+        finally:
+            # Before the streams end: if they open again, the next drain must count.
+            self._draining = False
+        self.hub.close("shutdown", for_good=False)
+
+    def reopen(self, is_stopping: Callable[[], bool]) -> None:
+        """Open streams again after a drain, if the server has gone on. Call this in a request that the server serves.
+
+        What looked like the end of the server may have been the end of the main thread alone, or of another server in
+        this process. The server has gone on if it serves a request some time after the drain and does not say now that
+        it is stopping.
+        """
+        if self.hub.closing is not None and not is_stopping() and self.hub.reopen(REOPEN_SECONDS):
+            _log.info("the server has not stopped: streams open again")
+
+    def shutdown(self, timeout: float | None) -> bool:
+        """See `SSEManager.shutdown`."""
+        deadline = Deadline(timeout)
+        delivered = self.batcher.destroy(timeout) and self.backend.wait_until_delivered(deadline.left())
+        self.hub.close("shutdown")
+        ended = self.hub.wait_until_left(deadline.left())
+        closed = self.backend.close(deadline.left())
+        self.questions.close(0)  # an answer of the app that is still to come is of no use
+        return self.app_thread.close(deadline.left()) and closed and ended and delivered
+
+    def _warn_of_other_type(self, user: str | int) -> None:
+        """Warn, once, if this user has no stream but the user that differs only in its type has one."""
+        other: str | int | None = str(user)
+        if isinstance(user, str):
+            other = int(user) if user.isascii() and user.isdecimal() and str(int(user)) == user else None
+        if self.hub.has_user(other) and not self.hub.has_user(user):
+            self._once.log(
+                logging.WARNING,
+                "kick(user=%r) ended no stream, but there are streams of the user %r: these are two users. Give kick() "
+                "what identify returns",
+                user,
+                other,
+            )
+
+
+class Announcer:
+    """Sends a manager's signals, and logs each stream that ends, on the app thread."""
+
+    def __init__(self, sender: weakref.ref[Any], app_thread: AppThread) -> None:
+        self._sender = sender
+        self._app_thread = app_thread
+
+    def send(self, signal: NamedSignal, **values: Any) -> None:
+        """Send a signal, if it has receivers and the manager still exists."""
+        sender = self._sender()
+        if sender is not None and signal.receivers:
+            self._app_thread.post(lambda: signals.send(signal, sender, **values))
+
+    def stream_opened(self, client: ClientInfo) -> None:
+        self.send(signals.client_connected, client=client)
+
+    def stream_ended(self, client: ClientInfo, farewell: Farewell) -> None:
+        # Not in this thread: the garbage collector may end a stream, in a thread that is in the middle of a log call.
+        if _log.isEnabledFor(logging.INFO):
+            self._app_thread.post(functools.partial(_log_end, client, farewell))
+        self.send(signals.client_disconnected, client=client, **farewell._asdict())
+
+
+class CutOffWarning:
+    """Warns, once, that this process does not reach the streams of the process that it was forked from.
+
+    A server forks its workers before it has streams. So a parent with open streams (`parent` is its hub, None if there
+    is none) has forked this process for a job, unless this process has streams of its own (`hub`).
+    """
+
+    def __init__(self, hub: Hub, parent: Hub | None) -> None:
+        self._hub = hub
+        self._is_cut_off = parent is not None and not parent.is_empty()
+        self._once = LogOnce(_log)
+
+    def warn(self) -> None:
+        if self._is_cut_off and self._hub.is_empty():
+            self._once.log(
+                logging.WARNING,
+                "this process was forked from a process with open streams. They do not get its events, because the "
+                "backend memory:// reaches only streams of the same process: use a redis:// backend",
+            )
+
+
+class Publisher:
+    """What the batcher of a manager hands its batches to. Called by one thread at a time."""
+
+    def __init__(self, backend: Backend, announcer: Announcer, cut_off: CutOffWarning) -> None:
+        self._backend = backend
+        self._announcer = announcer
+        self._cut_off = cut_off
+
+    def __call__(self, batch: Batch) -> None:
+        self._cut_off.warn()
+        self._backend.publish(batch)
+        self._announcer.send(signals.batch_flushed, batch=batch)
+
+
+def _may_stay(find_revalidate: Callable[[], Ask | None], user: str | int) -> Any:
+    """The app's answer whether a user may keep the open streams; True if the app has no such function any more."""
+    revalidate = find_revalidate()
+    return True if revalidate is None else revalidate(user)
+
+
+def _log_end(client: ClientInfo, farewell: Farewell) -> None:
+    _log.info(
+        "stream %d (%s) ended after %.1f s, %d frames, %d bytes: %s",
+        client.id,
+        ", ".join(map(repr, client.channels)),  # some characters would forge a line, or reverse its direction
+        farewell.duration,
+        farewell.frames,
+        farewell.bytes,
+        farewell.reason,
+    )

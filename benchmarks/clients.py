@@ -56,7 +56,7 @@ def compare_stalled() -> tuple[float, float, float]:
 
 def p99(*, stalled: bool) -> float:
     took: list[float] = []
-    with SSEManager(AT_ONCE, ClientOptions(queue_frames=16)) as manager:
+    with SSEManager(batching=AT_ONCE, clients=ClientOptions(queue_frames=16)) as manager:
         clients = [manager.subscribe() for _ in range(CLIENTS)]
         driven = clients[1:] if stalled else clients  # the stalled one is the first that is queued for
         ready = threading.Barrier(len(driven) + 1)
@@ -83,7 +83,7 @@ def p99(*, stalled: bool) -> float:
 
 def compare_reconnects() -> list[tuple[str, float, float]]:
     """Microseconds a connect until the client has its first block, and with a cursor its first frame, too."""
-    with SSEManager(AT_ONCE, history=HistoryOptions(history_frames=HISTORY)) as manager:
+    with SSEManager(batching=AT_ONCE, history=HistoryOptions(history_frames=HISTORY)) as manager:
         for number in range(HISTORY):
             manager.enqueue("tick", number, channel="busy" if number % 10 else "default")
         manager.flush_all()

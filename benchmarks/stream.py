@@ -62,7 +62,7 @@ def one_round(url: str, readers: int, size: int, batches: int) -> float:
     ready.wait()
     began = time.perf_counter()
     options = BatchOptions(batch_window=5, max_batch_size=size, dedup_key=None)
-    with SSEManager(options, backend=url, history=HISTORY) as manager:
+    with SSEManager(batching=options, backend=url, history=HISTORY) as manager:
         for number in range(batches * size):
             manager.enqueue("tick", {"n": number, "text": "as long as an event of a hub"})
         manager.enqueue("error", "the end")

@@ -28,7 +28,7 @@ def latest_of(event_type, data):
     return data.get("sensor", event_type)
 
 
-manager = SSEManager(BatchOptions(batch_window=0.2, dedup_key=latest_of))
+manager = SSEManager(batching=BatchOptions(batch_window=0.2, dedup_key=latest_of))
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">

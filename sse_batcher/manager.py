@@ -79,12 +79,12 @@ class SSEManager:
 
     def __init__(
         self,
+        *,
         batching: bool | BatchOptions | Mapping[str, Any] = True,
         clients: ClientOptions | None = None,
+        history: HistoryOptions | None = None,
         backend: str | redis.Redis = "memory://",
         json_default: Callable[[Any], Any] | None = None,
-        *,
-        history: HistoryOptions | None = None,
         encode: Encode | None = None,
         revalidate: Ask | None = None,
         context: Callable[[], AbstractContextManager[object]] = nullcontext,

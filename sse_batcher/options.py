@@ -31,7 +31,7 @@ MAX_WINDOW = 10.0
 _PER_TYPE = ("batch_window", "max_batch_size", "dedup_key", "leading")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TypeRules:
     """How events of one type are batched: the options with the type's own overrides merged in."""
 
@@ -54,7 +54,7 @@ class TypeRules:
             object.__setattr__(self, "dedup_key", str(self.dedup_key))  # `enqueue` has a fast path for a plain str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchOptions:
     """How events are gathered. Immutable, and checked when made: `ConfigurationError` names the option.
 
@@ -127,7 +127,7 @@ TRANSPORTS = ("attached", "auto")
 HTTP2 = ("refuse", "allow")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
     """What one client may hold, and how it is kept alive. Immutable, and checked when made.
 
@@ -195,7 +195,7 @@ class ClientOptions:
                 _whole(name, getattr(self, name), unit)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryOptions:
     """What is kept for clients that return, or have fallen behind. Immutable, and checked when made.
 

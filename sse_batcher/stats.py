@@ -12,7 +12,7 @@ from typing import Any
 from .reasons import BatchReason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatcherStats:
     """What a batcher has done since it was made, or since this process was forked.
 
@@ -46,7 +46,7 @@ class BatcherStats:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ManagerStats(BatcherStats):
     """What a manager has done, and who is connected now."""
 

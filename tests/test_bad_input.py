@@ -159,7 +159,7 @@ def batcher(batches: list[Batch]) -> Iterator[EventBatcher]:
 
 @pytest.fixture
 def manager() -> Iterator[SSEManager]:
-    with SSEManager(OPTIONS) as manager:
+    with SSEManager(batching=OPTIONS) as manager:
         yield manager
 
 
@@ -377,7 +377,7 @@ def test_a_full_backlog_of_a_manager_sends_the_signal() -> None:
     def receiver(sender: object, error: Exception, event_type: str, channel: str) -> None:
         calls.append((sender, error, event_type, channel))
 
-    with SSEManager(BatchOptions(batch_window=10, max_pending_bytes=300)) as manager:
+    with SSEManager(batching=BatchOptions(batch_window=10, max_pending_bytes=300)) as manager:
         signals.event_refused.connect(receiver, sender=manager)
         manager.enqueue("log", 1)
         with pytest.raises(BacklogFullError) as caught:

@@ -273,7 +273,7 @@ def serving_through_faults(
     with ExitStack() as stack:
         managers, proxies = [], []
         for _ in range(1 if redis is None else 2):
-            manager = stack.enter_context(SSEManager(batching, clients, history=history))
+            manager = stack.enter_context(SSEManager(batching=batching, clients=clients, history=history))
             manager.subscribe().close()  # the first one is recorded
             managers.append(manager)
             address = stack.enter_context(serving(app_of(manager)))

@@ -374,7 +374,7 @@ def test_a_second_snapshot_of_a_channel_is_refused(site: Site) -> None:
 
 @pytest.fixture
 def manager() -> Iterator[SSEManager]:
-    with SSEManager(False) as manager:
+    with SSEManager(batching=False) as manager:
         yield manager
 
 
@@ -411,7 +411,7 @@ def test_a_client_that_had_missed_nothing_until_its_stream_began_comes_back_for_
     def open_at(cursor: str) -> Iterator[bytes]:
         return chunks_of(manager, f"last_event_id={cursor}", snapshot=lambda: [("state", 1)])
 
-    with SSEManager(False, history=HistoryOptions(history_frames=1)) as manager:
+    with SSEManager(batching=False, history=HistoryOptions(history_frames=1)) as manager:
         cursor = manager.cursor()
         send(1)
         body = open_at(cursor)

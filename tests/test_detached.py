@@ -200,7 +200,7 @@ def _nothing_was_said_or_undone_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def manager(_no_descriptor_is_left: None) -> Iterator[SSEManager]:
-    with SSEManager(BatchOptions(batch_window=0), OPTIONS) as manager:
+    with SSEManager(batching=BatchOptions(batch_window=0), clients=OPTIONS) as manager:
         yield manager
     assert manager.get_stats().clients == 0
 
@@ -770,7 +770,7 @@ def test_without_epoll_streams_stay_attached_and_that_is_said_once(
 
 def test_an_app_that_asks_for_attached_streams_is_told_once_of_the_others(caplog: pytest.LogCaptureFixture) -> None:
     request = Request(("default",), ServerInfo("fake", None, None, lambda: False, lets_go=True))
-    with SSEManager(BatchOptions(batch_window=0)) as manager, caplog.at_level(logging.INFO, LOG):
+    with SSEManager(batching=BatchOptions(batch_window=0)) as manager, caplog.at_level(logging.INFO, LOG):
         for _ in range(2):
             assert not isinstance(open_stream(manager, request), DetachedStream)
     ((level, text),) = said(caplog)
@@ -903,7 +903,7 @@ def test_attached_streams_of_an_app_that_asks_for_them_may_hold_all_threads_but_
         info = ServerInfo("fake", None, threads, lambda: False, lets_go=True)
         return open_stream(manager, Request(("default",), info))
 
-    with SSEManager(BatchOptions(batch_window=0)) as manager, ExitStack() as stack:
+    with SSEManager(batching=BatchOptions(batch_window=0)) as manager, ExitStack() as stack:
         assert reasons(attached_stream(manager, 1)) == [("sse_busy", "threads")]
         for _ in range(3):
             body = stack.enter_context(closing(attached_stream(manager, 2)))
@@ -934,7 +934,7 @@ def forking(*fds: int) -> None:
 
     The third connection is the child's own.
     """
-    manager = SSEManager(BatchOptions(batch_window=0), OPTIONS)
+    manager = SSEManager(batching=BatchOptions(batch_window=0), clients=OPTIONS)
     inodes = [os.fstat(fd).st_ino for fd in fds]
 
     def detach(fd: int) -> None:

@@ -23,7 +23,7 @@ from sse_batcher.wire import HEARTBEAT
 from .kit.clock import Clock
 from .kit.delivery import Delivery, numbers, take
 from .kit.sse_parser import ServerEvent, parse
-from .kit.waiting import TIMEOUT
+from .kit.waiting import TIMEOUT, wait_until
 
 
 def aging(clock: Clock, **options: Any) -> Delivery:
@@ -148,7 +148,7 @@ def make() -> Iterator[Callable[..., SSEManager]]:
     managers = []
 
     def make_one(**options: Any) -> SSEManager:
-        managers.append(SSEManager(False, ClientOptions(**options)))
+        managers.append(SSEManager(batching=False, clients=ClientOptions(**options)))
         return managers[-1]
 
     yield make_one
@@ -814,7 +814,7 @@ def test_after_a_shutdown_no_stream_opens_again(drained: Drained) -> None:
 
 
 def test_what_a_stream_saves_is_counted() -> None:
-    with SSEManager() as batched, SSEManager(False) as plain:
+    with SSEManager() as batched, SSEManager(batching=False) as plain:
         sizes = {}
         for manager in (batched, plain):
             client = manager.subscribe()

@@ -599,8 +599,8 @@ def make() -> Iterator[Callable[..., SSEManager]]:
     """Makes managers, and shuts them down in the end."""
     managers: list[SSEManager] = []
 
-    def make_one(*args: Any, **options: Any) -> SSEManager:
-        managers.append(SSEManager(*args, **options))
+    def make_one(**options: Any) -> SSEManager:
+        managers.append(SSEManager(**options))
         return managers[-1]
 
     yield make_one
@@ -613,7 +613,7 @@ Make = Callable[..., SSEManager]
 
 def test_a_burst_arrives_as_batches_and_without_batching_as_events(make: Make) -> None:
     for batching, frames in ((True, 3), (False, 30), (BatchOptions(mixed=True), 1)):
-        manager = make(batching)
+        manager = make(batching=batching)
         client = manager.subscribe()
         next(client)
         for server in range(10):
@@ -625,7 +625,7 @@ def test_a_burst_arrives_as_batches_and_without_batching_as_events(make: Make) -
 
 
 def test_a_subscriber_gets_what_is_enqueued_after_it_subscribed(make: Make) -> None:
-    manager = make(AT_ONCE)
+    manager = make(batching=AT_ONCE)
     manager.enqueue("t", "before")
     assert manager.flush_all(TIMEOUT)
     client = manager.subscribe()
@@ -634,7 +634,7 @@ def test_a_subscriber_gets_what_is_enqueued_after_it_subscribed(make: Make) -> N
 
 
 def test_a_broadcast_reaches_every_channel_and_no_caller_names_it(make: Make) -> None:
-    manager = make(AT_ONCE)
+    manager = make(batching=AT_ONCE)
     clients = [manager.subscribe([name]) for name in ("a", "b")]
     manager.broadcast("t", "all")
     assert [[data for _, data, _ in take(client, 2)][1] for client in clients] == ["all", "all"]
@@ -697,7 +697,7 @@ def test_a_manager_is_a_context_manager(make: Make) -> None:
 
 
 def test_stats_are_frozen_values_of_everything(make: Make) -> None:
-    manager = make(AT_ONCE)
+    manager = make(batching=AT_ONCE)
     client = manager.subscribe()
     sent = [next(client)]
     manager.enqueue("t", 1)
@@ -742,7 +742,7 @@ def test_stats_are_frozen_values_of_everything(make: Make) -> None:
 
 
 def test_a_manager_that_is_dropped_is_collected_with_its_threads() -> None:
-    manager = SSEManager(AT_ONCE)
+    manager = SSEManager(batching=AT_ONCE)
     next(manager.subscribe())
     manager.enqueue("t", 1)
     assert manager.flush_all(TIMEOUT)

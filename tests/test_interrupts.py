@@ -125,7 +125,7 @@ MANAGERS_CALLS: dict[str, Callable[[SSEManager], Any]] = {
 
 @pytest.mark.parametrize("call", MANAGERS_CALLS.values(), ids=MANAGERS_CALLS.keys())
 def test_a_manager_survives_an_exception_anywhere(call: Callable[[SSEManager], Any]) -> None:
-    with SSEManager(BatchOptions(batch_window=0.001)) as manager:
+    with SSEManager(batching=BatchOptions(batch_window=0.001)) as manager:
         manager.subscribe(user="u")
         for place in count():
             interrupted = interrupt(lambda: call(manager), place)

@@ -101,7 +101,7 @@ import os
 from celery import Celery
 from sse_batcher import BatchOptions, SSEManager
 
-manager = SSEManager(BatchOptions(batch_window=10), backend=os.environ["BACKEND"])
+manager = SSEManager(batching=BatchOptions(batch_window=10), backend=os.environ["BACKEND"])
 app = Celery(broker=os.environ["BACKEND"], backend=os.environ["BACKEND"])
 
 @app.task(name="job")

@@ -314,7 +314,7 @@ MAPPING_ERRORS += [
 
 @pytest.mark.parametrize(("batching", "message"), MAPPING_ERRORS)
 def test_a_batching_argument_that_cannot_be_meant_is_refused(batching: Any, message: str) -> None:
-    for refuse in (batch_options, SSEManager):
+    for refuse in (batch_options, lambda value: SSEManager(batching=value)):
         with pytest.raises(ConfigurationError, match=f"^{message}") as caught:
             refuse(batching)
         assert caught.value.option == "batching"

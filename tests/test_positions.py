@@ -460,7 +460,7 @@ def test_a_lost_broadcast_is_told_to_all() -> None:
 
 
 def test_a_batch_that_cannot_be_delivered_is_counted_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with SSEManager(BatchOptions(max_batch_size=1)) as manager:
+    with SSEManager(batching=BatchOptions(max_batch_size=1)) as manager:
         client = manager.subscribe()
         next(client)
         hub = process_of(manager).hub
@@ -487,7 +487,7 @@ def failing(frame: Frame) -> None:
 @pytest.fixture
 def full() -> Iterator[tuple[SSEManager, str]]:
     """A manager whose history of five has 6 to 10, and its epoch."""
-    with SSEManager(BatchOptions(max_batch_size=1), history=HistoryOptions(history_frames=5)) as manager:
+    with SSEManager(batching=BatchOptions(max_batch_size=1), history=HistoryOptions(history_frames=5)) as manager:
         for number in range(1, 11):
             manager.enqueue("t", number)
         assert manager.flush_all(TIMEOUT)
@@ -565,7 +565,7 @@ def test_a_cursor_from_before_a_restart_is_a_gap_and_the_new_one_is_not() -> Non
 def test_a_cursor_from_before_a_fork_is_a_gap_in_the_child_and_none_in_the_parent() -> None:
     out = run(
         """
-    manager = SSEManager(False)
+    manager = SSEManager(batching=False)
     manager.enqueue("t", 1)
     assert manager.flush_all(10)
     cursor = manager.cursor()

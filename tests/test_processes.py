@@ -49,7 +49,7 @@ import sys
 from sse_batcher import BatchOptions, SSEManager
 
 first, last = map(int, sys.argv[2:])
-with SSEManager(BatchOptions(batch_window=5, max_batch_size=2), backend=sys.argv[1]) as manager:
+with SSEManager(batching=BatchOptions(batch_window=5, max_batch_size=2), backend=sys.argv[1]) as manager:
     for number in range(first, last):
         manager.enqueue("n", number)
     manager.broadcast("hub_state", last)

@@ -46,7 +46,7 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture
 def manager() -> Iterator[SSEManager]:
-    with SSEManager(BatchOptions(batch_window=10, max_batch_size=3)) as manager:
+    with SSEManager(batching=BatchOptions(batch_window=10, max_batch_size=3)) as manager:
         yield manager
 
 

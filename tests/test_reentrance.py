@@ -167,7 +167,7 @@ def test_a_child_delivers_its_own_events_and_none_of_its_parents(fork: str) -> N
         f"""
     held, forked = threading.Event(), threading.Event()
     batcher = EventBatcher(sink, BatchOptions(batch_window=10))
-    manager = SSEManager(BatchOptions(batch_window=10))
+    manager = SSEManager(batching=BatchOptions(batch_window=10))
     client = manager.subscribe()
     for publish in (batcher.enqueue, manager.enqueue):
         publish("log", "parent's")
@@ -359,7 +359,8 @@ def test_dropping_a_batcher_ends_its_thread_after_what_is_pending() -> None:
 
 
 def test_the_process_id_is_looked_at_before_any_lock_is_taken(as_process: AsProcess) -> None:
-    from sse_batcher import EventBatcher
+    from sse_batcher.manager import process_of
+from sse_batcher import EventBatcher
 
     batcher = EventBatcher(lambda batch: None)
     engine = batcher._engine.get()

@@ -45,7 +45,7 @@ def receiving(signal: NamedSignal, sender: Any = None) -> Iterator[Receiver]:
 
 @pytest.fixture
 def manager() -> Iterator[SSEManager]:
-    with SSEManager(EVERY_EVENT_ALONE) as manager:
+    with SSEManager(batching=EVERY_EVENT_ALONE) as manager:
         yield manager
 
 
@@ -115,7 +115,7 @@ def test_a_client_that_leaves_after_the_shutdown_is_told_of_too() -> None:
 
 
 def test_a_batch_that_was_taken_is_told_of_on_the_app_thread() -> None:
-    with SSEManager(BatchOptions(batch_window=10)) as manager:
+    with SSEManager(batching=BatchOptions(batch_window=10)) as manager:
         with receiving(signals.batch_flushed) as receiver:
             manager.enqueue("log", 1, channel="a")
             manager.enqueue("log", 2, channel="a")
@@ -140,7 +140,7 @@ def test_a_refused_event_is_told_of_in_the_thread_of_the_caller(manager: SSEMana
 
 
 def test_a_receiver_for_one_manager_hears_of_no_other(manager: SSEManager) -> None:
-    with SSEManager(EVERY_EVENT_ALONE) as other, receiving(signals.client_connected, manager) as receiver:
+    with SSEManager(batching=EVERY_EVENT_ALONE) as other, receiving(signals.client_connected, manager) as receiver:
         with receiving(signals.client_connected, other) as theirs:
             client = manager.subscribe()
             other.subscribe()

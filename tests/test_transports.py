@@ -27,7 +27,9 @@ class Site:
     def __init__(self, stack: ExitStack, transport: str, history: HistoryOptions | None, **options: Any) -> None:
         self.transport = transport
         clients = ClientOptions(transport=transport, **options)
-        self.manager = stack.enter_context(SSEManager(BatchOptions(batch_window=10), clients, history=history))
+        self.manager = stack.enter_context(
+            SSEManager(batching=BatchOptions(batch_window=10), clients=clients, history=history)
+        )
         self.take_state: Callable[[], list[tuple[str, Any]]] | None = None
         self._stack = stack
         self.address = stack.enter_context(serving(self.app))

@@ -53,7 +53,7 @@ class Response:
 
 @pytest.fixture
 def manager() -> Iterator[SSEManager]:
-    with SSEManager(BATCHING) as manager:
+    with SSEManager(batching=BATCHING) as manager:
         yield manager
 
 
@@ -165,7 +165,7 @@ def test_http2_of_the_server_itself_is_served_only_if_allowed(
     monkeypatch.setattr("sse_batcher.wsgi.inspect_server", lambda environ: host)
     environ = {"REQUEST_METHOD": "GET", "HTTP_LAST_EVENT_ID": "5f3a9c1e-42"}
     states: list[tuple[str, str]] = []
-    with SSEManager(BATCHING, ClientOptions(http2=http2)) as manager:
+    with SSEManager(batching=BATCHING, clients=ClientOptions(http2=http2)) as manager:
         _, headers, body = stream(manager, environ, snapshot=lambda: states)
         blocks = iter(body)
         [first, *_] = parse(next(blocks), strict=True)
@@ -326,7 +326,7 @@ def test_retry_is_spread_further_the_more_clients_there_are(
 
 
 def test_retry_is_as_set() -> None:
-    with SSEManager(BATCHING, ClientOptions(retry_ms=77)) as manager:
+    with SSEManager(batching=BATCHING, clients=ClientOptions(retry_ms=77)) as manager:
         assert retry_of(manager) == 77
         manager.shutdown()
         assert retry_of(manager) == 77

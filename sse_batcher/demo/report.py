@@ -161,7 +161,7 @@ def _measure(site: _Site, address: tuple[str, int], scenario: Scenario, mode: st
 
 
 def _round(site: _Site, address: tuple[str, int], events: list[Happening], batching: bool | BatchOptions) -> _Round:
-    with SSEManager(batching) as site.manager, _Reader(address) as reader:
+    with SSEManager(batching=batching) as site.manager, _Reader(address) as reader:
         manager = site.manager
         reader.wait_for(1)  # the first block: from here on the stream is live
         before = reader.traffic()

@@ -46,7 +46,7 @@ class Demo:
                 options = BatchOptions(
                     batch_window=setting.window / 1000, max_batch_size=setting.size, dedup_key="server"
                 )
-                manager = self._managers[setting] = SSEManager(options)
+                manager = self._managers[setting] = SSEManager(batching=options)
         if self._ending.is_set():
             manager.shutdown(0)
         return manager

@@ -19,7 +19,7 @@ from sse_batcher.runtime import process
 
 logging.basicConfig(format="%(levelname)s %(message)s")
 process.EXIT_SECONDS = float(os.environ.get("EXIT_SECONDS", "30"))
-manager = SSEManager(BatchOptions(batch_window=10), backend=os.environ["BACKEND"])
+manager = SSEManager(batching=BatchOptions(batch_window=10), backend=os.environ["BACKEND"])
 fork = multiprocessing.get_context("fork")
 
 if __name__ == "__mp_main__" and "AT_IMPORT" in os.environ:
@@ -134,7 +134,7 @@ def forked_by_hand() -> None:
 
 
 def with_two_managers() -> None:
-    other = SSEManager(BatchOptions(batch_window=10), backend=os.environ["BACKEND"])
+    other = SSEManager(batching=BatchOptions(batch_window=10), backend=os.environ["BACKEND"])
 
     def both() -> None:
         job()

@@ -169,7 +169,7 @@ class Threaded:
     """A manager, and a loop with its thread."""
 
     def __init__(self) -> None:
-        self.manager = SSEManager(False)
+        self.manager = SSEManager(batching=False)
         self.loop = Loop()
 
     def connect(self) -> socket.socket:

@@ -41,7 +41,7 @@ def managers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     ) -> SSEManager:
         batching = batching or BatchOptions(batch_window=0.01, max_batch_size=3)
         clients = ClientOptions(heartbeat=0.2, **more)
-        made.append(SSEManager(batching, clients, backend, history=history, encode=encode))
+        made.append(SSEManager(batching=batching, clients=clients, backend=backend, history=history, encode=encode))
         return made[-1]
 
     yield make

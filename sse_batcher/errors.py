@@ -41,6 +41,13 @@ class InvalidFunctionError(SSEBatcherError, TypeError):
     """What was given as a function cannot be called, or is a coroutine function."""
 
 
+class MissingPackageError(SSEBatcherError, ImportError):
+    """A package that is not installed is needed for this. The message names the extra that installs it.
+
+    `name` is the name of the package.
+    """
+
+
 class ClosedError(SSEBatcherError, RuntimeError):
     """The batcher or manager was closed before this call."""
 

@@ -6,7 +6,9 @@ Pure.
 from __future__ import annotations
 
 import json
+import math
 import re
+import reprlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -228,7 +230,27 @@ def encode_data(encode: Encode, data: Any, field: str = "data") -> str:
         return encode(data)
     except (TypeError, ValueError, RecursionError) as error:
         what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        if what.startswith("Out of range float"):  # of which Python before 3.12 does not say more
+            what = _not_finite(data, field) or what
         raise InvalidEventError(f"the {field} cannot be sent as JSON: {what}", field=field) from error
+
+
+def _not_finite(data: object, name: str) -> str | None:
+    """Say where the first NaN or infinity in this data is, and what to do about it. None if there is none."""
+    waiting = deque([(name, data)])
+    seen = set()  # containers may be in circles
+    while waiting:
+        place, value = waiting.popleft()
+        if isinstance(value, float) and not math.isfinite(value):
+            place = place if len(place) <= 200 else f"{place[:200]}..."
+            return f"{place} is {value!r}, and JSON has no NaN and no infinity. Send None instead, or a string"
+        if isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting.extend((f"{place}[{reprlib.repr(key)}]", inner) for key, inner in pairs)
+            if isinstance(value, dict):
+                waiting.extend((f"a key of {place}", key) for key in value)
+    return None
 
 
 def check_json(text: object) -> None:

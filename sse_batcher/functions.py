@@ -1,4 +1,4 @@
-"""Functions that the app gives us: whether one can be called, and what to say of an answer that is none.
+"""Functions that the app registers: whether one can be called, and how an error message names a wrong answer.
 
 Pure.
 """
@@ -19,7 +19,7 @@ def check_function(name: str, function: object) -> None:
     inner: Any = function
     while isinstance(inner, functools.partial):
         inner = inner.func
-    # The second one is for an object that can be called.
+    # `__call__` is for an object that can be called.
     if any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in (inner, inner.__call__)):
         raise InvalidFunctionError(
             f"{name} must not be async, as {function!r} is: it is called without an event loop. Write it with def, or "

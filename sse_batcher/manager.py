@@ -63,7 +63,7 @@ class SSEManager:
     `revalidate`
         ``revalidate(user)`` says, True or False, whether a user may keep the open streams. Asked on a thread of its
         own, once for each user with a stream in every `ClientOptions.revalidate_every` seconds. If it raises, the
-        streams stay open. A coroutine function is a `TypeError`.
+        streams stay open. A coroutine function is an `InvalidFunctionError`.
     `context`
         makes a context manager in which that, and receivers of signals, run on the app thread.
 
@@ -101,6 +101,7 @@ class SSEManager:
             context=context,
         )
         open_backend(backend, settings.history.history_frames)  # refused here, not at the first event
+        self._backend_kind = f"{backend.partition('://')[0]}://" if isinstance(backend, str) else type(backend).__name__
         self.revalidate = revalidate
         self._process = PerProcess(functools.partial(_new_process, weakref.ref(self), settings))
         close_at_exit(self)
@@ -185,11 +186,11 @@ class SSEManager:
 
         Returns how many streams of this process end by it; those of other processes are not counted. `user` is what
         `subscribe` was given: ``"7"`` and ``7`` are two users. Raises `InvalidEventError` for a user or a channel that
-        cannot be, None among them, `ValueError` if neither is given, and `BackendError` if other processes cannot be
-        reached; those of this process have ended then.
+        cannot be, None among them, and if neither is given; and `BackendError` if other processes cannot be reached:
+        those of this process have ended then.
         """
         if user is NOT_GIVEN and channel is NOT_GIVEN:
-            raise ValueError("say whom: kick(user=...), kick(channel=...) or both")
+            raise InvalidEventError("say whose streams end: kick(user=...), kick(channel=...) or both", field="user")
         who = None if isinstance(user, NotGiven) else check_user(user)
         where = None if isinstance(channel, NotGiven) else check_channel(channel)
         if where == BROADCAST:
@@ -246,6 +247,12 @@ class SSEManager:
         return self._process.get().shutdown(timeout)
 
     close = shutdown
+
+    def __repr__(self) -> str:
+        # The kind of backend, not its URL, which may hold a password. Takes no lock and starts nothing.
+        process = self._process.existing()
+        state = "unused in this process" if process is None else process.description
+        return f"<{type(self).__name__} {self._backend_kind}, {state}>"
 
     def __enter__(self) -> SSEManager:
         return self

@@ -192,6 +192,12 @@ class ProcessState:
         """As in `ManagerStats`. Takes no lock and looks at no client."""
         return self.backend.answered_ago
 
+    @property
+    def description(self) -> str:
+        """The state in a few words, for a `repr`. Takes no lock."""
+        count = self.hub.stream_count()
+        return f"{'open' if self.hub.closing is None else 'closed'}, {count} client{'' if count == 1 else 's'}"
+
     def stats(self) -> ManagerStats:
         """See `SSEManager.get_stats`."""
         counts: dict[str, Any] = self.batcher.get_stats().as_dict() | self.hub.count()

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
+from .errors import MissingPackageError
 from .event import check_channels
 from .manager import SSEManager
 from .reasons import BatchReason
@@ -84,8 +85,8 @@ class SSECollector:
         channels is counted in each, so these do not add up to ``sse_batcher_clients``.
 
     Every other field is told with its unit, counters as ``_total``, batches by ``reason`` and clients by ``state``
-    (``live``, ``behind``). Raises `ImportError` where prometheus_client is not installed, and `InvalidEventError` for
-    channels that may not be. Thread-safe, and starts no thread.
+    (``live``, ``behind``). Raises `MissingPackageError` if prometheus_client is not installed, and `InvalidEventError`
+    for invalid channels. Thread-safe, and starts no thread.
 
     A registry takes one collector: one for each app, where a factory makes several. Another is a ``ValueError``.
 
@@ -102,6 +103,9 @@ class SSECollector:
         self._manager = weakref.ref(manager)
         names = channels if isinstance(channels, str) else tuple(channels)
         self._channels = check_channels(names) if names != () else ()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._manager() or 'a manager that is gone'}>"
 
     def describe(self) -> list[Metric]:
         """The names, types and help texts of what `collect` tells: no values. Does not touch the manager."""
@@ -139,7 +143,7 @@ def _families() -> tuple[type[CounterMetricFamily], type[GaugeMetricFamily]]:
     try:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "sse_batcher.prometheus needs prometheus_client: pip install 'sse_batcher[prometheus]'",
             name="prometheus_client",
         ) from error

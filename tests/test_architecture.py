@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 import sse_batcher
+from sse_batcher.backends.redis import open_redis
+from sse_batcher.prometheus import SSECollector
 
 ROOT = Path(sse_batcher.__file__).parent
 
@@ -345,3 +348,47 @@ def test_no_test_module_imports_another() -> None:
         if name.rpartition(".")[2].startswith("test_") or ".test_" in name
     ]
     assert found == []
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+CONTROL_FLOW = {"StopIteration", "Empty", "OSError", "AttributeError", "NotImplementedError", "AssertionError"}
+CAUGHT_INSIDE = {"BusyError", "_UnexpectedError"}
+"""Errors of the package that never leave it."""
+CHECKS = {"event", "backends.redis.entries", "backends.redis.reader", "backends.redis.connections"}
+"""Modules that raise `ValueError` and `TypeError`, which become errors of the library before a caller sees them."""
+
+
+@pytest.mark.parametrize("module", [name for name in TREES if not name.startswith("demo") and not name.endswith("cli")])
+def test_each_error_that_is_raised_is_one_of_the_library(module: str) -> None:
+    allowed = CONTROL_FLOW | CAUGHT_INSIDE | ({"ValueError", "TypeError"} if module in CHECKS else set())
+    found = []
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+            name = raised.id if isinstance(raised, ast.Name) else getattr(raised, "attr", "")
+            if not name.lstrip("_")[:1].isupper() or name in allowed:
+                continue  # a variable, or a function that makes an error
+            error = getattr(sse_batcher.errors, name, None)
+            if error is None or not issubclass(error, sse_batcher.SSEBatcherError):
+                found.append(f"{where(module, node)} raises {name}")
+    assert found == []
+
+
+def test_each_error_of_the_library_is_exported_and_also_of_a_builtin_kind() -> None:
+    for name, error in vars(sse_batcher.errors).items():
+        if inspect.isclass(error) and error.__module__ == "sse_batcher.errors":
+            assert getattr(sse_batcher, name) is error
+            assert name in sse_batcher.__all__
+            builtin = [base for base in error.__mro__ if base.__module__ == "builtins"]
+            assert len(builtin) > 3 or name == "SSEBatcherError"  # more than Exception, BaseException and object
+
+
+PUBLIC_ELSEWHERE = (SSECollector, open_redis)
+
+
+@pytest.mark.parametrize("value", [*(getattr(sse_batcher, name) for name in sse_batcher.__all__), *PUBLIC_ELSEWHERE])
+def test_each_error_that_a_docstring_names_is_exported(value: Any) -> None:
+    for member_name, member in public_members(value) if hasattr(value, "__qualname__") else ():
+        named = set(re.findall(r"(?<!`)`(\w+Error)`(?!`)", member.__doc__ or ""))
+        assert named <= set(sse_batcher.__all__), f"the docstring of {member_name} names an error that is not exported"

@@ -84,9 +84,21 @@ BAD: dict[str, tuple[Any, Any, Any, str, str, Any]] = {
     "bytes as key": ("log", {b"a": 3}, "default", "data", "keys must be str, int", TypeError),
     "circular": ("log", circular(), "default", "data", "Circular reference|refers to itself", CIRCLE),
     "100,000 deep": ("log", deep, "default", "data", "nested too deeply", RecursionError),
-    "NaN": ("log", {"a": float("nan")}, "default", "data", "Out of range float", ValueError),
-    "infinity": ("log", [float("-inf")], "default", "data", "Out of range float", ValueError),
-    "NaN as key": ("log", {float("nan"): 1}, "default", "data", "Out of range float", ValueError),
+    "NaN": (
+        "log",
+        {"a": [1, float("nan")]},
+        "default",
+        "data",
+        r"data\['a'\]\[1\] is nan, and JSON has no NaN",
+        ValueError,
+    ),
+    "infinity": ("log", [float("-inf")], "default", "data", r"data\[0\] is -inf, .* Send None", ValueError),
+    "NaN far inside": (
+        *("log", functools.reduce(lambda inner, _: {"a long key": inner}, range(100), float("nan"))),
+        *("default", "data", r"data(\['a long key'\])+(\['[a-z ]*)?\.\.\. is nan", ValueError),
+    ),
+    "NaN that a list meets twice": ("log", [[], [], float("nan")], "default", "data", r"data\[2\] is nan", ValueError),
+    "NaN as key": ("log", {float("nan"): 1}, "default", "data", "a key of data is nan", ValueError),
     "an int of 5,000 digits": ("log", 10**5000, "default", "data", "Exceeds the limit", ValueError),
     "such an int as key": ("log", {10**5000: 1}, "default", "data", "Exceeds the limit", ValueError),
     "too large": ("log", "x" * 9_999, "default", "data", "10001 bytes of JSON, more than max_frame_bytes=10000", None),
@@ -286,6 +298,14 @@ def test_a_mistake_in_a_default_is_the_callers() -> None:
         with pytest.raises(InvalidEventError, match="not this one") as caught:
             manager.enqueue("log", object())
         assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_a_nan_that_a_default_makes_is_refused_also_in_data_that_holds_itself() -> None:
+    data: list[object] = [object()]
+    data.append(data)
+    with SSEManager(json_default=lambda value: float("nan")) as manager:
+        with pytest.raises(InvalidEventError, match="the data cannot be sent as JSON: Out of range float"):
+            manager.enqueue("log", data)
 
 
 def test_changing_data_after_the_call_changes_nothing(batcher: EventBatcher, batches: list[Batch]) -> None:

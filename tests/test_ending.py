@@ -225,7 +225,7 @@ def test_a_kick_names_a_user_or_a_channel_or_both(make: Callable[..., SSEManager
         for key in ended:
             assert last(clients.pop(key)).json == {"reason": "kicked"}
         assert manager.get_stats().clients == len(clients)
-    with pytest.raises(ValueError, match="say whom"):
+    with pytest.raises(InvalidEventError, match="say whose streams end"):
         manager.kick()
 
 

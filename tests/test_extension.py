@@ -983,7 +983,7 @@ def test_a_provider_of_another_kind_is_called_and_its_text_made_one_line_of_asci
 def test_text_of_another_kind_of_provider_is_still_checked(make_app: MakeApp) -> None:
     app, sse = make_app()
     app.json = OtherProvider(app)
-    with pytest.raises(InvalidEventError, match="Out of range float"):
+    with pytest.raises(InvalidEventError, match="data is nan, and JSON has no NaN"):
         sse.enqueue("log", float("nan"))
 
 

@@ -134,7 +134,7 @@ def test_what_was_delivered_between_the_first_block_and_the_take_over_is_sent(si
     site.delivery.deliver(3)  # queued, as for an attached one
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    site.loop.adopt(Adoption(site.hub, site.server, client, Taken(ours.detach(), first, False), site.server))
+    site.loop.adopt(Adoption(site.hub, site.server.manager, client, Taken(ours.detach(), first, False), site.server))
     site.delivery.deliver(2)
     site.loop.run()
     assert numbers(theirs)[1:] == [1, 2, 3, 4, 5]
@@ -374,7 +374,7 @@ def test_a_kick_that_comes_before_the_loop_has_the_connection_is_not_lost(site: 
     first = next(client)
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    site.loop.adopt(Adoption(site.hub, site.server, client, Taken(ours.detach(), first, False), site.server))
+    site.loop.adopt(Adoption(site.hub, site.server.manager, client, Taken(ours.detach(), first, False), site.server))
     site.hub.dismiss("kicked")
     site.loop.run()
     assert [event.type for event in events(theirs)] == ["sse_open", "sse_bye"]
@@ -385,7 +385,7 @@ def test_a_client_that_is_closed_before_the_loop_has_the_connection_ends(site: S
     client = site.hub.connect(("default",))
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    site.loop.adopt(Adoption(site.hub, site.server, client, Taken(ours.detach(), b"", False), site.server))
+    site.loop.adopt(Adoption(site.hub, site.server.manager, client, Taken(ours.detach(), b"", False), site.server))
     client.close()
     site.loop.run()
     assert has_ended(theirs)

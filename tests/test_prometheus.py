@@ -17,7 +17,7 @@ import pytest
 from flask import Flask
 from flask.typing import ResponseReturnValue
 
-from sse_batcher import SSE, Batch, BatchOptions, InvalidEventError, SSEManager
+from sse_batcher import SSE, Batch, BatchOptions, InvalidEventError, MissingPackageError, SSEManager
 from sse_batcher.prometheus import PREFIX, ROWS, SSECollector
 from sse_batcher.stats import ManagerStats
 
@@ -381,6 +381,7 @@ def test_a_missing_package_is_told_when_the_collector_is_made(monkeypatch: pytes
     loaded = [name for name in sys.modules if name.partition(".")[0] == "prometheus_client"]
     for name in {"prometheus_client", *loaded}:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=re.escape("pip install 'sse_batcher[prometheus]'")) as caught:
+    with pytest.raises(MissingPackageError, match=re.escape("pip install 'sse_batcher[prometheus]'")) as caught:
         SSECollector(SSEManager())
+    assert isinstance(caught.value, ImportError)
     assert caught.value.name == "prometheus_client"

@@ -359,8 +359,7 @@ def test_dropping_a_batcher_ends_its_thread_after_what_is_pending() -> None:
 
 
 def test_the_process_id_is_looked_at_before_any_lock_is_taken(as_process: AsProcess) -> None:
-    from sse_batcher.manager import process_of
-from sse_batcher import EventBatcher
+    from sse_batcher import EventBatcher
 
     batcher = EventBatcher(lambda batch: None)
     engine = batcher._engine.get()

@@ -184,6 +184,10 @@ class Hub:
         """Return whether no stream is open. Takes no lock: a forked child may ask this of its parent's hub."""
         return self._registry.is_empty()
 
+    def stream_count(self) -> int:
+        """Return the number of open streams. Takes no lock: it was true a moment ago."""
+        return len(self._registry)
+
     def close(self, reason: ByeReason, *, for_good: bool = True) -> None:
         """Take no more clients, and let all streams end after what is queued for them.
 

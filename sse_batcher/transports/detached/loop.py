@@ -19,7 +19,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple, TypeAlias
 
-from ...manager import SSEManager
+from ...manager import SSEManager, process_of
 from ...runtime.log_once import LogOnce
 from ...runtime.process import PerProcess
 from ...runtime.worker import Owner, Worker
@@ -342,7 +342,7 @@ class Loop:
         if self._server is not None and self._server.is_stopping():
             self._server = None  # once only: managers may take streams again while some of these are still open
             for feed in list(self.feeds.values()):
-                feed.manager.drain()
+                process_of(feed.manager).drain()
         for feed in list(self.feeds.values()):
             feed.check(now)
         for takeover in list(self._attended):

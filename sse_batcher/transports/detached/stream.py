@@ -109,7 +109,7 @@ class DetachedStream(AttachedStream):
             return False
         # At once: only this frame knows the connection, which stays open for ever if something is raised before
         # `adopt`.
-        adopt(Adoption(hub, _Owner(self._manager), client, taken, self._request.server))
+        adopt(Adoption(hub, self._manager, client, taken, self._request.server))
         self._client, self._ended = None, True
         if self._finalizer is not None:
             self._finalizer.detach()  # the stream outlives this object
@@ -123,16 +123,6 @@ class DetachedStream(AttachedStream):
         except BusyError:
             return False
         return True
-
-
-class _Owner:
-    """Drains a manager, and keeps it alive for as long as its streams are open."""
-
-    def __init__(self, manager: SSEManager) -> None:
-        self._manager = manager
-
-    def drain(self) -> None:
-        process_of(self._manager).drain()
 
 
 class DetachPolicy:

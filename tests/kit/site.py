@@ -6,10 +6,12 @@ import json
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 from sse_batcher import SSEManager
 from sse_batcher.manager import process_of
+from sse_batcher.runtime.process import PerProcess
 from sse_batcher.runtime.worker import Owner, Worker
 from sse_batcher.transports.detached.loop import (
     LOOP_TICK_SECONDS,
@@ -31,6 +33,8 @@ class Stopping:
     def __init__(self) -> None:
         self.stopping = False
         self.drained = 0
+        self.manager: Any = SimpleNamespace(_process=PerProcess(lambda: self))
+        """A manager whose part of this process is this object."""
 
     def is_stopping(self) -> bool:
         return self.stopping
@@ -107,7 +111,7 @@ class Site:
         if small:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         taken = Taken(ours.detach(), chunk(first) if chunked else first, chunked)
-        self.loop.adopt(Adoption(self.hub, self.server, client, taken, self.server))
+        self.loop.adopt(Adoption(self.hub, self.server.manager, client, taken, self.server))
         self.loop.run()
         assert theirs.recv(len(taken.unsent)) == taken.unsent
         return theirs
@@ -180,6 +184,6 @@ class Threaded:
         server: Any = Stopping()
         hub = process_of(self.manager).hub
         assert self.loop.can_run()
-        self.loop.adopt(Adoption(hub, process_of(self.manager), client, Taken(ours.detach(), first, False), server))
+        self.loop.adopt(Adoption(hub, self.manager, client, Taken(ours.detach(), first, False), server))
         assert theirs.recv(1_000) == first
         return theirs

@@ -15,7 +15,7 @@ import pytest
 
 from sse_batcher import HistoryOptions
 from sse_batcher.event import Batch, Event
-from sse_batcher.streams.history import MAX_FLOORS
+from sse_batcher.streams.history import MAX_FLOORS, ResumePoint
 from sse_batcher.transports.detached import connection as connections
 from sse_batcher.transports.detached import group as groups
 from sse_batcher.transports.detached.loop import (
@@ -611,6 +611,60 @@ def test_a_group_that_has_read_on_gets_nothing_twice(site: Site) -> None:
     site.delivery.deliver(1, channel="a")
     site.loop.run()
     assert [numbers(client) for client in clients] == [[1, 2, 4]] * 3
+
+
+@turns_of(1)
+def test_a_client_that_is_ahead_of_its_group_reads_on_by_itself_if_it_needs_a_part(site: Site) -> None:
+    clients = [site.connect() for _ in range(10)]
+    site.delivery.deliver(1)
+    site.loop.turn(0)  # the group is busy with 1
+    site.delivery.deliver(2)
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    new = site.hub.connect(("default",))
+    taken = Taken(ours.detach(), next(new), False)
+    site.loop.adopt(Adoption(site.hub, site.server, new, taken, site.server))
+    (group,) = {client.group for client in site.loop.clients.values()}
+    while not group.ahead:
+        site.loop.turn(0)
+    assert (group.busy, [client.point.position for client in group.ahead]) == (True, [3])
+    site.delivery.deliver(2)  # now the group reads from 2 to 5 at once
+    site.loop.run()
+    assert [numbers(client) for client in clients] == [[1, 2, 3, 4, 5]] * 10
+    assert numbers_after_opening(theirs) == [4, 5]
+    theirs.close()
+
+
+def numbers_after_opening(connection: socket.socket) -> list[Any]:
+    opening, *following = events(connection)
+    assert opening.type == "sse_open"
+    return [json.loads(event.data) for event in following]
+
+
+@turns_of(10)
+@pytest.mark.parametrize("sent", ["frames", "the last block"])
+def test_what_clients_are_sent_one_by_one_counts_as_sends_of_a_turn(site: Site, sent: str) -> None:
+    site.deliver(3)
+    clients = [site.connect() for _ in range(30)]
+    if sent == "frames":
+        for client in list(site.loop.clients.values()):
+            client.group.leave(client)
+            client.point = ResumePoint(0)
+            site.loop.post(client)
+    else:
+        site.hub.dismiss("kicked")
+    for turns in (1, 2, 3):
+        site.loop.turn(0)
+        assert sum(has_data(client) for client in clients) == 10 * turns
+    site.loop.run()
+    assert {len(events(client)) for client in clients} == {3 if sent == "frames" else 1}
+
+
+def has_data(connection: socket.socket) -> bool:
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
 
 
 def test_a_group_that_fails_ends_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

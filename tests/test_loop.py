@@ -121,6 +121,20 @@ def test_who_knows_no_batches_gets_each_event_as_its_own_block(site: Site) -> No
     assert [(event.data, event.id) for event in events(client)] == [("1", "x-1.1"), ("2", "x-1.2"), ("3", "x-1")]
 
 
+def test_what_batches_save_is_counted_for_each_client_that_gets_them(site: Site) -> None:
+    for batches in (True, True, False):
+        site.connect(batches=batches)
+    site.connect("other")
+    batched = tuple(Event("t", "default", str(number)) for number in range(20))
+    site.delivery.position += 1
+    frame = Frame(Batch("default", "t", batched, "manual", 0), 1, "x-1")
+    site.hub.deliver(frame)
+    site.loop.run()
+    counts = site.hub.count()
+    assert (counts["frames"], counts["saved_frames"]) == (3, 2 * 19)
+    assert counts["saved_bytes"] == 2 * frame.saved_bytes > 0
+
+
 def test_a_client_that_returns_is_sent_what_it_has_missed_and_then_lives_on(site: Site) -> None:
     site.deliver(600)
     client = site.connect(cursor="x-3")

@@ -84,7 +84,7 @@ def test_what_others_take_and_give_back_counts_too(system: System) -> None:
     assert taken(found) == 0
 
 
-def test_they_are_counted_at_each_stream_where_that_takes_no_time(system: System) -> None:
+def test_descriptors_are_counted_at_each_stream_if_counting_takes_no_time(system: System) -> None:
     found = system.descriptors()
     system.seconds = 0
     for system.used, room in [(898, True), (899, False), (0, True), (1000, False)]:

@@ -483,7 +483,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("hasty")
 @every_server
 @pytest.mark.parametrize("middleware", [two_ahead, one_behind, shouting, chatty])
-def test_a_stream_that_does_not_reach_the_server_as_it_was_made_stays_attached(
+def test_a_stream_that_a_middleware_changes_stays_attached(
     manager: SSEManager, stream: Callable[..., Stream], server: Server, middleware: Middleware
 ) -> None:
     def wrap(body: Body) -> Body:
@@ -549,7 +549,7 @@ def test_a_server_is_waited_for_only_while_it_has_something_to_write(
     assert len(waits) == 2
 
 
-def test_one_that_is_closed_after_its_first_block_gives_the_connection_back(manager: SSEManager) -> None:
+def test_a_stream_closed_after_its_first_block_gives_the_connection_back(manager: SSEManager) -> None:
     exchange = Exchange()
     body = detached_stream(manager, exchange.fd)
     first = next(body)
@@ -563,7 +563,7 @@ def test_one_that_is_closed_after_its_first_block_gives_the_connection_back(mana
     exchange.close()
 
 
-def test_one_that_another_thread_closes_gives_the_connection_back(manager: SSEManager) -> None:
+def test_a_stream_closed_by_another_thread_gives_the_connection_back(manager: SSEManager) -> None:
     exchange = Exchange()
     body = detached_stream(manager, exchange.fd)
     next(body)
@@ -575,7 +575,7 @@ def test_one_that_another_thread_closes_gives_the_connection_back(manager: SSEMa
 
 
 @pytest.mark.parametrize("in_a_cycle", [False, True])
-def test_one_that_is_dropped_after_its_first_block_gives_the_connection_back(
+def test_a_stream_dropped_after_its_first_block_gives_the_connection_back(
     manager: SSEManager, in_a_cycle: bool
 ) -> None:
     exchange = Exchange()
@@ -591,7 +591,7 @@ def test_one_that_is_dropped_after_its_first_block_gives_the_connection_back(
     exchange.close()
 
 
-def test_one_that_is_interrupted_in_its_second_step_gives_the_connection_back(
+def test_a_stream_interrupted_in_its_second_step_gives_the_connection_back(
     manager: SSEManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: Any) -> bool:
@@ -616,7 +616,7 @@ def first_client(body: DetachedStream) -> Any:
     return body._client
 
 
-def test_one_that_is_never_iterated_leaves_the_connection_alone(manager: SSEManager) -> None:
+def test_a_stream_that_is_never_iterated_leaves_the_connection_alone(manager: SSEManager) -> None:
     exchange = Exchange()
     body = detached_stream(manager, exchange.fd)
     body.close()
@@ -625,7 +625,7 @@ def test_one_that_is_never_iterated_leaves_the_connection_alone(manager: SSEMana
     exchange.close()
 
 
-def test_without_descriptors_a_stream_stays_attached_and_says_so(
+def test_without_descriptors_a_stream_stays_attached_and_it_is_logged(
     manager: SSEManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(_: int) -> int:
@@ -659,9 +659,7 @@ def test_where_no_thread_can_be_started_a_stream_stays_attached(
 # -- no stream at all --------------------------------------------------------------------------------------------------
 
 
-def test_who_comes_when_there_are_too_many_is_told_so_by_the_server(
-    manager: SSEManager, stream: Callable[..., Stream]
-) -> None:
+def test_a_client_above_the_limit_gets_busy_from_the_server(manager: SSEManager, stream: Callable[..., Stream]) -> None:
     assert OPTIONS.max_clients is not None
     clients = [manager.subscribe() for _ in range(OPTIONS.max_clients)]
     client = stream()
@@ -671,7 +669,7 @@ def test_who_comes_when_there_are_too_many_is_told_so_by_the_server(
         each.close()
 
 
-def test_who_comes_when_the_server_stops_is_told_so_by_the_server(
+def test_a_client_that_comes_while_the_server_stops_gets_busy_from_the_server(
     manager: SSEManager, stream: Callable[..., Stream]
 ) -> None:
     manager.shutdown()
@@ -704,7 +702,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     return [(record.levelname, record.message) for record in caplog.records if record.name == LOG]
 
 
-def test_that_streams_are_detached_is_said_once(
+def test_that_streams_are_detached_is_logged_once(
     stream: Callable[..., Stream], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, LOG):
@@ -718,7 +716,7 @@ def test_that_streams_are_detached_is_said_once(
     assert text.endswith(" file descriptors (ulimit -n), and each detached stream takes one")
 
 
-def test_a_server_that_ends_its_processes_after_so_many_requests_is_warned_of(
+def test_max_requests_of_the_server_is_logged_as_a_warning(
     stream: Callable[..., Stream], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, LOG):
@@ -738,7 +736,7 @@ def test_a_server_that_ends_its_processes_after_so_many_requests_is_warned_of(
     ],
     ids=["gevent, or TLS", "unknown", "not shown"],
 )
-def test_streams_of_a_server_that_does_not_let_go_stay_attached_and_that_is_said_once(
+def test_streams_of_a_server_that_does_not_let_go_stay_attached_and_it_is_logged_once(
     manager: SSEManager, caplog: pytest.LogCaptureFixture, info: dict[str, Any], why: str
 ) -> None:
     with caplog.at_level(logging.INFO, LOG):
@@ -753,7 +751,7 @@ def test_streams_of_a_server_that_does_not_let_go_stay_attached_and_that_is_said
     assert said(caplog) == [("WARNING", f"streams stay attached, and hold a thread of the server each: {why}")]
 
 
-def test_without_epoll_streams_stay_attached_and_that_is_said_once(
+def test_without_epoll_streams_stay_attached_and_it_is_logged_once(
     manager: SSEManager, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(select, "epoll")  # as gevent does
@@ -768,7 +766,7 @@ def test_without_epoll_streams_stay_attached_and_that_is_said_once(
     exchange.close()
 
 
-def test_an_app_that_asks_for_attached_streams_is_told_once_of_the_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_with_transport_attached_the_log_names_transport_auto_once(caplog: pytest.LogCaptureFixture) -> None:
     request = Request(("default",), ServerInfo("fake", None, None, lambda: False, lets_go=True))
     with SSEManager(batching=BatchOptions(batch_window=0)) as manager, caplog.at_level(logging.INFO, LOG):
         for _ in range(2):
@@ -792,7 +790,7 @@ def undone(manager: SSEManager, **info: Any) -> bool:
     return diverted
 
 
-def test_that_one_was_undone_is_said_once_and_the_next_is_tried_all_the_same(
+def test_an_undone_take_over_is_logged_once_and_the_next_is_tried(
     manager: SSEManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, LOG):
@@ -847,7 +845,7 @@ def test_streams_that_cannot_be_detached_leave_half_of_the_threads_to_others(
             assert next(stack.enter_context(closing(attached(threads)))).startswith(b"event: sse_open\n")
 
 
-def test_of_two_that_come_at_the_same_time_no_more_get_a_thread_than_there_are(
+def test_of_two_streams_at_the_same_time_only_one_gets_the_last_thread(
     manager: SSEManager, attached: Attached, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second comes in right before the first is listed."""
@@ -869,7 +867,7 @@ def test_of_two_that_come_at_the_same_time_no_more_get_a_thread_than_there_are(
 
 
 @pytest.mark.parametrize("threads", [1, 2, None])
-def test_undone_a_stream_goes_on_only_if_its_thread_is_not_needed(
+def test_after_undo_a_stream_goes_on_only_if_its_thread_is_not_needed(
     manager: SSEManager, attached: Attached, threads: int | None
 ) -> None:
     bodies = [attached(threads, obstacle="") for _ in range(2)]
@@ -898,7 +896,7 @@ def test_without_descriptors_and_threads_a_stream_is_refused(
     assert reasons(attached(1, obstacle="")) == [("sse_busy", "threads")]
 
 
-def test_attached_streams_of_an_app_that_asks_for_them_may_hold_all_threads_but_the_only_one() -> None:
+def test_with_transport_attached_streams_may_hold_all_threads_unless_there_is_one() -> None:
     def attached_stream(manager: SSEManager, threads: int) -> Any:
         info = ServerInfo("fake", None, threads, lambda: False, lets_go=True)
         return open_stream(manager, Request(("default",), info))
@@ -1035,7 +1033,7 @@ def test_a_forked_child_keeps_no_connection_open_that_its_parent_is_about_to_tak
     exchange.close()
 
 
-def test_what_a_child_has_let_go_of_its_own_child_leaves_alone(as_process: AsProcess) -> None:
+def test_descriptors_that_a_child_has_closed_are_not_closed_by_its_own_child(as_process: AsProcess) -> None:
     loops = PerProcess(object)
     parents = loops.get()
     with as_process(-1):
@@ -1049,7 +1047,7 @@ def test_what_a_child_has_let_go_of_its_own_child_leaves_alone(as_process: AsPro
 # -- exceptions of signal handlers -------------------------------------------------------------------------------------
 
 
-def test_an_exception_in_the_middle_of_a_take_over_costs_no_more_than_its_stream(manager: SSEManager) -> None:
+def test_an_exception_in_a_take_over_ends_at_most_its_stream(manager: SSEManager) -> None:
     """As a time limit of the app, in a server that serves requests in its main thread."""
     hanging: list[int] = []
     left = descriptors()

@@ -245,7 +245,9 @@ def _connect_with_small_buffer(server: Server) -> socket.socket:
 
 
 @pytest.mark.parametrize("which", BOTH)
-def test_who_takes_nothing_is_given_up_and_who_reads_slowly_is_not(which: tuple[str, str], tmp_path: Path) -> None:
+def test_a_client_that_takes_nothing_is_given_up_and_a_slow_reader_is_not(
+    which: tuple[str, str], tmp_path: Path
+) -> None:
     """The thread of the former, if it has one, serves others. The latter reads for longer than the time limit."""
     name, transport = which
     command = with_threads(SERVERS[name].command, 3)
@@ -276,7 +278,9 @@ def test_who_takes_nothing_is_given_up_and_who_reads_slowly_is_not(which: tuple[
 
 
 @transports
-def test_who_confirms_nothing_is_given_up_though_all_of_it_fits_into_buffers(transport: str, tmp_path: Path) -> None:
+def test_a_client_that_confirms_nothing_is_given_up_even_if_all_fits_into_buffers(
+    transport: str, tmp_path: Path
+) -> None:
     """As of one whose cable was pulled, no more is seen of it than that."""
     config = {"batching": False, "send_timeout": 1, "transport": transport}
     with serving_app(GTHREAD, tmp_path, **config) as server, _connect_with_small_buffer(server):
@@ -316,7 +320,7 @@ def test_nginx_sends_no_further_request_over_a_connection_whose_stream_has_ended
         pytest.param(gunicorn("-k", "gthread", "--threads=4", "--reuse-port"), "auto", id="reuse-port-detached"),
     ],
 )
-def test_fifty_streams_get_what_is_pending_and_a_farewell_when_gunicorn_is_terminated(
+def test_fifty_streams_get_all_events_and_a_bye_when_gunicorn_is_terminated(
     command: tuple[str, ...], transport: str, tmp_path: Path
 ) -> None:
     """Though it gives requests that are under way 30 seconds."""
@@ -380,7 +384,7 @@ def test_clients_of_a_gunicorn_that_is_reloaded_go_on_with_its_new_worker(transp
         pytest.param(("--reuse-port", "--threads=4"), "auto", id="reuse-port-detached"),
     ],
 )
-def test_streams_work_in_both_workers_though_the_app_has_sent_events_before_they_were_forked(
+def test_streams_work_in_workers_forked_after_the_app_has_sent_events(
     options: tuple[str, ...], transport: str, tmp_path: Path
 ) -> None:
     command = gunicorn("-k", "gthread", "--workers=2", *options)
@@ -408,7 +412,7 @@ def test_streams_work_in_both_workers_though_the_app_has_sent_events_before_they
         assert server.faults() == []
 
 
-def test_a_number_of_requests_after_which_all_streams_end_is_warned_of(tmp_path: Path) -> None:
+def test_max_requests_of_gunicorn_is_logged_as_a_warning(tmp_path: Path) -> None:
     """In place of the line that says that streams are detached."""
     with serving_app((*GTHREAD, "--max-requests=1000"), tmp_path, transport="auto") as server:
         with Stream(server) as stream:
@@ -444,7 +448,7 @@ def test_gevent_whose_app_came_before_its_patches_can_be_ended(tmp_path: Path) -
         assert _end_of(server, stream) == ["sse_bye"]
 
 
-def test_that_streams_hold_four_fifths_of_the_threads_is_said_once(tmp_path: Path) -> None:
+def test_that_streams_hold_four_fifths_of_the_threads_is_logged_once(tmp_path: Path) -> None:
     def said() -> int:
         return server.output().count(HELD)
 
@@ -616,7 +620,7 @@ def test_a_stream_that_ends_with_its_lease_goes_on_without_loss(transport: str, 
 
 
 @transports
-def test_one_client_too_many_is_told_to_come_back_later_and_holds_nothing(transport: str, tmp_path: Path) -> None:
+def test_one_client_too_many_gets_busy_and_holds_nothing(transport: str, tmp_path: Path) -> None:
     command = gunicorn("-k", "gthread", "--threads=4")
     with serving_app(command, tmp_path, transport=transport, max_clients=3) as server, ExitStack() as stack:
         streams = [stack.enter_context(Stream(server)) for _ in range(3)]

@@ -79,7 +79,7 @@ class Sends:
 # -- what is sent ------------------------------------------------------------------------------------------------------
 
 
-def test_who_asks_for_the_channel_gets_its_frames_and_broadcasts(site: Site) -> None:
+def test_clients_get_the_frames_of_their_channels_and_broadcasts(site: Site) -> None:
     one, two = site.connect("a"), site.connect("a", "b")
     site.deliver(1, "to a", "a")
     site.deliver(1, "to b", "b")
@@ -112,7 +112,7 @@ def test_each_frame_is_a_chunk_where_the_head_says_chunked(site: Site) -> None:
     assert read(client) == b"".join(map(chunk, blocks))
 
 
-def test_who_knows_no_batches_gets_each_event_as_its_own_block(site: Site) -> None:
+def test_a_client_without_batches_gets_each_event_as_its_own_block(site: Site) -> None:
     client = site.connect(batches=False)
     batched = tuple(Event("t", "default", str(number)) for number in (1, 2, 3))
     site.delivery.position += 1
@@ -135,7 +135,7 @@ def test_what_batches_save_is_counted_for_each_client_that_gets_them(site: Site)
     assert counts["saved_bytes"] == 2 * frame.saved_bytes > 0
 
 
-def test_a_client_that_returns_is_sent_what_it_has_missed_and_then_lives_on(site: Site) -> None:
+def test_a_client_that_returns_gets_what_it_missed_and_then_new_events(site: Site) -> None:
     site.deliver(600)
     client = site.connect(cursor="x-3")
     site.deliver()
@@ -166,7 +166,7 @@ def test_a_quiet_channel_has_no_gap_where_others_are_many(make: Callable[..., Si
     assert [event.type for event in events(client)] == ["t", "t"]
 
 
-def test_a_lost_frame_is_told_to_all_and_they_live_on(site: Site) -> None:
+def test_all_clients_get_a_gap_for_a_lost_frame_and_then_new_events(site: Site) -> None:
     one, two = site.connect(), site.connect()
     site.deliver()
     site.delivery.position += 1
@@ -181,7 +181,7 @@ def test_a_lost_frame_is_told_to_all_and_they_live_on(site: Site) -> None:
         assert [event.id for event in got] == ["x-1", "x-2", "x-3"]
 
 
-def test_who_joins_where_the_group_has_not_been_and_takes_nothing_then_stands_where_he_joined(
+def test_a_client_ahead_of_its_group_that_takes_nothing_keeps_its_position(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = site.connect()
@@ -200,7 +200,7 @@ def test_who_joins_where_the_group_has_not_been_and_takes_nothing_then_stands_wh
     assert [(event.type, event.id) for event in events(client)] == [("t", "x-3")]
 
 
-def test_who_takes_no_heartbeat_where_the_group_has_not_been_stays_where_he_was(
+def test_a_client_ahead_of_its_group_that_takes_no_heartbeat_keeps_its_position(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = site.connect()
@@ -221,7 +221,7 @@ def test_who_takes_no_heartbeat_where_the_group_has_not_been_stays_where_he_was(
 # -- clients that are slow ---------------------------------------------------------------------------------------------
 
 
-def test_a_client_that_does_not_read_holds_up_nobody_and_gets_all_in_the_end(site: Site) -> None:
+def test_a_client_that_does_not_read_delays_no_other_and_gets_all_in_the_end(site: Site) -> None:
     slow, quick = site.connect(small=True), site.connect()
     for _ in range(20):
         site.deliver(1, "x" * 2_000)
@@ -234,7 +234,7 @@ def test_a_client_that_does_not_read_holds_up_nobody_and_gets_all_in_the_end(sit
     assert site.hub.count()["clients_by_state"] == {"live": 2, "behind": 0}
 
 
-def test_a_client_that_reads_too_late_is_told_between_two_frames(make: Callable[..., Site]) -> None:
+def test_a_client_that_reads_too_late_gets_a_gap_between_two_frames(make: Callable[..., Site]) -> None:
     site = make(history=HistoryOptions(history_frames=5))
     slow = site.connect(small=True)
     for _ in range(40):
@@ -271,7 +271,7 @@ def test_a_client_that_does_not_read_keeps_no_frames_but_the_one_that_was_cut(ma
     assert len({id(rest.obj) for rest in rests if isinstance(rest, memoryview)}) == 1  # of the same frame, shared
 
 
-def test_a_client_that_takes_nothing_is_given_up_and_one_that_takes_little_is_not(make: Callable[..., Site]) -> None:
+def test_a_client_that_takes_nothing_is_given_up_and_a_slow_one_is_not(make: Callable[..., Site]) -> None:
     site = make(send_timeout=30.0)
     stalled, slow = site.connect(small=True), site.connect(small=True)
     for _ in range(20):
@@ -299,7 +299,7 @@ def test_the_lease_of_a_stalled_client_does_not_keep_it(make: Callable[..., Site
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
-def test_who_has_come_where_the_group_has_not_been_gets_its_heartbeats_too(site: Site) -> None:
+def test_a_client_ahead_of_its_group_gets_heartbeats_too(site: Site) -> None:
     first = site.connect("quiet")
     site.connect("busy")
     site.deliver(1, channel="busy")
@@ -366,7 +366,7 @@ def test_a_kick_ends_these_streams_and_no_others(site: Site) -> None:
     assert not has_ended(two)
 
 
-def test_who_is_kicked_in_the_middle_of_a_frame_gets_the_rest_of_it_and_nothing_more(site: Site) -> None:
+def test_a_client_kicked_in_the_middle_of_a_frame_gets_only_its_rest(site: Site) -> None:
     client = site.connect(small=True)
     for _ in range(20):
         site.deliver(1, "x" * 1_500)
@@ -383,7 +383,7 @@ def test_who_is_kicked_in_the_middle_of_a_frame_gets_the_rest_of_it_and_nothing_
     assert has_ended(client)
 
 
-def test_a_kick_that_comes_before_the_loop_has_the_connection_is_not_lost(site: Site) -> None:
+def test_a_kick_before_the_loop_has_the_connection_is_not_lost(site: Site) -> None:
     client = site.hub.connect(("default",))
     first = next(client)
     ours, theirs = socket.socketpair()
@@ -439,7 +439,7 @@ def test_a_server_that_stops_has_its_manager_drained(site: Site) -> None:
     assert site.server.drained == 2
 
 
-def test_one_connection_that_fails_ends_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_client_that_fails_ends_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = site.connect(), site.connect()
     third = next(iter(site.loop.clients.values()))
     monkeypatch.setattr(type(third), "_catch_up", fail)
@@ -452,7 +452,7 @@ def test_one_connection_that_fails_ends_alone(site: Site, monkeypatch: pytest.Mo
     assert numbers(two) == [1]
 
 
-def test_one_connection_that_cannot_be_looked_at_ends_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_client_that_cannot_be_checked_ends_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = site.connect(), site.connect()
     broken = next(iter(site.loop.clients.values()))
     check = type(broken).check
@@ -485,7 +485,7 @@ def test_the_history_is_read_once_for_all_groups(site: Site, monkeypatch: pytest
     assert len(asked) == 2  # and once more, to see that there is nothing left
 
 
-def test_a_frame_that_is_lost_is_no_gap_for_who_does_not_ask_for_its_channel(site: Site) -> None:
+def test_a_lost_frame_is_no_gap_for_clients_without_its_channel(site: Site) -> None:
     one, two, both = site.connect("a"), site.connect("b"), site.connect("a", "b")
     site.delivery.deliver(1, channel="b")
     site.delivery.position += 1
@@ -505,7 +505,7 @@ def test_a_frame_that_is_lost_is_no_gap_for_who_does_not_ask_for_its_channel(sit
     assert feed._lost == {}  # nobody asks for that channel any more
 
 
-def test_why_something_is_missing_is_told_as_it_is_for_its_own_channel(make: Callable[..., Site]) -> None:
+def test_the_reason_of_a_gap_is_that_of_the_clients_own_channels(make: Callable[..., Site]) -> None:
     site = make(history=HistoryOptions(history_frames=5))
     slow = site.connect("a", small=True)
     site.connect("b")
@@ -539,11 +539,29 @@ def test_what_a_client_was_handed_is_what_it_has_read(site: Site) -> None:
         assert connection.handed == (frames + 3, size + len(read(client)))
 
 
+def test_what_a_client_was_handed_does_not_include_what_its_group_sent_before(site: Site) -> None:
+    site.connect()
+    site.deliver(2)
+    client = site.connect()
+    _, new = site.loop.clients.values()
+    frames, opening = new.handed
+    assert frames == 0
+    site.deliver(1)
+    size = opening + len(read(client))
+    assert new.handed == (1, size)
+    new.group.leave(new)
+    assert new.handed == (1, size)
+    site.deliver(1)
+    site.loop.post(new)
+    site.loop.run()
+    assert new.handed == (2, size + len(read(client)))
+
+
 # -- fairness ----------------------------------------------------------------------------------------------------------
 
 
 @turns_of(10)
-def test_another_group_has_its_turn_while_a_large_one_is_sent_to(site: Site) -> None:
+def test_another_group_gets_its_turn_while_a_large_one_is_busy(site: Site) -> None:
     large = [site.connect("large") for _ in range(100)]
     small = site.connect("small")
     site.delivery.deliver(1, channel="large")
@@ -558,7 +576,7 @@ def test_another_group_has_its_turn_while_a_large_one_is_sent_to(site: Site) -> 
 
 @turns_of(1)
 @pytest.mark.parametrize("beat", [False, True], ids=["frame", "heartbeat"])
-def test_what_comes_while_a_group_is_sent_to_follows_in_order(site: Site, beat: bool) -> None:
+def test_frames_that_come_while_a_group_is_busy_follow_in_order(site: Site, beat: bool) -> None:
     clients = [site.connect() for _ in range(5)]
     if beat:
         site.clock.now += 15
@@ -574,7 +592,7 @@ def test_what_comes_while_a_group_is_sent_to_follows_in_order(site: Site, beat: 
 
 
 @turns_of(1)
-def test_others_have_their_turn_between_small_groups_too(site: Site) -> None:
+def test_the_loop_gives_others_a_turn_between_small_groups_too(site: Site) -> None:
     clients = [site.connect("all", f"user-{number}") for number in range(10)]
     site.delivery.deliver(1, channel="all")
     for count in range(1, 4):
@@ -587,7 +605,7 @@ def test_others_have_their_turn_between_small_groups_too(site: Site) -> None:
 
 
 @turns_of(1)
-def test_what_is_lost_while_a_group_is_sent_to_is_told_after_what_was_not(site: Site) -> None:
+def test_a_gap_while_a_group_is_busy_comes_after_the_frames_before_it(site: Site) -> None:
     clients = [site.connect() for _ in range(5)]
     site.delivery.deliver(1)
     site.loop.turn(0)
@@ -600,7 +618,7 @@ def test_what_is_lost_while_a_group_is_sent_to_is_told_after_what_was_not(site: 
 
 
 @turns_of(1)
-def test_who_is_sent_to_when_all_streams_end_gets_what_is_left_before(site: Site) -> None:
+def test_clients_of_a_busy_group_get_the_last_frames_before_the_bye(site: Site) -> None:
     clients = [site.connect() for _ in range(5)]
     site.delivery.deliver(1)
     site.loop.turn(0)
@@ -691,7 +709,7 @@ def test_a_group_that_fails_ends_alone(site: Site, monkeypatch: pytest.MonkeyPat
 
 
 @turns_of(1)
-def test_who_leaves_or_comes_while_its_group_is_sent_to_stands_where_it_should(site: Site) -> None:
+def test_a_client_kicked_while_its_group_is_busy_ends_after_the_present_frame(site: Site) -> None:
     clients = [site.connect() for _ in range(5)]
     site.delivery.deliver(1)
     site.loop.turn(0)  # the first one has it
@@ -804,7 +822,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
     return Counted(monkeypatch)
 
 
-def test_while_nobody_wants_the_lock_a_pause_is_seldom(counted: Counted) -> None:
+def test_pauses_are_rare_while_no_other_thread_wants_the_gil(counted: Counted) -> None:
     counted.clock.now += 1
     counted.waits += 10  # for something to do
     counted.yielder.begin()
@@ -812,7 +830,7 @@ def test_while_nobody_wants_the_lock_a_pause_is_seldom(counted: Counted) -> None
     assert counted.send(1) == pytest.approx(1 / LONG_INTERVAL_SECONDS, rel=0.03)
 
 
-def test_who_makes_use_of_a_pause_soon_has_another_one_and_for_a_while(counted: Counted) -> None:
+def test_pauses_are_frequent_for_a_while_after_another_thread_used_one(counted: Counted) -> None:
     counted.taken = SHORT_INTERVAL_SECONDS / 5
     assert counted.send(LONG_INTERVAL_SECONDS) >= 1
     assert counted.send(1) == pytest.approx(1 / SHORT_INTERVAL_SECONDS, rel=0.2)
@@ -823,12 +841,12 @@ def test_who_makes_use_of_a_pause_soon_has_another_one_and_for_a_while(counted: 
     assert counted.send(1) == pytest.approx(1 / LONG_INTERVAL_SECONDS, rel=0.03)
 
 
-def test_who_computes_without_pause_has_the_lock_for_half_of_the_time(counted: Counted) -> None:
+def test_a_cpu_bound_thread_has_the_gil_for_half_of_the_time(counted: Counted) -> None:
     counted.taken = 0.005
     assert counted.send(1) == pytest.approx(1 / 0.005, rel=0.05)
 
 
-def test_after_a_long_stop_the_next_pause_is_no_further_than_seldom(counted: Counted) -> None:
+def test_after_a_long_stop_the_next_pause_is_at_most_a_long_interval_away(counted: Counted) -> None:
     counted.taken = 60
     counted.send(LONG_INTERVAL_SECONDS)
     counted.taken = None

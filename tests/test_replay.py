@@ -126,7 +126,7 @@ def everything(site: Site, client: socket.socket) -> list[ServerEvent]:
 # -- what comes --------------------------------------------------------------------------------------------------------
 
 
-def test_an_old_cursor_gets_all_of_it_in_order_and_then_lives_on(site: ReplayingSite) -> None:
+def test_an_old_cursor_gets_all_in_order_and_then_new_events(site: ReplayingSite) -> None:
     site.deliver(30)
     client = site.connect(cursor="x-3")
     site.deliver(3)
@@ -289,7 +289,7 @@ def test_a_stream_that_waits_ends_with_its_lease(make: Callable[..., ReplayingSi
 
 
 @pytest.mark.parametrize("away", [False, True], ids=["answers", "away"])
-def test_at_the_end_a_client_that_is_far_behind_leaves_with_its_place(
+def test_at_shutdown_a_client_that_is_far_behind_gets_a_bye_with_its_own_id(
     make: Callable[..., ReplayingSite], away: bool
 ) -> None:
     site = make()

@@ -162,7 +162,7 @@ def test_no_more_than_the_size_is_sent(size: int, pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("family", ["tcp", "unix"])
-def test_whether_the_other_side_has_all_is_known_where_it_is_cheap(module: ModuleType, pair: Pair, family: str) -> None:
+def test_has_taken_all_is_known_if_the_system_tells_it_cheaply(module: ModuleType, pair: Pair, family: str) -> None:
     ours, theirs = pair if family == "tcp" else socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
@@ -203,7 +203,7 @@ def test_a_number_that_is_not_open_is_gone(module: ModuleType) -> None:
     assert send(module, 999_999, b"x") is None
 
 
-def test_the_signal_of_a_broken_pipe_kills_nobody() -> None:
+def test_a_broken_pipe_kills_no_process() -> None:
     """Python ignores it; a program that embeds Python may not."""
     script = """
 import signal, socket
@@ -229,7 +229,7 @@ def test_what_passes_by_is_a_full_socket(module: ModuleType, number: int, monkey
 
 
 @needs_the_lock
-def test_the_send_of_the_library_keeps_the_lock_and_looks_at_no_types() -> None:
+def test_the_send_of_the_c_library_keeps_the_gil_and_checks_no_types() -> None:
     function: Any = sending.send
     assert isinstance(function, ctypes._CFuncPtr)
     flags = type(function)._flags_

@@ -171,7 +171,7 @@ def test_the_main_thread_means_nothing_where_python_is_a_guest(main_thread: Main
     assert not info.is_stopping()
 
 
-def test_a_main_thread_that_ended_before_the_stream_began_means_nothing(main_thread: MainThread) -> None:
+def test_a_main_thread_that_ended_before_the_stream_is_no_sign_of_stopping(main_thread: MainThread) -> None:
     main_thread.end()
     assert not inspect_server({}).is_stopping()
 

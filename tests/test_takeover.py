@@ -200,7 +200,7 @@ def test_where_high_numbers_are_forbidden_it_gets_a_low_one(exchange: Exchange) 
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-def test_the_longest_prelude_fits_into_what_nobody_reads_yet(exchange: Exchange, chunked: bool) -> None:
+def test_the_longest_prelude_fits_into_a_buffer_that_is_not_read_yet(exchange: Exchange, chunked: bool) -> None:
     prelude = b"x" * MAX_PRELUDE_BYTES
     os.set_blocking(exchange.fd, False)  # else this would hang
     begun = take_over(exchange)
@@ -261,7 +261,7 @@ def test_what_was_written_reaches_the_client_and_the_server_goes_on(
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_undone_all_of_it_arrives_though_it_does_not_fit_at_once(exchange: Exchange, blocking: bool) -> None:
+def test_after_undo_all_arrives_even_if_it_does_not_fit_at_once(exchange: Exchange, blocking: bool) -> None:
     os.set_blocking(exchange.fd, blocking)
     small_buffers(exchange)
     written = GOOD["plain"] + os.urandom(150_000)
@@ -340,7 +340,7 @@ def test_a_response_that_comes_in_two_pieces_is_taken_wherever_it_is_cut(
 
 
 @every_good
-def test_a_server_that_should_have_written_all_is_not_waited_for_wherever_it_stopped(
+def test_finish_does_not_wait_for_a_server_that_has_nothing_left_to_write(
     exchange: Exchange, response: bytes, never_waits: None
 ) -> None:
     for cut in range(len(response)):
@@ -391,7 +391,7 @@ def test_all_waits_together_take_no_longer_than_the_timeout(
     assert exchange.goes_on(b"xxxx")
 
 
-def test_undone_the_rest_that_another_thread_writes_comes_after_what_it_wrote_before(
+def test_undo_keeps_the_order_of_what_another_thread_of_the_server_writes(
     exchange: Exchange, on_wait: Callable[..., list[float]]
 ) -> None:
     """Such as what did not fit into the buffer."""
@@ -421,9 +421,7 @@ def test_a_server_that_does_not_write_what_it_has_is_given_up(exchange: Exchange
 
 
 @pytest.mark.parametrize("size", [300_000, 5_000_000])
-def test_a_server_whose_head_does_not_fit_into_the_buffer_gets_on_if_that_is_read_meanwhile(
-    exchange: Exchange, size: int
-) -> None:
+def test_a_server_can_write_a_head_larger_than_the_buffer_if_the_loop_reads_it(exchange: Exchange, size: int) -> None:
     response = head(SSE, b"X-Long: " + bytes(size)) + PRELUDE
     begun = take_over(exchange)
     server = threading.Thread(target=write_all, args=(exchange, response))
@@ -601,7 +599,7 @@ every_undo = pytest.mark.parametrize("undo", UNDO.values(), ids=UNDO)
 
 
 @every_undo
-def test_a_number_that_another_connection_has_by_now_is_not_touched(
+def test_a_descriptor_that_was_reused_is_not_touched(
     exchange: Exchange, other: tuple[socket.socket, socket.socket], undo: Callable[[TakeOver], Any]
 ) -> None:
     begun = take_over(exchange)
@@ -614,9 +612,7 @@ def test_a_number_that_another_connection_has_by_now_is_not_touched(
 
 
 @every_undo
-def test_a_number_that_is_closed_stays_closed_and_the_client_sees_the_end(
-    exchange: Exchange, undo: Callable[[TakeOver], Any]
-) -> None:
+def test_a_descriptor_that_the_server_closed_stays_closed(exchange: Exchange, undo: Callable[[TakeOver], Any]) -> None:
     begun = take_over(exchange)
     os.close(exchange.fd)
     undo(begun)
@@ -625,7 +621,7 @@ def test_a_number_that_is_closed_stays_closed_and_the_client_sees_the_end(
     assert exchange.heard(1) == b""
 
 
-def test_a_file_with_the_inode_of_what_was_there_is_another_thing(
+def test_a_file_with_the_same_inode_on_another_device_is_not_our_socket(
     exchange: Exchange, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     begun = take_over(exchange)
@@ -715,7 +711,7 @@ def test_one_that_is_dropped_is_undone(exchange: Exchange) -> None:
     assert exchange.goes_on(b"")
 
 
-def test_one_that_another_thread_collects_hangs_up_and_leaves_the_number_to_the_server(exchange: Exchange) -> None:
+def test_a_take_over_collected_in_another_thread_leaves_the_servers_descriptor_alone(exchange: Exchange) -> None:
     begun = take_over(exchange)
     exchange.write(PRELUDE)
     for _ in range(2):

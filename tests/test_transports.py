@@ -136,7 +136,7 @@ def test_a_client_that_returns_gets_what_it_has_missed(site: Site) -> None:
     assert [again.data(), again.data()] == [2, 3]
 
 
-def test_a_client_that_returns_too_late_is_told(make: Callable[..., Site]) -> None:
+def test_a_client_that_returns_too_late_gets_a_gap(make: Callable[..., Site]) -> None:
     site = make(HistoryOptions(history_frames=2))
     cursor = site.open().first.id
     for number in range(5):
@@ -159,7 +159,7 @@ def test_a_client_that_knows_no_batches_goes_on_in_the_middle_of_one(site: Site)
         assert [again.data(), again.data()] == [5, 6]
 
 
-def test_a_client_that_begins_anew_gets_the_state_first_however_large_it_is(site: Site) -> None:
+def test_a_new_client_gets_the_state_first_however_large_it_is(site: Site) -> None:
     site.take_state = lambda: [("state", "x" * 1_000_000), ("state", 2)]
     reading = site.open()
     assert [reading.next().data[:3], reading.next().data] == ['"xx', "2"]
@@ -179,7 +179,7 @@ def test_a_stream_ends_with_its_lease(make: Callable[..., Site]) -> None:
     assert reading.has_ended()
 
 
-def test_who_is_kicked_is_told_and_the_others_go_on(site: Site) -> None:
+def test_a_kicked_client_gets_a_bye_and_the_others_go_on(site: Site) -> None:
     one, two = site.open("channel=a"), site.open("channel=b")
     site.manager.kick(user="a")
     bye = one.next()
@@ -208,7 +208,7 @@ def test_a_kick_while_the_state_is_taken_ends_the_stream(site: Site) -> None:
     assert (again.first.type, again.data()) == ("sse_open", 1)
 
 
-def test_whose_rights_end_is_told(make: Callable[..., Site]) -> None:
+def test_a_user_who_is_revoked_gets_a_bye(make: Callable[..., Site]) -> None:
     site = make(revalidate_every=0.05)
     may_stay = [True]
     site.manager.revalidate = lambda user: may_stay[0]
@@ -220,7 +220,7 @@ def test_whose_rights_end_is_told(make: Callable[..., Site]) -> None:
     assert reading.has_ended()
 
 
-def test_one_too_many_is_told_to_come_back(make: Callable[..., Site]) -> None:
+def test_one_client_too_many_gets_busy(make: Callable[..., Site]) -> None:
     site = make(max_clients=1)
     first = site.open()
     second = site.open()
@@ -231,7 +231,7 @@ def test_one_too_many_is_told_to_come_back(make: Callable[..., Site]) -> None:
     assert site.open().first.type == "sse_open"
 
 
-def test_who_leaves_is_noticed_at_once(site: Site) -> None:
+def test_a_client_that_leaves_is_noticed_at_once(site: Site) -> None:
     reading = site.open()
     reading.leave()
     wait_until(lambda: site.manager.get_stats().clients == 0, "it was seen to have left")

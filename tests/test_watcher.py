@@ -99,7 +99,7 @@ def test_a_client_that_sends_something_more_is_not_taken_for_one_that_left(watch
     assert stream.told.empty()
 
 
-def test_news_of_a_number_that_belongs_to_another_connection_by_now_end_nothing(
+def test_an_event_of_a_descriptor_that_was_reused_ends_no_stream(
     watcher: Watcher, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream, watch = watch_over(watcher, pair[0])
@@ -124,7 +124,7 @@ def test_news_of_a_number_that_belongs_to_another_connection_by_now_end_nothing(
     assert watch in watcher._watches
 
 
-def test_who_leaves_is_told_of_while_the_driver_waits_and_its_thread_is_free_at_once(pair: Pair) -> None:
+def test_a_client_that_leaves_frees_the_thread_that_waits_for_the_next_frame(pair: Pair) -> None:
     ours, theirs = pair
     left: queue.SimpleQueue[str] = queue.SimpleQueue()
 
@@ -166,7 +166,7 @@ def is_shut(connection: socket.socket) -> bool:
     return False
 
 
-def test_a_connection_that_takes_nothing_for_the_time_limit_is_shut_down(pair: Pair) -> None:
+def test_a_connection_that_takes_nothing_for_send_timeout_is_shut_down(pair: Pair) -> None:
     ours, _ = pair
     watch = Watch(Watched(), server_info(ours.fileno()), send_timeout=30)
     fill(ours)
@@ -196,7 +196,7 @@ def test_a_client_that_reads_slowly_but_steadily_is_served(pair: Pair) -> None:
     watch.close()
 
 
-def test_who_takes_nothing_is_given_up_though_all_of_it_fits_into_buffers(pair: Pair) -> None:
+def test_a_client_that_takes_nothing_is_given_up_even_if_all_fits_into_buffers(pair: Pair) -> None:
     # A client that has stopped reading, or whose network has vanished, looks like this.
     ours, _ = pair
     watch = Watch(Watched(), server_info(ours.fileno()), send_timeout=30)
@@ -210,7 +210,7 @@ def test_who_takes_nothing_is_given_up_though_all_of_it_fits_into_buffers(pair: 
     watch.close()
 
 
-def test_who_has_taken_all_may_be_silent_for_as_long_as_he_likes(pair: Pair) -> None:
+def test_a_client_that_has_taken_all_is_never_given_up(pair: Pair) -> None:
     ours, theirs = pair
     watch = Watch(Watched(), server_info(ours.fileno()), send_timeout=30)
     watch.busy_since = 0.0
@@ -277,7 +277,7 @@ def test_a_stream_is_drained_only_once(watcher: Watcher) -> None:
     assert stream.told.empty()
 
 
-def test_of_many_streams_some_are_asked_in_turn_and_all_when_one_says_yes(
+def test_some_streams_are_asked_in_turn_whether_to_drain_and_all_after_a_yes(
     watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watcher._worker, "ensure", lambda: True)  # no thread: the turns are taken here
@@ -300,7 +300,7 @@ def test_of_many_streams_some_are_asked_in_turn_and_all_when_one_says_yes(
 # -- threads that run out ----------------------------------------------------------------------------------------------
 
 
-def test_it_is_said_aloud_once_when_streams_hold_most_of_the_threads(
+def test_a_warning_is_logged_once_when_streams_hold_most_of_the_threads(
     watcher: Watcher, caplog: pytest.LogCaptureFixture
 ) -> None:
     streams = [watch_over(watcher, None, threads=10)[0] for _ in range(7)]
@@ -312,7 +312,7 @@ def test_it_is_said_aloud_once_when_streams_hold_most_of_the_threads(
     assert "SSE_MAX_CLIENTS" in record.getMessage()
 
 
-def test_where_the_number_of_threads_is_not_known_nothing_is_said(
+def test_nothing_is_logged_if_the_number_of_threads_is_unknown(
     watcher: Watcher, caplog: pytest.LogCaptureFixture
 ) -> None:
     streams = [watch_over(watcher, None)[0] for _ in range(100)]
@@ -369,7 +369,7 @@ def test_a_stream_that_is_dropped_without_a_close_is_forgotten(watcher: Watcher,
     assert watcher._watches == {}
 
 
-def test_a_connection_that_is_gone_already_is_watched_for_the_end_of_the_server_only(watcher: Watcher) -> None:
+def test_a_stream_without_connection_is_only_drained(watcher: Watcher) -> None:
     ours, theirs = socket.socketpair()
     fd = ours.fileno()
     ours.close(), theirs.close()
@@ -391,7 +391,7 @@ def test_without_epoll_the_end_of_the_server_is_still_seen(monkeypatch: pytest.M
     watcher.remove(watch)
 
 
-def test_a_watcher_that_gets_no_descriptor_says_so_once_and_does_the_rest(
+def test_a_watcher_without_descriptors_logs_it_once_and_does_the_rest(
     monkeypatch: pytest.MonkeyPatch, pair: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: int) -> int:
@@ -420,7 +420,7 @@ def test_a_forked_child_has_a_watcher_of_its_own(as_process: AsProcess) -> None:
 # -- the stream itself -------------------------------------------------------------------------------------------------
 
 
-def test_a_stream_that_is_closed_by_the_watcher_before_a_step_ends_and_does_not_begin_anew(pair: Pair) -> None:
+def test_a_stream_that_the_watcher_closes_before_a_step_does_not_open_again(pair: Pair) -> None:
     with SSEManager() as manager:
         body = AttachedStream(manager, Request(("default",), server_info(pair[0].fileno())))
         next(body)

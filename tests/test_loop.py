@@ -458,6 +458,7 @@ def test_one_client_that_cannot_be_checked_ends_alone(site: Site, monkeypatch: p
     check = type(broken).check
     monkeypatch.setattr(type(broken), "check", lambda self, now: fail() if self is broken else check(self, now))
     site.wait(5)
+    assert broken not in broken.group.in_step
     site.deliver()
     assert has_ended(one)
     assert numbers(two) == [1]

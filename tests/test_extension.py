@@ -924,7 +924,7 @@ class Point:
 
 
 RICH = {
-    "when": datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
+    "when": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
     "day": datetime.date(2026, 1, 1),
     "id": uuid.UUID(int=1),
     "price": decimal.Decimal("1.50"),

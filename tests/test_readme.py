@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import fields
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def test_importing_the_whole_program_serves_nothing(monkeypatch: pytest.MonkeyPa
 def test_data_looks_under_flask_as_is_said() -> None:
     (program,) = (block for block in blocks("python") if "class Provider" in block)
     data = {
-        "at": datetime(2026, 1, 1, tzinfo=timezone.utc),
+        "at": datetime(2026, 1, 1, tzinfo=UTC),
         "on": date(2026, 1, 1),
         "id": UUID(int=1),
         "price": Decimal("1.50"),

@@ -32,7 +32,7 @@ from .kit.sse_parser import take
 MAX_FRAME_BYTES = 10_000
 
 
-class Name(str, enum.Enum):  # noqa: UP042: as apps have them
+class Name(str, enum.Enum):  # noqa: UP042  # as apps have them
     ALL = "*"
 
 

@@ -37,7 +37,7 @@ json_values = st.recursive(
 )
 
 
-class Kind(str, enum.Enum):  # noqa: UP042: as apps have them
+class Kind(str, enum.Enum):  # noqa: UP042  # as apps have them
     LOG = "log"
 
 

@@ -130,9 +130,10 @@ class _User:
         return "7"
 
 
-def test_the_revalidate_of_the_readme_ends_the_stream_of_a_deleted_user() -> None:
+def test_the_revalidate_of_the_readme_ends_the_stream_of_a_deleted_user(tmp_path: Path) -> None:
     app = Flask(__name__)
-    app.config.update(SQLALCHEMY_DATABASE_URI="sqlite://", SSE_REVALIDATE_EVERY=0.01)
+    # A file: a database in memory would have one connection, which two threads must not use at the same time.
+    app.config.update(SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path / 'users.db'}", SSE_REVALIDATE_EVERY=0.01)
     db = SQLAlchemy(app)
     sse = SSE(app)
 

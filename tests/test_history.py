@@ -313,6 +313,20 @@ def test_a_slice_has_its_first_frame_however_large_it_is() -> None:
     assert positions(kept, "a", after=ResumePoint(0), size=10) == [1]
 
 
+def test_what_is_read_for_many_channels_has_the_same_bounds() -> None:
+    kept = History(HistoryOptions(), 0)
+    for position in (1, 2, 3, 4):
+        kept.append(frame(position, size=100))
+
+    def read(frames: int, size: int) -> list[Any]:
+        return [found.position for found in kept.read_all({"a"}, ResumePoint(0), frames, size)]
+
+    assert read(2, MANY) == [1, 2]
+    assert read(4, 300) == [1, 2, 3]
+    assert read(4, 299) == [1, 2]
+    assert read(4, 1) == [1]
+
+
 def test_several_channels_are_read_in_the_order_of_their_positions_with_every_broadcast() -> None:
     kept = filled("abc*ba*cab")
     assert positions(kept, "a", "b", after=ResumePoint(0)) == [1, 2, 4, 5, 6, 7, 9, 10]

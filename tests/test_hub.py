@@ -497,6 +497,25 @@ def test_a_feed_is_offered_the_frames_of_its_channels_until_it_is_unlisted() -> 
     assert delivery.hub.count()["frames"] == 7
 
 
+def test_the_next_frames_for_a_feed_are_none_if_some_are_gone() -> None:
+    delivery = Delivery(HistoryOptions(history_frames=2))
+    delivery.deliver(3)
+    assert [frame.position for frame in delivery.hub.next_frames(("default",), 1) or ()] == [2, 3]
+    assert delivery.hub.next_frames(("default",), 3) == []
+    assert delivery.hub.next_frames(("default",), 0) is None
+
+
+def test_a_hub_whose_feed_still_listens_is_not_empty() -> None:
+    delivery = Delivery()
+    client, feed = delivery.connect(), Feed()
+    detached = Fed(client)
+    assert delivery.hub.replace(client, detached, feed)
+    delivery.hub.remove(detached, "left")
+    assert not delivery.hub.is_empty()
+    delivery.hub.unlisten(feed, ["default", "*"])
+    assert delivery.hub.is_empty()
+
+
 def test_a_client_that_has_left_is_not_replaced() -> None:
     delivery = Delivery()
     client = delivery.connect()

@@ -26,7 +26,7 @@ from .runtime.app_thread import AppThread
 from .runtime.log_once import LogOnce
 from .runtime.worker import Deadline
 from .stats import ManagerStats
-from .streams.client import Client
+from .streams.client import QueueClient
 from .streams.departures import Farewell
 from .streams.hub import Hub, Snapshot
 from .streams.open_stream import ClientInfo
@@ -125,7 +125,7 @@ class ProcessState:
         snapshot: Snapshot | None,
         user: str | int | None,
         ticket: int | None,
-    ) -> Client:
+    ) -> QueueClient:
         """Open a stream, as `SSEManager.subscribe` does, for channels and a user that were checked."""
         ticket = self.hub.ticket if ticket is None else ticket
         self.backend.open(last_event_id)

@@ -25,6 +25,7 @@ import pytest
 
 import sse_batcher
 from sse_batcher import BatchOptions, ClientOptions, SSEManager
+from sse_batcher.manager import process_of
 from sse_batcher.runtime.log_once import LogOnce
 from sse_batcher.runtime.process import PerProcess
 from sse_batcher.transports import open_stream
@@ -913,13 +914,14 @@ def test_a_client_that_leaves_while_its_stream_opens_is_forgotten(
 ) -> None:
     """The watcher sees it before there is a client that could be closed."""
     body = attached(None)
-    subscribe = manager.subscribe
+    process = process_of(manager)
+    subscribe = process.subscribe
 
     def leave(*args: Any, **more: Any) -> Any:
         body.close()
         return subscribe(*args, **more)
 
-    monkeypatch.setattr(manager, "subscribe", leave)
+    monkeypatch.setattr(process, "subscribe", leave)
     assert list(body) == []
     assert manager.get_stats().clients == 0
 

@@ -162,8 +162,7 @@ class AttachedStream(Iterator[bytes]):
             raise BusyError("limit")
         self._hold()
         try:
-            # Not by a `cast`: a call between the two has room for a signal handler, and its exception would lose it.
-            client: QueueClient = self._manager.subscribe(  # type: ignore[assignment]
+            client = process_of(self._manager).subscribe(
                 asked.channels,
                 asked.last_event_id,
                 batches=asked.batches,

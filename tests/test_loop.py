@@ -558,6 +558,43 @@ def test_what_a_client_was_handed_does_not_include_what_its_group_sent_before(si
     assert new.handed == (2, size + len(read(client)))
 
 
+def test_bytes_that_are_counted_are_those_that_were_sent(site: Site) -> None:
+    client = site.connect()
+    (ours,) = site.loop.clients.values()
+    _, opening = ours.handed
+    counted = site.hub.count()["bytes"]
+    site.deliver(3)
+    ours.group.leave(ours)
+    ours.point = ResumePoint(1)  # so it reads two frames again
+    site.loop.post(ours)
+    site.loop.run()
+    site.hub.dismiss("kicked")
+    site.loop.run()
+    got = read(client)
+    assert [event.type for event in parse(got)] == ["t"] * 5 + ["sse_bye"]
+    assert (site.hub.count()["bytes"] - counted, ours.handed[1] - opening) == (len(got), len(got))
+
+
+@pytest.mark.parametrize("sent", ["frames", "the last block"])
+def test_a_client_whose_connection_takes_no_send_is_closed_at_once(
+    site: Site, sent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = site.connect()
+    site.deliver()
+    read(client)
+    (ours,) = site.loop.clients.values()
+    monkeypatch.setattr(connections, "send_to", lambda fd, data: None)
+    if sent == "frames":
+        ours.group.leave(ours)
+        ours.point = ResumePoint(0)
+        site.loop.post(ours)
+    else:
+        site.hub.dismiss("kicked")
+    site.loop.run()
+    assert has_ended(client)
+    assert len(site.loop) == 0
+
+
 # -- fairness ----------------------------------------------------------------------------------------------------------
 
 

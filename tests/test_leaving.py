@@ -142,7 +142,7 @@ def test_a_client_that_is_killed_while_it_reads_is_forgotten_within_a_second(ser
 # -- five hundred resets -----------------------------------------------------------------------------------------------
 
 
-AT_ONCE = THREADS - 2
+CLIENTS_AT_ONCE = THREADS - 2
 
 
 def _before_the_request(connection: socket.socket, server: Server, name: str) -> None:
@@ -212,7 +212,7 @@ def test_five_hundred_clients_that_reset_at_every_stage_leave_nothing_behind(ser
             stream.until("item_batch")
         process_of(server)
     before = settled()
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(CLIENTS_AT_ONCE) as pool:
         list(pool.map(leave, range(500)))
     wait_for_clients(server, 0)
 
@@ -422,7 +422,7 @@ def test_max_requests_of_gunicorn_is_logged_as_a_warning(tmp_path: Path) -> None
         assert line.startswith(
             "[WARNING] sse_batcher.transports: streams are detached from the threads of this gunicorn"
         )
-        assert line.endswith("max_requests=1000 ends all of them each time: leave it out")
+        assert line.endswith("max_requests=1000 ends all streams each time it is reached: leave it out")
 
 
 HELD = "held by open streams"

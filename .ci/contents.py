@@ -21,5 +21,6 @@ with tarfile.open(sdist) as archive:
 assert {"sse_batcher/py.typed", "sse_batcher/demo/static/demo.html"} <= package
 assert in_wheel == package, in_wheel ^ package  # all of the package, and no tests, benchmarks or examples
 assert "licenses/LICENSE" in about, about
-assert package | {"README.md", "LICENSE", "pyproject.toml"} <= in_sdist, package - in_sdist
+assert package | {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"} <= in_sdist, package - in_sdist
+assert not [name for name in in_sdist if name.startswith(("tests/", "benchmarks/"))]
 print(f"{wheel.name}: {len(in_wheel)} files; {sdist.name}: {len(in_sdist)} files")

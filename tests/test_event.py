@@ -207,8 +207,8 @@ def test_a_default_is_called_for_what_json_does_not_know() -> None:
         (lambda data: None, "NoneType, not a str"),
         (lambda data: "", "Expecting value"),
         (str, "Expecting"),
-        (lambda data: "[" * 20_000 + "]" * 19_999, "not JSON from character 39999 on"),
-        (lambda data: "[" * 20_000 + "}" * 20_000, "not JSON from character 20000 on"),
+        (lambda data: "[" * 200_000 + "]" * 199_999, "not JSON from character 399999 on"),
+        (lambda data: "[" * 200_000 + "}" * 200_000, "not JSON from character 200000 on"),
     ],
 )
 def test_an_encoder_that_returns_no_line_of_json_is_refused(encode: Any, said: str) -> None:

@@ -38,7 +38,7 @@ def browser(redis: RedisServer) -> Iterator[Viewer]:
 def run(kind: str, redis: RedisServer, **environment: str) -> str:
     """Run a kind of `jobs`; what it has logged."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore:.*fork.*:DeprecationWarning", "-m", "tests.kit.jobs", kind],
+        [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-m", "tests.kit.jobs", kind],
         cwd=ROOT,
         env={**os.environ, "BACKEND": redis.url, **environment},
         capture_output=True,

@@ -21,7 +21,7 @@ def sink(batch):
 def run(script: str, python: str = sys.executable, stderr: str = "") -> str:
     """Run a script after the prelude. It must end well and say just this on stderr; returns what it printed."""
     done = subprocess.run(
-        [python, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c", PRELUDE + textwrap.dedent(script)],
+        [python, "-W", "error", "-W", "ignore:This process", "-c", PRELUDE + textwrap.dedent(script)],
         cwd=ROOT,
         capture_output=True,
         text=True,

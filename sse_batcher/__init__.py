@@ -63,7 +63,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Flask is imported by who uses `SSE`, not by a script that only publishes.
+    # Flask is imported when `SSE` is used: a script that only publishes does not need it.
     if name == "SSE":
         from .flask.extension import SSE  # noqa: PLC0415
 

@@ -25,7 +25,7 @@ from .demo.simulation import Demo, Setting
 from .errors import ClosedError
 from .wsgi import stream
 
-# A browser cannot be made to send this from a foreign page without asking us first (CORS), and we never agree.
+# A browser does not send this from a foreign page without asking this server first (CORS), which never agrees.
 MARK = ("X-Requested-With", "sse_batcher")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -36,7 +36,7 @@ HEADERS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line, `sys.argv` where `argv` is None. Returns the exit code.
+    """Run the command line, `sys.argv` if `argv` is None. Returns the exit code.
 
     For a main thread that ends afterwards: the demo takes over SIGINT and SIGTERM for good.
     """
@@ -75,13 +75,13 @@ def _port(text: str) -> int:
 
 
 def serve(host: str, port: int) -> int:
-    """Serve the demo until SIGINT or SIGTERM. Returns the exit code: 1 where it cannot listen."""
+    """Serve the demo until SIGINT or SIGTERM. Returns the exit code: 1 if it cannot listen."""
     try:
         listener = _listen(host, port)
     except OSError as error:
         _say(f"cannot listen on {host}, port {port}: {error.strerror}", sys.stderr)
         return 1
-    # No KeyboardInterrupt, which may come in the middle of anything; a second Ctrl-C changes nothing. SIGINT is named
+    # No KeyboardInterrupt, which may be raised anywhere; a second Ctrl-C changes nothing. SIGINT is handled explicitly,
     # because a shell starts background jobs with it ignored.
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -90,7 +90,7 @@ def serve(host: str, port: int) -> int:
         app = create_demo(demo)
         with make_server(host, port, app, True, request_handler=_Handler, fd=listener.fileno()) as server:
             _introduce(listener, port)
-            # A signal may reach another thread and not wake this one, so this one looks.
+            # A signal may reach another thread and not wake this one, so this one checks again and again.
             server.timeout = 0.1
             while not signals:
                 server.handle_request()
@@ -98,7 +98,7 @@ def serve(host: str, port: int) -> int:
 
 
 class _Handler(WSGIRequestHandler):
-    """Keeps no access log, and gives up on a client that takes nothing for a second, so that it delays no ending.
+    """Writes no access log, and drops a client that takes nothing for a second, so that it does not delay the end.
 
     It sends a frame and what HTTP puts around it in one piece and without delay, as servers for production do.
     """
@@ -108,7 +108,7 @@ class _Handler(WSGIRequestHandler):
     disable_nagle_algorithm = True
 
     def finish(self) -> None:
-        # Closing flushes. To a client that is gone that is no news: the stream has met it before.
+        # Closing flushes. If the client is gone, the stream has already raised this error.
         for file in (self.wfile, self.rfile):
             with contextlib.suppress(OSError):
                 file.close()
@@ -131,7 +131,7 @@ def serving(app: report.WSGIApp) -> Iterator[tuple[str, int]]:
 
 
 def _report(render: Callable[[Iterable[report.Row]], str]) -> int:
-    """Measure, and print what was measured on stdout; on stderr, what is being done."""
+    """Measure, and print the results on stdout and the progress on stderr."""
     begin, end = ("\r\x1b[K", "") if sys.stderr.isatty() else ("", "\n")
 
     def progress(line: str) -> None:
@@ -151,7 +151,7 @@ def _report(render: Callable[[Iterable[report.Row]], str]) -> int:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    # By ourselves: werkzeug ends the process where the port is taken.
+    # Not by werkzeug, which ends the process if the port is taken.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)

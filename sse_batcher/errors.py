@@ -53,13 +53,13 @@ class ClosedError(SSEBatcherError, RuntimeError):
 
 
 class TooManyClientsError(SSEBatcherError, RuntimeError):
-    """`max_clients` or `max_clients_per_user` streams are open already. Raised by `subscribe`; a response says it in a
-    block of its own."""
+    """`max_clients` or `max_clients_per_user` streams are open already. Raised by `subscribe`; a response
+    is ``sse_busy`` instead."""
 
 
 class BackendError(SSEBatcherError, RuntimeError):
-    """The backend does not answer. Raised by `subscribe` and `kick`; a response says it in a block of its own, and what
-    is enqueued waits."""
+    """The backend does not answer. Raised by `subscribe` and `kick`; a response is ``sse_busy`` instead, and enqueued
+    events wait."""
 
 
 class BacklogFullError(SSEBatcherError, RuntimeError):

@@ -60,7 +60,7 @@ class Event(NamedTuple):
 
     @property
     def data(self) -> Any:
-        """The data, parsed anew at each access: whoever changes it changes nobody else's."""
+        """The data, parsed again at each access, so that a change of the result affects no other reader."""
         return json.loads(self.json)
 
 
@@ -98,7 +98,7 @@ def check_channel(channel: object) -> str:
 
 
 def check_own_channel(channel: object) -> str:
-    """As `check_channel`, and refuse ``*``, which every client has and nobody names."""
+    """As `check_channel`, and refuse ``*``, which every client has and no caller may name."""
     name = check_channel(channel)
     if name == BROADCAST:
         raise broadcast_named()
@@ -106,7 +106,7 @@ def check_own_channel(channel: object) -> str:
 
 
 def broadcast_named() -> InvalidEventError:
-    """The error for who names ``*``."""
+    """The error for a caller that names ``*``."""
     return InvalidEventError(
         "the channel '*' is every client's and cannot be named: call broadcast() to reach all of them", field="channel"
     )

@@ -1,6 +1,6 @@
 """`SSEManager`: batcher, backend and hub as one thing, without any web framework.
 
-All methods from any thread. What belongs to one process is a `_ProcessState`, made at the first use in it.
+All methods may be called from any thread. What belongs to one process is a `ProcessState`, made at the first use.
 """
 
 from __future__ import annotations
@@ -53,22 +53,22 @@ class SSEManager:
     `clients`
         a `ClientOptions`: queue bounds, heartbeat, lease, limits, retry.
     `history`
-        a `HistoryOptions`: what is kept for clients that return, or have fallen behind.
+        a `HistoryOptions`: what is kept for clients that come back or have fallen behind.
     `backend`
         ``"memory://"``: the clients of this process. ``"redis://..."``: those of all processes with the same Redis; see
-        `sse_batcher.backends.redis.open_redis`. A ready ``redis.Redis`` is taken, too.
+        `sse_batcher.backends.redis.open_redis`. A ``redis.Redis`` object works, too.
     `json_default`
-        called for data that JSON does not know, as in `json.JSONEncoder`; `encode` instead replaces the whole encoder.
-        What that returns is checked: it must be JSON on one line of ASCII.
+        called for data of types that JSON does not have, as in `json.JSONEncoder`. `encode` replaces the whole encoder;
+        what it returns is checked: it must be JSON on one line of ASCII.
     `revalidate`
-        ``revalidate(user)`` says, True or False, whether a user may keep the open streams. Asked on a thread of its
-        own, once for each user with a stream in every `ClientOptions.revalidate_every` seconds. If it raises, the
-        streams stay open. A coroutine function is an `InvalidFunctionError`.
+        ``revalidate(user)`` returns whether a user may keep the open streams, True or False. It is called on its own
+        thread, every `ClientOptions.revalidate_every` seconds for each user with a stream. If it raises, the streams
+        stay open. A coroutine function is an `InvalidFunctionError`.
     `context`
-        makes a context manager in which that, and receivers of signals, run on the app thread.
+        returns a context manager in which `revalidate` and the receivers of signals run.
 
-    Raises `ConfigurationError` for options that cannot be meant. Starts no thread before it is used. All methods are
-    thread-safe. A forked child starts afresh: without its parent's clients, events and counts. A manager that is
+    Raises `ConfigurationError` for invalid options. Starts no thread before it is used. All methods are thread-safe. A
+    forked child begins without its parent's clients, events and counts. A manager that is
     still open at the end of the process is shut down, also in a child of `multiprocessing` and in Celery. Call
     `flush_all` before an `os._exit` of your own.
 
@@ -108,7 +108,10 @@ class SSEManager:
 
     @property
     def revalidate(self) -> Ask | None:
-        """The function that says whether a user may keep the open streams. May be set later, for streams after that."""
+        """The function that says whether a user may keep the open streams.
+
+        If it is set later, it counts for streams that are opened after that.
+        """
         return self._revalidate
 
     @revalidate.setter
@@ -120,7 +123,7 @@ class SSEManager:
     def enqueue(self, event_type: str, data: Any, *, channel: str = DEFAULT_CHANNEL) -> None:
         """Send an event to the clients of one channel, batched with others of its type.
 
-        Returns in microseconds. Raises as `EventBatcher.enqueue` does; the channel ``*`` is refused, too.
+        Returns in microseconds. Raises as `EventBatcher.enqueue` does; it also refuses the channel ``*``.
         """
         batcher = self._process.get().batcher
         try:
@@ -149,16 +152,16 @@ class SSEManager:
         user: str | int | None = None,
         ticket: int | None = None,
     ) -> Client:
-        """Open a stream: iterating the client gives its bytes, from the events enqueued after this call on.
+        """Open a stream: iterating the client gives its bytes, from the events that are enqueued after this call.
 
-        `last_event_id` is the cursor of a client that returns: it gets what came after it. Whether that can be had is
-        said in the first block: ``sse_open`` if nothing is missing, else ``sse_gap``. One that begins anew gets the
-        `snapshot` next. Without `batches`, each event is a block of its own. `user` is whose stream it is, for limits,
-        `kick` and `revalidate`: a str or an int, None for nobody. `ticket`: a kick after it ends the stream; see
-        `ticket`. None: a kick after this call does. Close the client when its stream ends.
+        `last_event_id` is the cursor of a client that comes back: it gets what came after it. The first block is
+        ``sse_open`` if nothing is missing, otherwise ``sse_gap``. A client that is new, or has missed something, then
+        gets the `snapshot`. Without `batches`, each event is a block of its own. `user` says whose stream it is, for
+        limits, `kick` and `revalidate`: a str or an int, None if it belongs to no user. A kick after the `ticket` ends
+        the stream; if it is None, a kick after this call does. Close the client when its stream ends.
 
-        Raises `InvalidEventError` for channels or a user that may not be, `TooManyClientsError` where a limit is
-        reached, `BackendError` where it is not known where a stream would begin, and `ClosedError` after `shutdown`.
+        Raises `InvalidEventError` for invalid channels or an invalid user, `TooManyClientsError` if a limit is reached,
+        `BackendError` if it is not known at which position the stream begins, and `ClosedError` after `shutdown`.
         """
         names = check_channels(channels)
         name = None if user is None else check_user(user)
@@ -167,41 +170,41 @@ class SSEManager:
         )
 
     def ticket(self) -> int:
-        """A number to take before you decide whether a request may have a stream, for `subscribe` and `stream`.
+        """Return a number to take before you decide whether a request may have a stream, for `subscribe` and `stream`.
 
-        A kick that comes after it counts for that stream, though it was not open then: it ends with its first step. Of
-        other processes, kicks count from when they arrive here.
+        A kick that comes after it ends that stream at its first step, although the stream was not open yet. A kick of
+        another process counts from the moment it arrives here.
         """
         process = self._process.get()
         with suppress(BackendError):  # then no stream can be opened either
-            process.backend.open(None)  # or what others have kicked long ago would look new
+            process.backend.open(None)  # or kicks that other processes made long ago would look new
         return process.hub.ticket
 
     def kick(self, *, user: str | int | NotGiven = NOT_GIVEN, channel: str | NotGiven = NOT_GIVEN) -> int:
         """End the streams of this user, or of this channel, or of this user in this channel, in all processes.
 
-        Nothing more is handed to them but ``sse_bye``. Browsers come back at once, and the app decides again whether
-        they may. A stream that is still being opened ends, too, if its `ticket` was taken before; also by a kick from
-        within the app's `identify`.
+        They get nothing more but ``sse_bye``. Browsers come back at once, and the app decides again whether they may
+        have a stream. A stream that is still being opened ends, too, if its `ticket` was taken before, also if the kick
+        comes from the app's `identify`.
 
-        Returns how many streams of this process end by it; those of other processes are not counted. `user` is what
-        `subscribe` was given: ``"7"`` and ``7`` are two users. Raises `InvalidEventError` for a user or a channel that
-        cannot be, None among them, and if neither is given; and `BackendError` if other processes cannot be reached:
+        Returns how many streams of this process end; those of other processes are not counted. `user` is what
+        `subscribe` was given: ``"7"`` and ``7`` are two users. Raises `InvalidEventError` for an invalid user or
+        channel, such as None, and if neither is given; and `BackendError` if other processes cannot be reached:
         those of this process have ended then.
         """
         if user is NOT_GIVEN and channel is NOT_GIVEN:
             raise InvalidEventError("say whose streams end: kick(user=...), kick(channel=...) or both", field="user")
-        who = None if isinstance(user, NotGiven) else check_user(user)
-        where = None if isinstance(channel, NotGiven) else check_channel(channel)
-        if where == BROADCAST:
+        named_user = None if isinstance(user, NotGiven) else check_user(user)
+        named_channel = None if isinstance(channel, NotGiven) else check_channel(channel)
+        if named_channel == BROADCAST:
             raise InvalidEventError("'*' is no channel to kick: name one, or shut the manager down", field="channel")
-        return self._process.get().kick(who, where)
+        return self._process.get().kick(named_user, named_channel)
 
     def snapshot(self, take: Callable[[], Iterable[tuple[str, Any]]]) -> Snapshot:
-        """Note where the history stands, then take the state: ``take()`` gives ``(event_type, data)`` pairs.
+        """Note where the history stands, then take the state: ``take()`` returns ``(event_type, data)`` pairs.
 
-        For `subscribe`, which goes on from that place: between the state and the stream nothing is missed, and what
-        comes twice was in the state already. Raises `InvalidEventError` for a bad type or data.
+        Give it to `subscribe`, whose stream goes on from that place: nothing between the state and the stream is
+        missed. An event may come again that the state already shows. Raises `InvalidEventError` for a bad type or data.
         """
         process = self._process.get()
         process.backend.open(None)
@@ -209,15 +212,15 @@ class SSEManager:
         state = [check_pair(pair) for pair in take()]
         blocks = [(check_type(event_type), encode_data(encode, data)) for event_type, data in state]
         ids = [*[None] * (len(blocks) - 1), cursor]
-        named = zip(blocks, ids, strict=False)  # of no blocks there is no last one
+        named = zip(blocks, ids, strict=False)  # without blocks, there is one id too many
         return Snapshot(cursor, b"".join(block(event=name, data=text, id=id) for (name, text), id in named))
 
     def cursor(self) -> str:
-        """Where the history stands: a client that subscribes with this `last_event_id` gets all that comes from now on.
+        """Return where the history stands: a client with this `last_event_id` gets everything after this call.
 
-        Ask for it before you read the state that the events are about; then nothing is missed between the two, and at
-        most something comes twice. Never waits: where it is not known yet, since Redis has not answered this process,
-        the client gets ``sse_gap`` as soon as its stream begins.
+        Call this before you read the state that the events are about: then nothing is missed between the two, and at
+        most an event comes twice. Never waits: as long as Redis has not answered this process, the place is not known,
+        and a client that begins there gets ``sse_gap``.
         """
         process = self._process.get()
         return process.format(process.place())
@@ -231,10 +234,10 @@ class SSEManager:
         return self._process.get().stats()
 
     def unhealthy_reason(self) -> str | None:
-        """Why this process cannot serve streams as it should, None if it can. For health checks.
+        """Return why this process cannot serve streams properly, None if it can. For health checks.
 
-        ``draining``: it is being shut down. ``backend``: that has not answered, or not taken a batch, for five seconds.
-        Takes no lock and looks at no client, so that anybody may ask.
+        ``draining``: it is being shut down. ``backend``: the backend has not answered, or not taken a batch, for five
+        seconds. Takes no lock and looks at no client, so it stays cheap with many clients.
         """
         return self._process.get().unhealthy_reason()
 

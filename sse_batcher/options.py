@@ -1,4 +1,4 @@
-"""Options: what may be set, in which unit, and what is refused.
+"""Options: what can be set, in which unit, and what is refused.
 
 Pure. An options object that exists is valid: every check is made when it is made.
 """
@@ -42,9 +42,9 @@ class TypeRules:
     leading: bool
     critical: bool
     batched: bool = field(init=False)
-    """Whether there are windows at all: a window of no length or a size of one is none."""
+    """Whether there are windows at all: not with a window of 0 s or a size of 1."""
     dedup_by_default: bool = field(init=False)
-    """Whether nobody has set `dedup_key`."""
+    """Whether the app has not set `dedup_key`."""
 
     def __post_init__(self) -> None:
         _check_rules(self)
@@ -63,22 +63,21 @@ class BatchOptions:
     `max_batch_size`
         events at which a window closes early. 1: no batching.
     `max_frame_bytes`
-        the most that one ``data:`` line may have, in bytes, envelope included; an event whose own JSON is larger is
-        refused.
+        the maximum size of one ``data:`` line in bytes, envelope included. A larger event is refused.
     `dedup_key`
         within a window, a newer event replaces an older one of the same type and the same key. A string: the key is
-        that field of the data, where the data is a `dict` that has it. A callable ``(event_type, data) -> key or None``
+        that field of the data, if the data is a `dict` that has it. A callable ``(event_type, data) -> key or None``
         runs in the thread that enqueues. ``None``: nothing is ever replaced. The default is the field ``"server"``;
-        as long as nobody has set this option, the first replacement of each type is logged as a warning.
+        as long as the app has not set this option, the first replacement of each type is logged as a warning.
     `critical_types`
-        types that are sent at once, after what waits in their channel.
+        types that are sent at once, right after the pending events of their channel.
     `mixed`
         all types of a channel share one window and one event, ``mixed_batch``, in total order.
     `leading`
         when idle, send the first event at once, and batch what follows within the window.
     `max_pending_bytes`
-        the most that may wait for the backend, counted as JSON plus 200 bytes for each event, about what it costs in
-        memory. Beyond: `BacklogFullError`.
+        the maximum that may wait for the backend, counted as JSON plus 200 bytes for each event, which is about the
+        memory that it takes. Beyond that: `BacklogFullError`.
     `per_type`
         ``{type: {option: value}}``, overrides of `batch_window`, `max_batch_size`, `dedup_key` and `leading`.
         With `mixed`, of `dedup_key` alone.
@@ -129,36 +128,39 @@ HTTP2 = ("refuse", "allow")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
-    """What one client may hold, and how it is kept alive. Immutable, and checked when made.
+    """Limits of one client and of all, and how connections are kept alive. Immutable, and checked when made.
 
     `queue_frames`, `queue_bytes`
-        what may wait for one client; one that falls further behind reads the history, in slices of this size.
+        how many frames and bytes may wait for one client. A client that falls further behind reads the history, in
+        slices of this size.
     `heartbeat`
-        seconds without anything sent after which a comment line is sent.
+        after so many seconds without anything sent, a comment line is sent.
     `send_timeout`
-        seconds in which a client takes nothing of what is being sent to it before the connection is given up, under
-        servers that show it (all in the README's table). A client that has stopped reading would hold its thread for
-        ever.
+        a connection is closed after the client has taken nothing of what is being sent to it for so many seconds, under
+        servers where that can be seen (all in the README's table). Otherwise a client that has stopped reading would
+        hold its thread for ever.
     `max_stream_age`
-        seconds after which a stream ends by itself; the client comes back at once, with its cursor. Each gets between
-        0.8 and 1.0 of it, by chance. It frees threads that serve clients which a proxy has not told us are gone.
+        seconds after which a stream ends by itself; the client comes back at once, with its cursor. For each stream,
+        a random factor from 0.8 to 1.0 is applied. This frees threads whose clients have gone without the proxy closing
+        the connection.
         ``None``: no limit.
     `max_clients`, `max_clients_per_user`
-        how many streams may be open in this process, in all and for one user. A further one is told to come back
-        later; none that is open is ended for it. ``None``: no limit but that of file descriptors, which holds in any
-        case: a quarter of those that the process may have (at most 1,024) is left to everything else.
+        how many streams may be open in this process, in all and for one user. A further client
+        gets ``sse_busy`` and comes back later; no open stream is ended for it. ``None``: no limit except file
+        descriptors, which always counts: a quarter of those that the process may have (at most 1,024) is left to
+        everything else.
     `revalidate_every`
-        seconds between two questions whether a user may still have his streams, where the app answers them.
+        seconds between two calls of `revalidate` for the same user, if the app has registered it.
     `transport`
-        ``"attached"``: each open stream holds a thread of the server. ``"auto"``: it leaves that after its first block
-        where the server is one that lets it, and one thread of this process writes to all of them.
+        ``"attached"``: each open stream holds a thread of the server. ``"auto"``: if the server allows it, a stream
+        leaves its thread after the first block, and one thread of this process writes to all such streams.
     `retry_ms`
         milliseconds that a browser waits before it connects again. ``None``: drawn for each connection from
         1,000 to 2,000 plus one for each open client, so that a restart does not bring all of them back at once.
     `http2`
-        what becomes of streams over HTTP/2 that gunicorn speaks itself, and not a proxy before it. They keep all other
-        requests of the same browser waiting, so ``"refuse"`` tells the client to come back later. ``"allow"`` serves
-        them.
+        what happens to streams over HTTP/2 if gunicorn itself speaks it, not a proxy in front. Such a stream keeps all
+        other requests of the same browser waiting, so with ``"refuse"`` the client gets ``sse_busy`` and comes back
+        later. ``"allow"`` serves them.
     """
 
     queue_frames: int = 256
@@ -197,12 +199,12 @@ class ClientOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryOptions:
-    """What is kept for clients that return, or have fallen behind. Immutable, and checked when made.
+    """What is kept for clients that come back or have fallen behind. Immutable, and checked when made.
 
     `history_frames`, `history_bytes`
         how many of the newest frames, and how many bytes of memory for them: what is sent, the JSON that it was made
-        of, and the Python objects of both. For the newest frames a few MiB more are needed, if clients differ in how
-        they take them. The newest one is kept in any case. No client holds more of what waits for it than is here.
+        of, and the Python objects of both. The newest frames take a few MiB more if clients need them
+        in different forms. The newest frame is always kept. What waits for a client is never more than is kept here.
     `history_age`
         seconds after which a frame is no longer replayed. ``None``: no limit.
     """
@@ -219,9 +221,9 @@ class HistoryOptions:
 
 
 def batch_options(batching: bool | BatchOptions | Mapping[str, Any], base: BatchOptions | None = None) -> BatchOptions:
-    """Read the `batching` argument: on, off, options, or the mapping of the original, which is in milliseconds.
+    """Return the options that the `batching` argument stands for: a bool, options, or the original's mapping in ms.
 
-    `base` holds the other options; it is what True gives, and what the mapping changes.
+    `base`: the options that True stands for, and that the mapping changes.
     """
     base = base or BatchOptions()
     if isinstance(batching, BatchOptions):

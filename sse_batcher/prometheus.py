@@ -30,14 +30,14 @@ class _Row(NamedTuple):
     name: str
     help: str
     label: str = ""
-    """What the keys are, where the field is a mapping."""
+    """The name of the label, if the field is a mapping."""
     always: tuple[str, ...] = ()
-    """Keys that are told from the start, with 0: an alert cannot be written about a series that is not there yet."""
+    """Keys that are exported from the start, with 0: an alert needs a series that exists."""
 
 
 _REASONS: tuple[str, ...] = get_args(BatchReason)
 
-# `batches` and `clients` are the sums of what is told by label. As series of their own, a sum would count them twice.
+# `batches` and `clients` are sums over a label. If they were series of their own, a sum would count everything twice.
 ROWS = (
     _Row("enqueued", "events_enqueued_total", "Events accepted."),
     _Row("replaced", "events_replaced_total", "Events that a newer one of the same key replaced."),
@@ -54,18 +54,26 @@ ROWS = (
     # No counter: a batch whose own JSON outweighs what it saves makes it less.
     _Row("saved_bytes", "saved_bytes", "How many bytes more it would be. May be negative, and may fall."),
     _Row("clients_by_state", "clients", "Streams that are open now, by whether they keep up.", "state"),
-    _Row("clients_by_transport", "transport_clients", "Streams that are open now, by who drives them.", "transport"),
+    _Row(
+        "clients_by_transport", "transport_clients", "Streams that are open now, by what writes to them.", "transport"
+    ),
     _Row("oldest_stream", "oldest_stream_seconds", "For how long the oldest open stream has been open."),
     _Row("overflows", "client_overflows_total", "How often a client fell so far behind that it reads the history."),
-    _Row("replays", "client_replays_total", "Streams that went on where the client had been."),
-    _Row("gaps", "client_gaps_total", "How often a client was told that it may have missed something."),
-    _Row("undone", "takeovers_undone_total", "Streams that had to stay attached though they were about to leave."),
+    _Row("replays", "client_replays_total", "Streams that continued where the client had stopped."),
+    _Row("gaps", "client_gaps_total", "How often a client got sse_gap: it may have missed something."),
+    _Row(
+        "undone", "takeovers_undone_total", "Streams that had to stay attached although they were about to be detached."
+    ),
     _Row("history_frames", "history_frames", "Frames kept for clients that return or are behind."),
     _Row("history_bytes", "history_bytes", "Memory that the frames kept take, about."),
     _Row("history_age", "history_age_seconds", "Age of the oldest frame kept."),
-    _Row("backend_silent", "backend_silent_seconds", "For how long the backend owes an answer."),
+    _Row("backend_silent", "backend_silent_seconds", "For how long an answer of the backend has been due."),
     _Row("backend_answered", "backend_answered_seconds", "How long ago the backend has answered."),
-    _Row("ignored", "backend_ignored_total", "Entries of others that were met in the backend's stream and ignored."),
+    _Row(
+        "ignored",
+        "backend_ignored_total",
+        "Entries in the Redis stream that other programs wrote, and that were ignored.",
+    ),
     _Row("signals_dropped", "signals_dropped_total", "Signals not sent and log lines not written: too many at once."),
 )
 _CHANNELS = _Row("clients_by_channel", "channels", "Channels that have a client now.")
@@ -73,33 +81,33 @@ _CHANNEL_CLIENTS = _Row("clients_by_channel", "channel_clients", "Streams of a c
 
 
 class SSECollector:
-    """Tells Prometheus what `SSEManager.get_stats` counts: register it with a registry of prometheus_client.
+    """Exports what `SSEManager.get_stats` counts to Prometheus: register it with a registry of prometheus_client.
 
     `manager`
-        whose counters these are, with Flask ``sse.manager``. It is held weakly: the collector does not keep alive what
-        the app has dropped, and tells nothing about it any more.
+        the manager to export, with Flask ``sse.manager``. It is held weakly: the collector keeps no manager alive that
+        the app has dropped, and then exports nothing.
     `channels`
-        1 to 100 names of channels whose clients are told one by one, as ``sse_batcher_channel_clients``, with 0 where
-        there are none. By default none: a label takes a series for each of its values, for ever, and channels are often
-        as many as users. How many have a client is always told, as ``sse_batcher_channels``. A stream of several
+        1 to 100 names of channels whose numbers of clients are exported, as ``sse_batcher_channel_clients``, also if
+        they are 0. By default none: each value of a label is a series for ever, and there are often as many channels as
+        users. How many channels have a client is always exported, as ``sse_batcher_channels``. A stream of several
         channels is counted in each, so these do not add up to ``sse_batcher_clients``.
 
-    Every other field is told with its unit, counters as ``_total``, batches by ``reason`` and clients by ``state``
+    Every other field is exported with its unit, counters as ``_total``, batches by ``reason`` and clients by ``state``
     (``live``, ``behind``). Raises `MissingPackageError` if prometheus_client is not installed, and `InvalidEventError`
     for invalid channels. Thread-safe, and starts no thread.
 
-    A registry takes one collector: one for each app, where a factory makes several. Another is a ``ValueError``.
+    A registry takes one such collector, and raises ``ValueError`` for a second: use one registry for each app.
 
-    What is told is the process that answers. One process for each target that Prometheus scrapes is right, as with
-    ``gunicorn --workers 1 --threads 200``. Where several workers share a port, each scrape would meet another one, and
-    the counters would jump: give each worker a port of its own, by ``prometheus_client.start_http_server`` after the
-    fork. The multiprocess mode of prometheus_client does not help, since it leaves out custom collectors.
+    The counters are those of the process that answers. So Prometheus needs a target for each process, as with
+    ``gunicorn --workers 1 --threads 200``. If several workers share a port, each scrape meets another one, and the
+    counters jump: give each worker a port of its own, by ``prometheus_client.start_http_server`` after the
+    fork. The multiprocess mode of prometheus_client does not help, because it leaves out custom collectors.
 
     >>> REGISTRY.register(SSECollector(sse.manager))
     """
 
     def __init__(self, manager: SSEManager, *, channels: Iterable[str] = ()) -> None:
-        _families()  # where the package is missing, that is told now, and not at the first scrape
+        _families()  # a missing package is an error now, not at the first scrape
         self._manager = weakref.ref(manager)
         names = channels if isinstance(channels, str) else tuple(channels)
         self._channels = check_channels(names) if names != () else ()
@@ -108,12 +116,12 @@ class SSECollector:
         return f"<{type(self).__name__} of {self._manager() or 'a manager that is gone'}>"
 
     def describe(self) -> list[Metric]:
-        """The names, types and help texts of what `collect` tells: no values. Does not touch the manager."""
+        """Return the names, types and help texts of what `collect` returns, without values. Ignores the manager."""
         rows = (*ROWS, _CHANNELS, _CHANNEL_CLIENTS) if self._channels else (*ROWS, _CHANNELS)
         return [_metric(row, {}) for row in rows]
 
     def collect(self) -> list[Metric]:
-        """All metrics with their values of one moment; none once the manager is gone. In seconds and bytes."""
+        """Return all metrics, with their values at one moment, in seconds and bytes; none once the manager is gone."""
         manager = self._manager()
         if manager is None:
             return []

@@ -1,12 +1,12 @@
-"""Signals: what an app can be told of.
+"""Signals: events of the library that an app can subscribe to.
 
 The sender of each is the `SSEManager`. Connect with ``signals.client_connected.connect(receiver)``, or for one
-manager with ``.connect(receiver, sender=manager)``; blinker holds receivers weakly. A receiver that raises is logged
-and hurts nobody.
+manager with ``.connect(receiver, sender=manager)``; blinker holds receivers weakly. An error that a
+receiver raises is logged, and has no other effect.
 
 `event_refused` is sent in the thread whose call is refused. The others are sent on the manager's app thread, under
-Flask in a fresh app context, with plain values; what happens faster than receivers take it is dropped and counted
-(``signals_dropped`` in the stats), and nothing waits for them.
+Flask in a fresh app context, with plain values. Nothing waits for receivers: if they are too slow, signals are
+dropped and counted (``signals_dropped`` in the stats).
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class BatcherStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManagerStats(BatcherStats):
-    """What a manager has done, and who is connected now."""
+    """What a manager has done, and which clients are connected now."""
 
     frames: int = 0
     """Frames handed to streams, summed over all clients."""
@@ -57,7 +57,7 @@ class ManagerStats(BatcherStats):
     saved_frames: int = 0
     """How many frames more it would be, had each event come alone."""
     saved_bytes: int = 0
-    """How many bytes more. Less than nothing where the batches' own JSON outweighs what they save."""
+    """How many bytes more it would be. Negative if the JSON around batches outweighs what they save."""
     clients: int = 0
     """Streams that are open now."""
     clients_by_channel: Mapping[str, int] = field(default_factory=dict)
@@ -65,28 +65,28 @@ class ManagerStats(BatcherStats):
     clients_by_state: Mapping[str, int] = field(default_factory=dict)
     """These by ``live`` and ``behind``."""
     clients_by_transport: Mapping[str, int] = field(default_factory=dict)
-    """These by ``attached``, to a thread of the server, and ``detached``."""
+    """These by ``attached`` (each holds a thread of the server) and ``detached``."""
     oldest_stream: float = 0.0
     """Seconds for which the oldest of them has been open."""
     overflows: int = 0
-    """How often a client fell so far behind that it was left to read the history."""
+    """How often a client fell so far behind that it had to read the history."""
     replays: int = 0
-    """Streams that went on where the client had been."""
+    """Streams that continued where the client had stopped."""
     gaps: int = 0
-    """How often a client was told that it may have missed something."""
+    """How often a client got ``sse_gap``: it may have missed something."""
     undone: int = 0
     """How often a stream that was about to be detached from the server's thread had to stay attached."""
     history_frames: int = 0
     """Frames kept for clients that return or are behind."""
     history_bytes: int = 0
-    """About the memory that they take."""
+    """The memory that they take, approximately."""
     history_age: float = 0.0
     """Seconds since the oldest of them."""
     backend_silent: float = 0.0
-    """Seconds for which the backend owes an answer, where it is another process."""
+    """For how many seconds an answer of the backend has been due; 0 in memory."""
     backend_answered: float = 0.0
-    """Seconds since it has answered, or, where it never has, since it was first asked; 0 where it never was."""
+    """Seconds since its last answer, or, without one, since it was first asked; 0 if it was never asked."""
     ignored: int = 0
-    """Entries of others that were met in the backend's stream and ignored."""
+    """Entries in the Redis stream that other programs wrote, and that were ignored."""
     signals_dropped: int = 0
     """Signals not sent, and log lines not written, because the app thread's queue was full."""

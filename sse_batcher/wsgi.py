@@ -41,16 +41,17 @@ def stream(
 ) -> tuple[str, list[tuple[str, str]], Iterable[bytes]]:
     """Answer a WSGI request with the stream of `channels`: ``(status, headers, iterable)``.
 
-    Whether the caller may see these channels is for the app to decide before; `user` says whose stream it is, for
-    limits, `SSEManager.kick` and `revalidate`: a str or an int, None for nobody. A kick from this call on ends the
-    stream, even if it has not begun. If the app takes long to decide, take a `ticket` before, with
-    `SSEManager.ticket`: then a kick from there on does. GET streams; HEAD and OPTIONS answer and end; another method
-    is 405, channels that cannot be are 400. Nothing is held until the iterable is iterated. Raises `InvalidEventError`
-    for a user of another type.
+    The app decides before this call whether the request may have these channels. `user` says whose stream it is, for
+    limits, `SSEManager.kick` and `revalidate`: a str or an int, None if it belongs to no user. A kick after this call
+    ends the stream, even if it has not begun. If the app takes long to decide, take a `ticket` before that, with
+    `SSEManager.ticket`: then a kick after the ticket does. GET streams; HEAD and OPTIONS answer and end; another method
+    is 405, invalid channels are 400. Nothing is held until the iterable is iterated. Raises `InvalidEventError` for an
+    invalid user.
 
-    The query may say ``last_event_id=`` (or ``lastEventId=``) for the place to go on from, where the header
-    ``Last-Event-ID`` does not, and ``batch=0`` for a block of its own for each event. `snapshot` gives the state as
-    ``(event_type, data)`` pairs; it is called here, for a client that begins anew, and what follows is complete.
+    The query may have ``last_event_id=`` (or ``lastEventId=``), the cursor of a client that comes back, if there is no
+    header ``Last-Event-ID``; and ``batch=0``, with which each event is a block of its own. `snapshot` returns the state
+    as ``(event_type, data)`` pairs. It is called here, for a client that is new or has missed something, and the stream
+    goes on from that state without a gap.
 
     >>> def app(environ, start_response):
     ...     status, headers, body = stream(manager, environ, ["default"])
@@ -68,7 +69,7 @@ def stream(
     except InvalidEventError as error:
         return _text("400 Bad Request", f"{error}\n")
     if method == "HEAD":
-        return "200 OK", list(HEADERS), iter(())  # no list: of one, werkzeug would tell the length
+        return "200 OK", list(HEADERS), iter(())  # not a list: werkzeug would send the length of one
     ticket, process = manager.ticket() if ticket is None else ticket, process_of(manager)
     cursor, server = last_event_id(environ), inspect_server(environ)
     process.reopen(server.is_stopping)
@@ -95,9 +96,9 @@ def _refusal(process: ProcessState, server: ServerInfo) -> BusyReason | None:
 
 
 def last_event_id(environ: Mapping[str, Any]) -> str | None:
-    """The cursor that a client comes with: the header, which wins, or the query of a first connect.
+    """Return the cursor that a client sends: in the header, which wins, or in the query at its first connect.
 
-    ``lastEventId`` is what polyfills of `EventSource` send, since they cannot set the header.
+    Polyfills of `EventSource` send ``lastEventId``, because they cannot set the header.
     """
     header: str = environ.get("HTTP_LAST_EVENT_ID", "")
     if header:
@@ -106,9 +107,9 @@ def last_event_id(environ: Mapping[str, Any]) -> str | None:
 
 
 def _query(environ: Mapping[str, Any], *names: str) -> str | None:
-    """The value of the first of these names that has one in the query.
+    """Return the value of the first of these names that has one in the query.
 
-    Only that value is decoded. Anybody may send a long query, and the framework has decoded all of it once already.
+    Only that value is decoded: any client may send a long query, and the framework has decoded all of it already.
     """
     query = "&" + environ.get("QUERY_STRING", "")
     values = (query.partition(f"&{name}=")[2].partition("&")[0] for name in names)

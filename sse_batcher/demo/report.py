@@ -1,7 +1,7 @@
 """The report: what batching saves and costs in each scenario, measured over real HTTP in this process.
 
-The server is given. The main thread enqueues; one thread reads the stream and notes when each piece came. A round has a
-manager and a connection of its own, so that rounds do not see each other.
+The caller passes a server. The main thread enqueues; another thread reads the stream and notes when each piece arrives.
+Each round has its own manager and connection, so that rounds do not affect each other.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MSS = 1460
 
 ROUNDS_OF_A_BURST = 5
 ROUNDS_OF_A_PERIOD = 3
-PATIENCE = 20.0  # seconds until something that has to come is missed
+PATIENCE = 20.0  # seconds to wait for something that has to come
 
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 Serve = Callable[[WSGIApp], contextlib.AbstractContextManager[tuple[str, int]]]
@@ -54,7 +54,7 @@ Serve = Callable[[WSGIApp], contextlib.AbstractContextManager[tuple[str, int]]]
 
 
 class MeasuringError(SSEBatcherError, RuntimeError):
-    """What was measured cannot be true, or did not come: an event was lost, or the machine is far too slow."""
+    """A measurement is impossible or incomplete: an event was lost, or the machine is far too slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Latency:
 class Row:
     """One scenario in one mode. Counts are medians over the rounds; latencies are over all events of all rounds.
 
-    `segments` and `wire_bytes` are None where the system does not tell (they need Linux).
+    `segments` and `wire_bytes` are None if the system does not say (Linux does).
     """
 
     scenario: str
@@ -100,7 +100,7 @@ class _Round:
 def measure(
     serve: Serve, names: Iterable[str] = MEASURED, progress: Callable[[str], None] = lambda line: None
 ) -> list[Row]:
-    """Measure these scenarios in every mode. `progress` is told what comes next.
+    """Measure these scenarios in every mode. `progress` is called with what comes next.
 
     Takes about a minute for all. Raises `MeasuringError`.
     """
@@ -257,7 +257,7 @@ class _Reader:
                 raise MeasuringError(f"{len(self.blocks)} of {count} blocks came within {PATIENCE:.0f} s")
 
     def traffic(self) -> _Traffic | None:
-        """What the kernel has counted so far, None where it does not tell."""
+        """What the kernel has counted so far, None if it does not say."""
         if not sys.platform.startswith("linux"):
             return None
         # struct tcp_info of linux/tcp.h: tcpi_bytes_received at 128, tcpi_data_segs_in at 152 (Linux 4.6 or later).
@@ -280,7 +280,7 @@ class _Reader:
 
 def _connect(address: tuple[str, int]) -> socket.socket:
     sock = socket.socket(socket.AF_INET)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, MSS)  # before it connects: the server is told
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, MSS)  # before it connects, which sends this to the server
     sock.settimeout(PATIENCE)
     sock.connect(address)
     return sock

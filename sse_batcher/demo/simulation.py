@@ -1,4 +1,4 @@
-"""The demo's hub: plays scenarios to everybody who listens, under the batching that each listener asked for.
+"""The demo's hub: plays scenarios to all listeners, each with the batching that it asked for.
 
 Any thread. `_lock` guards the managers.
 """
@@ -29,7 +29,7 @@ class Setting(NamedTuple):
 
 
 class Demo:
-    """A simulated hub. There is one manager for each setting in use, and all are fed the same events. Thread-safe."""
+    """A simulated hub. There is one manager for each setting in use, and all get the same events. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -39,7 +39,7 @@ class Demo:
         self._ending = threading.Event()
 
     def manager(self, setting: Setting) -> SSEManager:
-        """The manager for this setting, made when there is none. Who streams from it has to keep it."""
+        """Return the manager for this setting, and make it if there is none. Its streams have to keep it alive."""
         with self._lock:
             manager = self._managers.get(setting)
             if manager is None:
@@ -52,7 +52,7 @@ class Demo:
         return manager
 
     def play(self, scenario: Scenario) -> None:
-        """Let something happen in the hub, as fast as it does. Raises `ClosedError` where the demo ends before it."""
+        """Play a scenario, at its own pace. Raises `ClosedError` if the demo ends before it."""
         self.send(scenario.happen(random.Random()))
 
     def send(self, events: Iterable[Happening]) -> None:

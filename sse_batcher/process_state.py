@@ -172,7 +172,8 @@ class ProcessState:
 
         Never waits: while the place is not known, kicks that were made long ago may look newer.
         """
-        return self.place(), self.hub.ticket
+        hub = self.hub  # not `place`, since each request of the site pays for this
+        return hub.head if self.backend.is_known() else None, hub.ticket
 
     def format(self, place: Position | None) -> str:
         """The cursor that stands for a `place`."""

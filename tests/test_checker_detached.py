@@ -1,4 +1,4 @@
-"""Nothing is lost silently on detached streams either: `tests.test_checker`, with the loop as one more thread.
+"""Nothing is lost silently on detached streams: as `test_checker_interleavings`, with the loop as one more thread.
 
 The network is ours: a connection has room for a few hundred bytes, so that frames are cut in the middle all the time.
 """

@@ -14,7 +14,7 @@ import pytest
 
 from sse_batcher import SSEManager
 
-from .kit.redisserver import RedisServer, redis_server
+from .kit.redisserver import RedisServer, redis_fixture
 from .kit.repository import ROOT, blocks
 from .kit.viewers import Viewer
 from .kit.waiting import TIMEOUT, wait_until
@@ -22,10 +22,7 @@ from .kit.waiting import TIMEOUT, wait_until
 pytestmark = pytest.mark.external
 
 
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path) as server:
-        yield server
+redis = redis_fixture()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from .kit.redisserver import RedisServer, redis_server
+from .kit.redisserver import RedisServer, redis_fixture
 from .kit.servers import HOST, Server, running
 from .kit.waiting import TIMEOUT, wait_until
 
@@ -57,10 +57,7 @@ with SSEManager(batching=BatchOptions(batch_window=5, max_batch_size=2), backend
 """
 
 
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path) as server:
-        yield server
+redis = redis_fixture()
 
 
 @pytest.fixture

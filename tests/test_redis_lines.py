@@ -21,9 +21,20 @@ from sse_batcher.manager import process_of
 from sse_batcher.streams.history import ResumePoint
 
 from .kit.clock import Clock
-from .kit.redisserver import RedisServer, cursor_of, redis_server, sentinel_of
+from .kit.redisserver import RedisServer, cursor_of, redis_fixture, redis_server, sentinel_of
 from .kit.servers import HOST
-from .kit.viewers import EPOCH, FORGETFUL, STREAM, Make, Viewer, add, flat, managers, send, wait_until_read
+from .kit.viewers import (
+    EPOCH,
+    FORGETFUL,
+    STREAM,
+    Make,
+    Viewer,
+    add,
+    flat,
+    managers_fixture,
+    send,
+    wait_until_read,
+)
 from .kit.waiting import TIMEOUT, wait_until
 
 external = pytest.mark.external
@@ -33,16 +44,10 @@ MINUTE = 60_000
 DAY = 24 * 60 * MINUTE
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path) as server:
-        yield server
+server = redis_fixture()
 
 
-@pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    with managers(monkeypatch) as make:
-        yield make
+make = managers_fixture()
 
 
 def in_ms(milliseconds: int) -> str:

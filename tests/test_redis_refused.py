@@ -19,7 +19,7 @@ from sse_batcher import SSE, BackendError, InvalidEventError, SSEManager
 from sse_batcher.backends.redis.connections import Link
 from sse_batcher.manager import process_of
 
-from .kit.redisserver import RedisServer, cursor_of, redis_server
+from .kit.redisserver import RedisServer, cursor_of, redis_fixture, redis_server
 from .kit.repository import README
 from .kit.servers import HOST
 from .kit.sse_parser import parse
@@ -34,10 +34,7 @@ PAGE = "{{ sse_cursor() }}"
 NOWHERE = "redis://127.0.0.1:1/0"
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path) as server:
-        yield server
+server = redis_fixture()
 
 
 @pytest.fixture

@@ -136,6 +136,17 @@ def redis_server(folder: Path, **options: Any) -> Iterator[RedisServer]:
         server.client.close()
 
 
+def redis_fixture(**options: Any) -> Any:
+    """A fixture for a test module: a `redis_server` with these options in the test's folder."""
+
+    @pytest.fixture
+    def server(tmp_path: Path) -> Iterator[RedisServer]:
+        with redis_server(tmp_path, **options) as server:
+            yield server
+
+    return server
+
+
 @contextmanager
 def sentinel_of(server: RedisServer, folder: Path) -> Iterator[int]:
     """A sentinel that knows this server and its replicas as ``shop``, and is soon sure that it is gone. Its port."""

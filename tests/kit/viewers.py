@@ -49,6 +49,17 @@ def managers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         manager.shutdown(1.0)
 
 
+def managers_fixture() -> Any:
+    """A fixture for a test module: what `managers` gives."""
+
+    @pytest.fixture
+    def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+        with managers(monkeypatch) as make:
+            yield make
+
+    return make
+
+
 class Viewer:
     """A client of a manager, read by a thread."""
 

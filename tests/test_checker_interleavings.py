@@ -1,0 +1,42 @@
+"""Nothing is lost silently in one process, without sockets: interleavings drawn at random, and each with one switch."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from hypothesis import Phase, settings
+
+from .kit.checker import Violation
+from .kit.interleavings import (
+    MEANWHILE,
+    WAITING,
+    Interleavings,
+)
+
+
+def test_of_all_interleavings_with_one_switch_none_breaks_the_promise() -> None:
+    for waiting, things, first, places in product(
+        WAITING, [*product(MEANWHILE), *product(MEANWHILE, MEANWHILE)], BOTH, range(12)
+    ):
+        machine = Interleavings()
+        try:
+            machine.at_once(0, waiting, things, first, [places])
+        except Violation as violation:
+            raise AssertionError(f"at_once(0, {waiting}, {things}, {first}, [{places}])") from violation
+        finally:
+            machine.teardown()
+
+
+BOTH = (True, False)
+
+
+@pytest.mark.timeout(180)  # to find a small example, where there is one
+class TestInterleavings(Interleavings.TestCase):  # type: ignore[misc, valid-type]
+    settings = settings(
+        max_examples=700,
+        stateful_step_count=12,
+        deadline=None,
+        report_multiple_bugs=False,
+        phases=[Phase.reuse, Phase.generate, Phase.shrink],
+    )

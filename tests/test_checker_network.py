@@ -112,7 +112,7 @@ def serving_through_faults(
     def backend(url: str, frames: int) -> Backend:
         return RecordedBackend(record) if redis is None else recorded_redis(redis, frames, record)
 
-    monkeypatch.setattr("sse_batcher.manager.open_backend", backend)
+    monkeypatch.setattr("sse_batcher.process_state.open_backend", backend)
     with ExitStack() as stack:
         managers, proxies = [], []
         for _ in range(1 if redis is None else 2):

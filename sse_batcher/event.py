@@ -1,4 +1,4 @@
-"""Events and batches, what their names may be, and how data becomes JSON.
+"""Events and batches, the rules for their names, and the encoding of data as JSON.
 
 Pure.
 """
@@ -23,12 +23,12 @@ DEFAULT_CHANNEL = "default"
 MAX_NAME = 128
 MAX_CHANNELS = 100
 MAX_USER = 256
-"""The most characters of a user, and the most digits."""
+"""The most characters of a user that is a `str`, and the most digits of one that is an `int`."""
 _TOO_LARGE = 10**MAX_USER
 
 
 class NotGiven(Enum):
-    """The type of `NOT_GIVEN`, which stands for an argument that the caller has left out, unlike an explicit None."""
+    """The type of `NOT_GIVEN`, the default of arguments for which None has a meaning of its own."""
 
     NOT_GIVEN = "not given"
 
@@ -37,10 +37,10 @@ NOT_GIVEN: Final = NotGiven.NOT_GIVEN
 
 MIXED = "mixed"
 BATCH_SUFFIX = "_batch"
-# MIXED too: its batch would be named as the batches of `BatchOptions(mixed=True)` are.
+# MIXED is reserved because the batches of that type would have the name of those of `BatchOptions(mixed=True)`.
 RESERVED_TYPES = frozenset({"sse_open", "sse_gap", "sse_busy", "sse_bye", MIXED})
 
-# Control characters (category Cc): a line end would forge a field. Lone surrogates (Cs), which are not UTF-8.
+# Control characters (category Cc), since a line end would forge a field. Lone surrogates (Cs), which UTF-8 lacks.
 _FORBIDDEN_IN_NAMES = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 Encode = Callable[[Any], str]
@@ -49,9 +49,9 @@ encode_string: Callable[[str], str] = json.encoder.encode_basestring_ascii
 
 
 class Event(NamedTuple):
-    """One event as it was enqueued; `json` is its data, encoded in the thread that enqueued it.
+    """One event as it was enqueued. `json` is its data, encoded in the thread that enqueued it.
 
-    A tuple and not a dataclass, because one is made for each event of each batch.
+    A tuple and not a dataclass, because each call of `enqueue` makes one.
     """
 
     type: str
@@ -60,13 +60,13 @@ class Event(NamedTuple):
 
     @property
     def data(self) -> Any:
-        """The data, parsed again at each access, so that a change of the result affects no other reader."""
+        """The data. Parsed at each access, so that changing the result changes nothing else."""
         return json.loads(self.json)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one window held when it closed: one event or more, in the order in which they will be delivered.
+    """The events of one window when it closed: one or more, in the order of delivery.
 
     `type` is the type of its events, or ``"mixed"``. `reason` says why it closed: ``time_window``, ``size_limit``,
     ``leading``, ``critical``, ``manual`` or ``shutdown``. `timestamp` says when, in milliseconds since 1970.
@@ -80,7 +80,7 @@ class Batch:
 
 
 def check_type(event_type: object) -> str:
-    """Return the type as a plain `str`, or raise `InvalidEventError`."""
+    """Return an event's type as a plain `str`, or raise `InvalidEventError`."""
     name = _check_name(event_type, "type")
     if name in RESERVED_TYPES or name.endswith(BATCH_SUFFIX):
         raise InvalidEventError(
@@ -92,13 +92,12 @@ def check_type(event_type: object) -> str:
 
 
 def check_channel(channel: object) -> str:
-    """Return the channel as a plain `str`, or raise `InvalidEventError`. ``*`` passes: whether it may be named is
-    for the caller to say."""
+    """Return the channel as a plain `str`, or raise `InvalidEventError`. Accepts ``*``."""
     return _check_name(channel, "channel")
 
 
 def check_own_channel(channel: object) -> str:
-    """As `check_channel`, and refuse ``*``, which every client has and no caller may name."""
+    """As `check_channel`, but refuse ``*``, which every client has without naming it."""
     name = check_channel(channel)
     if name == BROADCAST:
         raise broadcast_named()
@@ -106,14 +105,14 @@ def check_own_channel(channel: object) -> str:
 
 
 def broadcast_named() -> InvalidEventError:
-    """The error for a caller that names ``*``."""
+    """Return the error for a caller that names ``*``."""
     return InvalidEventError(
         "the channel '*' is every client's and cannot be named: call broadcast() to reach all of them", field="channel"
     )
 
 
 def check_channels(channels: Iterable[str]) -> tuple[str, ...]:
-    """The channels of one stream: 1 to 100 names, each once, in the order given."""
+    """Return the channels of one stream, each once, in the given order. Raises `InvalidEventError` unless 1 to 100."""
     if isinstance(channels, str):
         raise InvalidEventError(f"channels must be several names, not one string: use ({channels!r},)", field="channel")
     names = tuple(dict.fromkeys(check_own_channel(channel) for channel in channels))
@@ -125,11 +124,11 @@ def check_channels(channels: Iterable[str]) -> tuple[str, ...]:
 def check_user(user: object) -> str | int:
     """Return the user as a plain `str` or `int`, or raise `InvalidEventError`. ``"7"`` and ``7`` are two users."""
     if user is None:
-        raise InvalidEventError("user is None: nobody is logged in?", field="user")
-    # By its real type: a proxy, such as current_user of Flask-Login, passes for the thing behind it in isinstance().
+        raise InvalidEventError("user is None: is the user logged in?", field="user")
+    # type() and not isinstance(), which a proxy deceives, for example Flask-Login's current_user.
     if not issubclass(type(user), (str, int)) or isinstance(user, bool):
         raise InvalidEventError(
-            f"a user is a str or an int, not {type(user).__name__}: take what names the user, such as str(user.id)",
+            f"a user is a str or an int, not {type(user).__name__}: use a name or an id, such as str(user.id)",
             field="user",
         )
     if isinstance(user, str):
@@ -145,7 +144,7 @@ def check_user(user: object) -> str | int:
 
 
 def check_pair(pair: object) -> tuple[Any, Any]:
-    """One event of a snapshot, ``(event_type, data)``, or raise `InvalidEventError`."""
+    """Return one event of a snapshot, ``(event_type, data)``, or raise `InvalidEventError`."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise InvalidEventError(f"a state is a tuple (event_type, data), not {type(pair).__name__}")
     return pair[0], pair[1]
@@ -154,39 +153,43 @@ def check_pair(pair: object) -> tuple[Any, Any]:
 def _check_name(name: object, field: str) -> str:
     if not isinstance(name, str):
         raise InvalidEventError(f"the {field} must be a string, not {type(name).__name__}", field=field)
-    name = str.__str__(name)  # of a str-based enum: its value
+    name = str.__str__(name)  # for an enum that is a str: its value
     if not 1 <= len(name) <= MAX_NAME:
         raise InvalidEventError(f"the {field} must have 1 to {MAX_NAME} characters, not {len(name)}", field=field)
     found = _FORBIDDEN_IN_NAMES.search(name)
     if found:
         raise InvalidEventError(
-            f"the {field} {name!r} holds {found[0]!r}: control characters and lone surrogates are refused", field=field
+            f"the {field} {name!r} contains {found[0]!r}: control characters and lone surrogates are refused",
+            field=field,
         )
     return name
 
 
 def json_encoder(default: Callable[[Any], Any] | None = None) -> Encode:
-    """An encoder to one line of compact ASCII JSON. `default` is called for what JSON does not know, as in
-    `json.JSONEncoder`. Thread-safe. Raises what `JSONEncoder` raises; NaN and infinity are no JSON."""
+    """Return an encoder to one line of compact ASCII JSON. Thread-safe.
+
+    `default` is called for objects that JSON does not have, as in `json.JSONEncoder`. Raises the errors of
+    `json.JSONEncoder`, also for NaN and infinity.
+    """
     encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=default)
 
     def make() -> Callable[[Any, int], Iterable[str]]:
-        # What `encoder.encode` makes anew for each call, which takes two fifths of its time.
+        # `encoder.encode` makes such an object for each call, which takes two fifths of its time.
         accelerated = getattr(json.encoder, "c_make_encoder", None)
         return accelerated({}, encoder.default, encode_string, None, ":", ",", False, False, False)  # type: ignore[misc, no-any-return]
 
     try:
         idle = deque([make()])
-    except TypeError:  # this Python has none, or one of another signature
+    except TypeError:  # this Python does not have it, or with another signature
 
-        def encode_slowly(data: Any) -> str:  # a method cannot be marked
+        def encode_slowly(data: Any) -> str:  # a function, since `trusted` sets an attribute
             return encoder.encode(data)
 
         return trusted(encode_slowly)
 
     def encode(data: Any) -> str:
-        # Each remembers the containers that it is in, to find circles: it is used by one call at a time, also where one
-        # call interrupts another, and thrown away after an error.
+        # To find circular references, each object remembers the containers that it is in. So only one call at a time
+        # uses it, even if one call interrupts another, and it is dropped after an error.
         try:
             accelerated = idle.pop()
         except IndexError:
@@ -199,15 +202,15 @@ def json_encoder(default: Callable[[Any], Any] | None = None) -> Encode:
 
 
 def trusted(encode: Encode) -> Encode:
-    """Mark an encoder, and return it: its text always passes `check_json`, so that nobody has to check it."""
+    """Mark an encoder whose text always passes `check_json`, so that it is not checked, and return it."""
     encode.is_trusted = True  # type: ignore[attr-defined]
     return encode
 
 
 def checked(encode: Encode) -> Encode:
-    """This encoder, which raises `ValueError` or `TypeError` for text that does not pass `check_json`.
+    """Return an encoder that checks this encoder's text with `check_json`.
 
-    One that is `trusted` is returned as it is: the check takes longer than the encoding.
+    A `trusted` encoder is returned as it is, since the check takes longer than the encoding.
     """
     if getattr(encode, "is_trusted", False):
         return encode
@@ -215,22 +218,22 @@ def checked(encode: Encode) -> Encode:
     def encode_and_check(data: Any) -> str:
         text = encode(data)
         check_json(text)
-        return str.__str__(text)  # of a subclass, which might join or format in its own way: the text
+        return str.__str__(text)  # a subclass of `str` might format itself in another way
 
     return trusted(encode_and_check)
 
 
 encode_json: Encode = json_encoder()
-"""The encoder used unless another is given: what `json.dumps` accepts, less NaN and infinity."""
+"""The default encoder: as `json.dumps`, but NaN and infinity are refused."""
 
 
 def encode_data(encode: Encode, data: Any, field: str = "data") -> str:
-    """Encode with a `trusted` encoder, and turn what goes wrong into `InvalidEventError` with its cause."""
+    """Encode with a `trusted` or `checked` encoder. Errors become an `InvalidEventError` that names the reason."""
     try:
         return encode(data)
     except (TypeError, ValueError, RecursionError) as error:
         what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        if what.startswith("Out of range float"):  # of which Python before 3.12 does not say more
+        if what.startswith("Out of range float"):  # Python's message does not name the place
             what = _not_finite(data, field) or what
         raise InvalidEventError(f"the {field} cannot be sent as JSON: {what}", field=field) from error
 
@@ -238,7 +241,7 @@ def encode_data(encode: Encode, data: Any, field: str = "data") -> str:
 def _not_finite(data: object, name: str) -> str | None:
     """Say where the first NaN or infinity in this data is, and what to do about it. None if there is none."""
     waiting = deque([(name, data)])
-    seen = set()  # containers may be in circles
+    seen = set()  # containers may contain each other
     while waiting:
         place, value = waiting.popleft()
         if isinstance(value, float) and not math.isfinite(value):
@@ -256,7 +259,7 @@ def _not_finite(data: object, name: str) -> str | None:
 def check_json(text: object) -> None:
     """Raise `ValueError` unless this is JSON on one line of ASCII, and `TypeError` unless it is a string.
 
-    A line end would begin a line of its own on the wire, and sizes are counted in characters. Any depth passes.
+    A line end would begin another field on the wire, and sizes are counted in characters. Any nesting depth passes.
     """
     if not isinstance(text, str):
         raise TypeError(f"encode() returned {type(text).__name__}, not a str")
@@ -266,7 +269,7 @@ def check_json(text: object) -> None:
         raise ValueError("encode() returned text with a line end: leave out the indentation")
     try:
         _decoder.decode(text)
-    except RecursionError:  # each version of Python, and each depth of the caller, has another limit
+    except RecursionError:  # the limit depends on the version of Python and on how deep the caller is
         _check_deep_json(text)
 
 
@@ -274,7 +277,7 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"encode() returned {constant}, which is not JSON: use allow_nan=False")
 
 
-# Numbers become floats, since an int of thousands of digits is JSON, and Python refuses to read it.
+# Numbers are read as floats: Python refuses to read an int of thousands of digits, which is valid JSON.
 _decoder = json.JSONDecoder(parse_int=float, parse_constant=_refuse)
 _TOKEN = re.compile(
     r"""[ \t]*(?:
@@ -288,9 +291,9 @@ _VALUE = "tv[{"
 
 
 def _check_deep_json(text: str) -> None:
-    """As the decoder, but without recursion: many times slower, and any depth passes."""
-    closing: list[str] = []  # what ends the containers that are open
-    expected = _VALUE  # the kinds of what may come next: a sign, or t(ext), v(alue), k(ey) and e(nd)
+    """Check as the decoder does, but without recursion: many times slower, for any depth."""
+    closing: list[str] = []  # the closing signs of the open containers
+    expected = _VALUE  # the kinds of token that may come next: a sign, or t(ext), v(alue), k(ey) and e(nd)
     place = 0
     while expected:
         token = _TOKEN.match(text, place)

@@ -1,4 +1,4 @@
-"""Functions that the app registers: whether one can be called, and how an error message names a wrong answer.
+"""Functions that the app registers: checks them, and describes their answers in error messages.
 
 Pure.
 """
@@ -19,7 +19,7 @@ def check_function(name: str, function: object) -> None:
     inner: Any = function
     while isinstance(inner, functools.partial):
         inner = inner.func
-    # `__call__` is for an object that can be called.
+    # `__call__` is for an instance of a class that has this method.
     if any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in (inner, inner.__call__)):
         raise InvalidFunctionError(
             f"{name} must not be async, as {function!r} is: it is called without an event loop. Write it with def, or "
@@ -28,8 +28,8 @@ def check_function(name: str, function: object) -> None:
 
 
 def described(answer: object) -> str:
-    """An answer, for an error message: by its type, since the value may be long or secret."""
+    """Describe an answer for an error message by its type, since the value may be long or secret."""
     if inspect.iscoroutine(answer):
-        answer.close()  # or Python warns that it was never awaited
+        answer.close()  # otherwise Python warns that it was never awaited
         return "a coroutine"
     return repr(answer) if answer is None or isinstance(answer, bool) else f"an object of type {type(answer).__name__}"

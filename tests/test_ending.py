@@ -232,7 +232,7 @@ def test_a_kick_names_a_user_or_a_channel_or_both(make: Callable[..., SSEManager
 @pytest.mark.parametrize(
     ("who", "message"),
     [
-        ({"user": None}, r"^user is None: nobody is logged in\?$"),
+        ({"user": None}, r"^user is None: is the user logged in\?$"),
         ({"user": None, "channel": "team-7"}, r"^user is None"),
         ({"user": "ada", "channel": None}, "the channel must be a string, not NoneType"),
         ({"channel": None}, "the channel must be a string"),
@@ -663,7 +663,7 @@ def test_a_task_for_later_runs_when_its_time_has_come_and_those_of_the_same_time
     app_thread = AppThread(nullcontext, clock)
     ran: list[str] = []
     for seconds, name in [(5, "b"), (5, "c"), (1, "a")]:
-        app_thread._orders.put((clock.now + seconds, next(app_thread._numbers), lambda name=name: ran.append(name)))  # type: ignore[misc]
+        app_thread._new_timed.put((clock.now + seconds, next(app_thread._numbers), lambda name=name: ran.append(name)))  # type: ignore[misc]
     assert app_thread.work() == 1
     clock.now += 1
     assert (app_thread.work(), ran) == (4, ["a"])

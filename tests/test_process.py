@@ -107,7 +107,7 @@ def test_all_that_is_open_shares_one_time_limit(clock: Clock, caplog: pytest.Log
     assert [thing.timeouts for thing in things] == [[EXIT_SECONDS], [EXIT_SECONDS - 3], [0.0]]
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "what was not delivered is lost" in record.getMessage()
+    assert "events that were not delivered are lost" in record.getMessage()
 
 
 def test_a_second_end_finds_nothing_open(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

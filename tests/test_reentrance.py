@@ -340,7 +340,7 @@ def test_an_exit_with_a_stuck_sink_does_not_hang() -> None:
     batcher.enqueue("error", 1)
     """,
         stderr="not everything was delivered and closed within 0.1 seconds at the end of this process: "
-        "what was not delivered is lost\n",
+        "events that were not delivered are lost\n",
     )
 
 

@@ -1,6 +1,6 @@
-"""Backends: who gives a batch its position, and brings it to the hub.
+"""Backends: they give each batch its position, and deliver it to the hub of each process.
 
-`open_backend` makes the one that a URL names.
+`open_backend` makes the backend for a URL.
 """
 
 from __future__ import annotations
@@ -19,47 +19,54 @@ SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://")
 class Backend(Cursors, Protocol):
     """Orders batches and delivers them as frames.
 
-    Also the `Cursors` of its history: positions are made here alone.
+    It is also the `Cursors` of its history, since only the backend makes positions.
     """
 
     def connect(self, receiver: Receiver) -> None:
-        """Say who gets the frames. They are delivered in the order of their positions, by one thread at a time."""
+        """Set the receiver of the frames. They are delivered in the order of positions, by one thread at a time."""
 
     def publish(self, batch: Batch) -> None:
-        """Take a batch. May block. Called by one thread at a time. Where it is lost, tells the receiver and raises."""
+        """Take a batch. May block. Called by one thread at a time.
+
+        If the batch is lost, calls the receiver's `lose` and raises.
+        """
 
     def kick(self, user: str | int | None, channel: str | None) -> None:
-        """Have these streams ended, in each process. Raises `BackendError`."""
+        """End the streams of this user, or of this channel, in all processes. Raises `BackendError`."""
 
     def is_known(self) -> bool:
-        """Whether it is known here where the history stands. Begins to find out; never waits."""
+        """Return whether the newest position is known here. If not, starts to find it; never waits."""
 
     def open(self, cursor: str | None) -> None:
-        """Have the history here, up to where this client has been. May wait a little; raises `BackendError`."""
+        """Wait until the history is here, up to this client's cursor: a few seconds at most. Raises `BackendError`."""
 
     def wait_until_delivered(self, timeout: float | None) -> bool:
-        """Wait until what this process has published was delivered to its own clients, too."""
+        """Wait until what this process has published was delivered to its own clients. Return whether it was.
+
+        `timeout` is in seconds; None: no limit.
+        """
 
     def close(self, timeout: float | None) -> bool:
-        """Publish and deliver no more. True if that has ended within `timeout` seconds."""
+        """Stop to publish and to deliver. Return whether that was done within `timeout` seconds."""
 
     @property
     def silent_for(self) -> float:
-        """Seconds for which it owes an answer, to anybody here who waits for one."""
+        """For how many seconds it has not answered; 0 if no answer is due."""
 
     @property
     def answered_ago(self) -> float:
-        """Seconds since it has answered, or, where it never has, since it was first asked; 0 where it never was."""
+        """Seconds since its last answer; if there was none, since the first call; 0 if there was no call."""
 
     @property
     def ignored(self) -> int:
-        """Entries that were met and ignored: those of others, and those that cannot be read."""
+        """How many entries were ignored: those of other programs, and those that cannot be read."""
 
 
 def open_backend(backend: Any, frames: int) -> Backend:
-    """The backend that a URL names, or that a ready ``redis.Redis`` leads to. `frames`: how many are kept.
+    """Return the backend for a URL or for a ready ``redis.Redis``. Connects to nothing.
 
-    ``memory://``: this process alone. For those of Redis see `open_redis`. Connects to nothing.
+    ``memory://`` is for one process. For the URLs of Redis see `open_redis`. `frames` is how many frames Redis keeps.
+    Raises `ConfigurationError`.
     """
     if backend == "memory://":
         return MemoryBackend()
@@ -67,6 +74,6 @@ def open_backend(backend: Any, frames: int) -> Backend:
         raise ConfigurationError(
             f"backend must be 'memory://', or begin with one of {', '.join(SCHEMES)}, not {backend!r}", option="backend"
         )
-    if not isinstance(backend, str) and not hasattr(backend, "xadd"):  # looked at before the package is needed
+    if not isinstance(backend, str) and not hasattr(backend, "xadd"):  # checked without the package redis
         raise ConfigurationError(f"backend must be a URL or a redis.Redis, not {backend!r}", option="backend")
     return open_redis(backend, frames)

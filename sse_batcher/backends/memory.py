@@ -1,6 +1,6 @@
-"""The backend of one process.
+"""The backend for one process, without any other service.
 
-`publish` delivers in the thread that calls it.
+`publish` delivers in the thread that calls it, the batcher's. The other methods are thread-safe.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..streams.history import ResumePoint, Slice
 from ..streams.roles import Receiver
 from ..wire import Frame, Position
 
-# A cursor comes from outside: it is matched whole, bounded, and rebuilt from its parts.
+# A cursor comes from outside, so each part has a maximum length, and the cursor is rebuilt from its parts.
 _CURSOR = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})(?:\.([1-9][0-9]{0,8}))?", re.ASCII)
 
 
@@ -52,7 +52,7 @@ class MemoryBackend:
         return True
 
     def open(self, cursor: str | None) -> None:
-        """All of it is here."""
+        """Do nothing: the whole history is here."""
 
     def now(self) -> float:
         return time.time() * 1000
@@ -78,7 +78,7 @@ class MemoryBackend:
         return ResumePoint((int(match[2]),), int(match[3] or 0))
 
     def replay(self, channels: Iterable[str], point: ResumePoint) -> Slice | None:
-        """What the history has let go is nowhere."""
+        """Return None: frames that the history has dropped are nowhere else."""
         return None
 
     def normalize(self, cursor: str) -> str | None:

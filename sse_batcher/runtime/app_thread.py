@@ -1,6 +1,7 @@
-"""The app thread: runs functions of the app that belong to no request, such as receivers of signals.
+"""The app thread: runs functions of the app outside of requests, such as receivers of signals.
 
-The threads that deliver batches and serve clients never wait for such a function.
+The threads that deliver batches and serve clients never wait for such a function. `AppThread` takes no lock: the queues
+are thread-safe, and everything else belongs to its thread.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from .worker import Worker
 
 _log = logging.getLogger("sse_batcher.helper")
 
-QUEUE_LENGTH = 1_000
+MAX_WAITING_TASKS = 1_000
 
 Task = Callable[[], None]
 
 
 class AppThread:
-    """Runs tasks one after the other, each inside `context()`. Its thread is started by the first."""
+    """Runs tasks one after the other, each inside `context()`. The first task starts the thread.
+
+    `clock` returns monotonic time in seconds. `name` is that of the thread.
+    """
 
     def __init__(
         self,
@@ -31,52 +35,55 @@ class AppThread:
         clock: Callable[[], float] = time.monotonic,
         name: str = "sse_batcher-app",
     ) -> None:
+        # Written by all threads that post. A harmless race: if two drop a task at the same time, one may be uncounted.
         self.dropped = 0
         self._context = context
         self._clock = clock
         self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
-        self._numbers = itertools.count()  # tasks that are due at the same time keep their order
-        self._orders: queue.SimpleQueue[tuple[float, int, Task]] = queue.SimpleQueue()
-        self._later: list[tuple[float, int, Task]] = []  # a heap; the thread's own
+        self._numbers = itertools.count()  # keeps the order of tasks that are due at the same time
+        self._new_timed: queue.SimpleQueue[tuple[float, int, Task]] = queue.SimpleQueue()
+        self._timed: list[tuple[float, int, Task]] = []  # a heap by time, of the thread alone
         self._closed = False
         self._worker = Worker(self, name)
 
     def post(self, task: Task) -> None:
-        """Have `task` run soon. Never waits: with 1,000 waiting, or where no thread can be started, it is dropped and
-        counted. Callable from any thread."""
-        if self._tasks.qsize() >= QUEUE_LENGTH:
+        """Run `task` soon. Never waits. Thread-safe.
+
+        The task is dropped and counted if 1,000 tasks are waiting, or if no thread can be started.
+        """
+        if self._tasks.qsize() >= MAX_WAITING_TASKS:
             self.dropped += 1
             return
-        # First the task, then the thread: one that is started after `close` takes a single turn.
+        # First the task, then the thread: a thread that is started after `close` takes a single turn.
         self._tasks.put(task)
         self._start()
 
     def post_later(self, seconds: float, task: Task) -> None:
-        """Have `task` run after so many seconds, unless the app thread is closed first. Callable from any thread."""
-        self._orders.put((self._clock() + seconds, next(self._numbers), task))
+        """Run `task` after so many seconds, unless the app thread is closed before. Thread-safe."""
+        self._new_timed.put((self._clock() + seconds, next(self._numbers), task))
         self._start()
 
     def close(self, timeout: float | None) -> bool:
-        """Run what was posted, and end the thread. True if it ended within `timeout` seconds."""
+        """Run the tasks that were posted, and end the thread. Return whether it ended within `timeout` seconds."""
         self._closed = True
         self._worker.stop()
         return self._worker.join(timeout)
 
     def work(self) -> float | None:
-        """One turn of the thread, for `Worker`."""
-        while not self._orders.empty():
-            heapq.heappush(self._later, self._orders.get())
-        while self._later and self._later[0][0] <= self._clock() and not self._closed:
-            self._run(heapq.heappop(self._later)[2])
+        """Take one turn of the thread, for `Worker`. Return the seconds until the next one; None: when woken."""
+        while not self._new_timed.empty():
+            heapq.heappush(self._timed, self._new_timed.get())
+        while self._timed and self._timed[0][0] <= self._clock() and not self._closed:
+            self._run(heapq.heappop(self._timed)[2])
         while True:
             try:
                 task = self._tasks.get_nowait()
             except queue.Empty:
                 break
             self._run(task)
-        if self._closed or not self._later:
+        if self._closed or not self._timed:
             return None
-        return max(0.0, self._later[0][0] - self._clock())
+        return max(0.0, self._timed[0][0] - self._clock())
 
     def _start(self) -> None:
         self._worker.wake()

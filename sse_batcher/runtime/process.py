@@ -1,6 +1,6 @@
-"""What the beginning and the end of a process mean for us: a forked child starts afresh, and what is open is closed.
+"""The beginning and the end of a process: each forked child has its own objects, and what is open is closed at the end.
 
-Any thread. Takes no lock, since one that was taken before a fork may be held for ever after it. The one exception is
+Thread-safe. Takes no lock, since a lock that was held during a fork is held forever in the child. The one exception is
 the end of a child of `multiprocessing`: listing its threads takes a lock, which Python replaces in a child.
 """
 
@@ -26,20 +26,21 @@ T = TypeVar("T")
 
 
 def require_threads() -> None:
-    """Refuse a host that runs no threads of ours: uWSGI without them starts each, and never lets it go on."""
+    """Raise `ConfigurationError` under uWSGI without threads, which starts threads and then never runs them."""
     uwsgi = sys.modules.get("uwsgi")
     options = getattr(uwsgi, "opt", None)
     if options is not None and not any(name in options for name in ("threads", "enable-threads")):
         raise ConfigurationError("uWSGI runs without threads: start it with --threads N, or with --enable-threads")
 
 
-_WIPE_ON_FORK = 18  # Linux's MADV_WIPEONFORK, for which Python has no name
+_MADV_WIPEONFORK = 18  # of Linux; the module mmap does not define it
 
 
 class _Pid:
-    """This process's number, for which the system is asked once: asked twice an event, it took a tenth of `enqueue`.
+    """The process id, which is read from the system only once: two system calls took a tenth of the time of `enqueue`.
 
-    The kernel wipes `known` in a child that was forked, however it was. Where it does not, it is asked each time.
+    The kernel sets `known` to zero in a forked child, however it was forked. If the kernel cannot do that, `ask` is
+    called each time.
     """
 
     def __init__(self) -> None:
@@ -48,13 +49,13 @@ class _Pid:
         if sys.platform == "linux":
             page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             with suppress(OSError):  # before Linux 4.14
-                page.madvise(_WIPE_ON_FORK)
+                page.madvise(_MADV_WIPEONFORK)
                 self.known = page
 
     def ask(self) -> int:
         self.value = os.getpid()
         if isinstance(self.known, mmap.mmap):
-            self.known[0] = 1  # last: who finds it takes the value
+            self.known[0] = 1  # last: a thread that finds it set uses the value
         return self.value
 
 
@@ -62,9 +63,9 @@ _pid = _Pid()
 
 
 class PerProcess(Generic[T]):
-    """One `T` for each process that asks for it; a forked child leaves its parent's behind.
+    """One `T` for each process that uses it. A forked child makes its own.
 
-    Told by the pid and not by `os.register_at_fork`, because uWSGI forks without Python's hooks.
+    A fork is recognised by the process id and not by `os.register_at_fork`, because uWSGI forks without Python's hooks.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
@@ -72,7 +73,7 @@ class PerProcess(Generic[T]):
         self._by_pid: dict[int, T] = {}
 
     def get(self) -> T:
-        """This process's. Of several threads that come first at once, all get the same."""
+        """Return this process's `T`. Threads that make it at the same time all get the same one."""
         pid = _pid.value if _pid.known[0] else _pid.ask()
         mine = self._by_pid.get(pid)
         if mine is None:
@@ -85,13 +86,13 @@ class PerProcess(Generic[T]):
         return self._by_pid.get(os.getpid())
 
     def inherited(self) -> T | None:
-        """The one of the process that this one was forked from, as long as this one has none of its own."""
+        """Return the parent process's `T`, as long as this process has not made its own."""
         pid = os.getpid()
         others = [thing for owner, thing in list(self._by_pid.items()) if owner != pid]
         return others[0] if others and pid not in self._by_pid else None
 
     def left_behind(self) -> list[T]:
-        """Those of processes that this one was forked from; each once."""
+        """Return the `T` of each process that this one descends from, and forget them."""
         mine = {pid: thing for pid, thing in self._by_pid.items() if pid == os.getpid()}
         theirs = [thing for pid, thing in self._by_pid.items() if pid not in mine]
         self._by_pid = mine
@@ -103,27 +104,29 @@ EXIT_SECONDS = 5.0
 
 
 class Closable(Protocol):
+    """An object that `close_at_exit` can close."""
+
     def close(self, timeout: float | None) -> bool: ...
 
 
 class _Open(dict[int, "weakref.ref[Closable]"]):
-    """What is open in one process. By id, each removed when its object is collected.
+    """The open objects of one process, by `id`. An object is removed when it is garbage-collected.
 
-    A dict, since its single steps are atomic: objects come and go in any thread while another one walks it.
+    A dict, since its single steps are atomic: threads add and remove objects while another one iterates over it.
     """
 
     job_end_registered = False
-    """Whether `multiprocessing` calls us at the end of this process."""
+    """Whether `_register_job_end` has done its work in this process."""
 
 
 _open = PerProcess(_Open)
 
 
 def close_at_exit(closable: Closable) -> None:
-    """Call `closable.close(timeout)` when this process ends, unless it is collected before.
+    """Call `closable.close(timeout)` when this process ends, unless it is garbage-collected before.
 
-    `atexit` does not run in a process that ends by `os._exit`. There, the finalizers of `multiprocessing` or a signal
-    of Celery are used. Nothing is closed before any other `os._exit`.
+    `atexit` does not run in a process that ends by `os._exit`. For jobs of `multiprocessing` and Celery, their own
+    finalizers or signals are used instead. Before any other `os._exit`, nothing is closed.
     """
     mine = _open.get()
     key = id(closable)
@@ -133,7 +136,7 @@ def close_at_exit(closable: Closable) -> None:
 
 @atexit.register
 def _close_all(**_: Any) -> None:
-    """Close what is open in this process. A second call finds only what was opened since the first."""
+    """Close everything that is open in this process. A second call closes what was opened since the first."""
     mine = _open.get()
     end = time.monotonic() + EXIT_SECONDS
     in_time = True
@@ -148,20 +151,20 @@ def _close_all(**_: Any) -> None:
             _log.exception("closing %r at exit failed", closable)
     if not in_time:
         _log.warning(
-            "not everything was delivered and closed within %g seconds at the end of this process: what was not "
-            "delivered is lost",
+            "not everything was delivered and closed within %g seconds at the end of this process: events that were "
+            "not delivered are lost",
             EXIT_SECONDS,
         )
 
 
 # -- jobs: processes started by multiprocessing, or by billiard, which is Celery's copy of it --------------------------
 
-LAST = -1_000
-"""An exit priority after all others: the app's own finalizers may enqueue."""
+LAST_EXIT_PRIORITY = -1_000
+"""Lower than all others, so that it comes last: the app's own finalizers may enqueue."""
 
 
 def _register_job_end(_: object = None) -> None:
-    """In a job, have `_close_all` called at its end. A child forgets what its parent has registered for this."""
+    """In a job, arrange that `_close_all` is called at its end. A child does not inherit what its parent registered."""
     mine = _open.get()
     process: Any = sys.modules.get("multiprocessing.process")
     util: Any = sys.modules.get("multiprocessing.util")
@@ -171,27 +174,31 @@ def _register_job_end(_: object = None) -> None:
     if getattr(current, "_parent_pid", None) is not None:
         mine.job_end_registered = True
         if util.is_exiting() and threading.current_thread() is not threading.main_thread():
-            _close_after_threads()  # the caller goes on after the job; if it fails, events are delivered by callers
+            # The calling thread goes on after the job. If no thread can be started, callers deliver their events.
+            _close_after_threads()
         else:
-            util.Finalize(None, _end_job, exitpriority=LAST)
+            util.Finalize(None, _end_job, exitpriority=LAST_EXIT_PRIORITY)
         celery: Any = sys.modules.get("celery.signals")
-        if celery is not None:  # its pools run no finalizers
+        if celery is not None:  # Celery's pools run no finalizers
             celery.worker_process_shutdown.connect(_close_all)
     elif getattr(current, "_inheriting", False):
-        # A new interpreter imports the main module before it becomes a job.
+        # A new interpreter, which imports the main module before it becomes a job.
         util.register_after_fork(_open, _register_job_end)
 
 
 def _end_job() -> None:
-    # Up to Python 3.12, this comes before Python waits for the job's threads, which may still enqueue. billiard, which
-    # sets no parent process, does not wait for them.
+    # Up to Python 3.12, this runs before Python waits for the job's threads, which may still enqueue. billiard does not
+    # wait for them, and sets no parent process.
     waits = sys.modules["multiprocessing.process"].parent_process() is not None
     if not (waits and _other_threads() and _close_after_threads()):
         _close_all()
 
 
 def _close_after_threads() -> bool:
-    """Start a thread that closes all when the others have ended; Python waits for it, too. False if none can start."""
+    """Start a thread that calls `_close_all` when all others have ended. Python waits for it, too.
+
+    Returns False if no thread can be started.
+    """
 
     def close() -> None:
         while threads := _other_threads():
@@ -206,6 +213,6 @@ def _close_after_threads() -> bool:
 
 
 def _other_threads() -> list[threading.Thread]:
-    """Those that Python waits for, but for the main thread and the caller's."""
+    """Return the threads that Python waits for, without the main thread and the calling one."""
     mine = (threading.main_thread(), threading.current_thread())
     return [thread for thread in threading.enumerate() if not thread.daemon and thread not in mine]

@@ -1,12 +1,12 @@
-"""A daemon thread that parks until it is woken, is replaced when it dies, and ends with its owner.
+"""A daemon thread that waits until it is woken, is replaced if it dies, and ends with its owner.
 
-`Worker.wake` may be called from anywhere, also from a signal handler or a `__del__` that the garbage collector runs
-in the middle of any of our own lines, the parked thread's included. That is why the thread does not park in a
-`threading.Condition`: a `notify` that comes while the same thread is inside `wait`, but is not yet listed as waiting,
-is lost. `queue.SimpleQueue.put` is documented to be safe there, and remembers.
+`Worker.wake` may be called from anywhere, also from a signal handler or a `__del__`, which the garbage collector may
+run between any two lines, also in the waiting thread. So the thread does not wait on a `threading.Condition`: a
+`notify` is lost if it comes while the same thread is inside `wait` but not yet registered. `queue.SimpleQueue.put` is
+documented to be safe there, and keeps the wake-up.
 
-`Worker.ensure` takes no lock, which an exception of a signal handler could leave held. Callers that meet may start more
-than one thread; the threads themselves settle which one works, and the others end at once.
+`Worker.ensure` takes no lock, since an exception of a signal handler could leave it held. Several callers may start a
+thread at the same time. The threads themselves decide which one works, and the others end at once.
 """
 
 from __future__ import annotations
@@ -28,29 +28,32 @@ T = TypeVar("T")
 
 
 class Owner(Protocol):
-    def work(self) -> float | None:
-        """Do what is due now, on the worker's thread. Returns the seconds until the next turn, or None: when woken.
+    """An object that a worker's thread works for."""
 
-        The thread holds its owner from `wake` on, and until a turn returns None.
+    def work(self) -> float | None:
+        """Do what is due now, on the worker's thread. Return the seconds until the next turn; None: when woken.
+
+        The thread has a strong reference to its owner from `wake` until a turn returns None.
         """
 
 
 class Deadline:
-    """One time limit carried through several waits, in real seconds; None: no limit."""
+    """One time limit for several waits, in real seconds; None: no limit."""
 
     def __init__(self, timeout: float | None) -> None:
         self._end = None if timeout is None else time.monotonic() + timeout
 
     def left(self) -> float | None:
+        """Return the seconds that are left, 0 or more; None: no limit."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
 
 def take(source: queue.SimpleQueue[T], timeout: float | None) -> T:
-    """Take the next thing out of a queue that nobody else takes from, within `timeout` seconds (None: no limit).
+    """Take the next item of a queue that has only this consumer. Raises `queue.Empty` after `timeout` seconds.
 
-    Raises `queue.Empty`. Not just ``source.get(timeout=timeout)``: CPython up to 3.12 then waits for ever, if the last
-    take had not waited and the time is up before the first look (the rest of the time is negative then, which means
-    no limit). A look that finds nothing leaves the queue in a state in which this cannot be.
+    Not just ``source.get(timeout=timeout)``. With that, CPython up to 3.12 waits forever if the previous `get` did not
+    wait and the time is over before it first checks the queue: the remaining time is negative, which means no limit.
+    This cannot happen after a `get_nowait` that has found the queue empty.
     """
     try:
         return source.get_nowait()
@@ -59,9 +62,9 @@ def take(source: queue.SimpleQueue[T], timeout: float | None) -> T:
 
 
 class _Term:
-    """The time for which one thread works. Threads claim a term, and name the one after it, by `dict.setdefault`.
+    """The time in which one thread works. Threads claim a term, and create the next one, with `dict.setdefault`.
 
-    That is atomic: of several threads that claim the same term, one gets it, and all agree on the next one.
+    That is atomic: if several threads claim the same term, one gets it, and all agree on the next term.
     """
 
     __slots__ = ("_claims", "over")
@@ -69,79 +72,82 @@ class _Term:
     def __init__(self) -> None:
         self._claims: dict[str, threading.Thread | _Term] = {}
         self.over = False
-        """The thread is about to end, and takes no more wake-ups. By the thread."""
+        """Whether the thread is about to end and takes no more wake-ups. Set by the thread."""
 
     @property
     def thread(self) -> threading.Thread | None:
-        """The thread that has it."""
+        """The thread that has claimed it."""
         return self._claims.get("thread")  # type: ignore[return-value]
 
     def claim(self) -> bool:
-        """Let the calling thread have it. False if another one does."""
+        """Claim it for the calling thread. Return False if another thread has it."""
         me = threading.current_thread()
         return self._claims.setdefault("thread", me) is me
 
     def next(self) -> _Term:
+        """Return the term after this one."""
         return self._claims.get("next") or self._claims.setdefault("next", _Term())  # type: ignore[return-value]
 
     def runs(self) -> bool:
-        # Not `Thread.is_alive`: up to CPython 3.12, one that a signal handler interrupts takes the thread for stopped.
+        """Return whether its thread takes wake-ups."""
+        # Not `Thread.is_alive`. Up to CPython 3.12, it may take a running thread for stopped if a signal handler
+        # interrupts it.
         return self.thread is not None and not self.over
 
 
 class Worker:
-    """The one thread of `owner`. Takes no lock."""
+    """The one thread of `owner`, of which it has a weak reference. Thread-safe; takes no lock."""
 
     def __init__(self, owner: Owner, name: str) -> None:
         self.restarts = 0
-        """How often a thread that died was replaced. Written by the threads, one after the other."""
+        """How often a dead thread was replaced. Written by the threads, one after the other."""
         self._name = name
-        # A wake-up is the owner itself, so that one that is dropped by everybody else still gets its turn. None: it is
-        # gone, and the thread has to end.
+        # A wake-up is the owner itself, so that an owner without other references still gets its turn. None: the owner
+        # is gone, and the thread has to end.
         wakeups: queue.SimpleQueue[Owner | None] = queue.SimpleQueue()
         self._wakeups = wakeups
         getpid = os.getpid
         pid = getpid()
 
         def end(_: object) -> None:
-            # Not in a forked child, which has no such thread: CPython 3.13 crashes when it wakes one that is not there,
-            # and uWSGI forks without the hook that would make it forget. No global name: at the end of the process the
-            # owner may outlive the names of this module, and without the GIL it does.
+            # Not in a forked child, which does not have the thread: CPython 3.13 crashes when it wakes a thread that
+            # does not exist, and uWSGI forks without Python's hooks, which would clear the queue. No global names here:
+            # at the end of the process the owner may outlive the names of this module, and without the GIL it does.
             if getpid() == pid:
                 wakeups.put(None)
 
         self._owner = weakref.ref(owner, end)
         self._stopping = False
-        # The newest term that is known. Written by threads that work or are about to: one that is overtaken may name an
-        # older term again, whose successors are found from there.
+        # The newest term, or an older one. Written by threads that work or start to. A harmless race: a thread that is
+        # overtaken may set an older term again, from which the newer ones are found.
         self._term = _Term()
 
     def wake(self) -> None:
-        """Let the thread take a turn, now or right after the present one. Never blocks; does not start it."""
-        # A wake-up that waits stands for all that follow: the thread takes it before it looks at what there is to do.
+        """Make the thread take a turn, now or right after the present one. Never blocks; does not start the thread."""
+        # One waiting wake-up is enough: the thread takes it before it checks what there is to do.
         if self._wakeups.empty():
             self._wakeups.put(self._owner())
 
     def is_woken(self) -> bool:
-        """Whether there is a wake-up that the thread has not taken yet."""
+        """Return whether there is a wake-up that the thread has not taken yet."""
         return not self._wakeups.empty()
 
     def ensure(self) -> bool:
-        """Start the thread unless it runs. False if no thread can be started in this process any more.
+        """Start the thread unless it runs. Return False if no thread can be started in this process any more.
 
-        Must be called without any lock held: `Thread.start` waits for the newborn thread, in which the garbage
-        collector may run code that needs that lock.
+        Must be called without any lock held: `Thread.start` waits for the new thread, in which the garbage collector
+        may run code that needs that lock.
         """
         return self.runs or self._start() or self.runs
 
     def stop(self) -> None:
-        """End the thread as soon as it has nothing left to do. It may be started again by `ensure`, for one turn."""
+        """End the thread as soon as it has nothing left to do. `ensure` may start it again, for one turn."""
         self._stopping = True
-        if self.runs:  # one that starts now sees by itself that it has to end
+        if self.runs:  # a thread that starts now sees by itself that it has to end
             self.wake()
 
     def join(self, timeout: float | None) -> bool:
-        """Wait for the thread's end, at most `timeout` seconds. False if it did not end, or is the caller."""
+        """Wait for the thread's end, at most `timeout` seconds. Return False if it did not end, or is the caller."""
         deadline = Deadline(timeout)
         while True:
             thread = self.thread
@@ -156,14 +162,14 @@ class Worker:
                 return True
 
     def is_caller(self) -> bool:
-        """Whether the thread cannot get on until the caller returns: it is the caller, or is being started by it."""
+        """Return whether the thread cannot go on until the caller returns: the caller is it, or is starting it."""
         term = self._newest()
         works_here = term.runs() and term.thread is not None and term.thread.ident == threading.get_ident()
         return works_here or self._is_being_started()
 
     @property
     def thread(self) -> threading.Thread | None:
-        """The thread that works, or was the last one to. None before the first."""
+        """The thread that works, or the last one that did. None if there was none."""
         return self._newest().thread
 
     @property
@@ -172,7 +178,7 @@ class Worker:
         return self._term.runs() or self._newest().runs()
 
     def _is_being_started(self) -> bool:
-        """Whether `_start` is below on this thread, which a signal handler or a `__del__` has interrupted."""
+        """Return whether the calling thread is inside `_start`, interrupted by a signal handler or a `__del__`."""
         frame: FrameType | None = sys._getframe()
         while frame is not None:
             if frame.f_code is Worker._start.__code__ and frame.f_locals["self"] is self:
@@ -181,14 +187,14 @@ class Worker:
         return False
 
     def _newest(self) -> _Term:
-        """The newest term that a thread has had."""
+        """Return the newest term that a thread has claimed."""
         term = self._term
         while (following := term.next()).thread is not None:
             term = following
         return term
 
     def _start(self) -> bool:
-        """Start a thread, which works if no other one does."""
+        """Start a thread, which works if no other thread does."""
         try:
             threading.Thread(target=self._main, name=self._name, daemon=True).start()
         except RuntimeError:  # "can't start new thread", or "... at interpreter shutdown" (3.12 and later)
@@ -196,7 +202,7 @@ class Worker:
         return True
 
     def _main(self) -> None:
-        term = self._take_office()
+        term = self._claim_term()
         if term is None:
             return
         died = True
@@ -207,8 +213,8 @@ class Worker:
             if died:
                 self._replace(term)
 
-    def _take_office(self) -> _Term | None:
-        """The term in which the calling thread is to work; None if another thread works."""
+    def _claim_term(self) -> _Term | None:
+        """Return the term in which the calling thread is to work, or None if another thread works."""
         term = self._term
         while not term.claim():
             if term.runs():
@@ -223,7 +229,7 @@ class Worker:
             pause = owner.work()
             if pause is None:
                 if self._stopping and self._wakeups.empty():
-                    # In this order: a caller that wakes the thread after the look starts another one.
+                    # In this order: a caller that wakes the thread after the second check starts another one.
                     term.over = True
                     if not self._wakeups.empty():
                         self.ensure()
@@ -234,11 +240,11 @@ class Worker:
         term.over = True
 
     def _replace(self, term: _Term) -> None:
-        """The last act of a thread that something has killed."""
+        """Start another thread. Called by a thread that dies of an exception."""
         restarts = self.restarts + 1
         if restarts & (restarts - 1) == 0:
-            # 1, 2, 4, 8 ... : a logging handler that enqueues must not keep a deadly sink busy for ever.
+            # Only for 1, 2, 4, 8 ...: a logging handler that enqueues must not keep a deadly sink busy forever.
             _log.error("the thread %s died and is replaced; restarts so far: %d", self._name, restarts, exc_info=True)
         self.restarts = restarts
-        term.over = True  # it is still alive, but no longer counts
+        term.over = True  # the thread is still alive, but no longer counts
         self._start()

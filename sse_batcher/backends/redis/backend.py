@@ -38,7 +38,7 @@ SHORT_SECONDS = 0.1
 CATCH_UP_SECONDS = 0.5
 """How long a new client waits, at most, until the reader has reached the client's cursor."""
 
-# A cursor comes from outside: it is matched whole, bounded, and rebuilt from its parts.
+# A cursor comes from outside, so each part has a maximum length, and the cursor is rebuilt from its parts.
 _CURSOR = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,19})(?:(-1)|\.([1-9][0-9]{0,8}))?", re.ASCII)
 
 

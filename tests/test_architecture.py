@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 import subprocess
 import sys
@@ -43,35 +44,16 @@ LAYERS = """
 """
 ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
 
-PURE = {
-    *(
-        "errors",
-        "reasons",
-        "event",
-        "functions",
-        "options",
-        "wire",
-        "batching.window",
-        "stats",
-        "streams.history",
-        "streams.dismissals",
-        "streams.counts",
-    ),
-    *("flask.cors", "backends.redis.entries"),
-}
+# Modules that use no thread, clock or socket.
+PURE_MODULES = """
+    errors reasons event functions options wire stats batching.window
+    streams.history streams.dismissals streams.counts backends.redis.entries flask.cors
+"""
+PURE = set(PURE_MODULES.split())
 KNOWS_FLASK = {"flask", "demo.simulation", "cli"}
 """Packages, and modules outside of one."""
 IMPURE_MODULES = {
-    "threading",
-    "_thread",
-    "queue",
-    "time",
-    "socket",
-    "select",
-    "selectors",
-    "os",
-    "random",
-    "subprocess",
+    *("threading", "_thread", "queue", "time", "socket", "select", "selectors", "os", "random", "subprocess"),
 }
 
 
@@ -159,6 +141,13 @@ def neighbours_for_types(module: str) -> set[str]:
     package = module.rpartition(".")[0]
     names = {name[1:] for name in imports_below(module, blocks) if name.startswith(".")}
     return {name for name in names if name.rpartition(".")[0] == package}
+
+
+def test_packages_have_an_order_too() -> None:
+    """The modules of a package stand together, so no package imports one that stands above it."""
+    runs = [name for name, _ in itertools.groupby(name.partition(".")[0] for name in ORDER)]
+    packages = [name for name in runs if name in PACKAGES - {""}]
+    assert packages == ["runtime", "batching", "streams", "backends", "transports", "flask", "demo"]
 
 
 @every_module

@@ -1,4 +1,4 @@
-"""What every backend keeps: one contract, for memory and for Redis."""
+"""The contract of all backends: the same tests for memory and for Redis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .kit.waiting import TIMEOUT
 
 
 class Received:
-    """A receiver that writes down what it is given."""
+    """A receiver that records what it gets."""
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
@@ -36,7 +36,7 @@ class Received:
             self.changed.notify_all()
 
     def lose(self, channel: str, position: Any, reason: str = "publish_failed") -> None:
-        # The place before which it knows of nothing is told in this way, and before anything is delivered.
+        # A backend reports in this way from where on it knows the history, before it delivers anything.
         assert (reason, self.frames) == ("too_old", []), f"{channel} has lost something: {reason}"
 
     def wait_for(self, frames: int = 0, kicks: int = 0) -> None:

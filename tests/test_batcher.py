@@ -1,4 +1,4 @@
-"""The batcher's own promises: order, flush, close, faults, and what a broken sink costs. Threads are real here."""
+"""The batcher: order, flush, close, faults, and the effects of a broken sink. With real threads."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_an_event_between_the_last_look_and_the_sleep_is_delivered(sink: Sink, o
 def test_a_batch_that_is_ready_only_after_the_thread_has_delivered_is_delivered_in_the_same_turn() -> None:
     batcher = SteppedBatcher(max_batch_size=1)
     late = iter(["late"])
-    # Between the last delivery and the decision to sleep. Nobody wakes the thread then: it is awake.
+    # Between the last delivery and the decision to sleep. No caller wakes the thread then: it is awake.
     batcher.engine._log_news_locked = lambda: [batcher.enqueue("log", data) for data in late]  # type: ignore[method-assign]
     batcher.step()
     assert batcher.sent() == [["late"]]
@@ -698,7 +698,7 @@ def test_callers_that_deliver_themselves_take_turns(sink: Sink, monkeypatch: pyt
     sink.stick()
     first = start_in_thread(batcher.enqueue, "log", 0)
     assert sink.entered.wait(TIMEOUT)
-    # Somebody delivers: the others leave theirs to him, and do not wait.
+    # One thread delivers. The others leave their events to it, and do not wait.
     for n in range(1, 4):
         batcher.enqueue("log", n)
     sink.free.set()
@@ -719,7 +719,7 @@ def test_an_event_that_comes_when_a_caller_has_just_delivered_the_last_one_is_de
     late = iter([partial(in_thread, batcher.enqueue, "log", "late")])
 
     def finish_and_meet() -> None:
-        """While the turn is still held, another caller comes, and does not get it."""
+        """Let another caller come while the turn is still held. It does not get the turn."""
         finish()
         next(late, lambda: None)()
 
@@ -839,7 +839,7 @@ def test_nothing_but_the_sink_sees_more_than_ten_thousand_names() -> None:
 
 
 class Shell(RuleBasedStateMachine):
-    """A batcher under any sequence of calls, its thread taking a turn whenever the machine says so.
+    """A batcher under any sequence of calls. Its thread takes a turn whenever the state machine says so.
 
     Every event accepted is in exactly one place, and what was delivered of one type is in order.
     """

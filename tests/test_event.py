@@ -1,4 +1,4 @@
-"""Events: which names they may have, which data they carry, and what becomes of it."""
+"""Events: their names, their data, and the JSON that is made of it."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Watched:
         self.accepted.append(number)
 
     def check(self) -> None:
-        """Another thread is served, and each event is where it has to be."""
+        """Check that another thread is served, and that each event is in its place."""
         in_thread(self.enqueue)
         assert in_thread(lambda: self.batcher.flush_all(TIMEOUT))
         stats = in_thread(self.batcher.get_stats)

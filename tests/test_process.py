@@ -1,4 +1,4 @@
-"""One of a thing for each process, and what happens at its end. What jobs do there is in `test_jobs`."""
+"""One object for each process, and what happens at the end of a process. For the end of jobs see `test_jobs`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of batching, by the clock: each test says when what closes, and what is in it."""
+"""The rules of batching: each test says when a window closes, and which events it has."""
 
 from __future__ import annotations
 

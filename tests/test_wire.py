@@ -1,4 +1,4 @@
-"""What is sent, against a parser that was written from the standard alone."""
+"""The wire format, read by a parser that was written from the standard alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sse_batcher.wire import HEARTBEAT, Frame, batch_block, block, chunk, commen
 from .kit.sse_parser import EventStreamParser, GrammarError, ServerEvent, parse
 
 REASONS = ("time_window", "size_limit", "leading", "critical", "manual", "shutdown")
-# What other things than the standard take for the end of a line, and what else has broken event streams.
+# Characters that other software takes for a line end, and others that have broken event streams.
 NASTY = ["\n", "\r", "\r\n", "\0", "\u2028", "\u2029", "\x85", "\v", "\f", "\x1c", "\ufeff", ":", " ", "\n\n", "\r\r"]
 
 nasty_text = st.lists(st.sampled_from([*NASTY, "data: x", "id: 1", "é", "😀", "a"])).map("".join)
@@ -35,7 +35,7 @@ json_values = st.recursive(
 
 
 def lines_of(text: str) -> str:
-    """Text as it arrives: the standard has one line end."""
+    """The text as it arrives: every line end becomes LF."""
     return re.sub("\r\n|\r|\n", "\n", text)
 
 

@@ -1,4 +1,4 @@
-"""The worker: a thread that parks, and what becomes of who wakes it while it ends."""
+"""The worker: its thread takes turns, and hears of a wake-up that comes while it ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .kit.waiting import TIMEOUT
 
 
 class Owner:
-    """Tells of each turn."""
+    """Reports each turn."""
 
     def __init__(self) -> None:
         self.turns = threading.Semaphore(0)
@@ -41,7 +41,7 @@ def owner() -> Iterator[Owner]:
 
 
 class LookedInto(SimpleQueue):  # type: ignore[type-arg]
-    """Wake-ups, with something that happens before or after the last look of a thread that ends."""
+    """Wake-ups. Something happens before or after the last check of a thread that ends."""
 
     worker: Worker
     before: Callable[[], Any] | None = None
@@ -78,14 +78,14 @@ def test_a_thread_is_started_once_and_takes_a_turn_for_each_wake_up(owner: Owner
     assert threading.active_count() == before + 1
 
 
-def test_who_wakes_a_thread_just_before_its_last_look_is_heard(owner: Owner) -> None:
+def test_a_wake_up_just_before_the_last_check_is_not_lost(owner: Owner) -> None:
     running(owner).before = owner.worker.wake
     owner.worker.stop()
     assert owner.had_a_turn()
     assert owner.had_a_turn()
 
 
-def test_who_wakes_a_thread_just_after_its_last_look_starts_another(owner: Owner) -> None:
+def test_a_wake_up_just_after_the_last_check_starts_another_thread(owner: Owner) -> None:
     def wake() -> None:
         owner.worker.wake()
         assert owner.worker.ensure()
@@ -97,7 +97,7 @@ def test_who_wakes_a_thread_just_after_its_last_look_starts_another(owner: Owner
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_wake_up_while_the_successor_of_a_dead_thread_ends_is_heard(
+def test_a_wake_up_while_the_successor_of_a_dead_thread_ends_is_not_lost(
     owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, start = owner.worker, threading.Thread.start
@@ -137,7 +137,7 @@ def test_of_threads_that_are_started_at_once_one_works(owner: Owner) -> None:
     owner.work = work  # type: ignore[method-assign]
     assert owner.worker.ensure()
     assert owner.had_a_turn()
-    # As callers do that meet before the first thread has claimed its term.
+    # Several callers may do so before the first thread has claimed its term.
     surplus = [threading.Thread(target=owner.worker._main) for _ in range(5)]
     for thread in surplus:
         thread.start()
@@ -169,7 +169,7 @@ def test_a_caller_that_interrupts_the_start_of_the_thread_does_not_wait_for_it(
     start = threading.Thread.start
 
     def start_and_ask(thread: threading.Thread) -> None:
-        """As a signal handler does that runs inside `Thread.start`."""
+        """Do what a signal handler may do inside `Thread.start`."""
         answers.append(owner.worker.is_caller())
         start(thread)
 
@@ -229,11 +229,11 @@ def test_a_deadline_is_one_limit_for_several_waits() -> None:
     assert TIMEOUT >= first >= second > TIMEOUT / 2
 
 
-# -- the look that must come before the wait ---------------------------------------------------------------------------
+# -- the check that must come before the wait --------------------------------------------------------------------------
 
 
 class Cautious(SimpleQueue):  # type: ignore[type-arg]
-    """A queue that waits with a time limit only right after a look at it, as CPython up to 3.12 needs it."""
+    """A queue that waits with a time limit only right after a check, as CPython up to 3.12 needs it."""
 
     looked = False
 

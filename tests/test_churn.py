@@ -1,7 +1,7 @@
 """Clients that come and leave at every moment of a take-over, while others ask for pages, and events are published.
 
-Whoever gets a connection's number for a moment must not get its bytes: each answer is its own, and each stream goes on
-where it was.
+A connection that gets the descriptor of another one must not get its bytes: each answer is its own, and each stream
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Churn:
 
 
 def settled(server: Server) -> list[str]:
-    """Its descriptors when nobody is there."""
+    """Return the server's descriptors when no client is connected."""
     wait_for_clients(server, 0, timeout=2)
     wait_until(lambda: not ENDING & set(process_of(server)["threads"]), "our threads have ended")
     descriptors: list[str] = process_of(server)["descriptors"]

@@ -229,7 +229,7 @@ def job(javascript: JavaScript, urls: Sequence[str], last: str = "end") -> Job:
 
 
 def collected(javascript: JavaScript, slicer: Slicer, paths: Sequence[str]) -> dict[str, Collected]:
-    """What each client gets from each path, asked for with its name so that nobody asks for the same."""
+    """What each client gets from each path, each with a query of its own."""
     jobs = {name: job(javascript, [f"{slicer.url}{path}?{name}" for path in paths]) for name in javascript.names}
     with javascript.collecting(jobs) as run:
         wait_until(run.is_done, "all clients are done", 50)

@@ -470,7 +470,7 @@ def test_an_event_counts_as_replaced_once_a_newer_one_of_its_server_has_come(tab
     assert (got["replaced"], got["waiting"]) == (1, 2)
     assert got["settled"] == {"frames": 2, "bytes": 20}
     assert got["delays"] == [2]
-    # Where there is no server, nothing is replaced. And the two streams may bring things in any order.
+    # An event without a server replaces nothing. And the two streams may bring things in any order.
     got = compare(tab, "comparison.start(); plain(1); plain(2); batched([2]); batched([1]);")
     assert (got["replaced"], got["waiting"], got["delays"]) == (0, 0, [1, 3])
     got = compare(tab, 'comparison.start(); batched([2, "a"]); plain(1, "a"); plain(2, "a");')

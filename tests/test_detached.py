@@ -350,7 +350,7 @@ def test_its_steps_are_the_first_block_and_the_end(manager: SSEManager) -> None:
     assert watched() == 0
     exchange.write(Server(chunked=False).head() + first)
     assert list(body) == []
-    assert list(body) == []  # for who asks again
+    assert list(body) == []  # for a server that asks again
     body.close()
     assert settled(manager) == (0, 1)
     assert watched() == 0
@@ -503,7 +503,7 @@ def test_a_stream_that_a_middleware_changes_stays_attached(
 
 
 class Eager:
-    """A stream for which much happens right after its first block: who reads ahead need not wait."""
+    """A stream for which much happens right after its first block, so that a test need not wait."""
 
     def __init__(self, body: Body, manager: SSEManager) -> None:
         self.body: Any = body
@@ -992,7 +992,7 @@ def test_a_forked_child_keeps_no_connection_of_its_parent_open_whose_streams_go_
             ["sse_open", "parent"],
             ["sse_open", "child"],
         ]
-        parent.kill()  # nothing is shut down: what a client sees now is that nobody has its connection
+        parent.kill()  # nothing is shut down: a client sees now that no process has its connection
         for client in clients[:2]:
             with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
                 client.read()

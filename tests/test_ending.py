@@ -138,7 +138,7 @@ def test_the_limit_of_a_user_is_his_own() -> None:
     with pytest.raises(TooManyClientsError, match=r"^1 streams of the user 'ada' are open: "):
         connect(delivery.hub, "ada")
     connect(delivery.hub, "bob")
-    connect(delivery.hub), connect(delivery.hub)  # who is nobody has no limit of his own
+    connect(delivery.hub), connect(delivery.hub)  # clients without a user have no limit for each user
     client.close()
     connect(delivery.hub, "ada")
 
@@ -610,7 +610,7 @@ def test_a_user_who_returns_while_the_last_question_of_him_ends_is_asked_about(
     def has_left(user: Hashable) -> bool:
         answer = has_user(user)
         monkeypatch.undo()
-        site.connect("ada")  # right after the look that finds him gone; he counts as asked about still
+        site.connect("ada")  # right after the check that finds no stream; the user still counts as asked about
         return answer
 
     monkeypatch.setattr(site.delivery.hub, "has_user", has_left)

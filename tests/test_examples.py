@@ -163,7 +163,7 @@ def log_in_and_write(page: Page) -> None:
 
 def come_in_and_press(page: Page) -> None:
     page.click("text=Come in")
-    # Who presses before the stream is open is not shown it: press until it is.
+    # A press before the stream is open does not show: press until it does.
     page.wait_for_function(
         """() => {
           document.querySelector("#press button").click();

@@ -224,7 +224,7 @@ def test_a_frame_of_which_a_part_is_missing_must_still_be_there() -> None:
 def test_forgotten_channels_have_one_floor_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "MAX_FLOORS", 2)
     kept = filled(["a", "b", "c", "d", "e"], history_frames=1)
-    # Those of c and d are known, those of a and b forgotten: who asks for another channel is told rather than trusted.
+    # The floors of c and d are known, those of a and b forgotten. All unknown channels get the highest forgotten floor.
     assert not kept.covers(["a"], ResumePoint(1))
     assert kept.covers(["a"], ResumePoint(2))
     assert not kept.covers(["never used"], ResumePoint(1))
@@ -434,7 +434,8 @@ def test_it_is_what_a_list_of_all_frames_and_the_rules_say(
         assert (len(kept), kept.head) == (len(model.kept()), len(model.all))
         assert kept.bytes == sum(old.held_bytes for old in model.kept())
         position = min(at, len(model.all))
-        cursor = ResumePoint(position, part if position else 0)  # of what was before the first frame, nobody has a part
+        # No client has a part of what was before the first frame.
+        cursor = ResumePoint(position, part if position else 0)
         all_channels = {*channels, "*"}
         assert kept.covers(channels, cursor) == (not model.missing(all_channels, cursor))
         assert set(kept.gone(all_channels, cursor)) == {one for one in all_channels if model.missing({one}, cursor)}

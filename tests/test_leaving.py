@@ -86,7 +86,7 @@ def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 @pytest.fixture
 def server(shared_server: Server) -> Iterator[Server]:
     with shared_server.watched():
-        shared_server.request("POST", "/kick", "default")  # who was not forgotten in a test that has failed
+        shared_server.request("POST", "/kick", "default")  # clients that a failed test has left
         wait_for_clients(shared_server, 0)
         yield shared_server
 
@@ -199,7 +199,7 @@ def test_five_hundred_clients_that_reset_at_every_stage_leave_nothing_behind(ser
 
     def settled() -> dict[str, Any]:
         wait_for_clients(server, 0)
-        # They end when nobody is left to be watched, or written to.
+        # They end when no client is left to be watched, or written to.
         wait_until(lambda: not ENDING & set(process_of(server)["threads"]), "our threads have ended")
         found = process_of(server)
         # gunicorn starts its threads one by one, when all it has are busy.
@@ -308,7 +308,7 @@ def test_nginx_sends_no_further_request_over_a_connection_whose_stream_has_ended
         assert server.faults() == []
 
 
-# -- gunicorn ends, or begins anew -------------------------------------------------------------------------------------
+# -- gunicorn ends, or restarts ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ HELD = "held by open streams"
 
 
 def _end_of(server: Server, stream: Stream, signal_number: int = signal.SIGTERM) -> list[str]:
-    """What a stream still gets when its server is told to end, which it has to do in three seconds."""
+    """What a stream still gets when its server gets a signal to end, which it has to do in three seconds."""
     start = time.monotonic()
     server.process.send_signal(signal_number)
     blocks = [block.event for block in stream.to_end()]
@@ -492,7 +492,7 @@ def test_werkzeug_that_reloads_ends_its_streams_and_serves_anew(transport: str, 
             os.utime(app)  # it looks every second
             (farewell,) = stream.to_end()
             assert (farewell.event, farewell.data["reason"]) == ("sse_bye", "shutdown")
-        # Its socket is kept, so that nobody is refused meanwhile.
+        # Its socket is kept, so that no client is refused meanwhile.
         with Stream(server, {"Last-Event-ID": farewell.id or ""}) as stream:
             (gap,) = stream.until("sse_gap")
             assert gap.data["reason"] == "epoch"

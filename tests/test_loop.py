@@ -188,7 +188,7 @@ def test_a_client_ahead_of_its_group_that_takes_nothing_keeps_its_position(
     site.deliver()
     site.delivery.position += 1
     site.hub.lose("default", site.delivery.position)
-    site.loop.run()  # told of the gap, he is at 2, and the group still at 1
+    site.loop.run()  # after the gap the client is at 2, and the group still at 1
     read(client)
     monkeypatch.setattr(groups, "send", lambda *_: -1)
     monkeypatch.setattr(groups, "taken", lambda sent: 0)
@@ -206,7 +206,7 @@ def test_a_client_ahead_of_its_group_that_takes_no_heartbeat_keeps_its_position(
     client = site.connect()
     site.delivery.position += 1
     site.hub.lose("default", site.delivery.position)
-    site.loop.run()  # told of the gap, he is at 1, and the group still at 0
+    site.loop.run()  # after the gap the client is at 1, and the group still at 0
     read(client)
     monkeypatch.setattr(groups, "send", lambda *_: -1)
     monkeypatch.setattr(groups, "taken", lambda sent: 0)
@@ -503,7 +503,7 @@ def test_a_lost_frame_is_no_gap_for_clients_without_its_channel(site: Site) -> N
     for client in (one, both):
         client.close()
     site.loop.run()
-    assert feed._lost == {}  # nobody asks for that channel any more
+    assert feed._lost == {}  # no client asks for that channel any more
 
 
 def test_the_reason_of_a_gap_is_that_of_the_clients_own_channels(make: Callable[..., Site]) -> None:

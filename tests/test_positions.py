@@ -725,7 +725,7 @@ def test_one_stalled_reader_among_a_hundred_holds_up_nobody() -> None:
             for client in others:
                 assert numbers(client, 1) == [number]
 
-    in_thread(publish)  # nobody ever waits for the one that takes nothing
+    in_thread(publish)  # no client ever waits for the one that takes nothing
     assert len(delivered) == 100
     assert [client.counts.overflows for client in others] == [0] * 99
     assert stalled.counts.overflows == 1

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 SUMS = {"batches": "by_reason", "clients": "clients_by_state"}
-"""Fields that are told as the sum over the labels of another."""
+"""Fields whose value is the sum over the labels of another field."""
 APART = {"clients_by_channel"}
-"""The one that is told by its length, and by name for chosen channels."""
+"""The field of which the number of channels is given, and the values of chosen channels."""
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def scrape(registry: CollectorRegistry) -> dict[str, Metric]:
 
 
 def samples(registry: CollectorRegistry) -> dict[str, dict[str, float]]:
-    """The values by full name, and by the value of the label, which is ``""`` where there is none."""
+    """The values by full name, and by the value of the label, which is ``""`` if there is none."""
     found: dict[str, dict[str, float]] = {}
     for metric in scrape(registry).values():
         for sample in metric.samples:

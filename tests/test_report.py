@@ -61,7 +61,7 @@ def test_what_a_newer_event_replaced_is_counted_and_not_missed(
 ) -> None:
     monkeypatch.setattr(report, "ROUNDS_OF_A_PERIOD", 1)
     rows = by_mode("config")
-    assert caplog.records == []  # it sets its key itself, and warns nobody of that
+    assert caplog.records == []  # it sets its own key, and logs no warning
     assert rows["unbatched"].replaced == 0
     assert rows["batched"].replaced > 0
     assert rows["batched"].frames < rows["unbatched"].frames == 30
@@ -107,7 +107,7 @@ def test_an_event_that_is_never_sent_is_an_error(monkeypatch: pytest.MonkeyPatch
         measure(serving, ["five"])
 
 
-# -- how it is told ----------------------------------------------------------------------------------------------------
+# -- the text ----------------------------------------------------------------------------------------------------------
 
 
 def row(mode: str, frames: float, segments: float, body: float, wire: float, p50: float, p99: float) -> Row:

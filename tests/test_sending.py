@@ -30,7 +30,7 @@ Pair = tuple[socket.socket, socket.socket]
 
 
 def load() -> ModuleType:
-    """The module anew, as it finds things now."""
+    """Load the module once more, under the present conditions."""
     spec = importlib.util.spec_from_file_location("sending_anew", sending.__file__)
     assert spec is not None
     assert spec.loader is not None

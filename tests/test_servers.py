@@ -1,6 +1,6 @@
 """The servers that people run, with and without nginx before them.
 
-All keep one contract. What differs is in `SERVERS`; what each has to be told, and how it ends, is at the end.
+All keep one contract. What differs is in `SERVERS`; its configuration, and how it ends, is at the end.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ def test_streams_stay_attached_where_the_connection_cannot_be_had_and_the_log_sa
         pytest.param("cheroot", signal.SIGINT, True, marks=external),
         pytest.param("cheroot", signal.SIGTERM, False, marks=external),
         pytest.param("uwsgi", signal.SIGINT, False, marks=external),
-        pytest.param("uwsgi", signal.SIGTERM, False, marks=external),  # with --die-on-term; else it starts anew
+        pytest.param("uwsgi", signal.SIGTERM, False, marks=external),  # with --die-on-term; else it restarts
         pytest.param("nginx", signal.SIGTERM, False, marks=external),  # which is killed, too
         pytest.param("werkzeug-detached", signal.SIGINT, True, marks=external),
         pytest.param("werkzeug-detached", signal.SIGTERM, False, marks=external),
@@ -325,7 +325,7 @@ def test_a_line_of_ours_within_a_traceback_of_ctrl_c_hides_nothing_and_accuses_n
     assert len(faults_in(ctrl_c + ours.replace("shutdown", "error") + "KeyboardInterrupt\n")) == 1
 
 
-# -- what each has to be told ------------------------------------------------------------------------------------------
+# -- the configuration of each -----------------------------------------------------------------------------------------
 
 
 @external

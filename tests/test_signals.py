@@ -1,4 +1,4 @@
-"""Signals: who is told what, on which thread, and that no receiver can hurt anybody."""
+"""Signals: their arguments, the thread that sends them, and receivers that raise or block."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_an_async_receiver_is_an_error_in_the_log(manager: SSEManager, caplog: p
     ]
 
 
-# -- who is told what, and where ---------------------------------------------------------------------------------------
+# -- arguments and threads ---------------------------------------------------------------------------------------------
 
 
 def test_a_client_that_connects_is_told_of_on_the_app_thread(manager: SSEManager) -> None:

@@ -37,7 +37,7 @@ class Parked:
         return True
 
     def is_caller(self) -> bool:
-        return True  # so that nobody waits for it
+        return True  # so that no caller waits for it
 
 
 class SteppedBatcher(EventBatcher):

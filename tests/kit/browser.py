@@ -23,7 +23,7 @@ _ARGUMENTS = [
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser that has just started. It takes about a second: share it among tests. Skips where there is none.
+    """A browser that has just started. It takes about a second: share it among tests. Skips if there is none.
 
     Playwright's objects belong to the thread that made them. A page with an open stream is never idle on the network:
     wait for ``load``.

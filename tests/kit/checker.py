@@ -65,7 +65,7 @@ class Browser:
         self._parser = EventStreamParser(strict=True)
 
     def connect(self, cursor: str | None = None, *, batches: bool = True) -> str | None:
-        """Begin a connection, and return the ``Last-Event-ID`` to send: the last one, unless it is told another."""
+        """Begin a connection, and return the ``Last-Event-ID`` to send: the last one, or `cursor`."""
         asked = self.last_id if cursor is None else cursor
         self.life.append(Connection(self.channels, asked, batches))
         self._parser = EventStreamParser(strict=True)

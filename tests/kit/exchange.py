@@ -41,7 +41,7 @@ class Exchange:
         assert os.write(self.fd, text) == len(text)
 
     def heard(self, size: int) -> bytes:
-        """The next so many bytes that the client gets, fewer where that is the end."""
+        """Return the next so many bytes that the client gets, or fewer if the connection ends."""
         heard = b""
         while len(heard) < size and (more := self.client.recv(size - len(heard))):
             heard += more

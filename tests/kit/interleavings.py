@@ -290,7 +290,7 @@ class Interleavings(RuleBasedStateMachine):
         self.publish(channel, event_type, size, lost=True)
 
     def bury(self, id: str | None, over: int) -> None:
-        """Publish so much that nobody hears that the frame of this id is just in the history, or is out of it."""
+        """Publish so much that the frame of this id is only just in the history, or only just out of it."""
         frame = (id or self.start).partition(".")[0]
         newer = [sent.lost for sent in takewhile(lambda sent: sent.id != frame, reversed(self.record.sent))].count(
             False

@@ -44,7 +44,7 @@ os.execv(nginx, [nginx, "-e", "stderr", "-p", ".", "-c", "nginx.conf"])
 def nginx_arguments(program: str, location: str, *, host: str, upstream: str) -> tuple[str, ...]:
     """The arguments for Python by which nginx listens on ``{port}``.
 
-    `location` is what its one location is told; `upstream` is where the server behind it, ``app``, listens.
+    `location` has the directives of its one location; `upstream` is where the server behind it, ``app``, listens.
     """
     config = _CONFIG.format(host=host, location=location, upstream=upstream)
     return ("-c", _WRITE_AND_RUN, program, config)

@@ -33,7 +33,7 @@ APPS = Path(__file__).parent / "apps"
 """The folder that servers import apps from."""
 
 THREADS = 16
-"""What each server that has to be told gets. A stream takes one."""
+"""The number of threads of each server that takes such an option. A stream takes one."""
 
 
 class Kind(NamedTuple):
@@ -45,7 +45,7 @@ class Kind(NamedTuple):
     tls: bool = False
     """Whether it speaks that, with the certificate and key in ``tls.pem``."""
     nginx: str = ""
-    """What the location of an nginx before it is told, if there is one."""
+    """The directives of the location of an nginx before it, if there is one."""
     upstream: str = ""
     """Where that finds it, if not at its port."""
     requirement: str = ""
@@ -150,7 +150,7 @@ with SIGPIPE, "Broken pipe" and "Connection reset by peer" mean the same."""
 
 
 def faults_in(output: str) -> list[str]:
-    """The lines that nobody should have to read."""
+    """Return the lines that report an error."""
     lines = OURS.findall(output) + CTRL_C.sub("", OURS.sub("", output)).splitlines()
     faults = [line for line in lines if re.search("error|traceback|exception|critical", line, re.IGNORECASE)]
     return [line for line in faults if line not in WRITE_ERRORS]
@@ -181,7 +181,7 @@ class Server:
         return self._log.read_text(errors="replace")
 
     def faults(self) -> list[str]:
-        """The lines of its log, and of the server's behind it, that nobody should have to read."""
+        """Return the lines of its log, and of the server's behind it, that report an error."""
         faults = faults_in(self.output())
         return faults if self.behind is None else faults + self.behind.faults()
 
@@ -196,7 +196,7 @@ class Server:
 
     @contextmanager
     def watched(self) -> Iterator[Server]:
-        """For the time of one test: kill it if that takes too long, so that a client that waits for ever is freed."""
+        """For the time of one test: kill it if that takes too long, so that a client does not wait forever."""
         timer = threading.Timer(3 * TIMEOUT, self.kill)
         timer.start()
         try:

@@ -28,7 +28,7 @@ from .waiting import TIMEOUT
 
 
 class Stopping:
-    """A server that is told to stop, and the manager that is told of it."""
+    """A server that stops when a test says so, and a manager that counts how often it was drained."""
 
     def __init__(self) -> None:
         self.stopping = False

@@ -56,7 +56,7 @@ class EventStreamParser:
     def feed(self, data: bytes) -> list[ServerEvent]:
         if not data:
             return []
-        # The CR has ended its line already, so that nobody waits for an LF that may never come.
+        # The CR has ended its line already, so that the parser does not wait for an LF that may never come.
         skip = self._after_cr and data.startswith(b"\n")
         self._after_cr = data.endswith(b"\r")
         *lines, self._tail = _LINE_END.split(self._tail + data[skip:])

@@ -6,7 +6,7 @@ import queue
 
 
 class Watched:
-    """A stream that says what it is told."""
+    """A stream that records the calls of its watcher."""
 
     def __init__(self) -> None:
         self.told: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -107,7 +107,7 @@ class DetachedStream(AttachedStream):
             if not self._stay():
                 client.dismiss("threads")  # an sse_busy is too late: the first block is on its way already
             return False
-        # At once: only this frame knows the connection, which stays open for ever if something is raised before
+        # At once: only this frame knows the connection, which stays open forever if something is raised before
         # `adopt`.
         adopt(Adoption(hub, self._manager, client, taken, self._request.server))
         self._client, self._ended = None, True

@@ -100,7 +100,7 @@ class TakeOver:
         self._tap = ours
 
     def relieve(self) -> bool:
-        """Read what the server has written, so that it does not wait for ever for room. Called by the loop's thread.
+        """Read what the server has written, so that it does not wait forever for room. Called by the loop's thread.
 
         Returns False if the server's thread has begun to finish or undo the take-over, and reads the tap itself.
         """
@@ -174,7 +174,7 @@ class TakeOver:
         if self._maker == _me():
             self.undo()
             return
-        if self._maker[0] == os.getpid():  # not in a forked child, where the lock may be held for ever
+        if self._maker[0] == os.getpid():  # not in a forked child, where the lock may be held forever
             self._claim()
         if not self._over:
             self._over = True

@@ -19,7 +19,7 @@ from sse_batcher import SSE
 logging.basicConfig(level=logging.INFO, format="[%(levelname)s] %(name)s: %(message)s")
 
 app = Flask(__name__)
-# Heartbeats that are an hour apart notice nobody who leaves.
+# Heartbeats that are an hour apart do not notice a client that leaves.
 app.config.update({"SSE_HEARTBEAT": 3600} | json.loads(os.environ.get("CONFIG", "{}")))
 sse = SSE(app)
 sse.enqueue("hub_state", "imported")  # starts a thread, which a worker that is forked after this does not have

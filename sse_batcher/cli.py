@@ -167,7 +167,7 @@ def _introduce(listener: socket.socket, wanted: int) -> None:
     if wanted not in (0, port):
         _say(f"port {wanted} is taken, so this is port {port}")
     if not address.is_loopback:
-        _say("careful: everybody who can reach this address can press the buttons")
+        _say("careful: anyone who can reach this address can press the buttons")
     if address.is_unspecified:
         host = "127.0.0.1" if address.version == 4 else "::1"
     _say(f"http://{f'[{host}]' if address.version == 6 else host}:{port}/  (Ctrl-C ends it)")

@@ -138,7 +138,7 @@ class ClientOptions:
     `send_timeout`
         a connection is closed after the client has taken nothing of what is being sent to it for so many seconds, under
         servers where that can be seen (all in the README's table). Otherwise a client that has stopped reading would
-        hold its thread for ever.
+        hold its thread forever.
     `max_stream_age`
         seconds after which a stream ends by itself; the client comes back at once, with its cursor. For each stream,
         a random factor from 0.8 to 1.0 is applied. This frees threads whose clients have gone without the proxy closing

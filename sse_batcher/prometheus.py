@@ -88,7 +88,7 @@ class SSECollector:
         the app has dropped, and then exports nothing.
     `channels`
         1 to 100 names of channels whose numbers of clients are exported, as ``sse_batcher_channel_clients``, also if
-        they are 0. By default none: each value of a label is a series for ever, and there are often as many channels as
+        they are 0. By default none: each value of a label is a series forever, and there are often as many channels as
         users. How many channels have a client is always exported, as ``sse_batcher_channels``. A stream of several
         channels is counted in each, so these do not add up to ``sse_batcher_clients``.
 

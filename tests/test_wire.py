@@ -391,6 +391,11 @@ def test_what_batching_has_saved_is_counted_to_the_byte() -> None:
     assert batched.saved_bytes == len(alone) - len(batched.plain)
 
 
+def test_a_batch_of_two_events_saves_or_costs_bytes() -> None:
+    frame = Frame(batch_of(1, 2), (7,), "e-7")
+    assert frame.saved_bytes == len(frame.unbatched) - len("e-7.1") + len("e-7") - len(frame.plain)
+
+
 def test_what_batching_has_saved_is_computed_once_for_all_clients() -> None:
     frame = Frame(batch_of(*range(100)), (7,), "e-7")
     assert frame.saved_bytes > 256  # of such a number, each computation makes a new object
@@ -405,4 +410,7 @@ def test_a_frame_counts_its_text_twice_and_its_objects_once_it_is_encoded() -> N
         text = len(frame.plain)
         objects.append(frame.held_bytes - 2 * text)
     assert 0 < objects[0] < 1_000  # those of a frame with one event
+    large = Frame(batch_of("x" * 100_000), (7,), "e-7")
+    assert large.held_bytes == 0 < len(large.plain)
+    assert large.held_bytes - 2 * len(large.plain) == objects[0]
     assert 100 * 50 < objects[1] - objects[0] < 100 * 200  # 100 more events

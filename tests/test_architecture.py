@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 import inspect
+import io
 import itertools
 import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -237,6 +239,147 @@ def test_no_finalizer_method(module: str) -> None:
 @every_module
 def test_each_module_says_what_it_is(module: str) -> None:
     assert ast.get_docstring(TREES[module])
+
+
+# -- plain English -----------------------------------------------------------------------------------------------------
+
+
+class Habit(NamedTuple):
+    """A phrase that makes readers stumble: its pattern, an example that it finds, and the same in plain English."""
+
+    pattern: str
+    example: str
+    better: str
+
+
+# Reword what is found. If a pattern finds something that is good English, narrow the pattern and keep its example.
+HABITS = [
+    # English needs a noun before "who". As a question it is all right.
+    Habit(
+        r"(?:^|[.:;,(] ?)[Ww]ho (?!can\b|may\b|the\b|an?\b|it\b|they\b)\w+(?! [^.]*\?)",
+        "Who has missed some is sent to read.",
+        "Groups that missed some catch up on their own.",
+    ),
+    Habit(
+        r"\b(?:as|by|for|from|of|than|to|with) who\b", "a position for who asks again", "for a client that asks again"
+    ),
+    Habit(r"\b[Ww]hoever\b", "Whoever holds it may write.", "The thread that holds it may write."),
+    # Threads are "it", and users are "they".
+    Habit(r"\b(?:he|his|him|himself)\b", "If it raises, he keeps them.", "If it raises, the user's streams stay open."),
+    # Threads and processes are not persons. The exception is a user who is not logged in.
+    Habit(
+        r"\b(?:[Ee]very|[Nn]o)body\b(?! is logged in)",
+        "Nobody wakes the thread.",
+        "No other thread wakes the thread.",
+    ),
+    # "Where" is a place, "if" and "when" are conditions.
+    Habit(
+        r"(?:^|[.:;] )Where (?:it|one|none|nothing|that|there|they) (?:is|are|was|were|has|have|does|can|cannot)\b",
+        "Where there is no server, the page waits.",
+        "If there is no server, the page waits.",
+    ),
+    Habit(
+        r"\bwhere (?:that (?:is|cannot)|there (?:is|are|was|were)|none|it (?:cannot|(?:is|does|was) (?:no|not)))\b",
+        "None where there is none.",
+        "None if there is none.",
+    ),
+    # Code receives values, and clients get events.
+    Habit(
+        r"\b(?:am|are|be|been|being|is|was|were) (?:not )?told\b", "It is told the time.", "The caller passes the time."
+    ),
+    # Words of other centuries, or of other languages.
+    Habit(r"\banew\b", "made anew for each call", "made again for each call"),
+    Habit(r"\bfor ever\b", "It would wait for ever.", "It would wait forever."),
+    Habit(r"\bbut for\b", "all threads but for the main one", "all threads except the main one"),
+    Habit(r"\bso to speak\b", "the lock is, so to speak, free", "the lock is free"),
+    Habit(
+        r"\b(?:cannot|could not) be (?:had|meant)\b",
+        "for options that cannot be meant",
+        "for options that are not valid",
+    ),
+    Habit(
+        r"\b(?:none|not one) of (?:ours|its|theirs|yours)\b",
+        "a cursor that is none of ours",
+        "a cursor with an invalid form",
+    ),
+]
+
+
+def comments(source: str) -> Iterator[tuple[int, str]]:
+    """The line and the text of each comment. Comments on lines that follow each other are one."""
+    lines: list[str] = []
+    first = last = 0
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            line, column = token.start
+            stands_alone = not token.line[:column].strip()
+            if lines and not (stands_alone and line == last + 1):
+                yield first, " ".join(lines)
+                lines = []
+            first = first if lines else line
+            last = line if stands_alone else 0
+            lines.append(token.string.lstrip("#: "))
+    if lines:
+        yield first, " ".join(lines)
+
+
+def strings(source: str, only_docstrings: bool) -> Iterator[tuple[int, str]]:
+    """The line and the text of each string, or of those that are a statement of their own."""
+    for node in ast.walk(ast.parse(source)):
+        value = node.value if isinstance(node, ast.Expr) else node
+        if isinstance(node, ast.Expr) is not only_docstrings:
+            continue
+        if isinstance(value, ast.JoinedStr):
+            parts = [str(part.value) if isinstance(part, ast.Constant) else "{}" for part in value.values]
+            yield value.lineno, "".join(parts)
+        elif isinstance(value, ast.Constant) and isinstance(value.value, str):
+            yield value.lineno, value.value
+
+
+def paragraphs(text: str) -> Iterator[tuple[int, str]]:
+    """The line and the text of each paragraph of a Markdown file."""
+    line = 1
+    for paragraph in text.split("\n\n"):
+        yield line, paragraph
+        line += paragraph.count("\n") + 2
+
+
+def prose() -> Iterator[tuple[str, str]]:
+    """The place and the text of everything that we have written for people to read, on one line each.
+
+    Of the package: comments, docstrings, log messages and errors, and therefore all strings. Of the tests: comments and
+    docstrings, since other strings are data.
+    """
+    project = ROOT.parent
+    for path in sorted(
+        [*ROOT.rglob("*.py"), *(project / "tests").rglob("*.py"), *project.glob("*.md"), *project.glob("docs/*.md")]
+    ):
+        source = path.read_text()
+        if path.suffix == ".md":
+            found = paragraphs(source)
+        else:
+            found = itertools.chain(comments(source), strings(source, only_docstrings=not path.is_relative_to(ROOT)))
+        for line, text in found:
+            yield f"{path.relative_to(project)}:{line}", " ".join(text.split())
+
+
+PROSE = list(prose())
+
+
+@pytest.mark.parametrize("habit", HABITS, ids=[habit.example for habit in HABITS])
+def test_a_habit_is_found_in_its_example_and_not_in_plain_english(habit: Habit) -> None:
+    assert re.search(habit.pattern, habit.example)
+    assert not [each.pattern for each in HABITS if re.search(each.pattern, habit.better)]
+
+
+@pytest.mark.parametrize("habit", HABITS, ids=[habit.example for habit in HABITS])
+def test_what_people_read_is_plain_english(habit: Habit) -> None:
+    found = [
+        f"{place}: ...{text[max(0, match.start() - 30) : match.end() + 30]}..."
+        for place, text in PROSE
+        for match in re.finditer(habit.pattern, text)
+    ]
+    assert not found, "\n".join([f"instead of {habit.example!r} write {habit.better!r}", *found])
 
 
 # -- the root ----------------------------------------------------------------------------------------------------------

@@ -285,7 +285,7 @@ class DetachedInterleavings(Interleavings):
 
 
 class ReplayedInterleavings(DetachedInterleavings):
-    """The same with a backend that still has what the history has not, but for what was lost."""
+    """The same with a backend that still has what the history has not, except what was lost."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -346,7 +346,7 @@ SEARCH = settings(
 )
 
 
-@pytest.mark.timeout(180)  # to find a small example, where there is one
+@pytest.mark.timeout(180)  # to find a small example, if there is one
 class TestDetachedInterleavings(DetachedInterleavings.TestCase):  # type: ignore[misc, valid-type]
     settings = SEARCH
 

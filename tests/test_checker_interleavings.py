@@ -31,7 +31,7 @@ def test_of_all_interleavings_with_one_switch_none_breaks_the_promise() -> None:
 BOTH = (True, False)
 
 
-@pytest.mark.timeout(180)  # to find a small example, where there is one
+@pytest.mark.timeout(180)  # to find a small example, if there is one
 class TestInterleavings(Interleavings.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(
         max_examples=700,

@@ -520,7 +520,7 @@ class Received:
 
 
 class Reading:
-    """A reader that is given entries by hand, and what its receiver is told."""
+    """A reader that is given entries by hand, and what its receiver was given."""
 
     def __init__(self, *, known: bool = True, client: Any = None) -> None:
         self.clock = Clock(0.0)

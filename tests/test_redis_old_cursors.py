@@ -233,7 +233,7 @@ def test_an_entry_that_is_gone_from_the_end_makes_it_another_line(server: RedisS
     [(last, _)] = server.client.xrevrange("sse_batcher:stream", count=1)
     server.client.xdel("sse_batcher:stream", last)
     assert not process_of(manager).can_resume(("default",), start)
-    server.client.xadd("sse_batcher:stream", {"hello": "world"})  # which is read, and tells nobody of a gap
+    server.client.xadd("sse_batcher:stream", {"hello": "world"})  # it is read, and no client is sent a gap
     wait_until(lambda: manager.get_stats().ignored == 1, "it is read")
     assert not process_of(manager).can_resume(("default",), start)
 

@@ -5,6 +5,7 @@ Whatever is raised wherever: what was accepted is delivered once, counts are rig
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -29,6 +30,15 @@ from .kit.waiting import TIMEOUT
 
 # CPython reports what is raised in a callback of weakref, and goes on.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def no_garbage() -> Iterator[None]:
+    """Switch the garbage collector off. CPython would only report an exception in a callback that it runs."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 class Watched:

@@ -393,6 +393,15 @@ def test_the_thread_is_needed_at_once_for_what_does_not_wait_for_a_window() -> N
     assert [due("log", 1, now) for now in (0.5, 1.0)] == [1.0, 2.0]  # at its end, the window is over
 
 
+def test_with_leading_the_thread_is_needed_at_once_while_no_window_is_open() -> None:
+    options = BatchOptions(leading=True, batch_window=1)
+    windows, rules = Windows(options), options.rules("log")
+    event = Event("log", "default", "0")
+    assert windows.due(event, rules, 1, 10, 0.0) == NOW  # it will be a leading event
+    windows.add(event, rules, None, 0.0)
+    assert [windows.due(event, rules, 1, 10, now) for now in (0.5, 1.0)] == [1.0, NOW]
+
+
 def test_a_window_may_be_full_once_the_waiting_events_have_joined_it() -> None:
     options = BatchOptions(max_frame_bytes=200, max_batch_size=5, batch_window=1)
     windows, rules = Windows(options), options.rules("log")

@@ -148,7 +148,11 @@ def test_a_comment_says_what_it_was_given(text: str) -> None:
 
 
 def test_a_heartbeat_is_one_colon_and_a_line_feed() -> None:
-    assert HEARTBEAT == b":\n"
+    assert HEARTBEAT == comment() == b":\n"
+
+
+def test_a_comment_has_a_space_before_each_line_that_is_not_empty() -> None:
+    assert comment("a\n\nb") == b": a\n:\n: b\n"
 
 
 @pytest.mark.parametrize("event", ["sse_open", "sse_gap", "sse_busy", "sse_bye"])

@@ -325,6 +325,32 @@ def test_with_leading_an_event_at_the_end_of_an_empty_window_is_a_leading_one() 
     assert windows.due(Event("log", "default", "3"), options.rules("log"), 1, 1, 2.5) == 3.0  # a window is open
 
 
+def test_with_leading_a_critical_event_closes_the_window_and_the_next_one_is_as_long() -> None:
+    options = BatchOptions(leading=True, batch_window=1)
+    windows = Windows(options)
+    for event_type, now in [("log", 0.0), ("log", 0.25), ("error", 0.5), ("log", 0.75)]:
+        windows.add(Event(event_type, "default", f"{now}"), options.rules(event_type), None, now)
+    assert [(closed.type, closed.events[0].json, closed.reason) for closed in windows.closed] == [
+        ("log", "0.0", "leading"),
+        ("log", "0.25", "critical"),
+        ("error", "0.5", "critical"),
+    ]
+    windows.closed.clear()
+    assert windows.next_deadline() == 1.5  # a batch window after the frame with the reason "critical"
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_an_event_that_needs_no_window_is_closed_with_its_type(mixed: bool) -> None:
+    options = BatchOptions(max_batch_size=1, mixed=mixed)
+    windows = Windows(options)
+    for event_type in ("log", "error"):
+        windows.add(Event(event_type, "default", "0"), options.rules(event_type), None, 0.0)
+    assert [(closed.type, closed.reason) for closed in windows.closed] == [
+        ("mixed" if mixed else "log", "size_limit"),
+        ("error", "critical"),
+    ]
+
+
 def test_mixed_is_one_window_a_channel_in_total_order() -> None:
     batcher = SteppedBatcher(mixed=True)
     for n in range(3):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from queue import SimpleQueue
 from typing import Any
+
+import pytest
 
 from sse_batcher import (
     Client,
@@ -21,7 +23,7 @@ from sse_batcher.streams.history import ResumePoint
 from sse_batcher.streams.hub import Hub
 from sse_batcher.wire import Frame
 
-from .sse_parser import parse
+from .sse_parser import ServerEvent, parse
 
 
 class Numbers:
@@ -131,3 +133,16 @@ def drive(client: Client) -> SimpleQueue[bytes]:
 
     threading.Thread(target=run, daemon=True).start()
     return blocks
+
+
+def last(client: Client) -> ServerEvent:
+    """The next event, after which the stream has to end."""
+    (event,) = parse(next(client), strict=True)
+    with pytest.raises(StopIteration):
+        next(client)
+    return event
+
+
+def connect(hub: Hub, user: Hashable = None) -> Client:
+    """A stream of the default channel, of this user."""
+    return hub.connect(("default",), user=user)

@@ -319,7 +319,7 @@ def test_on_loopback_it_prints_the_url_alone(demo: Running) -> None:
 
 def test_beyond_loopback_it_cautions() -> None:
     with running("--host", "0.0.0.0", "--port", "0") as demo:
-        assert demo.said.startswith("careful: everybody")
+        assert demo.said.startswith("careful: anyone")
         assert demo.url.startswith("http://127.0.0.1:")
 
 

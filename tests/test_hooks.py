@@ -165,7 +165,7 @@ def test_an_invalid_answer_of_allow_stats_is_an_error(answer: Any) -> None:
     [
         (True, "not bool"),
         (7.5, "not float"),
-        (User(), r"not User: take what names the user, such as str\(user\.id\)"),
+        (User(), r"not User: use a name or an id, such as str\(user\.id\)"),
         (LocalProxy(lambda: "ada"), "not LocalProxy"),
         (LocalProxy(User), "not LocalProxy"),
         ("", "1 to 256 characters, not 0"),

@@ -52,7 +52,7 @@ PURE_MODULES = """
     streams.history streams.dismissals streams.counts backends.redis.entries flask.cors
 """
 PURE = set(PURE_MODULES.split())
-KNOWS_FLASK = {"flask", "demo.simulation", "cli"}
+KNOWS_FLASK = {"flask", "cli"}
 """Packages, and modules outside of one."""
 IMPURE_MODULES = {
     *("threading", "_thread", "queue", "time", "socket", "select", "selectors", "os", "random", "subprocess"),

@@ -1,1 +1,1 @@
-"""The Flask extension. Only this package imports Flask."""
+"""The Flask extension. Only this package, and the command line with its demo, import Flask."""

@@ -31,7 +31,6 @@ class Scenario:
     """Something that happens in the hub. `happen(random)` makes its events, in the order of their times."""
 
     title: str
-    about: str
     happen: Callable[[Random], list[Happening]]
 
 
@@ -88,12 +87,12 @@ def _sparse(random: Random) -> list[Happening]:
 
 
 SCENARIOS = {
-    "restart": Scenario("Hub restart", "ten servers report three lists each, at once", _restart),
-    "five": Scenario("Five servers", "five servers report one list each, at once", _five),
-    "config": Scenario("Rapid config changes", "three servers change ten times each, one change every 22 ms", _config),
-    "one": Scenario("One server", "one server reports one list", _one),
-    "steady": Scenario("Steady 200/s", "400 log lines in two seconds", _steady),
-    "sparse": Scenario("Sparse events", "six lone changes, 300 ms apart", _sparse),
-    "error": Scenario("Error", "an error, which never waits", lambda random: [_error(random)]),
+    "restart": Scenario("Hub restart", _restart),  # ten servers report three lists each, at once
+    "five": Scenario("Five servers", _five),  # five servers report one list each, at once
+    "config": Scenario("Rapid config changes", _config),  # three servers change ten times each, one change every 22 ms
+    "one": Scenario("One server", _one),  # one server reports one list
+    "steady": Scenario("Steady 200/s", _steady),  # 400 log lines in two seconds
+    "sparse": Scenario("Sparse events", _sparse),  # six lone changes, 300 ms apart
+    "error": Scenario("Error", lambda random: [_error(random)]),  # an error, which never waits
 }
 """By name, in the order in which they are shown."""

@@ -277,7 +277,7 @@ async def later(*_: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "make"),
     [
-        ("sink", lambda: EventBatcher(later)),  # type: ignore[arg-type, return-value]
+        ("sink", lambda: EventBatcher(later)),  # type: ignore[arg-type]
         ("encode", lambda: EventBatcher(print, encode=later)),  # type: ignore[arg-type]
         ("encode", lambda: SSEManager(encode=later)),  # type: ignore[arg-type]
         ("json_default", lambda: SSEManager(json_default=later)),

@@ -526,7 +526,7 @@ def test_in_the_context_of_a_foreign_app_a_call_is_an_error(make_app: MakeApp) -
 
 def test_an_extension_keeps_no_app_alive() -> None:
     class Provider(DefaultJSONProvider):
-        def default(self, value: Any) -> Any:  # type: ignore[override]
+        def default(self, value: Any) -> Any:
             return str(value)
 
     sse = SSE()

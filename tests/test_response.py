@@ -125,7 +125,7 @@ def test_a_client_that_knows_no_batches_says_so_in_the_query(make_site: MakeSite
 def test_a_new_client_gets_the_snapshots_of_its_channels(make_site: MakeSite) -> None:
     site = make_site()
     for channel in ("a", "b"):
-        site.sse.snapshot(channel)(lambda channel=channel: ("state", channel))  # type: ignore[misc]
+        site.sse.snapshot(channel)(lambda channel=channel: ("state", channel))
     site.answer = lambda: site.sse.response(["b", "quiet"])
     assert [event.json for event in site.blocks()[1:]] == ["b"]
 

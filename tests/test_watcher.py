@@ -288,7 +288,7 @@ def test_some_streams_are_asked_in_turn_whether_to_drain_and_all_after_a_yes(
         asked.append(number)
         return stopping[0]
 
-    streams = [watch_over(watcher, None, stopping=lambda n=n: ask(n))[0] for n in range(3 * STOP_SAMPLE)]  # type: ignore[misc]
+    streams = [watch_over(watcher, None, stopping=lambda n=n: ask(n))[0] for n in range(3 * STOP_SAMPLE)]
     for _ in range(3):
         watcher.tick(0)
     assert asked == list(range(3 * STOP_SAMPLE))

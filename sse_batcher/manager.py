@@ -68,9 +68,9 @@ class SSEManager:
         returns a context manager in which `revalidate` and the receivers of signals run.
 
     Raises `ConfigurationError` for invalid options. Starts no thread before it is used. All methods are thread-safe. A
-    forked child begins without its parent's clients, events and counts. A manager that is
-    still open at the end of the process is shut down, also in a child of `multiprocessing` and in Celery. Call
-    `flush_all` before an `os._exit` of your own.
+    forked child begins without its parent's clients, events and counts. A manager that is still open at the end of the
+    process is shut down, also in a child of `multiprocessing` and in Celery. Call `flush_all` before an `os._exit` of
+    your own.
 
     >>> manager = SSEManager()
     >>> client = manager.subscribe()

@@ -136,7 +136,7 @@ class ClientOptions:
     `heartbeat`
         after so many seconds without anything sent, a comment line is sent.
     `send_timeout`
-        a connection is closed after the client has taken nothing of what is being sent to it for so many seconds, under
+        if a client has taken nothing of what is being sent to it for so many seconds, its connection is closed, under
         servers where that can be seen (all in the README's table). Otherwise a client that has stopped reading would
         hold its thread forever.
     `max_stream_age`
@@ -145,10 +145,9 @@ class ClientOptions:
         the connection.
         ``None``: no limit.
     `max_clients`, `max_clients_per_user`
-        how many streams may be open in this process, in all and for one user. A further client
-        gets ``sse_busy`` and comes back later; no open stream is ended for it. ``None``: no limit except file
-        descriptors, which always counts: a quarter of those that the process may have (at most 1,024) is left to
-        everything else.
+        how many streams may be open in this process, in all and for one user. A further client gets ``sse_busy`` and
+        comes back later; no open stream is ended for it. ``None``: no such limit. File descriptors are a limit in any
+        case: a quarter of those that the process may have (at most 1,024) is not used for streams.
     `revalidate_every`
         seconds between two calls of `revalidate` for the same user, if the app has registered it.
     `transport`

@@ -44,7 +44,7 @@ DRAIN_SECONDS = 5.0
 """How long a drain may take to deliver pending events, in seconds."""
 
 REOPEN_SECONDS = 2.0
-"""Seconds after a drain from which on a request shows that the server has not stopped."""
+"""A request that comes at least so many seconds after a drain shows that the server has not stopped."""
 
 UNKNOWN = "unknown"
 """The cursor of an unknown place. A stream that begins with it gets ``sse_gap``, and the page then loads its state."""

@@ -22,7 +22,7 @@ GapReason = Literal["epoch", "malformed", "too_old", "overflow", "publish_failed
 """Why a client may have missed events. The ``reason`` of ``sse_gap``.
 
 - ``epoch``: its cursor is of another history: the server was restarted, or Redis has lost its data.
-- ``malformed``: its cursor does not have the form of a cursor.
+- ``malformed``: its cursor does not have the form of a cursor, or names a position that the history has not reached.
 - ``too_old``: it was away for longer than the history reaches back.
 - ``overflow``: the client, or this process, read so slowly that the history went on without it.
 - ``publish_failed``: a batch could not be delivered, or not be read here.

@@ -55,13 +55,13 @@ class ManagerStats(BatcherStats):
     bytes: int = 0
     """All bytes handed to streams, control blocks and heartbeats included."""
     saved_frames: int = 0
-    """How many frames more it would be, had each event come alone."""
+    """How many more frames there would be if each event had been sent alone."""
     saved_bytes: int = 0
-    """How many bytes more it would be. Negative if the JSON around batches outweighs what they save."""
+    """How many more bytes there would be then. Negative if the JSON around batches outweighs what they save."""
     clients: int = 0
     """Streams that are open now."""
     clients_by_channel: Mapping[str, int] = field(default_factory=dict)
-    """These by channel; a stream of several is counted in each."""
+    """These by channel; a stream with several channels is counted in each."""
     clients_by_state: Mapping[str, int] = field(default_factory=dict)
     """These by ``live`` and ``behind``."""
     clients_by_transport: Mapping[str, int] = field(default_factory=dict)
@@ -87,6 +87,6 @@ class ManagerStats(BatcherStats):
     backend_answered: float = 0.0
     """Seconds since its last answer, or, without one, since it was first asked; 0 if it was never asked."""
     ignored: int = 0
-    """Entries in the Redis stream that other programs wrote, and that were ignored."""
+    """Entries in the Redis stream that were ignored: other programs wrote them, or they could not be read."""
     signals_dropped: int = 0
     """Signals not sent, and log lines not written, because the app thread's queue was full."""

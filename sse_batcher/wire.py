@@ -146,7 +146,7 @@ class Frame:
     `drop_variants`. Thread-safe.
     """
 
-    # Has weak references: the queue of a slow client must not keep a frame alive that the history has dropped.
+    # Can be referenced weakly: the queue of a slow client must not keep a frame alive that the history has dropped.
     __slots__ = (
         *("__weakref__", "_plain", "_saved_bytes", "_variants", "batch", "held_bytes", "id", "position", "time"),
     )

@@ -36,10 +36,11 @@ EVENT_OBJECT_BYTES = 200
 """About the memory of a pending event's Python objects, which counts as pending in addition to its JSON."""
 
 EVENTS_PER_PASS = 100
-"""The thread takes so many events out of the inbox, and then delivers what is ready. Counters can be read meanwhile."""
+"""Maximum number of events that the thread takes out of the inbox before it delivers what is ready. Between two passes,
+counters can be read."""
 
 MAX_REPLACED_TYPES = 10_000
-"""For so many types, the engine remembers that the first replacement was logged."""
+"""Maximum number of types for which the engine remembers that the first replacement was logged."""
 
 
 _Entry = tuple[Event, TypeRules, str | None, float]

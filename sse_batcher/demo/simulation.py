@@ -1,4 +1,4 @@
-"""The demo's hub: plays scenarios to all listeners, each with the batching that it asked for.
+"""The demo's hub: plays scenarios to all clients, each with the batching that it asked for.
 
 Any thread. `_lock` guards the managers.
 """
@@ -22,7 +22,7 @@ CLOSING_SECONDS = 1.0
 
 
 class Setting(NamedTuple):
-    """How a listener wants its events: `window` in milliseconds, `size` in events. A size of 1 is no batching."""
+    """How a client wants its events: `window` in milliseconds, `size` in events. A size of 1 is no batching."""
 
     window: int
     size: int

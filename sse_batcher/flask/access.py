@@ -97,7 +97,7 @@ class Access:
         return self._shared.find_snapshot(channel) if own is None else own
 
     def _granted_to_all(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """Without an `authorize` for this app."""
+        """Return what is granted if no `authorize` is registered for this app."""
         if self._shared.is_divided:
             # The other app restricts its channels. This one has probably forgotten to.
             raise UsageError(

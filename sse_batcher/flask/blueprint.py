@@ -52,7 +52,7 @@ class Views:
     def health(self) -> Response:
         """Whether this process can serve streams: 200, or 503 with the reason. And when the backend last answered.
 
-        Anybody may ask, so it must cost no more than any small page: nothing here looks at the clients.
+        Any client may ask, so it must cost no more than a small page: nothing here looks at the open streams.
         """
         process_of(self._manager).reopen(inspect_server(request.environ).is_stopping)
         reason = self._manager.unhealthy_reason()

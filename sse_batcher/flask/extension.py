@@ -1,6 +1,6 @@
 """`SSE`: the Flask extension.
 
-Any thread. An app owns its manager; the extension knows its apps weakly.
+Any thread. An app owns its manager; the extension has weak references to its apps.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class SSE(Hooks):
             "@sse.for_app(app)"
         )
         super().__init__(functions, self._pass_on_all)
-        # Weakly: an app keeps its part alive. The functions may know the app, which could never be collected.
+        # Weak references: the app keeps its part alive. With strong ones, an app that its part refers to would stay
+        # alive as long as this object.
         self._parts: weakref.WeakKeyDictionary[Flask, weakref.ref[_AppPart]] = weakref.WeakKeyDictionary()
         if app is not None:
             self.init_app(app)

@@ -58,7 +58,7 @@ class Functions:
         self.revalidate: Slot[Revalidate] = Slot("revalidate", owner)
         self.allow_stats: Slot[AllowStats] = Slot("allow_stats", owner)
         self.is_divided = False
-        """Of the functions of an `SSE`: whether one of its apps has an `authorize` of its own."""
+        """For the functions of an `SSE`: whether one of its apps has an `authorize` of its own."""
         self._snapshots: dict[str, Slot[TakeState]] = {}  # by channel
         self._owner = owner
 

@@ -1,6 +1,6 @@
-"""`sse_cursor()`: for templates, where the history stood when the request began.
+"""`sse_cursor()`: for templates, the cursor of the place where the history stood when the request began.
 
-Request threads.
+Request threads. The backend makes and parses cursors.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class RequestNotes:
 
     They are made before any view or before-request function. A page whose stream goes on from there misses nothing that
     happens while it is made, and a kick counts for a stream that the request is then given. All requests pay for that,
-    so it is done around Flask: a before-request function alone would cost seven times as much.
+    so it is done in a WSGI layer around Flask: a before-request function alone would cost seven times as much.
     """
 
     def __init__(self, app: Flask, manager: SSEManager) -> None:

@@ -12,8 +12,8 @@ class LogOnce:
     """Logs each text once, for as long as this object lives.
 
     Make one for each object or process that a text is about. Texts are compared before their arguments are put in:
-    of one text with other arguments, only the first is logged. Each text is kept, so they must not be made from what
-    comes from outside.
+    if a text comes again with other arguments, it is not logged. Each text is kept, so a text must not contain anything
+    that comes from outside.
 
     >>> once = LogOnce(logging.getLogger("sse_batcher.manager"))
     >>> once.log(logging.WARNING, "the option %s has no effect here", "http2")

@@ -162,7 +162,7 @@ class Worker:
                 return True
 
     def is_caller(self) -> bool:
-        """Return whether the thread cannot go on until the caller returns: the caller is it, or is starting it."""
+        """Return whether the caller is the thread, or is starting it: then the thread cannot go on until it returns."""
         term = self._newest()
         works_here = term.runs() and term.thread is not None and term.thread.ident == threading.get_ident()
         return works_here or self._is_being_started()

@@ -50,7 +50,7 @@ class Client(Iterator[bytes]):
     @property
     @abstractmethod
     def info(self) -> ClientInfo:
-        """Who the client is: its number, channels and user, and when it connected."""
+        """The number, channels and user of the client, and when it connected."""
 
     @abstractmethod
     def close(self) -> None:
@@ -61,7 +61,7 @@ class Opening(NamedTuple):
     """How a stream begins."""
 
     point: ResumePoint
-    """The client has, or is handed by the `state`, everything up to it."""
+    """The client has everything up to it, or gets that with the `state`."""
     resumed: bool = False
     """Whether the client goes on at its own cursor."""
     missed: GapReason | None = None
@@ -97,15 +97,15 @@ class QueueClient(OpenStream, Client):
         self.missed = opening.missed
         """Why it may have missed something before it began; None if it has not."""
         self._home = home
-        # By the driver; `overflows` by the delivering thread, too. A harmless race: one may go uncounted.
+        # Written by the driver; `overflows` by the delivering thread, too. A harmless race: one may be uncounted.
         self._counts = Counts(replays=int(opening.resumed), gaps=int(opening.missed is not None))
-        # By the hub, under its lock.
+        # Written by the hub, under its lock.
         self._lost: tuple[Position, GapReason] | None = None
         # Looked up in `queue` at the call, as everywhere in this package: gevent may patch that after our import.
         # Holds weak references to frames: what waits here is kept alive by the history alone, so a thousand clients
         # that have stopped reading take no more memory than it. None means "look at the flags". A SimpleQueue, since a
-        # signal handler may call its `put` in the middle of another one. Bounded by us, since the bound is in bytes,
-        # too. Each of the counts of bytes is written by one thread: `in` by the delivering one, `out` by the driver.
+        # signal handler may call its `put` in the middle of another one. It has no limit of its own: `offer` limits the
+        # frames and the bytes. The delivering thread writes `_bytes_in`, and the driver `_bytes_out`.
         self._queue: queue.SimpleQueue[Reference | None] = queue.SimpleQueue()
         self._bytes_in = 0
         self._bytes_out = 0
@@ -115,7 +115,7 @@ class QueueClient(OpenStream, Client):
         self._slice: deque[Reference] = deque()  # by the driver
         self._started = False  # by the driver
         self._state = opening.state  # by the driver: empty as soon as it was handed out
-        # These by any thread, and never unset.
+        # Written by any thread, and never unset.
         self._ending: ByeReason | None = None  # why it ends after what is queued
         self._dismissed: ByeReason | None = None  # why it ends before anything more is handed out
         self._closed = False
@@ -166,7 +166,7 @@ class QueueClient(OpenStream, Client):
 
     @property
     def counts(self) -> Counts:
-        """Where that which is handed to it is counted."""
+        """The counters of what is handed to it."""
         return self._counts
 
     @property
@@ -213,7 +213,7 @@ class QueueClient(OpenStream, Client):
         self._empty_queue()
         self._queue.put(None)
         if self._ending is not None:
-            # The first one may have been thrown away, here or by the driver, which drops what it takes while behind.
+            # An earlier `_END` may be lost: removed above, or taken by the driver, which drops all while it is behind.
             self._queue.put(_END)
 
     def read_on(self, frames: Iterable[Frame]) -> None:

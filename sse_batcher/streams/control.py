@@ -1,4 +1,4 @@
-"""Control blocks: what the hub itself tells a client. ``sse_open``, ``sse_gap``, ``sse_busy`` and ``sse_bye``.
+"""Control blocks: what the hub itself says to a client. ``sse_open``, ``sse_gap``, ``sse_busy`` and ``sse_bye``.
 
 Thread-safe, and takes no lock.
 """
@@ -24,8 +24,8 @@ _RETRY_MS: dict[str | None, tuple[int, int]] = {
     "http2": RETRY_AT_LIMIT_MS,
     "snapshot": RETRY_AT_LIMIT_MS,
 }
-"""After how many milliseconds, from and to, a client comes back that was refused or sent away for one of these reasons.
-"""
+"""From and to how many milliseconds a client waits before it comes back, if its stream was refused or ended for one of
+these reasons."""
 
 
 class ControlBlocks:

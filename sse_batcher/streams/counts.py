@@ -15,9 +15,9 @@ class Counts:
     frames: int = 0
     bytes: int = 0
     saved_frames: int = 0
-    """How many more frames it would be if each event had been sent alone."""
+    """How many more frames there would be if each event had been sent alone."""
     saved_bytes: int = 0
-    """How many more bytes it would be."""
+    """How many more bytes there would be then."""
     overflows: int = 0
     """How often a client fell so far behind that it was left to read the history."""
     replays: int = 0

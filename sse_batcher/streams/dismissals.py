@@ -17,7 +17,7 @@ MAX_DISMISSALS = 10_000
 class Dismissals:
     """The newest dismissal of each user, of each channel, and of each user in a channel.
 
-    A request notes the number of the newest dismissal, its *ticket*, before the app decides what it may have. When its
+    A request notes the number of the newest dismissal, its *ticket*, before the app decides about the request. When its
     stream opens, every dismissal after the ticket applies to it. Only the `most` newest pairs of a user and a channel
     are remembered, and for all others the number of the newest one that was forgotten: a stream with an older ticket is
     dismissed, too. Its client comes back at once, and the app decides again.
@@ -39,7 +39,7 @@ class Dismissals:
             self._floor, _ = self._by_pair.popitem(last=False)[1]
 
     def after(self, ticket: int, user: str | int | None, channels: Iterable[str]) -> ByeReason | None:
-        """Return the reason of the newest dismissal after this ticket of such a stream; None if there is none."""
+        """Return the reason of the newest dismissal after this ticket that ends such a stream; None: there is none."""
         if ticket >= self.newest:
             return None
         pairs: list[tuple[str | int | None, str | None]] = [(None, None), (user, None)]

@@ -33,7 +33,7 @@ class ResumePoint(NamedTuple):
     position: Position = ()
     """The client has every frame up to it."""
     part: int = 0
-    """If not 0: how many events it has of the frame at `position`, of which it has not all."""
+    """If not 0: of the frame at `position`, the client has only the first `part` events."""
     refused: GapReason | None = None
     """Why the cursor cannot be used: ``epoch`` (it is of another history) or ``malformed``."""
 

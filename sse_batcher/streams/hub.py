@@ -64,7 +64,7 @@ class Hub:
         self._numbers = itertools.count(1)
         # Guards the registry, the history, the dismissals, `closing`, `_closed_for_good` and `_closed_at`. Read without
         # it, each a harmless race: `closing` and the number of open streams, which were true a moment ago; `head` and
-        # `ticket`, since more frames, and more dismissals, come after an older one.
+        # `ticket`, whose older value only means that more frames, or more dismissals, come after it.
         self._lock = new_lock() if lock is None else lock
         self._registry = Registry(options)
         self._departures = Departures(self._lock, self._registry, clock, on_disconnect)
@@ -162,7 +162,7 @@ class Hub:
 
     @property
     def ticket(self) -> int:
-        """The number that a request notes before the app decides what it may have, for `connect`. Takes no lock."""
+        """The number that a request notes for `connect`, before the app decides about the request. Takes no lock."""
         return self._dismissals.newest
 
     def dismiss(self, reason: ByeReason, user: str | int | None = None, channel: str | None = None) -> int:
@@ -317,8 +317,8 @@ class Hub:
     def news(self, channels: Collection[str], position: Position, first: Position) -> tuple[list[Frame], list[str]]:
         """Return the next frames for a feed, none if it is up to date; and the channels of which some are gone.
 
-        `channels`: all that its streams ask for, and ``*``. It has read everything up to `position`, and everything
-        before `first`, the position of the frame that was offered to it first since then.
+        `channels`: all that its streams ask for, and ``*``. The feed has read everything up to `position`. `first` is
+        the position of the first frame that was offered to it since then: it has read everything before that, too.
         """
         # Not from its position on, which may be old: if there are many channels, the floor of a quiet one may have
         # risen above it, though no frame of that channel is missing.

@@ -1,4 +1,4 @@
-"""An open stream, as the hub knows it: who it belongs to, how far it has got, and what it was handed.
+"""An open stream, as the hub knows it: its channels and user, how far it has got, and what it was handed.
 
 There are two kinds: `client.QueueClient`, which a thread iterates, and `SocketClient` of the detached transport, which
 writes to a socket of ours.
@@ -21,14 +21,14 @@ from .roles import Listener
 
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
-    """Who a client is, as a plain value."""
+    """What is known about a client, as a plain value."""
 
     id: int
     """Counts the clients of a process, from 1."""
     channels: tuple[str, ...]
     """The channels that it was granted."""
     user: str | int | None = None
-    """Whose stream it is; None if nobody is logged in."""
+    """The user of the stream; None if it belongs to no user."""
     connected_at: float = field(default_factory=time.time)
     """When its stream was opened, in seconds since 1970."""
 
@@ -68,7 +68,7 @@ class OpenStream(ABC):
     @property
     @abstractmethod
     def counts(self) -> Counts:
-        """Where that which is handed to it is counted."""
+        """The counters of what is handed to it."""
 
     @property
     @abstractmethod

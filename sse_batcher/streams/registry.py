@@ -1,4 +1,4 @@
-"""The registry: which streams are open, whose they are, and what listens to which channel.
+"""The registry: the open streams, their users, and what listens to which channel.
 
 Not thread-safe; the hub's lock guards it. `len` and `is_empty` may be called without it, too.
 

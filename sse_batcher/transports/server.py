@@ -1,4 +1,4 @@
-"""What the server around us tells: the connection, how many requests it serves at once, whether it is stopping.
+"""What is known of the server around us: the connection, how many requests it serves at once, whether it is stopping.
 
 `inspect_server` runs in the server's thread that serves the request, `ServerInfo.is_stopping` in any thread. Nothing
 here takes a lock, starts a thread, replaces a signal handler or imports a server. Most of what is read is no public API

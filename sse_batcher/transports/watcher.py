@@ -56,10 +56,10 @@ class Watch:
     """One stream that is watched, and a duplicate of its connection.
 
     The duplicate keeps the connection's number from being given to another connection while we use it. `send_timeout`:
-    seconds after which a client is given up that takes nothing of what the server sends.
+    seconds after which a client that takes nothing of what the server sends is given up.
 
-    `lock` guards the closing of `_connection` against `shutdown`: this releases the GIL before it uses the descriptor's
-    number, which could belong to another connection by then. What is used without the lock:
+    `lock` keeps `_connection` from being closed during a `shutdown`. That call releases the GIL before it uses the
+    descriptor's number, which could belong to another connection by then. What is used without the lock:
 
     - `written` and `fileno` read `_connection`. Harmless race: a socket that was closed meanwhile raises `OSError`, or
       has the number -1.

@@ -21,7 +21,8 @@ from .reader import Keys, RawEntry, State
 TURN_WAIT_SECONDS = 1.0
 """How long a stream waits until the archive has read for other streams."""
 SILENT_SECONDS = 2.0
-"""If Redis has not answered the reader for so long, the archive does not ask: each call would hold a server thread."""
+"""If Redis has not answered the reader for longer than this, the archive does not ask: each call would hold a server
+thread."""
 ENTRIES_PER_SLICE = 64
 """How many entries one call asks for."""
 BYTES_PER_SLICE = 65_536

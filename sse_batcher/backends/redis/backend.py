@@ -43,7 +43,7 @@ _CURSOR = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,19})(?
 
 
 class RedisBackend:
-    """The part of one process. `connect` makes a ``redis.Redis``. `prefix` is that of the two keys.
+    """One process's part of the backend. `connect` makes a ``redis.Redis``. `prefix` is that of the two keys.
 
     Redis keeps about `frames` entries. `clock` returns monotonic time in seconds.
     """

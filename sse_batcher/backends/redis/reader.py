@@ -38,9 +38,9 @@ BLOCK_MS = 500
 ENTRIES_PER_READ = 500
 """How many entries one call asks for."""
 MAX_PUBLISHERS = 10_000
-"""For so many publishers, the reader remembers the newest number."""
+"""Maximum number of publishers whose newest number the reader remembers."""
 MAX_DUPLICATES = 1_000
-"""So many entries that came twice are remembered."""
+"""Maximum number of remembered entries that came twice."""
 UNREADABLE_REPORT_SECONDS = 1.0
 """The shortest time between two reports to clients that entries could not be read."""
 
@@ -98,7 +98,7 @@ class State:
         self.head: Position = START
         """The newest position that the receiver knows."""
         self.floor: Position = START
-        """The archive has nothing complete up to here."""
+        """Up to here, entries may be missing, so the archive must not read on from an older position."""
         self.duplicates: OrderedDict[Position, None] = OrderedDict()
         """Entries that the archive must not deliver, since they were delivered under another position."""
         self.ignored = 0
@@ -179,7 +179,10 @@ class Reader:
         return self._worker.join(timeout)
 
     def work(self) -> float | None:
-        """Take one turn of the thread, for `Worker`: wait for new entries, and deliver them."""
+        """Take one turn of the thread, for `Worker`: wait for new entries, and deliver them.
+
+        If Redis is away, the next turns try again. When it is back, a turn reads on from the last entry.
+        """
         receiver = self._receiver()
         if receiver is None or self._closed.is_set():
             self._link.drop()

@@ -58,7 +58,8 @@ class Group:
         self.postponed: list[SocketClient] = []
         """Clients that have to be served as soon as the group is no longer busy."""
         self._size = 0  # the number of clients, including those that are behind
-        self._missed_frames = False  # while it was busy, frames or the hub's end came, which it has to look for itself
+        # Whether frames came, or the hub was closed, while the group was busy: it has to look for them itself.
+        self._missed_frames = False
         self.send_timeout = client.options.send_timeout
         self.heartbeat = client.options.heartbeat
         """Seconds of silence after which a heartbeat is sent."""

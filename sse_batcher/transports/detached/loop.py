@@ -167,8 +167,8 @@ class Loop:
         self.sends = 0
         """The number of sends in this turn. Counted by clients and groups."""
         self.kept: dict[SocketClient, int] = {}
-        """How many bytes are kept for each client that has not taken them yet and which no history has. The client that
-        has made no progress for longest comes first."""
+        """How many bytes are kept for each client that has not taken them yet. No history has these bytes. The client
+        that has made no progress for longest comes first."""
         self.kept_bytes = 0
         """The sum of `kept`."""
         self.clients: dict[int, SocketClient] = {}

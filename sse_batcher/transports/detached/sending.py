@@ -1,4 +1,6 @@
-"""Sending to sockets without blocking and without releasing the GIL. Any thread.
+"""Sending to sockets without blocking and without releasing the GIL.
+
+Any thread. `Group` and `SocketClient` send on the loop's thread, and `TakeOver` on the server's.
 
 `send(fd, data, sized(len(data)), FLAGS)` is the C library's `send`, called through `ctypes.PyDLL`, which does not
 release the GIL. The call does not block, so it need not release it. `socket.send` does: each time, a CPU-bound thread

@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
 
 
 class Bench:
-    """The load generator, and who is measured with it."""
+    """The load generator, and the kinds of server that are measured with it."""
 
     def __init__(self, folder: Path, kinds: dict[str, Kind]) -> None:
         self.kinds = kinds
@@ -75,7 +75,7 @@ class Bench:
         self._given_up: set[str] = set()
 
     def run(self, clients: Iterable[int], names: Iterable[str]) -> list[Result]:
-        """Each of these, with each of these numbers of clients. Who fails is not tried with more."""
+        """Measure each of these kinds with each of these numbers of clients. One that fails is not tried with more."""
         results: list[Result] = []
         for many in sorted(clients):
             for group in groups(names):
@@ -96,7 +96,7 @@ class Bench:
         return result
 
     def _together(self, kinds: list[Kind], clients: int) -> list[Result]:
-        """They run beside each other and take turns, so that what disturbs one disturbs all."""
+        """Measure these kinds, which run beside each other and take turns, so that what disturbs one disturbs all."""
         with contextlib.ExitStack() as stack:
             opened_all = [self._open(stack, kind, clients) for kind in kinds]
             measure([subject for subject, _ in opened_all if subject is not None], clients)
@@ -116,7 +116,7 @@ class Bench:
 
 
 def groups(names: Iterable[str]) -> list[list[str]]:
-    """Who runs at the same time."""
+    """Return which kinds run at the same time."""
     names = list(names)
     together = [name for name in TOGETHER if name in names]
     return [together] * bool(together) + [[name] for name in names if name not in TOGETHER]
@@ -137,7 +137,7 @@ def measure(subjects: list[Subject], clients: int) -> None:
 
 
 def take_turns(subjects: list[Subject], step: Callable[[Subject], object], rounds: int = ROUNDS) -> None:
-    """Have each make that step, again and again. Who fails makes no more."""
+    """Let each subject take this step, again and again. One that fails takes no more."""
     began = time.monotonic()
     for _ in range(rounds):
         for subject in subjects:

@@ -81,11 +81,11 @@ def main() -> None:
         )
 
 
-# -- the apps, and who publishes ---------------------------------------------------------------------------------------
+# -- the apps, and the publisher ---------------------------------------------------------------------------------------
 
 
 def create_app(kind: str) -> Flask:
-    """For gunicorn, and for the publisher, who calls `app.publish`."""
+    """Make the app for gunicorn, and for the publisher, which calls `app.publish`."""
     url = os.environ["BENCHMARK_REDIS"]
     app: Any = Flask(__name__)
     app.get("/pid")(lambda: str(os.getpid()))

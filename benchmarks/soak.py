@@ -56,7 +56,8 @@ COMMANDS = {
 def create_app() -> Flask:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     app = Flask(__name__)
-    # A small history, which is full before the first quarter is over; and each way to notice who left has its turn.
+    # A small history, which is full before the first quarter is over. And short times, so that each way to notice a
+    # client that left has its turn.
     app.config.update(SSE_HEARTBEAT=0.5, SSE_SEND_TIMEOUT=1.0, SSE_BATCH_WINDOW=0.02, SSE_HISTORY_FRAMES=50)
     sse = SSE(app)
     sse.authorize(lambda channels: channels)

@@ -23,7 +23,7 @@ ROUNDS = 3
 BATCHES = 10_000
 EVENTS = 30  # in a batch, of about 60 bytes each
 READERS = (1, 2)
-HISTORY = HistoryOptions(history_frames=10 * BATCHES, history_bytes=2**30)  # nobody is to be told of a gap
+HISTORY = HistoryOptions(history_frames=10 * BATCHES, history_bytes=2**30)  # so that no client gets a gap
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ class Clients:
         self._behind: dict[int, list[bytes]] = {}
 
     def write(self, data: bytes) -> None:
-        """To all, once. Who does not take it all has the rest kept."""
+        """Send this to all clients, once. What a client does not take is kept for it."""
         size, behind = len(data), self._behind
         ready = sized(size)
         for fd in self.descriptors:
@@ -53,7 +53,7 @@ class Clients:
             self._catch_up()
 
     def finish(self) -> None:
-        """Until all have everything. Who has left is forgotten."""
+        """Send until all clients have everything. Clients that have left are forgotten."""
         while self._behind:
             poll = select.poll()
             for fd in self._behind:
@@ -93,7 +93,7 @@ def burst(clients: Clients, numbers: range) -> None:
 
 
 def answer(clients: Clients, connection: socket.socket) -> None:
-    """One request, which comes in one piece from those who measure."""
+    """Answer one request, which comes in one piece from the program that measures."""
     method, target, _ = connection.recv(65_536).decode().split(" ", 2)
     url = urlsplit(target)
     if (method, url.path) == ("GET", "/events"):

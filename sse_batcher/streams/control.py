@@ -24,7 +24,7 @@ _RETRY_MS: dict[str | None, tuple[int, int]] = {
     "http2": RETRY_AT_LIMIT_MS,
     "snapshot": RETRY_AT_LIMIT_MS,
 }
-"""From and to how many milliseconds a client waits before it comes back, if its stream was refused or ended for one of
+"""The range of milliseconds that a client waits before it comes back, if its stream was refused or ended for one of
 these reasons."""
 
 

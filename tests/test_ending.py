@@ -78,6 +78,12 @@ def test_a_silent_stream_ends_when_its_lease_is_over_and_not_at_the_next_heartbe
     assert [next(client) for _ in range(6)] == [HEARTBEAT] * 6
     assert last(client).json == {"reason": "lease"}
     assert waited == [15] * 6 + [10]
+    for rest in (15, 0.25):  # a heartbeat that is due at the end of the lease is left out
+        client = delivery.connect()
+        next(client)
+        client.lease = clock.now + rest
+        assert last(client).json == {"reason": "lease"}
+    assert waited[7:] == [15, 0.25]
 
 
 def test_leases_differ_so_that_those_who_came_together_do_not_leave_together(clock: Clock) -> None:

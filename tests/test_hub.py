@@ -21,6 +21,7 @@ from sse_batcher import (
     SSEManager,
     TooManyClientsError,
 )
+from sse_batcher.event import Batch, Event
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.streams.counts import Counts
 from sse_batcher.streams.history import ResumePoint, Slice
@@ -228,6 +229,9 @@ def test_a_queued_frame_that_the_history_evicts_counts_as_an_overflow() -> None:
     delivery.deliver(2)
     assert take(client, 1) == [("sse_gap", {"heartbeat": 15.0, "reason": "overflow"}, "x-2")]
     assert (client.counts.overflows, client.counts.gaps) == (1, 1)
+    delivery.deliver(2)
+    assert take(client, 1) == [("sse_gap", {"heartbeat": 15.0, "reason": "overflow"}, "x-4")]
+    assert (client.counts.overflows, client.counts.gaps) == (2, 2)
 
 
 def test_a_queue_takes_exactly_its_bound_of_bytes_and_again_after_it_was_emptied() -> None:
@@ -372,6 +376,40 @@ def test_a_client_goes_on_with_what_only_the_backend_still_has(monkeypatch: pyte
     client = delivery.connect(cursor="x-1")
     assert [event for event, _, _ in take(client, 3)] == ["sse_open", "t", "t"]
     assert asked == [ResumePoint(1)] * 2
+
+
+def test_what_only_the_backend_still_has_can_be_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    delivery = Delivery(HistoryOptions(history_frames=1))
+    delivery.deliver(3)
+    assert not delivery.hub.can_resume(("default",), "x-1")
+    monkeypatch.setattr(Numbers, "replay", lambda self, channels, point: Slice([], 3))
+    assert delivery.hub.can_resume(("default",), "x-1")
+
+
+def test_a_replay_without_frames_of_its_channels_moves_a_client_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    delivery = Delivery(HistoryOptions(history_frames=1))
+    delivery.deliver(1)
+    delivery.deliver(2, channel="other")
+    monkeypatch.setattr(Numbers, "replay", lambda self, channels, point: Slice([], point.position + 1))
+    client = delivery.connect(cursor="x-0")
+    assert [(event, id) for event, _, id in take(client, 1)] == [("sse_open", "x-0")]
+    delivery.deliver(1)
+    assert [(event, id) for event, _, id in take(client, 1)] == [("t", "x-4")]
+
+
+def test_what_batches_save_is_counted_for_each_frame() -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    frames = []
+    for _ in range(3):
+        frame = delivery.frame()
+        events = tuple(Event("t", "default", str(number)) for number in range(20))
+        frames.append(Frame(Batch("default", "t", events, "manual", 0), frame.position, frame.id))
+        delivery.hub.deliver(frames[-1])
+    sent = [next(client) for _ in range(4)]
+    counts = delivery.hub.count()
+    assert (counts["frames"], counts["bytes"]) == (3, len(b"".join(sent)))
+    assert (counts["saved_frames"], counts["saved_bytes"]) == (3 * 19, sum(frame.saved_bytes for frame in frames))
 
 
 def test_a_client_that_leaves_while_the_hub_is_locked_does_not_wait_and_is_forgotten_after() -> None:

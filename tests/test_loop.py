@@ -290,6 +290,34 @@ def test_the_lease_of_a_stalled_client_does_not_keep_it(make: Callable[..., Site
     assert site.hub.count()["clients"] == 0
 
 
+def test_a_client_is_given_up_at_the_very_end_of_its_time(make: Callable[..., Site]) -> None:
+    site = make(send_timeout=30.0)
+    site.connect(small=True)
+    for _ in range(20):
+        site.deliver(1, "x" * 2_000)
+    (ours,) = site.loop.clients.values()
+    start = site.clock()
+    for seconds in (0.0, 7.5, 15.0, 22.5):
+        ours.check(start + seconds)
+    assert ours.dismissed is None
+    ours.check(start + 30.0)
+    assert ours.dismissed == "left"
+
+
+def test_a_client_is_looked_at_a_few_times_in_its_time(
+    make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make(send_timeout=30.0)
+    site.connect()
+    looks: list[int] = []
+    monkeypatch.setattr(connections, "has_taken_all", lambda fd: looks.append(fd) or True)
+    monkeypatch.setattr(connections, "sign_of_life", fail)  # not asked of one that has taken all: it costs more
+    site.wait(30)
+    (ours,) = site.loop.clients.values()
+    assert set(looks) == {ours.fd}
+    assert connections.STALL_CHECKS <= len(looks) <= connections.STALL_CHECKS + 1
+
+
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
@@ -338,6 +366,17 @@ def test_a_stream_ends_with_a_goodbye_when_its_lease_is_over(site: Site, chunked
 
 
 # -- ends --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_lease_is_over_at_its_very_end(site: Site) -> None:
+    site.connect()
+    (ours,) = site.loop.clients.values()
+    ours.lease = site.clock() + 1
+    ours.check(site.clock())
+    assert ours.dismissed is None
+    site.clock.now = ours.lease
+    ours.check(site.clock())
+    assert ours.dismissed == "lease"
 
 
 def test_a_client_that_leaves_is_forgotten_at_once(site: Site) -> None:
@@ -478,6 +517,36 @@ def test_the_history_is_read_once_for_all_groups(site: Site, monkeypatch: pytest
     site.loop.run()
     assert [numbers(client) for client in clients] == [["to all", number, "to everybody"] for number in range(20)]
     assert len(asked) == 2  # and once more, to see that there is nothing left
+    assert len(site.loop) == 20  # no group has failed, so none has read the history itself
+
+
+@turns_of(1)
+def test_a_group_reads_the_history_only_for_frames_that_came_while_it_was_busy(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = [site.connect() for _ in range(3)]
+    asked: list[Any] = []
+    next_frames = site.hub.next_frames
+    monkeypatch.setattr(site.hub, "next_frames", lambda *args: (asked.append(args), next_frames(*args))[1])
+    site.delivery.deliver(1)
+    site.loop.turn(0)  # the group is busy with 1
+    site.delivery.deliver(1)
+    site.loop.run()
+    assert len(asked) == 2  # and once more, to see that there is nothing left
+    site.deliver(1)
+    assert len(asked) == 2
+    assert [numbers(client) for client in clients] == [[1, 2, 3]] * 3
+
+
+def test_a_group_does_not_send_its_newest_frame_again(site: Site) -> None:
+    client = site.connect()
+    frame = batched(site, "default", 2)
+    site.loop.run()
+    (ours,) = site.loop.clients.values()
+    assert read(client) == frame.plain
+    ours.group.give([frame])
+    site.loop.run()
+    assert read(client) == b""
 
 
 def test_a_lost_frame_is_no_gap_for_clients_without_its_channel(site: Site) -> None:
@@ -587,6 +656,111 @@ def test_a_client_whose_connection_takes_no_send_is_closed_at_once(
     site.loop.run()
     assert has_ended(client)
     assert len(site.loop) == 0
+
+
+ONE_FRAME = len(b"event: t\ndata: 1\nid: x-1\n\n")
+
+
+@pytest.mark.parametrize("taken", [0, 1, ONE_FRAME - 1, ONE_FRAME, ONE_FRAME + 1, 2 * ONE_FRAME - 1])
+def test_what_a_socket_does_not_take_of_two_frames_follows(
+    site: Site, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = [site.connect() for _ in range(2)]
+    before = site.hub.count()
+    send = groups.send
+    with monkeypatch.context() as patch:
+        patch.setattr(groups, "send", lambda fd, data, size, flags: send(fd, data[:taken], groups.sized(taken), flags))
+        site.delivery.deliver(2)
+        for _ in range(3):
+            site.loop.turn(0)
+    site.loop.run()
+    blocks = b"".join(f"event: t\ndata: {number}\nid: x-{number}\n\n".encode() for number in (1, 2))
+    assert [read(client) for client in clients] == [blocks] * 2
+    after = site.hub.count()
+    assert {name: after[name] - before[name] for name in ("frames", "bytes", "overflows")} == {
+        "frames": 4,
+        "bytes": 2 * len(blocks),
+        "overflows": 2,
+    }
+
+
+def test_frames_that_a_broken_connection_did_not_take_are_not_counted(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = site.connect()
+    (ours,) = site.loop.clients.values()
+    handed, before = ours.handed, site.hub.count()
+    monkeypatch.setattr(groups, "send", lambda *_: -1)
+    monkeypatch.setattr(groups, "taken", lambda sent: None)
+    site.deliver(2)
+    assert has_ended(client)
+    assert ours.handed == handed
+    after = site.hub.count()
+    assert [after[name] for name in ("frames", "bytes", "overflows")] == [
+        before[name] for name in ("frames", "bytes", "overflows")
+    ]
+
+
+def batched(site: Site, channel: str, count: int) -> Frame:
+    """A frame of so many events, which was delivered."""
+    site.delivery.position += 1
+    position = site.delivery.position
+    made = tuple(Event("t", channel, str(number)) for number in range(count))
+    frame = Frame(Batch(channel, "t", made, "manual", 0), position, f"x-{position}")
+    site.hub.deliver(frame)
+    return frame
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_live_clients_get_each_batch_in_one_block(site: Site, chunked: bool) -> None:
+    clients = [site.connect(chunked=chunked) for _ in range(2)]
+    frames = []
+    for count in (3, 2):
+        frames.append(batched(site, "default", count))
+        site.loop.run()
+    blocks = [frame.plain for frame in frames]
+    assert [read(client) for client in clients] == [b"".join(map(chunk, blocks) if chunked else blocks)] * 2
+    counts = site.hub.count()
+    assert (counts["frames"], counts["saved_frames"]) == (4, 2 * (2 + 1))
+    assert counts["saved_bytes"] == 2 * sum(frame.saved_bytes for frame in frames)
+
+
+def test_a_first_block_that_the_socket_does_not_take_at_once_is_sent_later(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_to, refused = connections.send_to, []
+
+    def send_later(fd: int, data: bytes) -> int | None:
+        if refused:
+            return send_to(fd, data)
+        refused.append(data)
+        return 0
+
+    monkeypatch.setattr(connections, "send_to", send_later)
+    client = site.connect()  # reads the first block
+    assert len(refused) == 1
+    site.deliver()
+    assert numbers(client) == [1]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_client_that_has_a_part_of_a_frame_gets_its_rest_and_then_whole_frames(site: Site, chunked: bool) -> None:
+    first, second = batched(site, "a", 3), batched(site, "a", 2)
+    client = site.connect("a", cursor="x-1.1", chunked=chunked)
+    blocks = [first.rest(1), second.plain]
+    assert read(client) == b"".join(map(chunk, blocks) if chunked else blocks)
+
+
+def test_a_part_of_a_frame_of_another_channel_takes_nothing_from_the_next_frame(site: Site) -> None:
+    batched(site, "a", 3)
+    frame = batched(site, "b", 2)
+    client = site.connect("b", cursor="x-1.1")  # of a stream that had the channel "a", too
+    assert read(client) == frame.plain
+
+
+def test_a_dismissal_counts_each_stream_once(site: Site) -> None:
+    site.connect()
+    assert [site.hub.dismiss("kicked"), site.hub.dismiss("kicked")] == [1, 0]
 
 
 # -- fairness ----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from sse_batcher.event import BROADCAST, Batch, Event
 from sse_batcher.manager import process_of
 from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.streams.hub import Hub
+from sse_batcher.transports.detached import connection as connections
 from sse_batcher.transports.detached.loop import Adoption
 from sse_batcher.transports.detached.replay import FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS
 from sse_batcher.transports.detached.takeover import Taken
@@ -398,6 +399,34 @@ def test_those_that_read_have_their_turn_one_after_the_other(site: ReplayingSite
     del site.loop.replays
     site.loop.run()
     assert [len(numbers(client)) for client in clients] == [200, 199, 198]
+
+
+def test_a_client_whose_socket_is_full_gets_the_gap_before_new_events(
+    site: ReplayingSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.deliver(30)
+    client = site.waits()
+    site.archive.answers, site.archive.first = 1, 20
+    with monkeypatch.context() as patch:
+        patch.setattr(connections, "send_to", lambda fd, data: 0)
+        site.clock.now += FIRST_RETRY_SECONDS
+        site.loop.replays()
+        for _ in range(3):
+            site.loop.turn(0)
+        site.delivery.deliver()
+        for _ in range(3):
+            site.loop.turn(0)
+    site.loop.run()
+    assert [(event.type, event.id) for event in everything(site, client)] == [("sse_gap", "x-30"), ("t", "x-31")]
+
+
+def test_a_heartbeat_is_due_at_its_very_time_while_a_client_waits(site: ReplayingSite) -> None:
+    site.deliver(30)
+    client = site.waits()
+    (waiting,) = site.loop.clients.values()
+    start = waiting._pending.since
+    waiting.check(start + waiting.group.heartbeat)
+    assert read(client) == b":\n"
 
 
 def test_a_client_that_takes_nothing_of_its_replay_is_given_up(make: Callable[..., ReplayingSite]) -> None:

@@ -388,6 +388,17 @@ def test_one_event_has_the_same_bytes_with_and_without_batches() -> None:
     assert frame.encoded(batches=False, chunked=True) is frame.encoded(batches=True, chunked=True)
 
 
+def test_blocks_of_single_events_are_made_once_for_both_framings(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame, made, rest = Frame(batch_of(1, 2), (7,), "e-7"), [], Frame.rest
+    monkeypatch.setattr(Frame, "rest", lambda self, part: made.append(part) or rest(self, part))
+    assert frame.encoded(batches=False, chunked=True) == chunk(frame.unbatched)
+    assert made == [0]
+
+
+def test_a_frame_has_the_time_of_its_batch_unless_it_is_given_one() -> None:
+    assert [Frame(batch_of(1), (7,), "e-7", time).time for time in (None, 5, 0)] == [1767225600000, 5, 0]
+
+
 def test_what_batching_has_saved_is_counted_to_the_byte() -> None:
     lone, batched = Frame(batch_of("x"), (7,), "e-7"), Frame(batch_of(*["x" * 100] * 9), (7,), "e-7")
     assert lone.saved_bytes == 0

@@ -389,6 +389,17 @@ def test_a_client_that_leaves_is_forgotten_at_once(site: Site) -> None:
     assert set(feed.channels) == {"other", "*"}
 
 
+def test_a_client_that_is_live_or_closed_has_nothing_to_do(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.connect()
+    (ours,) = site.loop.clients.values()
+    monkeypatch.setattr(site.hub, "advance", fail)  # it must not look at the history
+    assert list(ours.serve()) == []
+    assert list(ours.group.in_step) == [ours]
+    ours.close("left")
+    assert list(ours.serve()) == []
+    assert list(ours.group.in_step) == []
+
+
 def test_a_kick_ends_these_streams_and_no_others(site: Site) -> None:
     one, two = site.connect("a"), site.connect("b")
     site.hub.dismiss("kicked", channel="a")

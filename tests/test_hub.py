@@ -533,6 +533,8 @@ def test_a_feed_is_offered_the_frames_of_its_channels_until_it_is_unlisted() -> 
     delivery.deliver(channel="*")
     assert feed.offered[5:] == []
     assert delivery.hub.count()["frames"] == 7
+    delivery.hub.unlisten(feed, ["b", "*"])  # it does not listen any more
+    assert delivery.hub.count()["frames"] == 7
 
 
 def test_the_next_frames_for_a_feed_are_none_if_some_are_gone() -> None:

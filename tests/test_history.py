@@ -108,18 +108,18 @@ def test_what_is_counted_is_the_memory_that_it_takes(frames: int, events: int, s
     assert 0.7 * kept.bytes < memory < 1.1 * kept.bytes + 3 * history.FRESH_BYTES
 
 
+def keeps_variants(one: Frame) -> bool:
+    first, second = (one.encoded(batches=True, chunked=True) for _ in range(2))
+    assert first == second == chunk(one.plain)
+    return first is second
+
+
 def test_only_the_newest_frames_keep_their_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [200, 900, 200, 200, 200, 900, 200, 200, 200, 200]
     monkeypatch.setattr(history, "FRESH_FRAMES", 2)
     monkeypatch.setattr(history, "FRESH_BYTES", 3_200)
     kept = History(HistoryOptions(history_frames=5, history_age=1.0), 0)
     made: list[Frame] = []
-
-    def keeps_variants(one: Frame) -> bool:
-        first, second = (one.encoded(batches=True, chunked=True) for _ in range(2))
-        assert first == second == chunk(one.plain)
-        return first is second
-
     expected = [1, 1, 1, 2, 2, 1, 1, 2, 2, 2]  # a frame of 900 bytes takes 2,440, and one of 200 takes 1,040
     for position, (size, fresh) in enumerate(zip(sizes, expected, strict=True), 1):
         made.append(frame(position, size=size))
@@ -130,6 +130,25 @@ def test_only_the_newest_frames_keep_their_variants(monkeypatch: pytest.MonkeyPa
     for one in made:
         kept.append(one)
     assert all(map(keeps_variants, made))
+
+
+@pytest.mark.parametrize(("bound", "most"), [("FRESH_FRAMES", 3), ("FRESH_BYTES", 3 * frame(1, size=200).held_bytes)])
+@pytest.mark.parametrize("evicted", [0, 1, 2, 3])
+def test_frames_that_are_evicted_make_room_for_the_variants_of_others(
+    bound: str, most: int, evicted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, bound, most)
+    kept = History(HistoryOptions(history_age=1.0), 0)
+    made = [frame(position, size=200, timestamp=position) for position in range(1, 9)]
+    for one in made[:4]:
+        kept.append(one)
+    assert [keeps_variants(one) for one in made[:4]] == [False, True, True, True]
+    kept.expire(1_001 + evicted)
+    assert len(kept) == 4 - evicted
+    for count in range(5, 9):
+        kept.append(made[count - 1])
+        left = made[evicted:count]
+        assert [keeps_variants(one) for one in left] == [False] * (len(left) - 3) + [True] * min(3, len(left))
 
 
 def test_the_newest_frame_keeps_its_variants_however_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

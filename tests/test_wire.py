@@ -226,7 +226,7 @@ def test_a_retry_that_is_no_whole_number_is_refused(retry: Any) -> None:
 
 def test_a_lone_surrogate_is_refused_in_every_field() -> None:
     for wrong in ({"event": "\ud800", "data": ""}, {"event": "x", "data": "\udfff"}):
-        with pytest.raises(InvalidEventError, match="a lone surrogate cannot be sent: it is not UTF-8$") as caught:
+        with pytest.raises(InvalidEventError, match=r"a lone surrogate cannot be sent: it is not UTF-8$") as caught:
             block(**wrong)
         assert caught.value.field == "data"
     with pytest.raises(InvalidEventError, match="surrogate"):

@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from blinker import NamedSignal
@@ -60,7 +60,7 @@ class Settings:
     batching: BatchOptions
     clients: ClientOptions
     history: HistoryOptions
-    backend: str | redis.Redis
+    backend: str | redis.Redis = field(repr=False)  # a URL may have a password
     encode: Encode
     context: Callable[[], AbstractContextManager[object]]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from sse_batcher import (
     stream,
 )
 from sse_batcher.backends import open_backend
+from sse_batcher.backends.redis import open_redis
 from sse_batcher.backends.redis.backend import RedisBackend
 
 from .kit.redisserver import RedisServer, cursor_of, redis_fixture, redis_server, sentinel_of
@@ -41,10 +44,50 @@ def test_a_backend_that_cannot_be_meant_is_refused(backend: Any) -> None:
         SSEManager(backend=backend)
 
 
-def test_a_message_does_not_tell_the_password() -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        SSEManager(backend="redis://ada:secret@localhost:port/0")
-    assert "secret" not in str(caught.value)
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "redis://ada:secret@localhost:port/0",
+        "reddis://ada:secret@localhost",
+        "redis:/ada:secret@localhost",
+        "ada:secret@localhost",
+        "redis://ada:s@secret@localhost:port",
+        "redis://:secret/x@localhost",
+        "redis://:x/secret@localhost",
+        "redis://:secret#x@localhost",
+        "redis://:secret?x@localhost",
+        "redis://:[secret]@localhost",
+        "redis://:secret\u2100@localhost",  # a character that urlsplit refuses
+        "redis+sentinel://:secret/x@localhost/master",
+        "redis://localhost?password=secret&prefx=shop",
+        "redis://localhost?password=x@secret&prefx=shop",
+        b"redis://:secret@localhost",
+        {"url": "redis://:secret@localhost"},
+    ],
+)
+def test_an_error_shows_no_password(backend: Any) -> None:
+    for make in (lambda: SSEManager(backend=backend), lambda: open_redis(backend, 100)):
+        with pytest.raises(ConfigurationError) as caught:
+            make()
+        # With its causes, as a log shows it.
+        shown = traceback.TracebackException.from_exception(caught.value, lookup_lines=False)
+        while shown is not None:
+            assert "secret" not in str(shown)
+            shown = shown.__cause__ or (None if shown.__suppress_context__ else shown.__context__)
+
+
+@pytest.mark.parametrize(
+    ("backend", "shown"),
+    [
+        ("reddis://ada:secret@shop.example/1", "reddis://...@shop.example/1"),
+        ("http://localhost", "http://localhost"),
+        ("redis://ada:secret@shop.example:port", "redis://...@shop.example:port"),
+        ("redis://shop.example/0?prefx=shop", "redis://shop.example/0?prefx=..."),
+    ],
+)
+def test_an_error_shows_where_the_backend_was_expected(backend: str, shown: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(shown)):
+        SSEManager(backend=backend)
 
 
 def test_without_the_package_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import weakref
 import pytest
 
 from sse_batcher import BatchOptions, EventBatcher, SSEManager
+from sse_batcher.flask.config import read_config
 from sse_batcher.manager import process_of
 from sse_batcher.prometheus import SSECollector
 
@@ -26,6 +27,12 @@ def test_a_manager_shows_its_backend_and_its_number_of_clients() -> None:
 @pytest.mark.parametrize("backend", ["redis://:secret@redis.example:6379/0", "redis://ada:sec:ret@redis.example"])
 def test_a_manager_shows_no_password(backend: str) -> None:
     assert repr(SSEManager(backend=backend)) == "<SSEManager redis://, unused in this process>"
+
+
+def test_what_was_read_from_a_config_shows_no_password() -> None:
+    backend = "redis://:secret@redis.example"
+    assert "secret" not in repr(read_config({"SSE_BACKEND": backend}))
+    assert "secret" not in repr(SSEManager(backend=backend)._process.__dict__)
 
 
 def test_a_ready_connection_is_shown_by_its_type() -> None:

@@ -12,6 +12,7 @@ from ..event import Batch
 from ..streams.roles import Cursors, Receiver
 from .memory import MemoryBackend
 from .redis import open_redis
+from .redis.connections import not_a_backend, without_secrets
 
 SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://")
 
@@ -72,8 +73,9 @@ def open_backend(backend: Any, frames: int) -> Backend:
         return MemoryBackend()
     if isinstance(backend, str) and not backend.startswith(SCHEMES):
         raise ConfigurationError(
-            f"backend must be 'memory://', or begin with one of {', '.join(SCHEMES)}, not {backend!r}", option="backend"
+            f"backend must be 'memory://', or begin with one of {', '.join(SCHEMES)}, not {without_secrets(backend)!r}",
+            option="backend",
         )
     if not isinstance(backend, str) and not hasattr(backend, "xadd"):  # checked without the package redis
-        raise ConfigurationError(f"backend must be a URL or a redis.Redis, not {backend!r}", option="backend")
+        raise not_a_backend(backend)
     return open_redis(backend, frames)

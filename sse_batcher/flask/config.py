@@ -9,7 +9,7 @@ import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError
@@ -55,7 +55,7 @@ class FlaskConfig:
     batching: BatchOptions
     clients: ClientOptions
     history: HistoryOptions
-    backend: str | redis.Redis
+    backend: str | redis.Redis = field(repr=False)  # a URL may have a password
     url_prefix: str | None
     cors: Cors
     names_backend: bool

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from ...errors import BackendError, ConfigurationError
+from ...functions import described
 
 if TYPE_CHECKING:
     import redis
@@ -27,6 +28,10 @@ CALL_TIMEOUT_SECONDS = 5.0
 """The time limit of each call of Redis, and of connecting."""
 LONGEST_RETRY_PAUSE_SECONDS = 2.0
 
+_HARMLESS_REASONS = ("Redis URL must", "Invalid value for", "Invalid IPv6", "the path must")
+"""How errors begin that do not quote a part of the URL, which may be a part of the password."""
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+")
+
 
 def connector(backend: Any) -> tuple[Callable[[], Any], str]:
     """Return a function that makes clients for a URL or like a ready ``redis.Redis``, and the prefix of the keys.
@@ -37,7 +42,7 @@ def connector(backend: Any) -> tuple[Callable[[], Any], str]:
     if isinstance(backend, redis.Redis):
         return partial(_copy, backend), DEFAULT_KEY_PREFIX
     if not isinstance(backend, str):
-        raise ConfigurationError(f"backend must be a URL or a redis.Redis, not {backend!r}", option="backend")
+        raise not_a_backend(backend)
     url, _, asked = backend.partition("?")
     query = dict(parse_qsl(asked))
     prefix = query.pop("prefix", DEFAULT_KEY_PREFIX)
@@ -48,10 +53,32 @@ def connector(backend: Any) -> tuple[Callable[[], Any], str]:
             client = redis.Redis.from_url(f"{url}?{urlencode(query)}")
         _copy(client).connection_pool.make_connection()  # does not connect, but finds a misspelled option
     except (ValueError, TypeError) as error:
-        raise ConfigurationError(
-            f"the backend {_without_password(backend)} is not valid: {error}", option="backend"
-        ) from error
+        reason = str(error)
+        if isinstance(error, ValueError) and not reason.startswith(_HARMLESS_REASONS):
+            reason = (
+                "its host, port or database cannot be read. In a user or a password, write special characters such as "
+                "/ ? # @ [ ] percent-encoded"
+            )
+        text = f"the backend {without_secrets(backend)} is not valid: {reason}"
+        # Without the cause: a traceback would print its text, too.
+        raise ConfigurationError(text, option="backend") from None
     return partial(_copy, client), prefix
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL for an error message, without user, password and the values of its query. It may be invalid."""
+    found = _SCHEME.match(url)
+    scheme = found[0] if found else ""
+    address, mark, query = url[len(scheme) :].partition("?")
+    if "@" in query:  # or the `?` is a character of the password
+        return f"{scheme}..."
+    _, at, place = address.rpartition("@")
+    return f"{scheme}{'...@' if at else ''}{place}{mark}{re.sub('=[^&]*', '=...', query)}"
+
+
+def not_a_backend(backend: object) -> ConfigurationError:
+    """Return the error for a backend that is no URL and no client. It does not quote it: that may hold a password."""
+    return ConfigurationError(f"backend must be a URL or a redis.Redis, not {described(backend)}", option="backend")
 
 
 def _copy(client: redis.Redis) -> redis.Redis:
@@ -234,7 +261,3 @@ def _sentinel(parts: SplitResult, query: dict[str, str]) -> Any:
     if login:
         options |= {"username": unquote(username) or None, "password": unquote(password) or None}
     return _redis().Sentinel(places, socket_timeout=CALL_TIMEOUT_SECONDS).master_for(service, **options)
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^@/]*@", "//...@", url)

@@ -408,6 +408,17 @@ def test_each_app_has_its_own_revalidate() -> None:
     assert asked == [own, shared, shared]
 
 
+def test_another_decorator_leaves_the_revalidate_of_the_manager_alone() -> None:
+    def own(user: str | int) -> bool:
+        return True
+
+    app, sse = make_app()
+    sse.manager.revalidate = own
+    sse.identify(lambda: "ada")
+    sse.for_app(app).snapshot("a")(lambda: ("state", 1))
+    assert sse.manager.revalidate is own
+
+
 def test_without_authorize_beside_an_app_with_its_own_no_stream_is_served() -> None:
     sse = SSE()
     mine, other = make_app(sse)[0], make_app(sse)[0]

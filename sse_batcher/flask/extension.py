@@ -31,7 +31,7 @@ from .access import Access
 from .blueprint import NAME, Collisions, Views, create_blueprint
 from .cli import create_commands
 from .config import FlaskConfig, KeysAtStart, naming_keys, read_config
-from .hooks import Functions, Hooks
+from .hooks import Functions, Hooks, Revalidate
 from .page_cursor import add_page_cursor
 from .request_notes import RequestNotes
 from .response import Responder
@@ -197,11 +197,14 @@ class _AppPart:
         self.responder = Responder(self.manager, self.access, config.cors, names_backend=config.names_backend)
         self.notes = RequestNotes(app, self.manager)
         self.hooks = Hooks(own, self.pass_on)
+        self._passed_on: Revalidate | None = None
         self.pass_on()
 
     def pass_on(self) -> None:
         """Give the manager the `revalidate` of this app, and note whether the app has an `authorize` of its own."""
-        self.manager.revalidate = self.access.revalidate()
+        revalidate = self.access.revalidate()
+        if revalidate is not self._passed_on:  # otherwise, the app may have set one of the manager itself
+            self.manager.revalidate = self._passed_on = revalidate
         if self._own.authorize.function is not None:
             self._shared.is_divided = True
 

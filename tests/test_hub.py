@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import Any
@@ -810,3 +811,23 @@ def test_a_manager_that_is_dropped_is_collected_with_its_threads() -> None:
     gc.collect()
     thread.join(TIMEOUT)
     assert not thread.is_alive()
+
+
+def test_a_dropped_hub_is_freed_without_the_garbage_collector() -> None:
+    hub = Hub(
+        ClientOptions(),
+        HistoryOptions(),
+        Numbers(),
+        on_connect=lambda client: None,
+        on_disconnect=lambda client, farewell: None,
+    )
+    client = hub.connect(("default",))
+    next(client)
+    client.close()
+    reference = weakref.ref(hub)
+    gc.disable()
+    try:
+        del client, hub
+        assert reference() is None
+    finally:
+        gc.enable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 import threading
@@ -236,6 +237,22 @@ def test_a_kick_that_reaches_no_other_process_ends_the_streams_of_this_one(serve
         manager.kick(user="ada")
     assert b'"kicked"' in b"".join(client)
     server.config("maxmemory", 0)
+
+
+@external
+def test_a_dropped_manager_ends_its_reader_without_the_garbage_collector(server: RedisServer) -> None:
+    manager = SSEManager(backend=server.url)
+    client = manager.subscribe()
+    next(client)
+    [reader] = [thread for thread in threading.enumerate() if thread.name == "sse_batcher-redis"]
+    client.close()
+    gc.disable()
+    try:
+        del client, manager
+        reader.join(TIMEOUT)
+    finally:
+        gc.enable()
+    assert not reader.is_alive()
 
 
 @external

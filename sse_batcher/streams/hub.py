@@ -58,6 +58,7 @@ class Hub:
         lock: threading.RLock | None = None,
     ) -> None:
         self.clock = clock
+        self._options = options
         self._slice = options.queue_frames, options.queue_bytes  # the bounds of what is read from the history at once
         self._cursors = cursors
         self._on_connect = on_connect
@@ -77,7 +78,6 @@ class Hub:
         self._closed_at = 0.0
         self.control = ControlBlocks(options, cursors, self._registry)
         """Makes the control blocks."""
-        self._home = Home(options, clock, self.control, self.catch_up, self.remove)
         self._thread_restarts = 0  # by the thread that was started again
 
     # -- for the backend -----------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ class Hub:
                 self._registry.check_limits(user)
                 opening = self._opening_locked(channels, last_event_id, replayed, snapshot)
                 info = ClientInfo(next(self._numbers), channels, user)
-                client = QueueClient(self._home, info, opening, batches=batches)
+                client = QueueClient(self._home(), info, opening, batches=batches)
                 if opening.point.position == self._history.head and not opening.point.part:
                     client.go_live()
                 self._registry.add(client)
@@ -339,6 +339,11 @@ class Hub:
         self._thread_restarts += 1
 
     # -- internal ------------------------------------------------------------------------------------------------------
+
+    def _home(self) -> Home:
+        # Not kept here: its methods would make a cycle, and only the garbage collector would end a dropped hub, and the
+        # reader of Redis with it.
+        return Home(self._options, self.clock, self.control, self.catch_up, self.remove)
 
     def _is_replayed(self, channels: tuple[str, ...], last_event_id: str | None) -> bool:
         """Return whether it takes the backend to go on at this id, and the backend can. Raises `BackendError`."""

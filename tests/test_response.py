@@ -307,6 +307,15 @@ def test_a_view_that_takes_options_answers_a_preflight(make_site: MakeSite) -> N
     assert "Last-Event-ID" in response.headers["Access-Control-Allow-Headers"]
 
 
+def test_identify_does_not_refuse_a_preflight(make_site: MakeSite) -> None:
+    site = make_site(SSE_CORS_ORIGINS=HERE)
+    site.sse.identify(lambda: abort(401))
+    site.app.add_url_rule("/all", "all", site.sse.response, methods=["GET", "OPTIONS"], provide_automatic_options=False)
+    client = site.app.test_client()
+    assert client.options("/all", headers={"Origin": HERE}).status_code == 200
+    assert client.get("/all").status_code == 401
+
+
 # -- no blueprint ------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from flask import Flask, Response, current_app, has_app_context, has_request_context
+from flask import Flask, Response, current_app, has_app_context, has_request_context, request
 from werkzeug.local import LocalProxy
 
 from ..errors import UsageError
@@ -145,10 +145,10 @@ class SSE(Hooks):
         """Return the stream of these channels from a view of your own, which has decided that the request may have it.
 
         `authorize` is not called. `user` says whose stream it is; None: it belongs to no user. If it is left out,
-        `identify` is called. All else is as in the view at ``/events``: the client says in the header
-        ``Last-Event-ID``, or in the query, where it was, and ``batch=0`` if it knows no batches; snapshots, limits and
-        `SSE_CORS_ORIGINS` hold. A kick ends the stream if it comes after the request has begun. GET and HEAD are
-        answered; another method is 405.
+        `identify` is called, except for OPTIONS. All else is as in the view at ``/events``: the client says in the
+        header ``Last-Event-ID``, or in the query, where it was, and ``batch=0`` if it knows no batches; snapshots,
+        limits and `SSE_CORS_ORIGINS` hold. A kick ends the stream if it comes after the request has begun. GET and HEAD
+        are answered; another method is 405.
 
         Raises `InvalidEventError` for invalid channels or an invalid user, and `UsageError` outside a request.
 
@@ -163,7 +163,9 @@ class SSE(Hooks):
         part = self._part_of(_real(current_app))
         names = check_channels(channels)
         ticket = part.notes.ticket()
-        if user is NOT_GIVEN:
+        if request.method == "OPTIONS":
+            user = None  # a preflight comes without cookies, so `identify` might refuse it
+        elif user is NOT_GIVEN:
             user = part.access.user()
         elif user is not None:
             user = check_user(user)

@@ -125,6 +125,10 @@ def test_a_client_shows_users_no_more_than_its_iteration_its_end_and_who_it_is()
     assert repr(client) == "<Client 1: 'a', 'b', user 'ada', live>"
     client.close()
     assert repr(client) == "<Client 1: 'a', 'b', user 'ada', closed>"
+    delivery = Delivery(queue_frames=1)
+    client = delivery.connect()
+    delivery.deliver(2)
+    assert repr(client) == "<Client 1: 'default', behind>"
 
 
 # -- slow clients ------------------------------------------------------------------------------------------------------
@@ -554,6 +558,17 @@ def test_a_hub_whose_feed_still_listens_is_not_empty() -> None:
     delivery.hub.remove(detached, "left")
     assert not delivery.hub.is_empty()
     delivery.hub.unlisten(feed, ["default", "*"])
+    assert delivery.hub.is_empty()
+
+
+def test_a_hub_with_a_stream_without_a_listener_is_not_empty() -> None:
+    delivery = Delivery()
+    client, feed = delivery.connect(), Feed()
+    detached = Fed(client)
+    assert delivery.hub.replace(client, detached, feed)
+    delivery.hub.unlisten(feed, ["default", "*"])
+    assert not delivery.hub.is_empty()
+    delivery.hub.remove(detached, "left")
     assert delivery.hub.is_empty()
 
 

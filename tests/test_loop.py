@@ -290,6 +290,18 @@ def test_the_lease_of_a_stalled_client_does_not_keep_it(make: Callable[..., Site
     assert site.hub.count()["clients"] == 0
 
 
+def test_what_waits_of_frames_in_the_history_does_not_count_as_kept(site: Site) -> None:
+    client = site.connect(small=True)
+    for _ in range(20):
+        site.deliver(1, "x" * 2_000)
+    read(client)
+    site.loop.run()  # it reads the history, and its socket is full again
+    (ours,) = site.loop.clients.values()
+    assert ours.behind
+    assert ours.rest
+    assert (site.loop.kept, site.loop.kept_bytes) == ({}, 0)
+
+
 def test_a_client_is_given_up_at_the_very_end_of_its_time(make: Callable[..., Site]) -> None:
     site = make(send_timeout=30.0)
     site.connect(small=True)
@@ -366,6 +378,17 @@ def test_a_stream_ends_with_a_goodbye_when_its_lease_is_over(site: Site, chunked
 
 
 # -- ends --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_group_sends_a_heartbeat_only_if_it_is_due_and_the_group_is_not_busy(site: Site) -> None:
+    client = site.connect()
+    (ours,) = site.loop.clients.values()
+    group = ours.group
+    due = group.sent_at + group.heartbeat
+    for now, busy, expected in [(due - 0.5, False, b""), (due, True, b""), (due, False, b":\n")]:
+        site.clock.now, group.busy = now, busy
+        list(group.serve())
+        assert read(client) == expected
 
 
 def test_a_lease_is_over_at_its_very_end(site: Site) -> None:
@@ -667,6 +690,7 @@ def test_a_client_whose_connection_takes_no_send_is_closed_at_once(
     site.loop.run()
     assert has_ended(client)
     assert len(site.loop) == 0
+    assert site.delivery.left == [(1, "left" if sent == "frames" else "kicked")]
 
 
 ONE_FRAME = len(b"event: t\ndata: 1\nid: x-1\n\n")
@@ -705,6 +729,7 @@ def test_frames_that_a_broken_connection_did_not_take_are_not_counted(
     monkeypatch.setattr(groups, "taken", lambda sent: None)
     site.deliver(2)
     assert has_ended(client)
+    assert site.delivery.left == [(1, "left")]
     assert ours.handed == handed
     after = site.hub.count()
     assert [after[name] for name in ("frames", "bytes", "overflows")] == [

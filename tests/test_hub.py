@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
@@ -389,6 +390,27 @@ def test_what_only_the_backend_still_has_can_be_resumed(monkeypatch: pytest.Monk
     assert not delivery.hub.can_resume(("default",), "x-1")
     monkeypatch.setattr(Numbers, "replay", lambda self, channels, point: Slice([], 3))
     assert delivery.hub.can_resume(("default",), "x-1")
+
+
+def test_a_replay_of_frames_that_are_too_old_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    delivery = Delivery(HistoryOptions(history_age=60.0))
+    delivery.deliver(3)
+    batch = delivery.frame().batch
+    for age_ms, resumes in [(70_000, False), (50_000, True)]:
+        older = Slice([Frame(batch, 2, "x-2", int(time.time() * 1000) - age_ms)], 2)
+        monkeypatch.setattr(Numbers, "replay", lambda self, channels, point, older=older: older)
+        assert delivery.hub.can_resume(("default",), "x-1") is resumes
+
+
+def test_a_gap_that_follows_another_one_has_its_own_reason() -> None:
+    delivery = Delivery(HistoryOptions(history_frames=1))
+    client = delivery.connect()
+    next(client)
+    delivery.position += 1
+    delivery.hub.lose("default", delivery.position)
+    assert take(client, 1) == [("sse_gap", {"heartbeat": 15.0, "reason": "publish_failed"}, "x-1")]
+    delivery.deliver(2)
+    assert take(client, 1) == [("sse_gap", {"heartbeat": 15.0, "reason": "overflow"}, "x-3")]
 
 
 def test_a_replay_without_frames_of_its_channels_moves_a_client_on(monkeypatch: pytest.MonkeyPatch) -> None:

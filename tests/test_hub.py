@@ -24,6 +24,7 @@ from sse_batcher import (
     TooManyClientsError,
 )
 from sse_batcher.event import Batch, Event
+from sse_batcher.reasons import ByeReason
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.streams.counts import Counts
 from sse_batcher.streams.history import ResumePoint, Slice
@@ -592,6 +593,29 @@ def test_a_hub_with_a_stream_without_a_listener_is_not_empty() -> None:
     assert not delivery.hub.is_empty()
     delivery.hub.remove(detached, "left")
     assert delivery.hub.is_empty()
+
+
+def test_streams_of_the_same_channel_and_user_stay_when_one_of_them_leaves() -> None:
+    delivery = Delivery()
+    first, second = (delivery.hub.connect(("default",), user="ada") for _ in range(2))
+    assert [len(next(client)) > 0 for client in (first, second)] == [True, True]
+    first.close()
+    delivery.deliver()
+    assert numbers(second, 1) == [1]
+    assert delivery.hub.has_user("ada")
+    assert delivery.hub.dismiss("kicked", user="ada") == 1
+    second.close()
+    assert not delivery.hub.has_user("ada")
+
+
+@pytest.mark.parametrize("reason", ["shutdown", "revoked"])
+def test_the_end_of_a_hub_has_its_reason(reason: ByeReason) -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    next(client)
+    delivery.deliver()
+    delivery.hub.close(reason)
+    assert [(event, data) for event, data, _ in take(client, 2)] == [("t", 1), ("sse_bye", {"reason": reason})]
 
 
 def test_a_client_that_has_left_is_not_replaced() -> None:

@@ -66,6 +66,7 @@ class Sends:
         return groups.taken(self(fd, data, groups.sized(len(data)), groups.FLAGS))
 
     def __call__(self, fd: int, data: bytes, size: Any, flags: int) -> int:
+        assert flags == groups.FLAGS
         self.all.append((fd, data))
         return self._send(fd, data, size, flags)
 
@@ -843,6 +844,19 @@ def test_the_loop_gives_others_a_turn_between_small_groups_too(site: Site) -> No
         assert sum(bool(client.recv(1, socket.MSG_PEEK)) for client in clients[:count]) == count
         with pytest.raises(BlockingIOError):
             clients[count].recv(1)
+    site.loop.run()
+    assert [numbers(client) for client in clients] == [[1]] * 10
+
+
+@turns_of(3)
+def test_sends_of_several_small_groups_are_one_turn(site: Site) -> None:
+    clients = [site.connect("all", f"user-{number}") for number in range(10)]
+    site.delivery.deliver(1, channel="all")
+    site.loop.turn(0)
+    before = sum(map(has_data, clients))
+    for turns in (1, 2):
+        site.loop.turn(0)
+        assert sum(map(has_data, clients)) == before + 3 * turns
     site.loop.run()
     assert [numbers(client) for client in clients] == [[1]] * 10
 

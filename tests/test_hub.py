@@ -403,6 +403,16 @@ def test_a_replay_of_frames_that_are_too_old_is_none(monkeypatch: pytest.MonkeyP
         assert delivery.hub.can_resume(("default",), "x-1") is resumes
 
 
+def test_frames_that_get_too_old_while_a_client_is_behind_are_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    delivery = Delivery(HistoryOptions(history_age=60.0))
+    monkeypatch.setattr(Numbers, "now", lambda self: 60_000)
+    delivery.deliver(3)  # frames of the time 0
+    client = delivery.connect(cursor="x-1")
+    assert [(event, id) for event, _, id in take(client, 1)] == [("sse_open", "x-1")]
+    monkeypatch.setattr(Numbers, "now", lambda self: 60_001)
+    assert take(client, 1) == [("sse_gap", {"heartbeat": 15.0, "reason": "overflow"}, "x-3")]
+
+
 def test_a_gap_that_follows_another_one_has_its_own_reason() -> None:
     delivery = Delivery(HistoryOptions(history_frames=1))
     client = delivery.connect()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from sse_batcher import (
+    BackendError,
     BatchOptions,
     Client,
     ClientOptions,
@@ -371,10 +372,10 @@ def test_a_client_goes_on_with_what_only_the_backend_still_has(monkeypatch: pyte
     frames = [delivery.frame() for _ in range(3)]
     for frame in frames:
         delivery.hub.deliver(frame)
-    asked: list[ResumePoint] = []
+    asked: list[tuple[Iterable[str], ResumePoint]] = []
 
     def replay(self: Numbers, channels: Iterable[str], point: ResumePoint) -> Slice:
-        asked.append(point)
+        asked.append((channels, point))
         return Slice(frames[point.position :], 3)
 
     monkeypatch.setattr(Numbers, "replay", replay)
@@ -382,7 +383,21 @@ def test_a_client_goes_on_with_what_only_the_backend_still_has(monkeypatch: pyte
     assert asked == []  # the history has it
     client = delivery.connect(cursor="x-1")
     assert [event for event, _, _ in take(client, 3)] == ["sse_open", "t", "t"]
-    assert asked == [ResumePoint(1)] * 2
+    assert asked == [(("default",), ResumePoint(1))] * 2
+
+
+def test_a_client_gets_a_gap_if_the_backend_cannot_be_asked_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    delivery = Delivery(HistoryOptions(history_frames=1))
+    delivery.deliver(3)
+    monkeypatch.setattr(Numbers, "replay", lambda self, channels, point: Slice([], 3))
+    client = delivery.connect(cursor="x-1")
+    assert [(event, id) for event, _, id in take(client, 1)] == [("sse_open", "x-1")]
+
+    def fail(*_: Any) -> None:
+        raise BackendError("it is away")
+
+    monkeypatch.setattr(Numbers, "replay", fail)
+    assert take(client, 1) == [("sse_gap", {"heartbeat": 15.0, "reason": "overflow"}, "x-3")]
 
 
 def test_what_only_the_backend_still_has_can_be_resumed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -979,6 +979,17 @@ def test_a_group_that_fails_ends_alone(site: Site, monkeypatch: pytest.MonkeyPat
     assert numbers(two) == [1]
 
 
+def test_a_client_of_a_busy_group_waits_until_the_group_serves_it(site: Site) -> None:
+    client = site.connect()
+    (ours,) = site.loop.clients.values()
+    ours.group.busy, ours.dismissed = True, "kicked"
+    assert next(ours.serve(), "it waits") == "it waits"
+    assert ours.group.postponed == [ours]
+    ours.group.busy = False
+    site.deliver()  # after each send, the group serves the clients that wait
+    assert [event.type for event in events(client)] == ["t", "sse_bye"]
+
+
 @turns_of(1)
 def test_a_client_kicked_while_its_group_is_busy_ends_after_the_present_frame(site: Site) -> None:
     clients = [site.connect() for _ in range(5)]

@@ -17,6 +17,7 @@ from sse_batcher.event import Batch, Event
 from sse_batcher.streams.history import MAX_FLOORS, ResumePoint
 from sse_batcher.transports.detached import connection as connections
 from sse_batcher.transports.detached import group as groups
+from sse_batcher.transports.detached.connection import SocketClient
 from sse_batcher.transports.detached.loop import (
     LOOP_TICK_SECONDS,
     Adoption,
@@ -422,6 +423,7 @@ def test_a_client_that_is_live_or_closed_has_nothing_to_do(site: Site, monkeypat
     ours.close("left")
     assert list(ours.serve()) == []
     assert list(ours.group.in_step) == []
+    assert (ours.fd, ours.rest) == (-1, b"")
 
 
 def test_a_kick_ends_these_streams_and_no_others(site: Site) -> None:
@@ -693,6 +695,49 @@ def test_a_client_whose_connection_takes_no_send_is_closed_at_once(
     assert has_ended(client)
     assert len(site.loop) == 0
     assert site.delivery.left == [(1, "left" if sent == "frames" else "kicked")]
+
+
+def test_a_client_whose_connection_breaks_at_its_first_block_joins_no_group(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = site.connect()
+    (group,) = {ours.group for ours in site.loop.clients.values()}
+    monkeypatch.setattr(connections, "send_to", lambda fd, data: None)
+    with pytest.raises(AssertionError):
+        site.connect()
+    assert site.delivery.left == [(2, "left")]
+    assert len(group.in_step) == len(site.loop) == 1
+    site.deliver()
+    assert numbers(other) == [1]
+
+
+def test_the_descriptor_0_is_one_like_others(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.connect()
+    (ours,) = site.loop.clients.values()
+    real, ours.fd, lease, ours.lease = ours.fd, 0, ours.lease, site.clock()
+    ours._next_stall_check = site.clock() + 1
+    ours.check(site.clock())
+    assert ours.dismissed == "lease"
+    ours.fd, ours.lease, ours.dismissed = real, lease, None
+    ours.group.leave(ours)
+    ours.fd = 0
+    assert list(ours.serve()) == []  # it has nothing to read, so it is live again
+    ours.fd = real
+    assert ours.live
+    closed: list[int] = []
+    forget, hang_up = site.loop.forget, connections.hang_up
+
+    def forget_real(client: SocketClient) -> None:
+        client.fd = real  # the loop knows it by this number
+        forget(client)
+        client.fd = 0
+
+    monkeypatch.setattr(site.loop, "forget", forget_real)
+    monkeypatch.setattr(connections, "hang_up", closed.append)
+    ours.fd = 0
+    ours.close("left")
+    assert closed == [0]
+    hang_up(real)
 
 
 ONE_FRAME = len(b"event: t\ndata: 1\nid: x-1\n\n")

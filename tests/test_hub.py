@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -146,7 +147,7 @@ def test_a_client_that_overflows_reads_the_history_and_is_live_again(bound: dict
     assert numbers(client, 10) == list(range(1, 11))
     assert next(client) == HEARTBEAT  # nothing more to read, so it is live
     delivery.deliver(2)
-    assert client._queue.qsize() == 2
+    assert not client.behind
     assert numbers(client, 2) == [11, 12]
     counts = delivery.hub.count()
     assert (counts["overflows"], counts["gaps"]) == (1, 0)
@@ -183,44 +184,36 @@ def test_one_frame_larger_than_the_bound_is_queued_all_the_same() -> None:
 
 
 def test_a_slow_client_holds_nothing_while_it_is_behind() -> None:
-    delivery = Delivery(queue_frames=3)
-    client = delivery.connect()
+    queue: SimpleQueue[Any] = SimpleQueue()
+    delivery = Delivery(queue_frames=3, make_queue=lambda: queue)
+    delivery.connect()
     delivery.deliver(10)
-    assert client._queue.qsize() == 1  # the marker
+    assert queue.qsize() == 1  # the marker
 
 
 def test_a_frame_taken_while_the_queue_is_being_emptied_is_read_from_the_history_in_its_turn() -> None:
     # The driver is about to take from the queue when the delivering thread begins to empty it, and gets the second
     # frame. Were that sent, the client's cursor would say that it has the first one, too.
-    delivery = Delivery(queue_frames=3)
+    asking, may_take, taken = threading.Event(), threading.Event(), threading.Event()
+
+    class Queue(SimpleQueue[Any]):
+        def get_nowait(self) -> Any:
+            if threading.current_thread() is driver and not taken.is_set():
+                asking.set()
+                assert may_take.wait(TIMEOUT)
+                frame = super().get_nowait()
+                taken.set()
+                return frame
+            if threading.current_thread() is not driver and not may_take.is_set():
+                super().get_nowait()  # frame 1 is gone ...
+                may_take.set()  # ... and the driver gets frame 2
+                assert taken.wait(TIMEOUT)
+            return super().get_nowait()
+
+    delivery = Delivery(queue_frames=3, make_queue=Queue)
     client = delivery.connect()
     next(client)
     delivery.deliver(3)
-    asking, may_take, taken = threading.Event(), threading.Event(), threading.Event()
-    queue, empty = client._queue, client._empty_queue
-
-    class Meeting:
-        """The queue, with a first look at it that waits for its turn."""
-
-        def get_nowait(self) -> Any:
-            client._queue = queue
-            asking.set()
-            assert may_take.wait(TIMEOUT)
-            frame = queue.get()
-            taken.set()
-            return frame
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(queue, name)
-
-    def meet() -> None:
-        queue.get_nowait()  # frame 1 is gone ...
-        may_take.set()  # ... and the driver gets frame 2
-        assert taken.wait(TIMEOUT)
-        empty()
-
-    client._queue = Meeting()  # type: ignore[assignment]
-    client._empty_queue = meet  # type: ignore[method-assign]
     got: list[int] = []
     driver = threading.Thread(target=lambda: got.extend(numbers(client, 4)))
     driver.start()

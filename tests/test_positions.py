@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from weakref import ref
 
@@ -18,38 +18,13 @@ from sse_batcher.runtime.locks import is_mine, new_lock
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.wire import HEARTBEAT, Frame
 
-from .kit.delivery import Delivery, MeetingLock, drive, numbers, take
+from .kit.delivery import Delivery, MeetingLock, MeetingQueue, Queues, drive, just_after, just_before, numbers, take
 from .kit.scripts import run
 from .kit.sse_parser import EventStreamParser, parse
 from .kit.threads import in_thread
 from .kit.waiting import TIMEOUT
 
 GAP = {"heartbeat": 15.0}
-
-
-def just_before(monkeypatch: pytest.MonkeyPatch, thing: object, method: str, meet: Callable[[], Any]) -> None:
-    """Have something happen just before this method is called the next time."""
-    real = getattr(thing, method)
-
-    def first(*args: Any) -> Any:
-        monkeypatch.setattr(thing, method, real)
-        meet()
-        return real(*args)
-
-    monkeypatch.setattr(thing, method, first)
-
-
-def just_after(monkeypatch: pytest.MonkeyPatch, thing: object, method: str, meet: Callable[[], Any]) -> None:
-    """Have something happen just after this method has returned the next time."""
-    real = getattr(thing, method)
-
-    def first(*args: Any) -> Any:
-        monkeypatch.setattr(thing, method, real)
-        answer = real(*args)
-        meet()
-        return answer
-
-    monkeypatch.setattr(thing, method, first)
 
 
 # -- registering and reading -------------------------------------------------------------------------------------------
@@ -75,20 +50,22 @@ def test_a_frame_that_waits_for_the_lock_while_a_client_registers_reaches_it(cur
     assert next(client) == HEARTBEAT
 
 
-def test_a_client_that_registers_while_a_frame_is_kept_is_listed_or_stands_after_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize("moment", ["while the lock is held", "as soon as it is released"])
+def test_a_client_that_registers_while_a_frame_is_kept_is_listed_or_stands_after_it(moment: str) -> None:
     lock = MeetingLock()
     delivery = Delivery(lock=lock)
     clients: list[Client] = []
     comer = threading.Thread(target=lambda: clients.append(delivery.connect()), daemon=True)
 
-    def meet() -> None:
+    def come() -> None:
         lock.asked.clear()
         comer.start()
         assert lock.asked.wait(TIMEOUT)
 
-    just_before(monkeypatch, delivery.hub._history, "append", meet)
+    if moment == "while the lock is held":
+        lock.meet(come)
+    else:
+        lock.meet_after(lambda: (come(), comer.join(TIMEOUT)))
     delivery.deliver()
     comer.join(TIMEOUT)
     delivery.deliver()
@@ -131,31 +108,27 @@ def test_a_frame_that_comes_just_after_the_last_look_is_queued(monkeypatch: pyte
     assert next(client) == HEARTBEAT
 
 
-def test_a_client_that_goes_live_between_the_listing_and_the_queueing_gets_the_frame_once() -> None:
+def test_a_client_that_goes_live_between_the_listing_and_the_queueing_gets_the_frame_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     lock = new_lock()
-    delivery = Delivery(heartbeat=0.01, lock=lock)
+    queues = Queues()
+    delivery = Delivery(heartbeat=0.01, lock=lock, make_queue=queues)
+    first = delivery.connect()
     client = delivery.connect(cursor="x-0")
-    client._behind = True
+    client.fall_behind()
     next(client)
     got: list[int] = []
-    registry = delivery.hub._registry
-    listening = registry.listeners
 
-    def listed(channel: str) -> Any:
-        # A list whose walk begins when the frame is in the history, the client is listed, and nothing is queued.
-        return Meeting(listening(channel))
+    def go_live() -> None:
+        # The frame is in the history, the client is listed, and nothing is queued for it.
+        assert not is_mine(lock)
+        in_thread(lambda: got.extend(numbers(client, 1)))
+        assert next(client) == HEARTBEAT  # it is live
 
-    class Meeting(list):  # type: ignore[type-arg]
-        def __iter__(self) -> Iterator[Any]:
-            registry.listeners = listening  # type: ignore[method-assign]
-            assert not is_mine(lock)
-            in_thread(lambda: got.extend(numbers(client, 1)))
-            assert next(client) == HEARTBEAT  # it is live
-            return super().__iter__()
-
-    registry.listeners = listed  # type: ignore[method-assign]
+    just_before(monkeypatch, first, "offer", go_live)
     delivery.deliver()
-    assert client._queue.qsize() == 1  # the overlap
+    assert queues[1].qsize() == 1  # the overlap
     delivery.deliver()
     assert got + numbers(client, 1) == [1, 2]
 
@@ -163,9 +136,9 @@ def test_a_client_that_goes_live_between_the_listing_and_the_queueing_gets_the_f
 # -- full queues -------------------------------------------------------------------------------------------------------
 
 
-def overflowing(**options: Any) -> tuple[Delivery, Client]:
+def overflowing(queue: MeetingQueue | None = None, **options: Any) -> tuple[Delivery, QueueClient]:
     """A live client whose queue of two is full."""
-    delivery = Delivery(queue_frames=2, heartbeat=0.01, **options)
+    delivery = Delivery(queue_frames=2, heartbeat=0.01, make_queue=lambda: queue or MeetingQueue(), **options)
     client = delivery.connect()
     next(client)
     delivery.deliver(2)
@@ -185,46 +158,28 @@ def test_a_driver_that_drains_a_queue_found_full_gets_everything_once(
     assert next(client) == HEARTBEAT
 
 
-def test_a_driver_that_is_live_again_before_the_queue_is_emptied_gets_everything_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    delivery, client = overflowing()
+def test_a_driver_that_is_live_again_before_the_queue_is_emptied_gets_everything_once() -> None:
+    queue = MeetingQueue()
+    delivery, client = overflowing(queue)
     got: list[int] = []
 
     def meet() -> None:
         in_thread(lambda: got.extend(numbers(client, 3)))
         assert next(client) == HEARTBEAT
 
-    just_before(monkeypatch, client, "_empty_queue", meet)
+    queue.meet_before_look(meet)
     delivery.deliver()
     delivery.deliver(2)
     assert got + numbers(client, 2) == [1, 2, 3, 4, 5]
 
 
 def test_a_driver_that_waits_for_the_queue_when_its_client_falls_behind_is_woken() -> None:
-    delivery = Delivery(heartbeat=3600.0)
+    queue = MeetingQueue()
+    delivery = Delivery(queue_frames=2, heartbeat=3600.0, make_queue=lambda: queue)
     client = delivery.connect()
     next(client)
-    queue, asking = client._queue, threading.Event()
-
-    class Watched:
-        def get(self, timeout: float) -> Any:
-            asking.set()
-            return queue.get(timeout=timeout)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(queue, name)
-
-    client._queue = Watched()  # type: ignore[assignment]
-    got: list[int] = []
-    driver = threading.Thread(target=lambda: got.extend(numbers(client, 1)), daemon=True)
-    driver.start()
-    assert asking.wait(TIMEOUT)  # it has seen that it is live
-    client._behind = True
-    delivery.deliver()  # nothing is queued
-    client.fall_behind()
-    driver.join(TIMEOUT)
-    assert got == [1]
+    queue.meet_before_wait(lambda: delivery.deliver(3))  # the driver has seen that it is live, and the queue empty
+    assert in_thread(numbers, client, 3) == [1, 2, 3]
 
 
 def test_two_threads_and_a_tiny_queue_lose_nothing_and_change_no_order() -> None:
@@ -275,17 +230,16 @@ def test_an_end_while_behind_what_is_gone_comes_after_the_gap() -> None:
     assert ends(client, 2) == ["sse_gap", "sse_bye"]
 
 
-def test_an_end_that_comes_while_the_queue_of_a_live_client_is_emptied_ends_the_stream(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    delivery, client = overflowing()
+def test_an_end_that_comes_while_the_queue_of_a_live_client_is_emptied_ends_the_stream() -> None:
+    queue = MeetingQueue()
+    delivery, client = overflowing(queue)
 
     def meet() -> None:
         in_thread(lambda: numbers(client, 3))
         assert next(client) == HEARTBEAT  # live again, while the delivering thread is still about to empty the queue
         client.end("shutdown")
 
-    just_before(monkeypatch, client, "_empty_queue", meet)
+    queue.meet_before_look(meet)
     delivery.deliver()
     assert [event for event, _, _ in take(client, 1)] == ["sse_bye"]
 
@@ -316,12 +270,15 @@ def test_a_kick_ends_the_stream_at_once(further: int) -> None:
     assert delivery.left == [(1, "left")]
 
 
-def test_a_kick_while_the_queue_is_emptied_wakes_a_driver_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    delivery = Delivery(queue_frames=2, heartbeat=3600.0)
+def test_a_kick_while_the_queue_is_emptied_wakes_a_driver_that_waits() -> None:
+    queue, waits = MeetingQueue(), threading.Event()
+    delivery = Delivery(queue_frames=2, heartbeat=3600.0, make_queue=lambda: queue)
+    queue.meet_before_wait(waits.set)
     client = delivery.connect()
     blocks = drive(client)
     assert b"sse_open" in blocks.get(timeout=TIMEOUT)
-    just_before(monkeypatch, client, "_empty_queue", client.close)
+    assert waits.wait(TIMEOUT)  # it does not look at the queue without waiting any more
+    queue.meet_before_look(client.close)
     client.fall_behind()
     assert blocks.get(timeout=TIMEOUT) == b"the end"
 
@@ -332,7 +289,7 @@ def test_a_kick_while_the_queue_is_emptied_wakes_a_driver_that_waits(monkeypatch
 def test_an_eviction_between_two_slices_is_a_gap() -> None:
     delivery = Delivery(HistoryOptions(history_frames=6), queue_frames=2)
     client = delivery.connect(cursor="x-0")
-    client._behind = True
+    client.fall_behind()
     next(client)
     delivery.deliver(4)
     assert numbers(client, 2) == [1, 2]  # a slice
@@ -369,19 +326,20 @@ def test_an_eviction_of_a_queued_frame_is_a_gap_and_never_a_hole() -> None:
     client = delivery.connect()
     next(client)
     delivery.deliver(4)  # all are queued, and 1 is gone
-    assert client._queue.qsize() == 4
+    assert not client.behind
     assert take(client, 1) == [("sse_gap", GAP | {"reason": "overflow"}, "x-4")]
     delivery.deliver()
     assert numbers(client, 1) == [5]
     assert delivery.hub.count()["gaps"] == 1
 
 
-def test_a_frame_that_is_queued_while_its_elder_is_found_evicted_comes_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    delivery = Delivery(HistoryOptions(history_frames=3), heartbeat=0.01)
+def test_a_frame_that_is_queued_while_its_elder_is_found_evicted_comes_once() -> None:
+    queue = MeetingQueue()
+    delivery = Delivery(HistoryOptions(history_frames=3), heartbeat=0.01, make_queue=lambda: queue)
     client = delivery.connect()
     next(client)
     delivery.deliver(4)
-    just_after(monkeypatch, client, "_empty_queue", lambda: in_thread(delivery.deliver))
+    queue.meet_when_empty(lambda: in_thread(delivery.deliver))
     assert [(event, id) for event, _, id in take(client, 1)] == [("sse_gap", "x-5")]
     delivery.deliver()
     assert numbers(client, 1) == [6]
@@ -711,7 +669,8 @@ def test_a_client_in_the_middle_of_a_slice_pins_nothing() -> None:
 
 
 def test_one_stalled_reader_among_a_hundred_holds_up_nobody() -> None:
-    delivery = Delivery(queue_frames=10)
+    queues = Queues()
+    delivery = Delivery(queue_frames=10, make_queue=queues)
     stalled = delivery.connect()
     others = [delivery.connect() for _ in range(99)]
     for client in (stalled, *others):
@@ -729,6 +688,6 @@ def test_one_stalled_reader_among_a_hundred_holds_up_nobody() -> None:
     assert len(delivered) == 100
     assert [client.counts.overflows for client in others] == [0] * 99
     assert stalled.counts.overflows == 1
-    assert stalled._queue.qsize() == 1
+    assert queues[0].qsize() == 1
     assert numbers(stalled, 100) == delivered  # and it has missed nothing, as long as the history goes back
     assert delivery.hub.count()["gaps"] == 0

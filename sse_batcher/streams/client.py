@@ -81,6 +81,13 @@ class Home(NamedTuple):
     """`Hub.catch_up`."""
     remove: Callable[[OpenStream, EndReason], None]
     """`Hub.remove`."""
+    make_queue: Callable[[], queue.SimpleQueue[Reference | None]]
+    """Makes the queue of a client."""
+
+
+def new_queue() -> queue.SimpleQueue[Reference | None]:
+    """Return a new queue for one client."""
+    return queue.SimpleQueue()  # looked up at the call, since gevent may patch the module after our import
 
 
 class QueueClient(OpenStream, Client):
@@ -101,12 +108,11 @@ class QueueClient(OpenStream, Client):
         self._counts = Counts(replays=int(opening.resumed), gaps=int(opening.missed is not None))
         # Written by the hub, under its lock.
         self._lost: tuple[Position, GapReason] | None = None
-        # Looked up in `queue` at the call, as everywhere in this package: gevent may patch that after our import.
         # Holds weak references to frames: what waits here is kept alive by the history alone, so a thousand clients
         # that have stopped reading take no more memory than it. None means "look at the flags". A SimpleQueue, since a
         # signal handler may call its `put` in the middle of another one. It has no limit of its own: `offer` limits the
         # frames and the bytes. The delivering thread writes `_bytes_in`, and the driver `_bytes_out`.
-        self._queue: queue.SimpleQueue[Reference | None] = queue.SimpleQueue()
+        self._queue = home.make_queue()
         self._bytes_in = 0
         self._bytes_out = 0
         # While it is behind, nothing is queued for it, and it reads the history in slices. Set by the delivering thread

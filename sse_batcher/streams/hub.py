@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import itertools
+import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -19,7 +20,7 @@ from ..reasons import ByeReason, EndReason, GapReason
 from ..runtime.locks import new_lock
 from ..wire import Frame, Position
 from .census import Census
-from .client import Home, Opening, QueueClient
+from .client import Home, Opening, QueueClient, Reference, new_queue
 from .control import ControlBlocks
 from .departures import Departures, Farewell
 from .dismissals import Dismissals
@@ -43,7 +44,8 @@ class Hub:
     """The open streams of one process, and the history that they read.
 
     `on_connect` and `on_disconnect` are called without the lock, by any thread; the second one also by the garbage
-    collector. `clock` gives seconds, from any start, and never goes backwards. `lock` is for tests.
+    collector. `clock` gives seconds, from any start, and never goes backwards. `lock` and `make_queue`
+    are for tests.
     """
 
     def __init__(
@@ -56,12 +58,14 @@ class Hub:
         on_disconnect: Callable[[ClientInfo, Farewell], None],
         clock: Callable[[], float] = time.monotonic,
         lock: threading.RLock | None = None,
+        make_queue: Callable[[], queue.SimpleQueue[Reference | None]] = new_queue,
     ) -> None:
         self.clock = clock
         self._options = options
         self._slice = options.queue_frames, options.queue_bytes  # the bounds of what is read from the history at once
         self._cursors = cursors
         self._on_connect = on_connect
+        self._make_queue = make_queue
         self._numbers = itertools.count(1)
         # Guards the registry, the history, the dismissals, `closing`, `_closed_for_good` and `_closed_at`. Read without
         # it, each a harmless race: `closing` and the number of open streams, which were true a moment ago; `head` and
@@ -343,7 +347,7 @@ class Hub:
     def _home(self) -> Home:
         # Not kept here: its methods would make a cycle, and only the garbage collector would end a dropped hub, and the
         # reader of Redis with it.
-        return Home(self._options, self.clock, self.control, self.catch_up, self.remove)
+        return Home(self._options, self.clock, self.control, self.catch_up, self.remove, self._make_queue)
 
     def _is_replayed(self, channels: tuple[str, ...], last_event_id: str | None) -> bool:
         """Return whether it takes the backend to go on at this id, and the backend can. Raises `BackendError`."""

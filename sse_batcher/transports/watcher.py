@@ -14,6 +14,7 @@ import socket
 import struct
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from ..errors import TooManyClientsError
 from ..runtime.locks import new_lock
 from ..runtime.log_once import LogOnce
 from ..runtime.process import PerProcess
-from ..runtime.worker import Worker
+from ..runtime.worker import Owner, Worker
 from .server import ServerInfo, duplicate
 
 _log = logging.getLogger("sse_batcher.watcher")
@@ -139,7 +140,7 @@ class Watch:
 
 
 class Watcher:
-    """The open attached streams of one process.
+    """The open attached streams of one process. `make_worker` and `make_epoll` are for tests.
 
     Takes no lock of its own. `add` and `remove` may be called by any thread; `work` and `tick` run in the watcher's
     thread.
@@ -151,14 +152,19 @@ class Watcher:
       Harmless race: both do.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        make_worker: Callable[[Owner, str], Worker] = Worker,
+        make_epoll: Callable[[], Any] | None = None,
+    ) -> None:
         self._watches: dict[Watch, None] = {}
         self._by_fd: dict[int, Watch] = {}
         self._epoll: Any = None
         self._bell = -1  # an eventfd in the epoll: lets the thread end at once when no stream is left
         if hasattr(select, "epoll"):  # on Linux, unless gevent has patched the module
             try:
-                self._epoll, self._bell = _open_epoll()
+                self._epoll, self._bell = _open_epoll(make_epoll or select.epoll)
             except OSError as error:
                 _log.warning("in this process, clients that leave are noticed at the second heartbeat only: %s", error)
         self._parked = True
@@ -166,7 +172,7 @@ class Watcher:
         self._asked = 0
         self.log_once = LogOnce(_log)
         """What was logged by this watcher. A new `LogOnce` lets each warning be logged again."""
-        self._worker = Worker(self, "sse_batcher-watcher")
+        self._worker = make_worker(self, "sse_batcher-watcher")
         self._worker.stop()  # so its thread ends when no stream is left, and the next stream starts another one
 
     def __len__(self) -> int:
@@ -311,9 +317,9 @@ class Watcher:
             )
 
 
-def _open_epoll() -> tuple[Any, int]:
+def _open_epoll(make_epoll: Callable[[], Any]) -> tuple[Any, int]:
     """Return an epoll object, and an eventfd in it with which it can be woken."""
-    epoll = select.epoll()
+    epoll = make_epoll()
     try:
         bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         epoll.register(bell, select.EPOLLIN)

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from sse_batcher import (
 )
 from sse_batcher.event import Batch, Event
 from sse_batcher.runtime.locks import new_lock
-from sse_batcher.streams.client import QueueClient
+from sse_batcher.streams.client import QueueClient, new_queue
 from sse_batcher.streams.history import ResumePoint
 from sse_batcher.streams.hub import Hub
 from sse_batcher.wire import Frame
@@ -59,6 +59,8 @@ class Delivery:
         *,
         clock: Callable[[], float] = time.monotonic,
         lock: Any = None,
+        cursors: Numbers | None = None,
+        make_queue: Callable[[], Any] = new_queue,
         **options: Any,
     ) -> None:
         self.left: list[tuple[int, str]] = []
@@ -66,11 +68,12 @@ class Delivery:
         self.hub = Hub(
             ClientOptions(**options),
             history or HistoryOptions(),
-            Numbers(),
+            cursors or Numbers(),
             on_connect=lambda client: None,
             on_disconnect=lambda client, farewell: self.left.append((client.id, farewell.reason)),
             clock=clock,
             lock=lock,
+            make_queue=make_queue,
         )
 
     def frame(self, data: Any = None, channel: str = "default") -> Frame:
@@ -95,30 +98,88 @@ def numbers(client: Client, count: int) -> list[int]:
     return [data for _, data, _ in take(client, count)]
 
 
+class Once:
+    """Something that happens once, the next time it is called, if there is something."""
+
+    def __init__(self) -> None:
+        self._happens: Callable[[], object] | None = None
+
+    def prepare(self, happens: Callable[[], object]) -> None:
+        self._happens = happens
+
+    def __call__(self) -> None:
+        if self._happens is not None:
+            happens, self._happens = self._happens, None
+            happens()
+
+
 class MeetingLock:
-    """A lock in which something happens while it is held: once, in the next block, as soon as that has begun."""
+    """A lock in which something happens once: while it is held, in the next block, or as soon as that has ended."""
 
     def __init__(self) -> None:
         self.asked = threading.Event()
         """Set by each thread that is about to wait for the lock."""
         self._lock = new_lock()
-        self._happens: Callable[[], object] | None = None
+        self._while_held, self._after = Once(), Once()
 
     def meet(self, happens: Callable[[], object]) -> None:
-        self._happens = happens
+        """Have this happen in the next block, as soon as that has begun."""
+        self._while_held.prepare(happens)
+
+    def meet_after(self, happens: Callable[[], object]) -> None:
+        """Have this happen as soon as the lock is released the next time."""
+        self._after.prepare(happens)
 
     def __enter__(self) -> None:
         self.asked.set()
         self._lock.acquire()
-        if self._happens is not None:
-            happens, self._happens = self._happens, None
-            happens()
+        self._while_held()
 
     def __exit__(self, *exc_info: object) -> None:
         self._lock.release()
+        self._after()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._lock, name)
+
+
+class MeetingQueue(SimpleQueue[Any]):
+    """A client's queue in which something happens once: just before it is emptied, just after that, or in a wait."""
+
+    def __init__(self) -> None:
+        self._before_look, self._when_empty, self._before_wait = Once(), Once(), Once()
+
+    def meet_before_look(self, happens: Callable[[], object]) -> None:
+        """Have this happen just before the next item is taken without waiting."""
+        self._before_look.prepare(happens)
+
+    def meet_when_empty(self, happens: Callable[[], object]) -> None:
+        """Have this happen as soon as the queue is found empty the next time."""
+        self._when_empty.prepare(happens)
+
+    def meet_before_wait(self, happens: Callable[[], object]) -> None:
+        """Have this happen after the queue was found empty, just before the next wait."""
+        self._before_wait.prepare(happens)
+
+    def get_nowait(self) -> Any:
+        self._before_look()
+        try:
+            return super().get_nowait()
+        except Empty:
+            self._when_empty()
+            raise
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        self._before_wait()
+        return super().get(block, timeout)
+
+
+class Queues(list[MeetingQueue]):
+    """Makes the queues of clients, and lists them in the order of the clients."""
+
+    def __call__(self) -> MeetingQueue:
+        self.append(MeetingQueue())
+        return self[-1]
 
 
 def drive(client: Client) -> SimpleQueue[bytes]:
@@ -141,6 +202,31 @@ def last(client: Client) -> ServerEvent:
     with pytest.raises(StopIteration):
         next(client)
     return event
+
+
+def just_before(monkeypatch: pytest.MonkeyPatch, thing: object, method: str, happens: Callable[[], Any]) -> None:
+    """Have something happen just before this method is called the next time."""
+    real = getattr(thing, method)
+
+    def first(*args: Any) -> Any:
+        monkeypatch.setattr(thing, method, real)
+        happens()
+        return real(*args)
+
+    monkeypatch.setattr(thing, method, first)
+
+
+def just_after(monkeypatch: pytest.MonkeyPatch, thing: object, method: str, happens: Callable[[], Any]) -> None:
+    """Have something happen just after this method has returned the next time."""
+    real = getattr(thing, method)
+
+    def first(*args: Any) -> Any:
+        monkeypatch.setattr(thing, method, real)
+        answer = real(*args)
+        happens()
+        return answer
+
+    monkeypatch.setattr(thing, method, first)
 
 
 def connect(hub: Hub, user: Hashable = None) -> Client:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count, takewhile
-from types import SimpleNamespace
 from typing import Any
 
 import greenlet  # type: ignore[import-untyped]
@@ -255,10 +254,6 @@ class Interleavings(RuleBasedStateMachine):
         super().__init__()
         self.turns = Turns()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(
-            "sse_batcher.streams.client.queue",
-            SimpleNamespace(SimpleQueue=lambda: SteppedQueue(self.turns), Empty=queue.Empty),
-        )
         self.record = Record(HISTORY)
         self.backend = RecordedBackend(self.record)
         self.publisher = SteppedLock(self.turns)  # a backend delivers one frame at a time
@@ -271,6 +266,7 @@ class Interleavings(RuleBasedStateMachine):
             on_connect=lambda client: None,
             on_disconnect=lambda client, farewell: None,
             lock=SteppedLock(self.turns),  # type: ignore[arg-type]
+            make_queue=lambda: SteppedQueue(self.turns),  # type: ignore[arg-type,return-value]
         )
         self.backend.connect(self.hub)
         self.viewers: Sequence[SteppedViewer] = [self.viewer(channels) for channels in self.CHANNELS]

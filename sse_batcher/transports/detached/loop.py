@@ -140,7 +140,7 @@ class Loop:
 
     `clock` gives seconds, from any start. `sends_per_turn` and `turn_seconds` limit how long others wait for their
     turn, `max_kept_bytes` what is kept for slow clients. `make_worker` makes the threads: that of the loop, and one for
-    each hub that replays. Raises `OSError` if there are no file descriptors left.
+    each hub that replays. `make_epoll` is for tests. Raises `OSError` if there are no file descriptors left.
 
     Takes no lock. The methods under "any thread" may be called by any thread. These attributes are used without a lock:
 
@@ -161,6 +161,7 @@ class Loop:
         turn_seconds: float = TURN_SECONDS,
         max_kept_bytes: int = MAX_KEPT_BYTES,
         make_worker: Callable[[Owner, str], Worker] = Worker,
+        make_epoll: Callable[[], select.epoll] | None = None,
     ) -> None:
         self.clock = clock
         self.sends_per_turn = sends_per_turn
@@ -183,7 +184,7 @@ class Loop:
         self._running: deque[tuple[Task, Iterator[None]]] = deque()
         self._log_once = LogOnce(_log)
         self._server: ServerInfo | None = None  # that of the newest stream: a process has one server
-        self._epoll = select.epoll()
+        self._epoll = select.epoll() if make_epoll is None else make_epoll()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._bell, select.EPOLLIN)
         self._rung = False
@@ -202,6 +203,11 @@ class Loop:
     def restarts(self) -> int:
         """How often a thread that had died was replaced."""
         return self._worker.restarts
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the next turn has something to do at once, without waiting for an event."""
+        return bool(self._running or self._inbox)
 
     @property
     def turn_is_over(self) -> bool:
@@ -309,7 +315,7 @@ class Loop:
 
     def turn(self, timeout: float) -> None:
         """Wait up to `timeout` seconds for something to do, and do some of it."""
-        busy = self._running or self._inbox
+        busy = self.is_busy
         happened = self._epoll.poll(0 if busy else timeout)
         if not happened:
             self._rung = False  # in case a caller was interrupted between setting the flag and ringing
@@ -358,7 +364,7 @@ class Loop:
                 self.close_failed(client)
 
     def _is_idle(self) -> bool:
-        return not (self.clients or self._inbox or self._running or self._attended)
+        return not (self.clients or self.is_busy or self._attended)
 
     def _handle_events(self, client: SocketClient, events: int) -> None:
         """Note what epoll has reported for a client, and serve the client."""

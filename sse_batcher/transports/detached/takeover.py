@@ -49,6 +49,13 @@ _STATUS = re.compile(rb"HTTP/[1-9](\.\d)? 200[ \r]")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
 
 
+def wait_for_event(fd: int, event: int, timeout: float) -> bool:
+    """Wait up to `timeout` seconds for this event of `select.poll`. Returns whether it came."""
+    poll = select.poll()
+    poll.register(fd, event)
+    return bool(poll.poll(1000 * timeout))
+
+
 class Taken(NamedTuple):
     """A connection that is ours: its descriptor, what has to be sent first, and whether the body is sent in chunks."""
 
@@ -62,16 +69,25 @@ class TakeOver:
 
     `fd` is the server's file descriptor of the connection, and `unsent` returns how many bytes the server has still to
     write to it, as `server.inspect_server` gives them. `timeout` is how long to wait for a server or a client, in
-    seconds. Raises `OSError` if there are no file descriptors left, or `fd` is no connection; nothing has changed then.
+    seconds, and `wait` does so. Raises `OSError` if there are no file descriptors left, or `fd` is no connection;
+    nothing has changed then.
 
     `_lock` guards `_claimed`, `_read` and `_tap` between `relieve`, in the loop's thread, and `_claim`. After `_claim`,
     all attributes belong to the thread that called it, and need no lock.
     """
 
-    def __init__(self, fd: int, unsent: Callable[[], int], *, timeout: float = WRITE_TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self,
+        fd: int,
+        unsent: Callable[[], int],
+        *,
+        timeout: float = WRITE_TIMEOUT_SECONDS,
+        wait: Callable[[int, int, float], bool] = wait_for_event,
+    ) -> None:
         self._fd = fd
         self._unsent = unsent
         self._timeout = timeout
+        self._wait = wait
         self._maker = _me()
         self._read = b""  # what the server has written so far
         self._over = False  # whether it was finished or undone
@@ -130,7 +146,7 @@ class TakeOver:
                     break
                 if not unsent or time.monotonic() >= deadline:
                     raise _UnexpectedError
-                _wait_readable(self._tap, POLL_SECONDS)
+                self._wait(self._tap.fileno(), select.POLLIN, POLL_SECONDS)
         except (_UnexpectedError, OSError):
             self.undo()
             return None
@@ -216,7 +232,7 @@ class TakeOver:
         while self._unsent() and self._drain():
             if time.monotonic() >= deadline:
                 return False
-            _wait_readable(self._tap, POLL_SECONDS)
+            self._wait(self._tap.fileno(), select.POLLIN, POLL_SECONDS)
         return True
 
     def _shut_down(self) -> None:
@@ -233,7 +249,7 @@ class TakeOver:
             sent = send_to(self._connection, self._read)
             if sent is None:
                 return  # the client has left, as the server will see itself
-            if sent == 0 and not _wait_writable(self._connection, self._timeout):
+            if sent == 0 and not self._wait(self._connection, select.POLLOUT, self._timeout):
                 self._shut_down()  # the client takes nothing
                 return
             self._read = self._read[sent:]
@@ -298,18 +314,3 @@ def _closing(text: bytes) -> bytes:
 
 def _fields(head: bytes) -> list[tuple[bytes, bytes, bytes]]:
     return [line.partition(b":") for line in head.split(b"\r\n")[1:]]
-
-
-def _wait_readable(tap: socket.socket, timeout: float) -> bool:
-    return _wait(tap.fileno(), select.POLLIN, timeout)
-
-
-def _wait_writable(fd: int, timeout: float) -> bool:
-    return _wait(fd, select.POLLOUT, timeout)
-
-
-def _wait(fd: int, event: int, timeout: float) -> bool:
-    """Wait up to `timeout` seconds for this event. Returns whether it came."""
-    poll = select.poll()
-    poll.register(fd, event)
-    return bool(poll.poll(1000 * timeout))

@@ -16,6 +16,9 @@ from sse_batcher.runtime import process
 
 from .kit.clock import Clock
 from .kit.process import AsProcess
+from .kit.site import make_site, site, threaded
+
+__all__ = ["make_site", "site", "threaded"]
 
 # The same examples in every CI run; more, and other ones, on a developer's machine with --hypothesis-profile=search.
 settings.register_profile("ci", derandomize=True, deadline=None)

@@ -5,11 +5,13 @@ The network is ours: a connection has room for a few hundred bytes, so that fram
 
 from __future__ import annotations
 
+import os
 import re
 import select
+import socket
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
-from itertools import count, product
+from itertools import product
 from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any
@@ -64,11 +66,11 @@ class Network:
         self._turns = turns
         self._facts = facts
         self._pipes: dict[int, Pipe] = {}
-        self._numbers = count(10**6)  # no real descriptor's
         self._watched: dict[int, int] = {}
 
     def open(self) -> tuple[int, Pipe]:
-        fd, pipe = next(self._numbers), Pipe()
+        """Make a connection. Its number is that of a real one, which stays open to the end, so that each is used once."""
+        fd, pipe = socket.socket(socket.AF_UNIX).detach(), Pipe()
         self._pipes[fd] = pipe
         return fd, pipe
 
@@ -97,7 +99,8 @@ class Network:
         self._pipes[fd].closed = True
 
     def register(self, fd: int, events: int) -> None:
-        self._watched[fd] = events
+        if fd in self._pipes:  # not the loop's bell: here the loop never waits
+            self._watched[fd] = events
 
     modify = register
 
@@ -105,7 +108,8 @@ class Network:
         del self._watched[fd]
 
     def close(self) -> None:
-        pass
+        for fd in self._pipes:
+            os.close(fd)
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
         self._turns.place()
@@ -121,9 +125,7 @@ class InterleavedLoop(SteppedLoop):
     """A loop that the machine steps, and that gives others their turn after each send."""
 
     def __init__(self, network: Network) -> None:
-        super().__init__(lambda: 0.0, sends_per_turn=1, turn_seconds=0)
-        self._epoll.close()
-        self._epoll = network  # type: ignore[assignment]
+        super().__init__(lambda: 0.0, epoll=network, sends_per_turn=1, turn_seconds=0)
         self._steps = self._replays = False
 
     def run(self) -> None:
@@ -131,7 +133,7 @@ class InterleavedLoop(SteppedLoop):
         if not self._steps:
             self._steps = True
             try:
-                while self._running or self._inbox or self._epoll.poll(0) or self.replays():
+                while self.is_busy or self.epoll.poll(0) or self.replays():
                     self.turn(0)
             finally:
                 self._steps = False
@@ -144,7 +146,7 @@ class InterleavedLoop(SteppedLoop):
                 super().replays()
             finally:
                 self._replays = False
-        return bool(self._inbox)
+        return self.is_busy
 
 
 class DetachedViewer(SteppedViewer):
@@ -238,14 +240,14 @@ class DetachedViewer(SteppedViewer):
         return text
 
 
-def stepped(name: str, turns: Turns) -> property:
-    """An attribute; before it is written, another thread may come in."""
+def stepped(turns: Turns) -> Callable[[Any, str, Any], None]:
+    """A `__setattr__`: before an attribute is written, another thread may come in."""
 
-    def write(owner: Any, value: Any) -> None:
+    def write(owner: Any, name: str, value: Any) -> None:
         turns.place()
         owner.__dict__[name] = value
 
-    return property(lambda owner: owner.__dict__[name], write)
+    return write
 
 
 SERVER: Any = SimpleNamespace(is_stopping=lambda: False)
@@ -267,9 +269,7 @@ class DetachedInterleavings(Interleavings):
             for module, names in USED.items():
                 for name in names:
                     self.patch.setattr(f"sse_batcher.transports.detached.{module}.{name}", getattr(self.network, name))
-            self.patch.setattr("sse_batcher.transports.detached.loop._prepare", lambda fd: None)
-            for name in ("_has_news", "_first_news"):
-                self.patch.setattr(Feed, name, stepped(name, self.turns), raising=False)
+            self.patch.setattr(Feed, "__setattr__", stepped(self.turns))
         return DetachedViewer(self.hub, self.record, channels, self.loop, self.network, chunked="b" in channels)
 
     def teardown(self) -> None:

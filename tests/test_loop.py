@@ -14,44 +14,17 @@ import pytest
 
 from sse_batcher import HistoryOptions
 from sse_batcher.event import Batch, Event
+from sse_batcher.manager import process_of
 from sse_batcher.streams.history import MAX_FLOORS, ResumePoint
 from sse_batcher.transports.detached import connection as connections
 from sse_batcher.transports.detached import group as groups
 from sse_batcher.transports.detached.connection import SocketClient
-from sse_batcher.transports.detached.loop import (
-    LOOP_TICK_SECONDS,
-    Adoption,
-)
-from sse_batcher.transports.detached.takeover import Taken
+from sse_batcher.transports.detached.loop import LOOP_TICK_SECONDS
 from sse_batcher.wire import LAST_CHUNK, Frame, chunk
 
-from .kit.site import Site, Threaded, events, has_ended, numbers, read, read_again
+from .kit.site import Site, Threaded, events, has_ended, numbers, read, read_again, turns_of
 from .kit.sse_parser import parse
 from .kit.waiting import TIMEOUT
-
-
-@pytest.fixture
-def make() -> Iterator[Callable[..., Site]]:
-    sites: list[Site] = []
-
-    def make_one(**options: Any) -> Site:
-        sites.append(Site(**options))
-        return sites[-1]
-
-    yield make_one
-    for site in sites:
-        site.close()
-
-
-@pytest.fixture
-def site(make: Callable[..., Site], request: pytest.FixtureRequest) -> Site:
-    return make(**getattr(request, "param", {}))
-
-
-def turns_of(sends: int) -> pytest.MarkDecorator:
-    """A site whose loop lets others have their turn after so many sends."""
-    options = {"loop": {"sends_per_turn": sends, "turn_seconds": 0}}
-    return pytest.mark.parametrize("site", [options], indirect=True, ids=[f"turns-of-{sends}"])
 
 
 class Sends:
@@ -142,17 +115,14 @@ def test_what_was_delivered_between_the_first_block_and_the_take_over_is_sent(si
     client = site.hub.connect(("default",))
     first = next(client)
     site.delivery.deliver(3)  # queued, as for an attached one
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    site.loop.adopt(Adoption(site.hub, site.server.manager, client, Taken(ours.detach(), first, False), site.server))
+    theirs = site.hand_over(client, first)
     site.delivery.deliver(2)
     site.loop.run()
     assert numbers(theirs)[1:] == [1, 2, 3, 4, 5]
-    theirs.close()
 
 
-def test_a_quiet_channel_has_no_gap_where_others_are_many(make: Callable[..., Site]) -> None:
-    site = make(history=HistoryOptions(history_frames=10))
+def test_a_quiet_channel_has_no_gap_where_others_are_many(make_site: Callable[..., Site]) -> None:
+    site = make_site(history=HistoryOptions(history_frames=10))
     client = site.connect("quiet")
     site.deliver(1, "first", "quiet")
     for number in range(MAX_FLOORS + 50):
@@ -230,8 +200,8 @@ def test_a_client_that_does_not_read_delays_no_other_and_gets_all_in_the_end(sit
     assert site.hub.count()["clients_by_state"] == {"live": 2, "behind": 0}
 
 
-def test_a_client_that_reads_too_late_gets_a_gap_between_two_frames(make: Callable[..., Site]) -> None:
-    site = make(history=HistoryOptions(history_frames=5))
+def test_a_client_that_reads_too_late_gets_a_gap_between_two_frames(make_site: Callable[..., Site]) -> None:
+    site = make_site(history=HistoryOptions(history_frames=5))
     slow = site.connect(small=True)
     for _ in range(40):
         site.deliver(1, "x" * 1_500)
@@ -249,8 +219,8 @@ def test_a_client_that_reads_too_late_gets_a_gap_between_two_frames(make: Callab
     assert numbers(slow) == ["on"]
 
 
-def test_a_client_that_does_not_read_keeps_no_frames_but_the_one_that_was_cut(make: Callable[..., Site]) -> None:
-    site = make(history=HistoryOptions(history_frames=5))
+def test_a_client_that_does_not_read_keeps_no_frames_but_the_one_that_was_cut(make_site: Callable[..., Site]) -> None:
+    site = make_site(history=HistoryOptions(history_frames=5))
     for _ in range(10):
         site.connect(small=True)
     kept = []
@@ -267,8 +237,8 @@ def test_a_client_that_does_not_read_keeps_no_frames_but_the_one_that_was_cut(ma
     assert len({id(rest.obj) for rest in rests if isinstance(rest, memoryview)}) == 1  # of the same frame, shared
 
 
-def test_a_client_that_takes_nothing_is_given_up_and_a_slow_one_is_not(make: Callable[..., Site]) -> None:
-    site = make(send_timeout=30.0)
+def test_a_client_that_takes_nothing_is_given_up_and_a_slow_one_is_not(make_site: Callable[..., Site]) -> None:
+    site = make_site(send_timeout=30.0)
     stalled, slow = site.connect(small=True), site.connect(small=True)
     for _ in range(20):
         site.deliver(1, "x" * 2_000)
@@ -282,8 +252,8 @@ def test_a_client_that_takes_nothing_is_given_up_and_a_slow_one_is_not(make: Cal
     assert site.delivery.left == [(1, "left")]
 
 
-def test_the_lease_of_a_stalled_client_does_not_keep_it(make: Callable[..., Site]) -> None:
-    site = make(send_timeout=30.0, max_stream_age=10.0)
+def test_the_lease_of_a_stalled_client_does_not_keep_it(make_site: Callable[..., Site]) -> None:
+    site = make_site(send_timeout=30.0, max_stream_age=10.0)
     site.connect(small=True)
     for _ in range(20):
         site.deliver(1, "x" * 2_000)
@@ -304,8 +274,8 @@ def test_what_waits_of_frames_in_the_history_does_not_count_as_kept(site: Site) 
     assert (site.loop.kept, site.loop.kept_bytes) == ({}, 0)
 
 
-def test_a_client_is_given_up_at_the_very_end_of_its_time(make: Callable[..., Site]) -> None:
-    site = make(send_timeout=30.0)
+def test_a_client_is_given_up_at_the_very_end_of_its_time(make_site: Callable[..., Site]) -> None:
+    site = make_site(send_timeout=30.0)
     site.connect(small=True)
     for _ in range(20):
         site.deliver(1, "x" * 2_000)
@@ -319,9 +289,9 @@ def test_a_client_is_given_up_at_the_very_end_of_its_time(make: Callable[..., Si
 
 
 def test_a_client_is_looked_at_a_few_times_in_its_time(
-    make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site = make(send_timeout=30.0)
+    site = make_site(send_timeout=30.0)
     site.connect()
     looks: list[int] = []
     monkeypatch.setattr(connections, "has_taken_all", lambda fd: looks.append(fd) or True)
@@ -455,26 +425,19 @@ def test_a_client_kicked_in_the_middle_of_a_frame_gets_only_its_rest(site: Site)
 
 def test_a_kick_before_the_loop_has_the_connection_is_not_lost(site: Site) -> None:
     client = site.hub.connect(("default",))
-    first = next(client)
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    site.loop.adopt(Adoption(site.hub, site.server.manager, client, Taken(ours.detach(), first, False), site.server))
+    theirs = site.hand_over(client, next(client))
     site.hub.dismiss("kicked")
     site.loop.run()
     assert [event.type for event in events(theirs)] == ["sse_open", "sse_bye"]
-    theirs.close()
 
 
 def test_a_client_that_is_closed_before_the_loop_has_the_connection_ends(site: Site) -> None:
     client = site.hub.connect(("default",))
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    site.loop.adopt(Adoption(site.hub, site.server.manager, client, Taken(ours.detach(), b"", False), site.server))
+    theirs = site.hand_over(client, b"")
     client.close()
     site.loop.run()
     assert has_ended(theirs)
     assert len(site.loop) == 0
-    theirs.close()
 
 
 def test_at_the_end_all_get_what_is_left_and_a_goodbye(site: Site) -> None:
@@ -497,22 +460,25 @@ def test_at_the_end_all_get_what_is_left_and_a_goodbye(site: Site) -> None:
     assert site.hub.wait_until_left(0)
 
 
-def test_a_server_that_stops_has_its_manager_drained(site: Site) -> None:
-    site.connect()
-    site.wait(1)
-    assert site.server.drained == 0
-    site.server.stopping = True
-    site.wait(3 * LOOP_TICK_SECONDS)
-    assert site.server.drained == 1  # once only: it may open again while this connection is still there
-    site.connect()
-    site.wait(LOOP_TICK_SECONDS)
-    assert site.server.drained == 2
+def test_a_server_that_stops_has_its_manager_drained(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    drained: list[bool] = []
+    with site.manager:
+        monkeypatch.setattr(process_of(site.manager), "drain", lambda: drained.append(True))
+        site.connect()
+        site.wait(1)
+        assert len(drained) == 0
+        site.server.stopping = True
+        site.wait(3 * LOOP_TICK_SECONDS)
+        assert len(drained) == 1  # once only: it may open again while this connection is still there
+        site.connect()
+        site.wait(LOOP_TICK_SECONDS)
+        assert len(drained) == 2
 
 
 def test_one_client_that_fails_ends_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = site.connect(), site.connect()
     third = next(iter(site.loop.clients.values()))
-    monkeypatch.setattr(type(third), "_catch_up", fail)
+    monkeypatch.setattr(site.hub, "advance", fail)
     third.group.leave(third)
     site.loop.post(third)
     site.loop.run()
@@ -603,11 +569,11 @@ def test_a_lost_frame_is_no_gap_for_clients_without_its_channel(site: Site) -> N
     for client in (one, both):
         client.close()
     site.loop.run()
-    assert feed._lost == {}  # no client asks for that channel any more
+    assert feed.lost_in(["a"]) is None  # no client asks for that channel any more
 
 
-def test_the_reason_of_a_gap_is_that_of_the_clients_own_channels(make: Callable[..., Site]) -> None:
-    site = make(history=HistoryOptions(history_frames=5))
+def test_the_reason_of_a_gap_is_that_of_the_clients_own_channels(make_site: Callable[..., Site]) -> None:
+    site = make_site(history=HistoryOptions(history_frames=5))
     slow = site.connect("a", small=True)
     site.connect("b")
     for _ in range(40):
@@ -714,8 +680,8 @@ def test_a_client_whose_connection_breaks_at_its_first_block_joins_no_group(
 def test_the_descriptor_0_is_one_like_others(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.connect()
     (ours,) = site.loop.clients.values()
+    ours.check(site.clock())  # whether it has stalled is not checked again at this time
     real, ours.fd, lease, ours.lease = ours.fd, 0, ours.lease, site.clock()
-    ours._next_stall_check = site.clock() + 1
     ours.check(site.clock())
     assert ours.dismissed == "lease"
     ours.fd, ours.lease, ours.dismissed = real, lease, None
@@ -953,11 +919,8 @@ def test_a_client_that_is_ahead_of_its_group_reads_on_by_itself_if_it_needs_a_pa
     site.delivery.deliver(1)
     site.loop.turn(0)  # the group is busy with 1
     site.delivery.deliver(2)
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
     new = site.hub.connect(("default",))
-    taken = Taken(ours.detach(), next(new), False)
-    site.loop.adopt(Adoption(site.hub, site.server, new, taken, site.server))
+    theirs = site.hand_over(new, next(new))
     (group,) = {client.group for client in site.loop.clients.values()}
     while not group.ahead:
         site.loop.turn(0)
@@ -966,21 +929,20 @@ def test_a_client_that_is_ahead_of_its_group_reads_on_by_itself_if_it_needs_a_pa
     site.loop.run()
     assert [numbers(client) for client in clients] == [[1, 2, 3, 4, 5]] * 10
     assert numbers_after_opening(theirs) == [4, 5]
-    theirs.close()
 
 
 def test_a_client_that_has_all_that_its_group_will_send_stays_ahead(site: Site) -> None:
-    for _ in range(3):
-        site.connect()
+    clients = [site.connect() for _ in range(3)]
     positions = dict(zip(site.loop.clients.values(), (1, 3, 4), strict=True))
     (group,) = {ours.group for ours in positions}
     for ours, position in positions.items():
         group.leave(ours)
         ours.point = ResumePoint(position)
         group.join(ours)
-    group._admit(2, 3)
-    assert group.position == 1
+    frames = [site.delivery.frame() for _ in range(4)]
+    group.give(frames[1:3])
     assert [ours in group.ahead for ours in positions] == [False, True, True]
+    assert [numbers(client) for client in clients] == [[2, 3], [], []]
 
 
 def numbers_after_opening(connection: socket.socket) -> list[Any]:
@@ -1018,7 +980,10 @@ def has_data(connection: socket.socket) -> bool:
 def test_a_group_that_fails_ends_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = site.connect("a"), site.connect("b")
     broken = next(iter(site.loop.clients.values())).group
-    monkeypatch.setattr(groups.Group, "_admit", lambda self, *_: fail() if self is broken else None)
+    encoded = groups.Group.encoded
+    monkeypatch.setattr(
+        groups.Group, "encoded", lambda self, frame: fail() if self is broken else encoded(self, frame)
+    )
     site.deliver(1, channel="*")
     assert has_ended(one)
     assert numbers(two) == [1]
@@ -1048,13 +1013,6 @@ def test_a_client_kicked_while_its_group_is_busy_ends_after_the_present_frame(si
 
 
 # -- the thread --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def threaded() -> Iterator[Threaded]:
-    threaded = Threaded()
-    yield threaded
-    assert threaded.manager.shutdown()
 
 
 def thread() -> threading.Thread | None:

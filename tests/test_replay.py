@@ -11,7 +11,8 @@ import math
 import socket
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,9 +23,7 @@ from sse_batcher.manager import process_of
 from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.streams.hub import Hub
 from sse_batcher.transports.detached import connection as connections
-from sse_batcher.transports.detached.loop import Adoption
 from sse_batcher.transports.detached.replay import FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS
-from sse_batcher.transports.detached.takeover import Taken
 from sse_batcher.wire import HEARTBEAT, Frame, chunk
 
 from .kit.delivery import Numbers
@@ -68,9 +67,8 @@ class ReplayingSite(Site):
     """One whose history has five frames, and whose backend has all."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(history=HistoryOptions(history_frames=5), **options)
         self.archive = Archive()
-        self.hub._cursors = self.archive
+        super().__init__(history=HistoryOptions(history_frames=5), cursors=self.archive, **options)
         frame = self.delivery.frame
 
         def kept(data: Any = None, channel: str = "default") -> Frame:
@@ -94,16 +92,8 @@ class ReplayingSite(Site):
 
 
 @pytest.fixture
-def make() -> Iterator[Callable[..., ReplayingSite]]:
-    sites: list[ReplayingSite] = []
-
-    def make_one(**options: Any) -> ReplayingSite:
-        sites.append(ReplayingSite(**options))
-        return sites[-1]
-
-    yield make_one
-    for site in sites:
-        site.close()
+def make(make_site: Callable[..., Any]) -> Callable[..., ReplayingSite]:
+    return partial(make_site, ReplayingSite)
 
 
 @pytest.fixture
@@ -229,10 +219,10 @@ def test_a_client_that_waits_asks_once(site: ReplayingSite) -> None:
     for _ in range(3):
         site.loop.post(connection)
         site.loop.run()
-    (feed,) = site.loop.feeds.values()
-    assert len(feed._replay._asking) == 1
+    assert site.archive.asked == [0]
     site.archive.answers = math.inf
     site.wait(MAX_RETRY_SECONDS)
+    assert site.archive.asked[:3] == [0, 0, FRAMES_PER_SLICE]
     assert read_again(site, client) == list(range(1, 31))
 
 
@@ -424,8 +414,7 @@ def test_a_heartbeat_is_due_at_its_very_time_while_a_client_waits(site: Replayin
     site.deliver(30)
     client = site.waits()
     (waiting,) = site.loop.clients.values()
-    start = waiting._pending.since
-    waiting.check(start + waiting.group.heartbeat)
+    waiting.check(site.clock() + waiting.group.heartbeat)
     assert read(client) == b":\n"
 
 
@@ -472,9 +461,7 @@ def test_a_first_block_that_is_taken_little_by_little_arrives_whole(
     site = make(loop={"max_kept_bytes": 1_000})  # one client may always have more
     client = site.hub.connect(("default",))
     first = next(client) + b"event: state\ndata: " + b"x" * size + b"\n\n"
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    site.loop.adopt(Adoption(site.hub, site.server, client, Taken(ours.detach(), first, False), site.server))
+    theirs = site.hand_over(client, first)
     site.loop.run()
     heard = b""
     while len(heard) < len(first):
@@ -484,17 +471,9 @@ def test_a_first_block_that_is_taken_little_by_little_arrives_whole(
         site.loop.run()
     assert heard == first
     assert site.loop.kept_bytes == 0
-    theirs.close()
 
 
 # -- the thread --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def threaded() -> Iterator[Threaded]:
-    threaded = Threaded()
-    yield threaded
-    assert threaded.manager.shutdown()
 
 
 def replay_threads() -> list[threading.Thread]:
@@ -507,7 +486,7 @@ def test_the_thread_is_there_while_a_client_waits(threaded: Threaded, monkeypatc
 
     def replay(channels: tuple[str, ...], cursor: ResumePoint) -> Slice | None:
         assert answers.wait(TIMEOUT)
-        return Slice([], hub._history.head)
+        return Slice([], hub.head)
 
     monkeypatch.setattr(hub, "replay", replay)
     client = threaded.connect()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from sse_batcher import SSEManager
 from sse_batcher.manager import process_of
-from sse_batcher.runtime.process import PerProcess
 from sse_batcher.runtime.worker import Owner, Worker
+from sse_batcher.streams.client import QueueClient
 from sse_batcher.transports.detached.loop import (
     LOOP_TICK_SECONDS,
     Adoption,
@@ -28,19 +30,13 @@ from .waiting import TIMEOUT
 
 
 class Stopping:
-    """A server that stops when a test says so, and a manager that counts how often it was drained."""
+    """A server that stops when a test says so."""
 
     def __init__(self) -> None:
         self.stopping = False
-        self.drained = 0
-        self.manager: Any = SimpleNamespace(_process=PerProcess(lambda: self))
-        """A manager whose part of this process is this object."""
 
     def is_stopping(self) -> bool:
         return self.stopping
-
-    def drain(self) -> None:
-        self.drained += 1
 
 
 class SteppedWorker(Worker):
@@ -60,9 +56,10 @@ class SteppedWorker(Worker):
 class SteppedLoop(Loop):
     """A loop without threads."""
 
-    def __init__(self, clock: Callable[[], float], **options: Any) -> None:
+    def __init__(self, clock: Callable[[], float], *, epoll: Any = None, **options: Any) -> None:
         self.workers: list[SteppedWorker] = []
-        super().__init__(clock, make_worker=self._make_worker, **options)
+        self.epoll: Any = select.epoll() if epoll is None else epoll
+        super().__init__(clock, make_worker=self._make_worker, make_epoll=lambda: self.epoll, **options)
 
     def _make_worker(self, owner: Owner, name: str) -> Worker:
         self.workers.append(SteppedWorker(owner, name))
@@ -71,7 +68,7 @@ class SteppedLoop(Loop):
     def run(self) -> None:
         """Until there is nothing left to do at this time."""
         self.turn(0)
-        while self._running or self._inbox or self._epoll.poll(0) or self.replays():
+        while self.is_busy or self.epoll.poll(0) or self.replays():
             self.turn(0)
 
     def replays(self) -> bool:
@@ -79,7 +76,7 @@ class SteppedLoop(Loop):
         for worker in self.workers:
             if worker.owner is not self:
                 worker.owner.work()
-        return bool(self._inbox)
+        return self.is_busy
 
 
 class Site:
@@ -92,6 +89,8 @@ class Site:
         self.hub = self.delivery.hub
         self.loop = SteppedLoop(self.clock, **(loop or {}))
         self.server: Any = Stopping()
+        self.manager = SSEManager(batching=False)
+        """The manager of all streams, as the loop sees it. The streams are the hub's, and it has none."""
         self._sockets: list[socket.socket] = []
 
     def connect(
@@ -105,15 +104,23 @@ class Site:
         """The client's end of a stream that is detached, after its first block. `small`: its buffers hold little."""
         client = self.hub.connect(channels or ("default",), cursor, batches=batches)
         first = next(client)
+        unsent = chunk(first) if chunked else first
+        theirs = self.hand_over(client, unsent, chunked=chunked, small=small)
+        self.loop.run()
+        assert theirs.recv(len(unsent)) == unsent
+        return theirs
+
+    def hand_over(
+        self, client: QueueClient, unsent: bytes, *, chunked: bool = False, small: bool = False
+    ) -> socket.socket:
+        """Let the loop have this stream soon, with what has to be sent first. Returns the client's end."""
         ours, theirs = socket.socketpair()
         self._sockets.append(theirs)
         theirs.setblocking(False)
         if small:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        taken = Taken(ours.detach(), chunk(first) if chunked else first, chunked)
-        self.loop.adopt(Adoption(self.hub, self.server.manager, client, taken, self.server))
-        self.loop.run()
-        assert theirs.recv(len(taken.unsent)) == taken.unsent
+        taken = Taken(ours.detach(), unsent, chunked)
+        self.loop.adopt(Adoption(self.hub, self.manager, client, taken, self.server))
         return theirs
 
     def deliver(self, times: int = 1, data: Any = None, channel: str = "default") -> None:
@@ -134,6 +141,32 @@ class Site:
         assert self.loop.feeds == {}
         assert self.hub.is_empty()
         self.loop.let_go()
+
+
+@pytest.fixture
+def make_site() -> Iterator[Callable[..., Any]]:
+    """Makes sites of this kind, with these options, and closes them in the end."""
+    sites: list[Site] = []
+
+    def make(kind: type[Site] = Site, **options: Any) -> Site:
+        sites.append(kind(**options))
+        return sites[-1]
+
+    yield make
+    for site in sites:
+        site.close()
+
+
+@pytest.fixture
+def site(make_site: Callable[..., Site], request: pytest.FixtureRequest) -> Site:
+    """A site, whose options a test may give as the parameter of this fixture."""
+    return make_site(**getattr(request, "param", {}))
+
+
+def turns_of(sends: int) -> pytest.MarkDecorator:
+    """A site whose loop lets others have their turn after so many sends."""
+    options = {"loop": {"sends_per_turn": sends, "turn_seconds": 0}}
+    return pytest.mark.parametrize("site", [options], indirect=True, ids=[f"turns-of-{sends}"])
 
 
 def read(connection: socket.socket) -> bytes:
@@ -187,3 +220,10 @@ class Threaded:
         self.loop.adopt(Adoption(hub, self.manager, client, Taken(ours.detach(), first, False), server))
         assert theirs.recv(1_000) == first
         return theirs
+
+
+@pytest.fixture
+def threaded() -> Iterator[Threaded]:
+    threaded = Threaded()
+    yield threaded
+    assert threaded.manager.shutdown()

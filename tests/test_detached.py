@@ -35,7 +35,7 @@ from sse_batcher.transports.detached.loop import Loop, loop
 from sse_batcher.transports.detached.stream import DetachedStream, DetachPolicy
 from sse_batcher.transports.detached.takeover import TakeOver
 from sse_batcher.transports.server import MIN_DUPLICATE_FD, ServerInfo
-from sse_batcher.transports.watcher import Watch, watcher
+from sse_batcher.transports.watcher import watcher
 from sse_batcher.wire import HEADERS, LAST_CHUNK
 
 from .kit.exchange import Exchange, descriptors
@@ -227,11 +227,9 @@ def transports(manager: SSEManager) -> tuple[int, int]:
     return counts["attached"], counts["detached"]
 
 
-def settled(manager: SSEManager) -> tuple[int, int]:
-    """The same, once the loop has taken in what is on its way."""
-    wait_until(lambda: not loop.get()._inbox, "the loop has taken in all")
-    wait_until(lambda: sum(transports(manager)) == manager.get_stats().clients, "counted")
-    return transports(manager)
+def wait_for_transports(manager: SSEManager, attached: int, detached: int) -> None:
+    """Until so many streams are attached, and so many detached: the loop takes in what is on its way."""
+    wait_until(lambda: transports(manager) == (attached, detached), f"{attached} attached, {detached} detached")
 
 
 SERVERS = {
@@ -320,7 +318,7 @@ def test_a_stream_leaves_the_servers_thread_after_its_first_block(
     client = stream(server, middleware)
     assert client.types(1) == ["sse_open"]
     assert client.leaves_its_thread()
-    assert settled(manager) == (0, 1)
+    wait_for_transports(manager, 0, 1)
     for number in range(3):
         manager.enqueue("log", number)
         assert [event.json for event in client.take(1)] == [number]
@@ -336,7 +334,7 @@ def test_the_connection_has_a_high_number_and_the_servers_own_is_free_again(
     client = stream(exchange=exchange)
     client.take(1)
     assert client.leaves_its_thread()
-    settled(manager)
+    wait_for_transports(manager, 0, 1)
     assert [fd >= MIN_DUPLICATE_FD for fd in loop.get().clients] == [True]
     with pytest.raises(OSError):
         os.fstat(exchange.fd)
@@ -352,7 +350,7 @@ def test_its_steps_are_the_first_block_and_the_end(manager: SSEManager) -> None:
     assert list(body) == []
     assert list(body) == []  # for a server that asks again
     body.close()
-    assert settled(manager) == (0, 1)
+    wait_for_transports(manager, 0, 1)
     assert watched() == 0
     manager.shutdown()
     exchange.close()
@@ -376,7 +374,7 @@ def test_a_first_block_that_is_large_arrives_whole(
     assert client.types(1) == ["sse_open"]
     assert client.leaves_its_thread()
     assert [event.json for event in client.take(2)] == [LARGE, "end"]
-    assert settled(manager) == (0, 1)
+    wait_for_transports(manager, 0, 1)
     manager.enqueue("log", 1)
     assert [event.json for event in client.take(1)] == [1]
     manager.shutdown()
@@ -388,20 +386,24 @@ def test_a_first_block_that_is_large_arrives_whole(
 def test_a_first_block_about_as_long_as_what_the_server_may_get_arrives_whole(
     manager: SSEManager, stream: Callable[..., Stream], server: Server, more: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks: list[bytes] = []
+    with closing(manager.subscribe()) as another:
+        size = len(next(another))  # that of each first block, since only the digits of `retry` differ
+    monkeypatch.setattr("sse_batcher.transports.detached.stream.MAX_PRELUDE_BYTES", size - more)
+    given: list[int] = []
 
-    def measure(body: Body) -> Body:
-        first = body._open().first_block()  # type: ignore[attr-defined]
-        blocks.append(first)
-        monkeypatch.setattr("sse_batcher.transports.detached.stream.MAX_PRELUDE_BYTES", len(first) - more)
-        return body
+    def measure(body: Body) -> Iterator[bytes]:
+        with closing(body):  # type: ignore[type-var]
+            for block in body:
+                given.append(len(block))
+                yield block
 
     client = stream(server, measure)
     assert client.types(1) == ["sse_open"]
     assert client.leaves_its_thread()
+    assert given == [min(size, size - more)]
     manager.enqueue("log", 1)
     assert client.types(1) == ["log"]
-    assert settled(manager) == (0, 1)
+    wait_for_transports(manager, 0, 1)
 
 
 @every_server
@@ -416,7 +418,7 @@ def test_a_head_that_does_not_fit_into_the_buffer_keeps_no_thread(manager: SSEMa
     thread.start()
     thread.join(TIMEOUT)
     assert not thread.is_alive()
-    assert settled(manager) == (0, 1)
+    wait_for_transports(manager, 0, 1)
     assert b"x" * 1_000_000 in exchange.heard(len(text))
     manager.enqueue("log", 1)
     heard = b""
@@ -434,7 +436,7 @@ def test_a_stream_that_the_loop_cannot_take_in_ends_alone(
 
     first = stream()
     first.take(1)
-    assert settled(manager) == (0, 1)
+    wait_for_transports(manager, 0, 1)
     with monkeypatch.context() as patched:
         patched.setattr("sse_batcher.transports.detached.loop.SocketClient", fail)
         second = Exchange()
@@ -542,7 +544,12 @@ def test_a_server_is_waited_for_only_while_it_has_something_to_write(
     manager: SSEManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(takeover, "_wait", lambda fd, event, patience: waits.append(patience))
+
+    def wait(fd: int, event: int, timeout: float) -> bool:
+        waits.append(timeout)
+        return False
+
+    monkeypatch.setattr("sse_batcher.transports.detached.stream.TakeOver", partial(TakeOver, wait=wait))
     assert undone(manager)
     assert waits == []
     unsent = iter([1, 1, 0, 0])
@@ -581,40 +588,34 @@ def test_a_stream_dropped_after_its_first_block_gives_the_connection_back(
 ) -> None:
     exchange = Exchange()
     body = detached_stream(manager, exchange.fd)
-    client = first_client(body)
+    next(body)
     exchange.write(b"an error page")
     if in_a_cycle:
         body.myself = body  # type: ignore[attr-defined]
     del body
     gc.collect()
     assert exchange.goes_on(b"an error page")
-    client.close()
     exchange.close()
 
 
-def test_a_stream_interrupted_in_its_second_step_gives_the_connection_back(
-    manager: SSEManager, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: Any) -> bool:
-        raise SystemExit(1)  # such as a handler of a signal does
+def test_a_stream_interrupted_in_its_second_step_gives_the_connection_back(manager: SSEManager) -> None:
+    interrupts = [SystemExit(1)]  # such as a handler of a signal raises
+
+    def unsent() -> int:
+        if interrupts:
+            raise interrupts.pop()
+        return 0
 
     exchange = Exchange()
-    body = detached_stream(manager, exchange.fd)
-    client = first_client(body)
-    monkeypatch.setattr(TakeOver, "_find_framing", interrupt)
+    body = detached_stream(manager, exchange.fd, unsent=unsent)
+    next(body)
     with pytest.raises(SystemExit):
         next(body)
     body.close()
     del body
     gc.collect()
     assert exchange.goes_on(b"")
-    client.close()
     exchange.close()
-
-
-def first_client(body: DetachedStream) -> Any:
-    next(body)
-    return body._client
 
 
 def test_a_stream_that_is_never_iterated_leaves_the_connection_alone(manager: SSEManager) -> None:
@@ -686,7 +687,7 @@ def test_a_stream_that_ends_between_its_two_steps_says_goodbye(manager: SSEManag
     exchange.write(Server(chunked=False).head() + first)
     shutdown = threading.Thread(target=manager.shutdown)
     shutdown.start()
-    wait_until(lambda: body._client is not None and body._client._ending is not None, "the end is announced")
+    wait_until(lambda: process_of(manager).hub.closing is not None, "the end is announced")
     assert list(body) == []
     shutdown.join()
     heard = b""
@@ -846,27 +847,6 @@ def test_streams_that_cannot_be_detached_leave_half_of_the_threads_to_others(
             assert next(stack.enter_context(closing(attached(threads)))).startswith(b"event: sse_open\n")
 
 
-def test_of_two_streams_at_the_same_time_only_one_gets_the_last_thread(
-    manager: SSEManager, attached: Attached, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second comes in right before the first is listed."""
-    first, second = attached(2), attached(2)
-    heard: list[bytes] = []
-    coming = [second]
-
-    class Watches(dict[Watch, None]):
-        def __setitem__(self, watch: Watch, _: None) -> None:
-            if coming:
-                heard.append(next(coming.pop()))
-            super().__setitem__(watch, None)
-
-    monkeypatch.setattr(watcher.get(), "_watches", Watches())
-    with closing(first), closing(second):
-        heard.append(next(first))
-    assert [block.split()[1] for block in heard] == [b"sse_open", b"sse_busy"]
-    monkeypatch.undo()
-
-
 @pytest.mark.parametrize("threads", [1, 2, None])
 def test_after_undo_a_stream_goes_on_only_if_its_thread_is_not_needed(
     manager: SSEManager, attached: Attached, threads: int | None
@@ -941,11 +921,10 @@ def forking(*fds: int) -> None:
         thread = threading.Thread(target=Server().serve, args=(fd, detached_stream(manager, fd)))
         thread.start()
         thread.join()
-        wait_until(lambda: not loop.get()._inbox, "the loop has taken it in")
 
     for fd in fds[:2]:
         detach(fd)
-    assert transports(manager) == (0, 2)
+    wait_for_transports(manager, 0, 2)
     there = os.pipe()
     if os.fork():
         os.close(fds[2])
@@ -954,6 +933,7 @@ def forking(*fds: int) -> None:
         sys.stdin.readline()
         return
     detach(fds[2])
+    wait_for_transports(manager, 0, 1)
     mine = " ".join(descriptors())
     manager.enqueue("log", "child")
     wait_until(lambda: manager.get_stats().frames == 1, "it is sent")

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -27,6 +30,7 @@ from .kit.repository import ROOT
 from .kit.scripts import run
 from .kit.threads import in_thread
 from .kit.waiting import TIMEOUT
+from .kit.watched import IdleWorker
 
 # CPython reports what is raised in a callback of weakref, and goes on.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -224,21 +228,40 @@ def test_a_watch_that_is_removed_under_interrupts_leaves_nothing() -> None:
         def close(self) -> None: ...
         def drain(self) -> None: ...
 
-    watcher, stream = Watcher(), Stream()
-    watcher._worker.ensure = lambda: True  # type: ignore[method-assign]
+    class Epoll:
+        """A real one, which knows what is registered."""
+
+        def __init__(self) -> None:
+            self.real = select.epoll()
+            self.registered: list[int] = []
+
+        def register(self, fd: int, events: int) -> None:
+            self.real.register(fd, events)
+            self.registered.append(fd)
+
+        def unregister(self, fd: int) -> None:
+            self.real.unregister(fd)
+            self.registered.remove(fd)
+
+    epoll = Epoll()
+    watcher, stream = Watcher(make_worker=IdleWorker, make_epoll=lambda: epoll), Stream()
+    (bell,) = epoll.registered
     for place in count():
         ours, theirs = socket.socketpair()
         with ours, theirs:
             watch = Watch(stream, ServerInfo("", ours.fileno(), None, lambda: False), 30)
             watcher.add(watch)
-            interrupted = interrupt(lambda: watcher.remove(watch), place)  # noqa: B023
+            interrupted = interrupt(partial(watcher.remove, watch), place)
             watcher.remove(watch)
-            assert (watch.fileno(), watcher._by_fd, watcher._watches) == (-1, {}, {})
+            assert (watch.fileno(), len(watcher), epoll.registered) == (-1, 0, [bell])
+            left = weakref.ref(watch)
+            del watch
+            assert left() is None  # nothing keeps it alive
         if not interrupted:
             break
     assert place > 3
-    watcher._epoll.close()
-    os.close(watcher._bell)
+    epoll.real.close()
+    os.close(bell)
 
 
 def test_an_exhausted_stack_harms_only_the_call_that_meets_it(watched: Watched) -> None:

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -981,9 +981,7 @@ def test_a_group_that_fails_ends_alone(site: Site, monkeypatch: pytest.MonkeyPat
     one, two = site.connect("a"), site.connect("b")
     broken = next(iter(site.loop.clients.values())).group
     encoded = groups.Group.encoded
-    monkeypatch.setattr(
-        groups.Group, "encoded", lambda self, frame: fail() if self is broken else encoded(self, frame)
-    )
+    monkeypatch.setattr(groups.Group, "encoded", lambda self, frame: fail() if self is broken else encoded(self, frame))
     site.deliver(1, channel="*")
     assert has_ended(one)
     assert numbers(two) == [1]

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import pytest
 
 from sse_batcher.transports.detached import takeover
-from sse_batcher.transports.detached.takeover import MAX_PRELUDE_BYTES, Taken, TakeOver
+from sse_batcher.transports.detached.takeover import MAX_PRELUDE_BYTES, Taken, TakeOver, wait_for_event
 from sse_batcher.transports.server import MIN_DUPLICATE_FD
 from sse_batcher.wire import LAST_CHUNK, chunk
 
@@ -30,6 +30,8 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linu
 PRELUDE = b"event: sse_open\ndata: {}\nid: x.123456789\n\n"  # its length has a letter in hexadecimal
 SSE = b"Content-Type: text/event-stream; charset=utf-8"
 CHUNKED = b"Transfer-Encoding: chunked"
+
+Wait = Callable[[int, int, float], bool]
 
 
 def head(*fields: bytes, status: bytes = b"HTTP/1.1 200 OK") -> bytes:
@@ -100,8 +102,55 @@ def refuse(*_: Any, **__: Any) -> NoReturn:
     raise OSError(24, "Too many open files")
 
 
-def take_over(exchange: Exchange, timeout: float = 2.0) -> TakeOver:
-    return TakeOver(exchange.fd, lambda: exchange.unsent, timeout=timeout)
+def take_over(exchange: Exchange, timeout: float = 2.0, wait: Wait = wait_for_event) -> TakeOver:
+    return TakeOver(exchange.fd, lambda: exchange.unsent, timeout=timeout, wait=wait)
+
+
+def never(*_: Any) -> NoReturn:
+    """A wait that must not happen."""
+    raise AssertionError("it waits")
+
+
+class Waits:
+    """Waits for a server, and notes each time how long that might take. `do` is called before each wait."""
+
+    def __init__(self, do: Callable[[], Any]) -> None:
+        self.do = do
+        self.all: list[float] = []
+
+    def __call__(self, fd: int, event: int, timeout: float) -> bool:
+        assert event == select.POLLIN
+        self.all.append(timeout)
+        self.do()
+        return wait_for_event(fd, event, timeout)
+
+
+class Tap(socket.socket):
+    """The end of a socket pair from which we read what the server writes."""
+
+    before_read: Callable[[], Any] | None = None
+    """Called once, before the next read."""
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        if self.before_read is not None:
+            before_read, self.before_read = self.before_read, None
+            before_read()
+        return super().recv(size, flags)
+
+
+@pytest.fixture
+def taps(monkeypatch: pytest.MonkeyPatch) -> list[Tap]:
+    """The taps of all take-overs of this test."""
+    taps: list[Tap] = []
+    pair = socket.socketpair
+
+    def socketpair() -> tuple[Tap, socket.socket]:
+        ours, theirs = pair()
+        taps.append(Tap(fileno=ours.detach()))
+        return taps[-1], theirs
+
+    monkeypatch.setattr(takeover.socket, "socketpair", socketpair)
+    return taps
 
 
 @pytest.fixture
@@ -111,41 +160,13 @@ def exchange() -> Iterator[Exchange]:
     exchange.close()
 
 
-@pytest.fixture
-def never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wait(*_: Any) -> NoReturn:
-        raise AssertionError("it waits")
-
-    monkeypatch.setattr(takeover, "_wait", wait)
-
-
-@pytest.fixture
-def on_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], list[float]]:
-    """Have this done whenever the server has to be waited for. Returns a list of how long it might take."""
-
-    def on_wait(do: Callable[[], Any]) -> list[float]:
-        waits: list[float] = []
-        readable = takeover._wait_readable
-
-        def wait(tap: socket.socket, patience: float) -> bool:
-            waits.append(patience)
-            do()
-            return readable(tap, patience)
-
-        monkeypatch.setattr(takeover, "_wait_readable", wait)
-        return waits
-
-    return on_wait
-
-
 # -- taken -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("never_waits")
 @pytest.mark.parametrize("unsent", [0, 1])  # a server may count a moment later what it has written
 @every_good
 def test_a_response_as_it_should_be_is_taken(exchange: Exchange, response: bytes, unsent: int) -> None:
-    begun = take_over(exchange)
+    begun = take_over(exchange, wait=never)
     exchange.write(response)
     exchange.unsent = unsent
     assert exchange.hears_nothing()
@@ -213,14 +234,12 @@ def test_the_longest_prelude_fits_into_a_buffer_that_is_not_read_yet(exchange: E
 
 
 @pytest.mark.parametrize("timeout", [0.0, 5.0])
-def test_a_default_timeout_of_the_app_is_none_of_ours(
-    exchange: Exchange, timeout: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_default_timeout_of_the_app_is_none_of_ours(exchange: Exchange, timeout: float, taps: list[Tap]) -> None:
     socket.setdefaulttimeout(timeout)
     try:
         begun = take_over(exchange)
         assert os.get_blocking(exchange.fd)
-        assert begun._tap.gettimeout() == 0
+        assert taps[0].gettimeout() == 0
         exchange.write(GOOD["plain"])
         taken = begun.finish(PRELUDE)
     finally:
@@ -297,21 +316,18 @@ def test_a_client_that_takes_nothing_gets_nothing_after_the_gap(exchange: Exchan
     assert written.startswith(heard)
 
 
-@pytest.mark.usefixtures("never_waits")
 @pytest.mark.parametrize("response", BAD.values(), ids=BAD)
 def test_another_response_is_given_back_without_waiting(exchange: Exchange, response: bytes) -> None:
-    begun = take_over(exchange)
+    begun = take_over(exchange, wait=never)
     exchange.write(response)
     assert begun.finish(PRELUDE) is None
     assert exchange.goes_on(response)
 
 
-def test_where_the_system_refuses_to_show_what_was_written_it_is_undone(
-    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_the_system_refuses_to_show_what_was_written_it_is_undone(exchange: Exchange, taps: list[Tap]) -> None:
     begun = take_over(exchange)
     exchange.write(GOOD["plain"])
-    monkeypatch.setattr(TakeOver, "_find_framing", refuse)
+    taps[0].before_read = refuse
     assert begun.finish(PRELUDE) is None
     assert exchange.goes_on(GOOD["plain"])
 
@@ -320,13 +336,11 @@ def test_where_the_system_refuses_to_show_what_was_written_it_is_undone(
 
 
 @every_good
-def test_a_response_that_comes_in_two_pieces_is_taken_wherever_it_is_cut(
-    exchange: Exchange, response: bytes, on_wait: Callable[..., list[float]]
-) -> None:
+def test_a_response_that_comes_in_two_pieces_is_taken_wherever_it_is_cut(exchange: Exchange, response: bytes) -> None:
     rest = b""
-    waits = on_wait(lambda: exchange.write(rest))
+    waits = Waits(lambda: exchange.write(rest))
     for cut in range(len(response)):
-        begun = take_over(exchange)
+        begun = take_over(exchange, wait=waits)
         rest = response[cut:]
         exchange.unsent = len(rest)
         exchange.write(response[:cut])
@@ -335,16 +349,14 @@ def test_a_response_that_comes_in_two_pieces_is_taken_wherever_it_is_cut(
         assert taken.unsent == closing(response)
         os.dup2(taken.fd, exchange.fd)  # for the next round
         os.close(taken.fd)
-    assert len(waits) == len(response)
+    assert len(waits.all) == len(response)
     assert exchange.hears_nothing()
 
 
 @every_good
-def test_finish_does_not_wait_for_a_server_that_has_nothing_left_to_write(
-    exchange: Exchange, response: bytes, never_waits: None
-) -> None:
+def test_finish_does_not_wait_for_a_server_that_has_nothing_left_to_write(exchange: Exchange, response: bytes) -> None:
     for cut in range(len(response)):
-        begun = take_over(exchange)
+        begun = take_over(exchange, wait=never)
         exchange.write(response[:cut])
         assert begun.finish(PRELUDE) is None
         exchange.write(response[cut:])
@@ -371,38 +383,35 @@ def test_a_server_that_writes_byte_by_byte_from_another_thread_is_waited_for(exc
 
 
 def test_all_waits_together_take_no_longer_than_the_timeout(
-    exchange: Exchange, on_wait: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
 
-    def wait() -> None:
+    def pass_time() -> None:
         nonlocal now
         now += 0.5
         exchange.write(b"x")
         exchange.unsent = now < 102
 
     exchange.unsent = 1
-    waits = on_wait(wait)
+    waits = Waits(pass_time)
     monkeypatch.setattr(takeover.time, "monotonic", lambda: now)
-    begun = take_over(exchange)
+    begun = take_over(exchange, wait=waits)
     assert begun.finish(PRELUDE) is None
-    assert len(waits) == 4
+    assert len(waits.all) == 4
     monkeypatch.undo()
     assert exchange.goes_on(b"xxxx")
 
 
-def test_undo_keeps_the_order_of_what_another_thread_of_the_server_writes(
-    exchange: Exchange, on_wait: Callable[..., list[float]]
-) -> None:
+def test_undo_keeps_the_order_of_what_another_thread_of_the_server_writes(exchange: Exchange) -> None:
     """Such as what did not fit into the buffer."""
 
     def write() -> None:
         exchange.write(b"and the rest")
         exchange.unsent = 0
 
-    on_wait(write)
     exchange.unsent = 1
-    begun = take_over(exchange)
+    begun = take_over(exchange, wait=Waits(write))
     exchange.write(b"the beginning ")
     begun.undo()
     assert exchange.goes_on(b"the beginning and the rest")
@@ -455,34 +464,24 @@ def test_a_server_that_writes_without_end_finds_that_the_client_has_hung_up(
     assert exchange.heard(10_001) == bytes(10_000) + b"x"
 
 
-def test_a_head_without_end_is_not_waited_for(
-    exchange: Exchange, on_wait: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_head_without_end_is_not_waited_for(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(takeover, "MAX_HEAD_BYTES", 10_000)
     monkeypatch.setattr(TakeOver, "undo", lambda self: None)
     exchange.unsent = 1
-    waits = on_wait(lambda: exchange.write(bytes(1_000)))
-    begun = take_over(exchange)
+    waits = Waits(lambda: exchange.write(bytes(1_000)))
+    begun = take_over(exchange, wait=waits)
     assert begun.finish(PRELUDE) is None
-    assert len(waits) == 11
+    assert len(waits.all) == 11
     monkeypatch.undo()
     exchange.unsent = 0
     begun.undo()
 
 
-def test_one_that_is_dropped_while_it_is_read_from_is_closed(
-    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_is_dropped_while_it_is_read_from_is_closed(exchange: Exchange, taps: list[Tap]) -> None:
     """The garbage collector may come in anywhere, on the thread that reads, too."""
     begun = take_over(exchange)
     exchange.write(b"x")
-    drain = TakeOver._drain
-
-    def collect(self: TakeOver, most: float) -> bool:
-        begun.drop()
-        return drain(self, most)
-
-    monkeypatch.setattr(TakeOver, "_drain", collect)
+    taps[0].before_read = begun.drop
     reader = threading.Thread(target=begun.relieve)
     reader.start()
     reader.join(TIMEOUT)
@@ -491,17 +490,15 @@ def test_one_that_is_dropped_while_it_is_read_from_is_closed(
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_a_server_that_closes_the_connection_is_not_waited_for(
-    exchange: Exchange, when: str, on_wait: Callable[..., list[float]]
-) -> None:
-    waits = on_wait(lambda: os.close(exchange.fd))
+def test_a_server_that_closes_the_connection_is_not_waited_for(exchange: Exchange, when: str) -> None:
+    waits = Waits(lambda: os.close(exchange.fd))
     exchange.unsent = 1
-    begun = take_over(exchange)
+    begun = take_over(exchange, wait=waits)
     exchange.write(GOOD["plain"][:30])
     if when == "before":
         os.close(exchange.fd)
     assert begun.finish(PRELUDE) is None
-    assert len(waits) == (when == "meanwhile")
+    assert len(waits.all) == (when == "meanwhile")
     assert exchange.heard(1) == b""
 
 
@@ -567,15 +564,14 @@ def test_undone_the_server_sees_that_the_client_has_left(
 
 @every_way
 def test_a_client_that_leaves_while_the_server_is_waited_for_is_no_error(
-    exchange: Exchange, leave: Callable[[socket.socket], None], on_wait: Callable[..., list[float]]
+    exchange: Exchange, leave: Callable[[socket.socket], None]
 ) -> None:
     def go() -> None:
         leave(exchange.client)
         exchange.write(GOOD["plain"])
 
-    on_wait(go)
     exchange.unsent = 1
-    taken = take_over(exchange).finish(PRELUDE)
+    taken = take_over(exchange, wait=Waits(go)).finish(PRELUDE)
     assert taken is not None
     os.close(taken.fd)
 
@@ -625,12 +621,13 @@ def test_a_file_with_the_same_inode_on_another_device_is_not_our_socket(
     exchange: Exchange, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     begun = take_over(exchange)
+    diverted = os.fstat(exchange.fd)
     with (tmp_path / "file").open("wb") as file:
         os.dup2(file.fileno(), exchange.fd)
         fields = list(os.fstat(exchange.fd))
-        fields[1] = begun._diverted.st_ino
+        fields[1] = diverted.st_ino
         same_inode = os.stat_result(fields)
-        assert (same_inode.st_ino, same_inode.st_dev) != (begun._diverted.st_ino, begun._diverted.st_dev)
+        assert (same_inode.st_ino, same_inode.st_dev) != (diverted.st_ino, diverted.st_dev)
         with monkeypatch.context() as patched:
             patched.setattr(takeover.os, "fstat", lambda _: same_inode)
             begun.undo()

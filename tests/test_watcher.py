@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import math
 import os
 import queue
 import resource
 import select
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -27,7 +29,7 @@ from sse_batcher.transports.watcher import STOP_SAMPLE, Watch, Watcher, sign_of_
 from .kit.process import AsProcess
 from .kit.servers import HOST
 from .kit.waiting import TIMEOUT
-from .kit.watched import Watched
+from .kit.watched import IdleWorker, Watched, Workers
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -38,12 +40,36 @@ def server_info(
     return ServerInfo("a server", fd, threads, stopping)
 
 
+class NotedWatcher(Watcher):
+    """A watcher that knows what was added to it, without keeping that alive."""
+
+    def __init__(self, **options: Any) -> None:
+        self.workers = Workers()
+        self.added: weakref.WeakSet[Watch] = weakref.WeakSet()
+        super().__init__(**{"make_worker": self.workers} | options)
+
+    def add(self, watch: Watch, limit: float = math.inf) -> bool:
+        self.added.add(watch)
+        return super().add(watch, limit)
+
+
 @pytest.fixture
-def watcher() -> Iterator[Watcher]:
-    watcher = Watcher()
-    yield watcher
-    for watch in list(watcher._watches):
-        watcher.remove(watch)
+def make() -> Iterator[Callable[..., NotedWatcher]]:
+    watchers: list[NotedWatcher] = []
+
+    def make_one(**options: Any) -> NotedWatcher:
+        watchers.append(NotedWatcher(**options))
+        return watchers[-1]
+
+    yield make_one
+    for watcher in watchers:
+        for watch in list(watcher.added):
+            watcher.remove(watch)
+
+
+@pytest.fixture
+def watcher(make: Callable[..., NotedWatcher]) -> NotedWatcher:
+    return make()
 
 
 @pytest.fixture
@@ -77,7 +103,7 @@ def test_a_stream_whose_client_hangs_up_is_closed_at_once(watcher: Watcher, pair
     else:
         theirs.close()
     assert stream.told.get(timeout=TIMEOUT) == "close"
-    assert watcher._watches == watcher._by_fd == {}
+    assert len(watcher) == 0
 
 
 def test_a_client_that_left_before_it_was_watched_is_noticed_too(watcher: Watcher, pair: Pair) -> None:
@@ -99,29 +125,34 @@ def test_a_client_that_sends_something_more_is_not_taken_for_one_that_left(watch
     assert stream.told.empty()
 
 
-def test_an_event_of_a_descriptor_that_was_reused_ends_no_stream(
-    watcher: Watcher, pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stream, watch = watch_over(watcher, pair[0])
-    real, asked = watcher._epoll, threading.Event()
-
+def test_an_event_of_a_descriptor_that_was_reused_ends_no_stream(make: Callable[..., NotedWatcher], pair: Pair) -> None:
     class Stale:
-        """Tells of this number, though nothing has happened to what it stands for."""
+        """An epoll that reports this number once, though nothing has happened to what it stands for."""
+
+        def __init__(self) -> None:
+            self.real = select.epoll()
+            self.reported: list[int] = []
+            self.polled_again = threading.Event()
 
         def poll(self, timeout: float) -> list[tuple[int, int]]:
-            if asked.is_set():
-                return list(real.poll(timeout))
-            asked.set()
+            if self.reported:
+                self.polled_again.set()
+                return list(self.real.poll(timeout))
+            self.reported.append(watch.fileno())
             return [(watch.fileno(), select.EPOLLRDHUP)]
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(real, name)
+            return getattr(self.real, name)
 
-    monkeypatch.setattr(watcher, "_epoll", Stale())
-    assert asked.wait(TIMEOUT)
-    watcher.tick(0)
+    epoll = Stale()
+    watcher = make(make_epoll=lambda: epoll)
+    stream = Watched()
+    watch = Watch(stream, server_info(pair[0].fileno()), send_timeout=30)
+    watcher.add(watch)
+    assert epoll.polled_again.wait(TIMEOUT)
+    assert epoll.reported == [watch.fileno()]
     assert stream.told.empty()
-    assert watch in watcher._watches
+    assert len(watcher) == 1
 
 
 def test_a_client_that_leaves_frees_the_thread_that_waits_for_the_next_frame(pair: Pair) -> None:
@@ -188,10 +219,10 @@ def test_a_client_that_reads_slowly_but_steadily_is_served(pair: Pair) -> None:
     for _ in range(5):
         watch.give_up_if_stalled(now)
         now += 29
-        acked = watch._seen
-        while watch._seen == acked:  # until the kernel has heard of what was read
+        acked = sign_of_life(ours, None)
+        while sign_of_life(ours, None) == acked:  # until the kernel has heard of what was read
             theirs.recv(65_536)
-            watch.give_up_if_stalled(now)
+        watch.give_up_if_stalled(now)
     assert not is_shut(ours)
     watch.close()
 
@@ -237,11 +268,15 @@ def test_a_unix_socket_that_takes_nothing_is_shut_down_too() -> None:
 
 
 def test_a_stream_is_busy_from_a_block_until_the_next_step(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    watches: list[Watch] = []
+    add = Watcher.add
+    monkeypatch.setattr(
+        Watcher, "add", lambda self, watch, limit=math.inf: (watches.append(watch), add(self, watch, limit))[1]
+    )
     with SSEManager(clients=ClientOptions(heartbeat=0.01)) as manager:
         body = AttachedStream(manager, Request(("default",), server_info(pair[0].fileno())))
         next(body)
-        watch = body._watch
-        assert watch is not None
+        (watch,) = watches
         first = watch.busy_since
         assert first is not None
         seen: list[float | None] = []
@@ -278,9 +313,9 @@ def test_a_stream_is_drained_only_once(watcher: Watcher) -> None:
 
 
 def test_some_streams_are_asked_in_turn_whether_to_drain_and_all_after_a_yes(
-    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., NotedWatcher],
 ) -> None:
-    monkeypatch.setattr(watcher._worker, "ensure", lambda: True)  # no thread: the turns are taken here
+    watcher = make(make_worker=IdleWorker)
     asked: list[int] = []
     stopping = [False]
 
@@ -320,6 +355,23 @@ def test_nothing_is_logged_if_the_number_of_threads_is_unknown(
     assert not caplog.records
 
 
+def test_of_two_streams_at_the_same_time_only_one_gets_the_last_thread(watcher: Watcher) -> None:
+    class Overtaken(Watch):
+        """Another one comes in right before this one is listed: in its hash, which is made for that."""
+
+        def __hash__(self) -> int:
+            if coming:
+                added.append(watcher.add(coming.pop(), limit=1))
+            return super().__hash__()
+
+    first, second = Overtaken(Watched(), server_info(threads=2), 30), Watch(Watched(), server_info(threads=2), 30)
+    added: list[bool] = []
+    coming = [second]
+    added.append(watcher.add(first, limit=1))
+    assert added == [True, False]
+    assert len(watcher) == 1
+
+
 # -- what is left ------------------------------------------------------------------------------------------------------
 
 
@@ -327,14 +379,16 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_a_watch_that_is_removed_leaves_nothing_and_twice_is_once(watcher: Watcher, pair: Pair) -> None:
+def test_a_watch_that_is_removed_leaves_nothing_and_twice_is_once(watcher: NotedWatcher, pair: Pair) -> None:
     before = descriptors()
     _stream, watch = watch_over(watcher, pair[0])
     assert descriptors() == before + 1
     watcher.remove(watch)
     watcher.remove(watch)
     assert descriptors() == before
-    assert watcher._watches == watcher._by_fd == {}
+    assert len(watcher) == 0
+    del watch
+    assert list(watcher.added) == []  # nothing keeps it alive
 
 
 def test_a_duplicate_leaves_the_low_numbers_to_servers_that_select(pair: Pair) -> None:
@@ -349,16 +403,17 @@ def test_a_duplicate_leaves_the_low_numbers_to_servers_that_select(pair: Pair) -
         watch.close()
 
 
-def test_the_thread_ends_when_nothing_is_left_to_watch_and_comes_back(watcher: Watcher, pair: Pair) -> None:
+def test_the_thread_ends_when_nothing_is_left_to_watch_and_comes_back(watcher: NotedWatcher, pair: Pair) -> None:
+    (worker,) = watcher.workers
     for _ in range(3):
         stream, watch = watch_over(watcher, pair[0])
-        thread = watcher._worker.thread
+        thread = worker.thread
         assert thread is not None
         watcher.remove(watch)
         thread.join(TIMEOUT)
         assert not thread.is_alive()
         assert stream.told.empty()
-    assert watcher._worker.restarts == 0
+    assert worker.restarts == 0
 
 
 def test_a_stream_that_is_dropped_without_a_close_is_forgotten(watcher: Watcher, pair: Pair) -> None:
@@ -366,7 +421,7 @@ def test_a_stream_that_is_dropped_without_a_close_is_forgotten(watcher: Watcher,
     del stream
     gc.collect()
     watcher.tick(0)
-    assert watcher._watches == {}
+    assert len(watcher) == 0
 
 
 def test_a_stream_without_connection_is_only_drained(watcher: Watcher) -> None:

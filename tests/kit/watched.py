@@ -1,8 +1,10 @@
-"""A stream for the watcher, which writes down what the watcher asks of it."""
+"""A stream for the watcher, which writes down what the watcher asks of it, and workers for the watcher."""
 
 from __future__ import annotations
 
 import queue
+
+from sse_batcher.runtime.worker import Owner, Worker
 
 
 class Watched:
@@ -16,3 +18,18 @@ class Watched:
 
     def drain(self) -> None:
         self.told.put("drain")
+
+
+class Workers(list[Worker]):
+    """Makes workers, and lists them."""
+
+    def __call__(self, owner: Owner, name: str) -> Worker:
+        self.append(Worker(owner, name))
+        return self[-1]
+
+
+class IdleWorker(Worker):
+    """A worker that starts no thread: the test takes its turns."""
+
+    def ensure(self) -> bool:
+        return True

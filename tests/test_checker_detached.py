@@ -69,7 +69,7 @@ class Network:
         self._watched: dict[int, int] = {}
 
     def open(self) -> tuple[int, Pipe]:
-        """Make a connection. Its number is that of a real one, which stays open to the end, so that each is used once."""
+        """Make a connection. Its number is that of a real one, which stays open, so that no number is used twice."""
         fd, pipe = socket.socket(socket.AF_UNIX).detach(), Pipe()
         self._pipes[fd] = pipe
         return fd, pipe

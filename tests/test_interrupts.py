@@ -14,7 +14,6 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import count
 from typing import Any
 
@@ -249,14 +248,13 @@ def test_a_watch_that_is_removed_under_interrupts_leaves_nothing() -> None:
     for place in count():
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            watch = Watch(stream, ServerInfo("", ours.fileno(), None, lambda: False), 30)
-            watcher.add(watch)
-            interrupted = interrupt(partial(watcher.remove, watch), place)
-            watcher.remove(watch)
-            assert (watch.fileno(), len(watcher), epoll.registered) == (-1, 0, [bell])
-            left = weakref.ref(watch)
-            del watch
-            assert left() is None  # nothing keeps it alive
+            watches = [Watch(stream, ServerInfo("", ours.fileno(), None, lambda: False), 30)]
+            watcher.add(watches[0])
+            interrupted = interrupt(lambda: watcher.remove(watches[0]), place)  # noqa: B023
+            watcher.remove(watches[0])
+            assert (watches[0].fileno(), len(watcher), epoll.registered) == (-1, 0, [bell])
+            reference = weakref.ref(watches.pop())
+            assert reference() is None  # nothing keeps it alive
         if not interrupted:
             break
     assert place > 3

@@ -1,45 +1,27 @@
-"""Clients and the hub: what a stream is given, in which order, and what becomes of one that is slow, or ends."""
+"""The hub: what its clients are given, in which order, how they end, and what is counted."""
 
 from __future__ import annotations
 
 import gc
-import json
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import fields
-from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
-from sse_batcher import (
-    BackendError,
-    BatchOptions,
-    Client,
-    ClientOptions,
-    ClosedError,
-    HistoryOptions,
-    InvalidEventError,
-    SSEManager,
-    TooManyClientsError,
-)
+from sse_batcher import BackendError, Client, ClientOptions, ClosedError, HistoryOptions, TooManyClientsError
 from sse_batcher.event import Batch, Event
 from sse_batcher.reasons import ByeReason
-from sse_batcher.streams.client import QueueClient
 from sse_batcher.streams.counts import Counts
 from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.streams.hub import Hub
-from sse_batcher.streams.open_stream import OpenStream
 from sse_batcher.wire import HEARTBEAT, Frame
 
 from .kit.delivery import Delivery, MeetingLock, Numbers, drive, numbers, take
-from .kit.sse_parser import parse
 from .kit.waiting import TIMEOUT
-
-AT_ONCE = BatchOptions(max_batch_size=1)
-
 
 # -- frames ------------------------------------------------------------------------------------------------------------
 
@@ -135,154 +117,6 @@ def test_a_client_shows_users_no_more_than_its_iteration_its_end_and_who_it_is()
     assert repr(client) == "<Client 1: 'default', behind>"
 
 
-# -- slow clients ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bound", [{"queue_frames": 3}, {"queue_bytes": 60}], ids=str)
-def test_a_client_that_overflows_reads_the_history_and_is_live_again(bound: dict[str, int]) -> None:
-    delivery = Delivery(**bound, heartbeat=0.01)
-    client = delivery.connect()
-    next(client)
-    delivery.deliver(10)
-    assert numbers(client, 10) == list(range(1, 11))
-    assert next(client) == HEARTBEAT  # nothing more to read, so it is live
-    delivery.deliver(2)
-    assert not client.behind
-    assert numbers(client, 2) == [11, 12]
-    counts = delivery.hub.count()
-    assert (counts["overflows"], counts["gaps"]) == (1, 0)
-
-
-@pytest.mark.parametrize("bound", [{"queue_frames": 3}, {"queue_bytes": 60}], ids=str)
-def test_a_client_that_falls_behind_the_history_is_told_and_goes_on_from_there(bound: dict[str, int]) -> None:
-    delivery = Delivery(HistoryOptions(history_frames=5), **bound)
-    client = delivery.connect()
-    next(client)
-    delivery.deliver(10)
-    assert take(client, 1) == [("sse_gap", {"heartbeat": 15.0, "reason": "overflow"}, "x-10")]
-    delivery.deliver(2)
-    assert numbers(client, 2) == [11, 12]
-    counts = delivery.hub.count()
-    assert (counts["overflows"], counts["gaps"]) == (1, 1)
-
-
-def test_a_full_queue_without_overflow_loses_nothing() -> None:
-    delivery = Delivery(queue_frames=3)
-    client = delivery.connect()
-    next(client)
-    for n in range(0, 30, 3):
-        delivery.deliver(3)
-        assert numbers(client, 3) == [n + 1, n + 2, n + 3]
-
-
-def test_one_frame_larger_than_the_bound_is_queued_all_the_same() -> None:
-    delivery = Delivery(queue_bytes=10)
-    client = delivery.connect()
-    next(client)
-    delivery.deliver(data="x" * 100)
-    assert numbers(client, 1) == ["x" * 100]
-
-
-def test_a_slow_client_holds_nothing_while_it_is_behind() -> None:
-    queue: SimpleQueue[Any] = SimpleQueue()
-    delivery = Delivery(queue_frames=3, make_queue=lambda: queue)
-    delivery.connect()
-    delivery.deliver(10)
-    assert queue.qsize() == 1  # the marker
-
-
-def test_a_frame_taken_while_the_queue_is_being_emptied_is_read_from_the_history_in_its_turn() -> None:
-    # The driver is about to take from the queue when the delivering thread begins to empty it, and gets the second
-    # frame. Were that sent, the client's cursor would say that it has the first one, too.
-    asking, may_take, taken = threading.Event(), threading.Event(), threading.Event()
-
-    class Queue(SimpleQueue[Any]):
-        def get_nowait(self) -> Any:
-            if threading.current_thread() is driver and not taken.is_set():
-                asking.set()
-                assert may_take.wait(TIMEOUT)
-                frame = super().get_nowait()
-                taken.set()
-                return frame
-            if threading.current_thread() is not driver and not may_take.is_set():
-                super().get_nowait()  # frame 1 is gone ...
-                may_take.set()  # ... and the driver gets frame 2
-                assert taken.wait(TIMEOUT)
-            return super().get_nowait()
-
-    delivery = Delivery(queue_frames=3, make_queue=Queue)
-    client = delivery.connect()
-    next(client)
-    delivery.deliver(3)
-    got: list[int] = []
-    driver = threading.Thread(target=lambda: got.extend(numbers(client, 4)))
-    driver.start()
-    assert asking.wait(TIMEOUT)
-    delivery.deliver()
-    driver.join(TIMEOUT)
-    assert got == [1, 2, 3, 4]
-
-
-def test_a_queued_frame_that_the_history_evicts_counts_as_an_overflow() -> None:
-    delivery = Delivery(HistoryOptions(history_frames=1))
-    client = delivery.connect()
-    next(client)
-    delivery.deliver(2)
-    assert take(client, 1) == [("sse_gap", {"heartbeat": 15.0, "reason": "overflow"}, "x-2")]
-    assert (client.counts.overflows, client.counts.gaps) == (1, 1)
-    delivery.deliver(2)
-    assert take(client, 1) == [("sse_gap", {"heartbeat": 15.0, "reason": "overflow"}, "x-4")]
-    assert (client.counts.overflows, client.counts.gaps) == (2, 2)
-
-
-def test_a_queue_takes_exactly_its_bound_of_bytes_and_again_after_it_was_emptied() -> None:
-    size = len(Delivery().frame("x").plain)
-    delivery = Delivery(queue_bytes=3 * (size + 2), heartbeat=0.01)
-    delivery.position = 100  # so that all ids have the same length, two more than the first
-    client = delivery.connect()
-    next(client)
-
-    def overflows() -> int:
-        return client.counts.overflows
-
-    delivery.deliver(3, "x")
-    assert overflows() == 0
-    take(client, 2)
-    delivery.deliver(2, "x")
-    assert overflows() == 0
-    delivery.deliver(1, "x")
-    assert overflows() == 1
-    take(client, 4)
-    assert next(client) == HEARTBEAT  # live again
-    delivery.deliver(3, "x")
-    assert overflows() == 1
-    delivery.deliver(1, "x")
-    assert overflows() == 2
-
-
-def test_an_end_that_meets_an_overflow_is_told_after_all_frames() -> None:
-    delivery = Delivery(queue_frames=3)
-    client = delivery.connect()
-    next(client)
-    delivery.deliver(3)
-    client.end("shutdown")  # its marker is thrown away with the queue
-    delivery.deliver()
-    assert [event for event, _, _ in take(client, 5)] == ["t", "t", "t", "t", "sse_bye"]
-    assert list(client) == []
-
-
-def test_one_slow_client_does_not_touch_another() -> None:
-    delivery = Delivery(queue_frames=3)
-    slow, quick = delivery.connect(), delivery.connect()
-    next(quick)
-    got = []
-    for _ in range(20):
-        delivery.deliver()
-        got += numbers(quick, 1)
-    assert got == list(range(1, 21))
-    assert (slow.counts.overflows, quick.counts.overflows) == (1, 0)
-
-
 # -- ends --------------------------------------------------------------------------------------------------------------
 
 
@@ -358,6 +192,114 @@ def test_a_client_that_cannot_be_announced_is_forgotten() -> None:
         hub.connect(("default",))
     assert hub.is_empty()
     assert left == ["left"]
+
+
+def test_a_client_that_leaves_while_the_hub_is_locked_does_not_wait_and_is_forgotten_after() -> None:
+    # As when the garbage collector ends a stream on the very thread that holds the lock.
+    lock = MeetingLock()
+    delivery = Delivery(lock=lock)
+    client = delivery.connect()
+    seen = []
+
+    def leave() -> None:
+        client.close()
+        seen.extend(delivery.left)
+
+    lock.meet(leave)
+    assert delivery.hub.has_user("ada") is False
+    assert seen == []
+    assert delivery.left == [(1, "left")]
+
+
+@pytest.mark.parametrize("error", [TooManyClientsError, ClosedError])
+def test_a_client_that_leaves_while_another_is_refused_is_forgotten(error: type[Exception]) -> None:
+    lock = MeetingLock()
+    delivery = Delivery(max_clients=1, lock=lock)
+    client = delivery.connect()
+    if error is ClosedError:
+        delivery.hub.close("shutdown")
+
+    def leave() -> None:
+        leaving = threading.Thread(target=client.close)  # it does not get the lock, and must not wait for it
+        leaving.start()
+        leaving.join(TIMEOUT)
+        assert not leaving.is_alive()
+        assert delivery.left == []
+
+    lock.meet(leave)
+    with pytest.raises(error):
+        delivery.connect()
+    assert delivery.left == [(1, "left")]
+    assert delivery.hub.wait_until_left(0)
+
+
+@pytest.mark.parametrize("reason", ["shutdown", "revoked"])
+def test_the_end_of_a_hub_has_its_reason(reason: ByeReason) -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    next(client)
+    delivery.deliver()
+    delivery.hub.close(reason)
+    assert [(event, data) for event, data, _ in take(client, 2)] == [("t", 1), ("sse_bye", {"reason": reason})]
+
+
+def test_channels_of_clients_that_left_leave_nothing_behind() -> None:
+    delivery = Delivery()
+    for n in range(100):
+        delivery.connect(f"channel{n}").close()
+    assert delivery.hub.is_empty()
+
+
+def test_waiting_for_streams_waits_for_driven_ones_alone() -> None:
+    delivery = Delivery()
+    delivery.connect()  # never iterated
+    mine = delivery.connect()
+    next(mine)
+    assert delivery.hub.wait_until_left(0)
+    blocks = drive(delivery.connect())
+    assert blocks.get(timeout=TIMEOUT)
+    assert not delivery.hub.wait_until_left(0)
+    delivery.hub.close("shutdown")
+    assert delivery.hub.wait_until_left(TIMEOUT)
+
+
+def test_a_client_that_leaves_while_the_wait_for_it_looks_is_seen_to_have_left() -> None:
+    lock = MeetingLock()
+    delivery = Delivery(lock=lock)
+    client = delivery.connect()
+    client.driver = -1  # another thread
+
+    def leave() -> None:
+        leaving = threading.Thread(target=client.close)
+        leaving.start()
+        leaving.join(TIMEOUT)
+
+    lock.meet(leave)  # when the wait has the lock, and is about to look
+    assert delivery.hub.wait_until_left(TIMEOUT)
+    assert delivery.left == [(1, "left")]
+
+
+def test_a_dropped_hub_is_freed_without_the_garbage_collector() -> None:
+    hub = Hub(
+        ClientOptions(),
+        HistoryOptions(),
+        Numbers(),
+        on_connect=lambda client: None,
+        on_disconnect=lambda client, farewell: None,
+    )
+    client = hub.connect(("default",))
+    next(client)
+    client.close()
+    reference = weakref.ref(hub)
+    gc.disable()
+    try:
+        del client, hub
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
+# -- what only the backend still has, and what is too old --------------------------------------------------------------
 
 
 def test_a_client_goes_on_with_what_only_the_backend_still_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,6 +385,20 @@ def test_a_replay_without_frames_of_its_channels_moves_a_client_on(monkeypatch: 
     assert [(event, id) for event, _, id in take(client, 1)] == [("t", "x-4")]
 
 
+def test_a_client_that_returns_after_the_age_of_the_history_gets_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    delivery = Delivery(HistoryOptions(history_age=10))
+    monkeypatch.setattr(Numbers, "now", lambda self: 10_000.0)
+    delivery.deliver()
+    assert delivery.hub.can_resume(("default",), "x-0")
+    monkeypatch.setattr(Numbers, "now", lambda self: 10_001.0)
+    assert not delivery.hub.can_resume(("default",), "x-0")
+    assert take(delivery.connect(cursor="x-0"), 1)[0][0] == "sse_gap"
+    assert take(delivery.connect(cursor="x-1"), 1)[0][0] == "sse_open"  # it has everything
+
+
+# -- counts ------------------------------------------------------------------------------------------------------------
+
+
 def test_what_batches_save_is_counted_for_each_frame() -> None:
     delivery = Delivery()
     client = delivery.connect()
@@ -456,45 +412,6 @@ def test_what_batches_save_is_counted_for_each_frame() -> None:
     counts = delivery.hub.count()
     assert (counts["frames"], counts["bytes"]) == (3, len(b"".join(sent)))
     assert (counts["saved_frames"], counts["saved_bytes"]) == (3 * 19, sum(frame.saved_bytes for frame in frames))
-
-
-def test_a_client_that_leaves_while_the_hub_is_locked_does_not_wait_and_is_forgotten_after() -> None:
-    # As when the garbage collector ends a stream on the very thread that holds the lock.
-    lock = MeetingLock()
-    delivery = Delivery(lock=lock)
-    client = delivery.connect()
-    seen = []
-
-    def leave() -> None:
-        client.close()
-        seen.extend(delivery.left)
-
-    lock.meet(leave)
-    assert delivery.hub.has_user("ada") is False
-    assert seen == []
-    assert delivery.left == [(1, "left")]
-
-
-@pytest.mark.parametrize("error", [TooManyClientsError, ClosedError])
-def test_a_client_that_leaves_while_another_is_refused_is_forgotten(error: type[Exception]) -> None:
-    lock = MeetingLock()
-    delivery = Delivery(max_clients=1, lock=lock)
-    client = delivery.connect()
-    if error is ClosedError:
-        delivery.hub.close("shutdown")
-
-    def leave() -> None:
-        leaving = threading.Thread(target=client.close)  # it does not get the lock, and must not wait for it
-        leaving.start()
-        leaving.join(TIMEOUT)
-        assert not leaving.is_alive()
-        assert delivery.left == []
-
-    lock.meet(leave)
-    with pytest.raises(error):
-        delivery.connect()
-    assert delivery.left == [(1, "left")]
-    assert delivery.hub.wait_until_left(0)
 
 
 def test_counts_outlive_the_client() -> None:
@@ -512,107 +429,6 @@ def test_counts_outlive_the_client() -> None:
     assert (while_open["frames"], while_open["bytes"]) == (1, len(first) + len(frame))
 
 
-class Fed(OpenStream):
-    """A detached stream, as the hub sees it."""
-
-    transport = "detached"
-    listener = None
-    counts = Counts()
-    behind = True
-    lost = None
-    handed = (0, 0)
-
-    def __init__(self, client: QueueClient) -> None:
-        super().__init__(client.info, client.point, client.opened_at, client.lease)
-        self.dismissed: list[str] = []
-
-    def dismiss(self, reason: str) -> bool:
-        self.dismissed.append(reason)
-        return True
-
-    def read_on(self, frames: Iterable[Frame]) -> None:
-        raise NotImplementedError
-
-    def go_live(self) -> None:
-        raise NotImplementedError
-
-
-def test_a_stream_that_is_detached_is_counted_as_such() -> None:
-    delivery = Delivery()
-    clients = [delivery.connect() for _ in range(3)]
-    feed = delivery.connect()
-    assert delivery.hub.count()["clients_by_transport"] == {"attached": 4, "detached": 0}
-    detached = Fed(clients[0])
-    assert delivery.hub.replace(clients[0], detached, feed)
-    counts = delivery.hub.count()
-    assert counts["clients_by_transport"] == {"attached": 3, "detached": 1}
-    assert counts["clients_by_state"] == {"live": 3, "behind": 1}
-    delivery.hub.remove(detached, "left")
-    assert delivery.hub.count()["clients_by_transport"] == {"attached": 3, "detached": 0}
-
-
-class Feed:
-    """A listener for detached streams, which notes what it is offered."""
-
-    def __init__(self) -> None:
-        self.counts = Counts(frames=5)
-        self.offered: list[int] = []
-
-    def offer(self, frame: Frame) -> None:
-        self.offered.append(frame.position)
-
-
-def test_a_feed_is_offered_the_frames_of_its_channels_until_it_is_unlisted() -> None:
-    delivery = Delivery()
-    client, feed = delivery.connect("a", "b"), Feed()
-    assert delivery.hub.replace(client, Fed(client), feed)
-    for channel in ("a", "b", "c", "*"):
-        delivery.deliver(channel=channel)
-    assert feed.offered == [1, 2, 4]
-    delivery.hub.unlisten(feed, ["a"])
-    for channel in ("a", "b", "*"):
-        delivery.deliver(channel=channel)
-    assert feed.offered[3:] == [6, 7]
-    feed.counts.frames = 7
-    assert delivery.hub.count()["frames"] == 7
-    delivery.hub.unlisten(feed, ["b", "*"])
-    delivery.deliver(channel="*")
-    assert feed.offered[5:] == []
-    assert delivery.hub.count()["frames"] == 7
-    delivery.hub.unlisten(feed, ["b", "*"])  # it does not listen any more
-    assert delivery.hub.count()["frames"] == 7
-
-
-def test_the_next_frames_for_a_feed_are_none_if_some_are_gone() -> None:
-    delivery = Delivery(HistoryOptions(history_frames=2))
-    delivery.deliver(3)
-    assert [frame.position for frame in delivery.hub.next_frames(("default",), 1) or ()] == [2, 3]
-    assert delivery.hub.next_frames(("default",), 3) == []
-    assert delivery.hub.next_frames(("default",), 0) is None
-
-
-def test_a_hub_whose_feed_still_listens_is_not_empty() -> None:
-    delivery = Delivery()
-    client, feed = delivery.connect(), Feed()
-    detached = Fed(client)
-    assert delivery.hub.replace(client, detached, feed)
-    delivery.hub.remove(detached, "left")
-    assert not delivery.hub.is_empty()
-    delivery.hub.unlisten(feed, ["default", "*"])
-    assert delivery.hub.is_empty()
-
-
-def test_a_hub_with_a_stream_without_a_listener_is_not_empty() -> None:
-    delivery = Delivery()
-    client, feed = delivery.connect(), Feed()
-    detached = Fed(client)
-    assert delivery.hub.replace(client, detached, feed)
-    delivery.hub.unlisten(feed, ["default", "*"])
-    assert not delivery.hub.is_empty()
-    delivery.hub.remove(detached, "left")
-    assert delivery.hub.is_empty()
-
-
 def test_streams_of_the_same_channel_and_user_stay_when_one_of_them_leaves() -> None:
     delivery = Delivery()
     first, second = (delivery.hub.connect(("default",), user="ada") for _ in range(2))
@@ -624,42 +440,6 @@ def test_streams_of_the_same_channel_and_user_stay_when_one_of_them_leaves() -> 
     assert delivery.hub.dismiss("kicked", user="ada") == 1
     second.close()
     assert not delivery.hub.has_user("ada")
-
-
-@pytest.mark.parametrize("reason", ["shutdown", "revoked"])
-def test_the_end_of_a_hub_has_its_reason(reason: ByeReason) -> None:
-    delivery = Delivery()
-    client = delivery.connect()
-    next(client)
-    delivery.deliver()
-    delivery.hub.close(reason)
-    assert [(event, data) for event, data, _ in take(client, 2)] == [("t", 1), ("sse_bye", {"reason": reason})]
-
-
-def test_a_client_that_has_left_is_not_replaced() -> None:
-    delivery = Delivery()
-    client = delivery.connect()
-    client.close()
-    assert not delivery.hub.replace(client, Fed(client), client)
-    assert delivery.hub.is_empty()
-
-
-def test_a_client_that_was_replaced_hands_its_dismissal_on() -> None:
-    delivery = Delivery()
-    client = delivery.connect()
-    detached = Fed(client)
-    assert delivery.hub.replace(client, detached, client)
-    client.dismiss("kicked")
-    assert detached.dismissed == ["kicked"]
-
-
-def test_a_client_that_is_replaced_hands_on_that_it_was_dismissed_before() -> None:
-    delivery = Delivery()
-    client = delivery.connect()
-    client.dismiss("kicked")
-    detached = Fed(client)
-    assert delivery.hub.replace(client, detached, client)
-    assert detached.dismissed == ["kicked"]
 
 
 def test_the_age_of_the_history_is_that_of_its_oldest_frame_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -681,232 +461,3 @@ def test_the_age_of_the_oldest_stream_is_in_seconds_and_0_without_any() -> None:
     now[0] += 5
     delivery.connect()
     assert delivery.hub.count()["oldest_stream"] == 5
-
-
-def test_a_client_that_returns_after_the_age_of_the_history_gets_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
-    delivery = Delivery(HistoryOptions(history_age=10))
-    monkeypatch.setattr(Numbers, "now", lambda self: 10_000.0)
-    delivery.deliver()
-    assert delivery.hub.can_resume(("default",), "x-0")
-    monkeypatch.setattr(Numbers, "now", lambda self: 10_001.0)
-    assert not delivery.hub.can_resume(("default",), "x-0")
-    assert take(delivery.connect(cursor="x-0"), 1)[0][0] == "sse_gap"
-    assert take(delivery.connect(cursor="x-1"), 1)[0][0] == "sse_open"  # it has everything
-
-
-def test_channels_of_clients_that_left_leave_nothing_behind() -> None:
-    delivery = Delivery()
-    for n in range(100):
-        delivery.connect(f"channel{n}").close()
-    assert delivery.hub.is_empty()
-
-
-def test_waiting_for_streams_waits_for_driven_ones_alone() -> None:
-    delivery = Delivery()
-    delivery.connect()  # never iterated
-    mine = delivery.connect()
-    next(mine)
-    assert delivery.hub.wait_until_left(0)
-    blocks = drive(delivery.connect())
-    assert blocks.get(timeout=TIMEOUT)
-    assert not delivery.hub.wait_until_left(0)
-    delivery.hub.close("shutdown")
-    assert delivery.hub.wait_until_left(TIMEOUT)
-
-
-def test_a_client_that_leaves_while_the_wait_for_it_looks_is_seen_to_have_left() -> None:
-    lock = MeetingLock()
-    delivery = Delivery(lock=lock)
-    client = delivery.connect()
-    client.driver = -1  # another thread
-
-    def leave() -> None:
-        leaving = threading.Thread(target=client.close)
-        leaving.start()
-        leaving.join(TIMEOUT)
-
-    lock.meet(leave)  # when the wait has the lock, and is about to look
-    assert delivery.hub.wait_until_left(TIMEOUT)
-    assert delivery.left == [(1, "left")]
-
-
-# -- the manager -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def make() -> Iterator[Callable[..., SSEManager]]:
-    """Makes managers, and shuts them down in the end."""
-    managers: list[SSEManager] = []
-
-    def make_one(**options: Any) -> SSEManager:
-        managers.append(SSEManager(**options))
-        return managers[-1]
-
-    yield make_one
-    for manager in managers:
-        manager.shutdown()
-
-
-Make = Callable[..., SSEManager]
-
-
-def test_a_burst_arrives_as_batches_and_without_batching_as_events(make: Make) -> None:
-    for batching, frames in ((True, 3), (False, 30), (BatchOptions(mixed=True), 1)):
-        manager = make(batching=batching)
-        client = manager.subscribe()
-        next(client)
-        for server in range(10):
-            for kind in ("tools", "resources", "prompts"):
-                manager.enqueue(kind, {"server": server})
-        assert manager.flush_all(TIMEOUT)
-        assert manager.get_stats().batches == frames
-        assert len(take(client, frames)) == frames
-
-
-def test_a_subscriber_gets_what_is_enqueued_after_it_subscribed(make: Make) -> None:
-    manager = make(batching=AT_ONCE)
-    manager.enqueue("t", "before")
-    assert manager.flush_all(TIMEOUT)
-    client = manager.subscribe()
-    manager.enqueue("t", "after")
-    assert [data for _, data, _ in take(client, 2)] == [{"heartbeat": 15.0, "channels": ["default"]}, "after"]
-
-
-def test_a_broadcast_reaches_every_channel_and_no_caller_names_it(make: Make) -> None:
-    manager = make(batching=AT_ONCE)
-    clients = [manager.subscribe([name]) for name in ("a", "b")]
-    manager.broadcast("t", "all")
-    assert [[data for _, data, _ in take(client, 2)][1] for client in clients] == ["all", "all"]
-    for call in (lambda: manager.enqueue("t", 1, channel="*"), lambda: manager.subscribe(["*"])):
-        with pytest.raises(InvalidEventError, match="broadcast"):
-            call()
-    assert manager.get_stats().refused == 1  # subscribing is no event
-
-
-@pytest.mark.parametrize(
-    ("channels", "message"),
-    [("default", "not one string"), ([], "1 to 100"), ([str(n) for n in range(101)], "1 to 100"), ([5], "a string")],
-    ids=["a string", "none", "too many", "a number"],
-)
-def test_channels_that_cannot_be_meant_are_refused(make: Make, channels: Any, message: str) -> None:
-    with pytest.raises(InvalidEventError, match=message):
-        make().subscribe(channels)
-
-
-def test_shutdown_delivers_says_goodbye_and_refuses_what_comes_after(make: Make) -> None:
-    manager = make()
-    client = manager.subscribe()
-    blocks = drive(client)
-    manager.enqueue("t", 1)
-    assert manager.shutdown(TIMEOUT)
-    assert manager.shutdown(TIMEOUT)
-    got = b"".join(iter(lambda: blocks.get(timeout=TIMEOUT), b"the end"))
-    assert [event.type for event in parse(got)] == ["sse_open", "t", "sse_bye"]
-    for call in (lambda: manager.enqueue("t", 1), lambda: manager.broadcast("t", 1), manager.subscribe):
-        with pytest.raises(ClosedError):
-            call()
-    assert manager.flush_all(0)
-    assert manager.get_stats().refused == 2
-
-
-def test_shutdown_gives_up_on_a_stream_that_does_not_end(make: Make) -> None:
-    manager = make()
-    client = manager.subscribe()
-    stuck = threading.Event()
-    driving = threading.Event()
-
-    def drive_and_stick() -> None:
-        next(client)
-        driving.set()
-        stuck.wait(TIMEOUT)
-        client.close()
-
-    threading.Thread(target=drive_and_stick).start()
-    assert driving.wait(TIMEOUT)
-    assert not manager.shutdown(0.01)
-    stuck.set()
-    assert manager.shutdown(TIMEOUT)
-
-
-def test_a_manager_is_a_context_manager(make: Make) -> None:
-    with make() as manager:
-        client = manager.subscribe()
-        manager.enqueue("t", 1)
-    assert [event for event, _, _ in take(client, 3)] == ["sse_open", "t", "sse_bye"]
-
-
-def test_stats_are_frozen_values_of_everything(make: Make) -> None:
-    manager = make(batching=AT_ONCE)
-    client = manager.subscribe()
-    sent = [next(client)]
-    manager.enqueue("t", 1)
-    sent.append(next(client))
-    assert manager.flush_all(TIMEOUT)
-    stats = manager.get_stats()
-    values = json.loads(json.dumps(stats.as_dict()))
-    ages = [values.pop(name) for name in ("oldest_stream", "history_age")]
-    assert all(0 < age < TIMEOUT for age in ages)
-    assert values.pop("history_bytes") > len(sent[1])  # the memory that it takes
-    assert values == {
-        "enqueued": 1,
-        "replaced": 0,
-        "refused": 0,
-        "failed": 0,
-        "batches": 1,
-        "by_reason": {"size_limit": 1},
-        "pending_events": 0,
-        "pending_bytes": 0,
-        "publishing_for": 0.0,
-        "thread_restarts": 0,
-        "frames": 1,
-        "bytes": len(b"".join(sent)),
-        "saved_frames": 0,
-        "saved_bytes": 0,
-        "clients": 1,
-        "clients_by_channel": {"default": 1},
-        "clients_by_state": {"live": 1, "behind": 0},
-        "clients_by_transport": {"attached": 1, "detached": 0},
-        "overflows": 0,
-        "replays": 0,
-        "gaps": 0,
-        "undone": 0,
-        "history_frames": 1,
-        "backend_silent": 0.0,
-        "backend_answered": 0.0,
-        "ignored": 0,
-        "signals_dropped": 0,
-    }
-    with pytest.raises(AttributeError):
-        stats.clients = 5  # type: ignore[misc]
-
-
-def test_a_manager_that_is_dropped_is_collected_with_its_threads() -> None:
-    manager = SSEManager(batching=AT_ONCE)
-    next(manager.subscribe())
-    manager.enqueue("t", 1)
-    assert manager.flush_all(TIMEOUT)
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "sse_batcher"]
-    del manager
-    gc.collect()
-    thread.join(TIMEOUT)
-    assert not thread.is_alive()
-
-
-def test_a_dropped_hub_is_freed_without_the_garbage_collector() -> None:
-    hub = Hub(
-        ClientOptions(),
-        HistoryOptions(),
-        Numbers(),
-        on_connect=lambda client: None,
-        on_disconnect=lambda client, farewell: None,
-    )
-    client = hub.connect(("default",))
-    next(client)
-    client.close()
-    reference = weakref.ref(hub)
-    gc.disable()
-    try:
-        del client, hub
-        assert reference() is None
-    finally:
-        gc.enable()

@@ -11,11 +11,7 @@ from typing import Any
 
 import pytest
 
-from sse_batcher import (
-    Client,
-    ClientOptions,
-    HistoryOptions,
-)
+from sse_batcher import Client, ClientOptions, HistoryOptions
 from sse_batcher.event import Batch, Event
 from sse_batcher.runtime.locks import new_lock
 from sse_batcher.streams.client import QueueClient, new_queue

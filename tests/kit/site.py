@@ -12,16 +12,13 @@ from typing import Any
 import pytest
 
 from sse_batcher import SSEManager
+from sse_batcher.event import Batch, Event
 from sse_batcher.manager import process_of
 from sse_batcher.runtime.worker import Owner, Worker
 from sse_batcher.streams.client import QueueClient
-from sse_batcher.transports.detached.loop import (
-    LOOP_TICK_SECONDS,
-    Adoption,
-    Loop,
-)
+from sse_batcher.transports.detached.loop import LOOP_TICK_SECONDS, Adoption, Loop
 from sse_batcher.transports.detached.takeover import Taken
-from sse_batcher.wire import chunk
+from sse_batcher.wire import Frame, chunk
 
 from .clock import Clock
 from .delivery import Delivery
@@ -227,3 +224,25 @@ def threaded() -> Iterator[Threaded]:
     threaded = Threaded()
     yield threaded
     assert threaded.manager.shutdown()
+
+
+def fail(*_: Any) -> bool:
+    """Stand in for a function that fails, or that must not be called."""
+    raise ZeroDivisionError
+
+
+def batched(site: Site, channel: str, count: int) -> Frame:
+    """A frame of so many events, which was delivered."""
+    site.delivery.position += 1
+    position = site.delivery.position
+    made = tuple(Event("t", channel, str(number)) for number in range(count))
+    frame = Frame(Batch(channel, "t", made, "manual", 0), position, f"x-{position}")
+    site.hub.deliver(frame)
+    return frame
+
+
+def has_data(connection: socket.socket) -> bool:
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False

@@ -1,0 +1,140 @@
+"""Feeds: what the hub offers to a listener that is not a client, and streams that are detached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sse_batcher import HistoryOptions
+from sse_batcher.streams.client import QueueClient
+from sse_batcher.streams.counts import Counts
+from sse_batcher.streams.open_stream import OpenStream
+from sse_batcher.wire import Frame
+
+from .kit.delivery import Delivery
+
+
+class Fed(OpenStream):
+    """A detached stream, as the hub sees it."""
+
+    transport = "detached"
+    listener = None
+    counts = Counts()
+    behind = True
+    lost = None
+    handed = (0, 0)
+
+    def __init__(self, client: QueueClient) -> None:
+        super().__init__(client.info, client.point, client.opened_at, client.lease)
+        self.dismissed: list[str] = []
+
+    def dismiss(self, reason: str) -> bool:
+        self.dismissed.append(reason)
+        return True
+
+    def read_on(self, frames: Iterable[Frame]) -> None:
+        raise NotImplementedError
+
+    def go_live(self) -> None:
+        raise NotImplementedError
+
+
+def test_a_stream_that_is_detached_is_counted_as_such() -> None:
+    delivery = Delivery()
+    clients = [delivery.connect() for _ in range(3)]
+    feed = delivery.connect()
+    assert delivery.hub.count()["clients_by_transport"] == {"attached": 4, "detached": 0}
+    detached = Fed(clients[0])
+    assert delivery.hub.replace(clients[0], detached, feed)
+    counts = delivery.hub.count()
+    assert counts["clients_by_transport"] == {"attached": 3, "detached": 1}
+    assert counts["clients_by_state"] == {"live": 3, "behind": 1}
+    delivery.hub.remove(detached, "left")
+    assert delivery.hub.count()["clients_by_transport"] == {"attached": 3, "detached": 0}
+
+
+class Feed:
+    """A listener for detached streams, which notes what it is offered."""
+
+    def __init__(self) -> None:
+        self.counts = Counts(frames=5)
+        self.offered: list[int] = []
+
+    def offer(self, frame: Frame) -> None:
+        self.offered.append(frame.position)
+
+
+def test_a_feed_is_offered_the_frames_of_its_channels_until_it_is_unlisted() -> None:
+    delivery = Delivery()
+    client, feed = delivery.connect("a", "b"), Feed()
+    assert delivery.hub.replace(client, Fed(client), feed)
+    for channel in ("a", "b", "c", "*"):
+        delivery.deliver(channel=channel)
+    assert feed.offered == [1, 2, 4]
+    delivery.hub.unlisten(feed, ["a"])
+    for channel in ("a", "b", "*"):
+        delivery.deliver(channel=channel)
+    assert feed.offered[3:] == [6, 7]
+    feed.counts.frames = 7
+    assert delivery.hub.count()["frames"] == 7
+    delivery.hub.unlisten(feed, ["b", "*"])
+    delivery.deliver(channel="*")
+    assert feed.offered[5:] == []
+    assert delivery.hub.count()["frames"] == 7
+    delivery.hub.unlisten(feed, ["b", "*"])  # it does not listen any more
+    assert delivery.hub.count()["frames"] == 7
+
+
+def test_the_next_frames_for_a_feed_are_none_if_some_are_gone() -> None:
+    delivery = Delivery(HistoryOptions(history_frames=2))
+    delivery.deliver(3)
+    assert [frame.position for frame in delivery.hub.next_frames(("default",), 1) or ()] == [2, 3]
+    assert delivery.hub.next_frames(("default",), 3) == []
+    assert delivery.hub.next_frames(("default",), 0) is None
+
+
+def test_a_hub_whose_feed_still_listens_is_not_empty() -> None:
+    delivery = Delivery()
+    client, feed = delivery.connect(), Feed()
+    detached = Fed(client)
+    assert delivery.hub.replace(client, detached, feed)
+    delivery.hub.remove(detached, "left")
+    assert not delivery.hub.is_empty()
+    delivery.hub.unlisten(feed, ["default", "*"])
+    assert delivery.hub.is_empty()
+
+
+def test_a_hub_with_a_stream_without_a_listener_is_not_empty() -> None:
+    delivery = Delivery()
+    client, feed = delivery.connect(), Feed()
+    detached = Fed(client)
+    assert delivery.hub.replace(client, detached, feed)
+    delivery.hub.unlisten(feed, ["default", "*"])
+    assert not delivery.hub.is_empty()
+    delivery.hub.remove(detached, "left")
+    assert delivery.hub.is_empty()
+
+
+def test_a_client_that_has_left_is_not_replaced() -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    client.close()
+    assert not delivery.hub.replace(client, Fed(client), client)
+    assert delivery.hub.is_empty()
+
+
+def test_a_client_that_was_replaced_hands_its_dismissal_on() -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    detached = Fed(client)
+    assert delivery.hub.replace(client, detached, client)
+    client.dismiss("kicked")
+    assert detached.dismissed == ["kicked"]
+
+
+def test_a_client_that_is_replaced_hands_on_that_it_was_dismissed_before() -> None:
+    delivery = Delivery()
+    client = delivery.connect()
+    client.dismiss("kicked")
+    detached = Fed(client)
+    assert delivery.hub.replace(client, detached, client)
+    assert detached.dismissed == ["kicked"]

@@ -245,7 +245,7 @@ def stepped(turns: Turns) -> Callable[[Any, str, Any], None]:
 
     def write(owner: Any, name: str, value: Any) -> None:
         turns.place()
-        owner.__dict__[name] = value
+        object.__setattr__(owner, name, value)
 
     return write
 

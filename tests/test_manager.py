@@ -16,8 +16,6 @@ from .kit.delivery import drive, take
 from .kit.sse_parser import parse
 from .kit.waiting import TIMEOUT
 
-AT_ONCE = BatchOptions(max_batch_size=1)
-
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., SSEManager]]:
@@ -50,7 +48,7 @@ def test_a_burst_arrives_as_batches_and_without_batching_as_events(make: Make) -
 
 
 def test_a_subscriber_gets_what_is_enqueued_after_it_subscribed(make: Make) -> None:
-    manager = make(batching=AT_ONCE)
+    manager = make(batching=False)
     manager.enqueue("t", "before")
     assert manager.flush_all(TIMEOUT)
     client = manager.subscribe()
@@ -59,7 +57,7 @@ def test_a_subscriber_gets_what_is_enqueued_after_it_subscribed(make: Make) -> N
 
 
 def test_a_broadcast_reaches_every_channel_and_no_caller_names_it(make: Make) -> None:
-    manager = make(batching=AT_ONCE)
+    manager = make(batching=False)
     clients = [manager.subscribe([name]) for name in ("a", "b")]
     manager.broadcast("t", "all")
     assert [[data for _, data, _ in take(client, 2)][1] for client in clients] == ["all", "all"]
@@ -122,7 +120,7 @@ def test_a_manager_is_a_context_manager(make: Make) -> None:
 
 
 def test_stats_are_frozen_values_of_everything(make: Make) -> None:
-    manager = make(batching=AT_ONCE)
+    manager = make(batching=False)
     client = manager.subscribe()
     sent = [next(client)]
     manager.enqueue("t", 1)
@@ -167,7 +165,7 @@ def test_stats_are_frozen_values_of_everything(make: Make) -> None:
 
 
 def test_a_manager_that_is_dropped_is_collected_with_its_threads() -> None:
-    manager = SSEManager(batching=AT_ONCE)
+    manager = SSEManager(batching=False)
     next(manager.subscribe())
     manager.enqueue("t", 1)
     assert manager.flush_all(TIMEOUT)

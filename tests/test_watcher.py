@@ -355,9 +355,11 @@ def test_nothing_is_logged_if_the_number_of_threads_is_unknown(
     assert not caplog.records
 
 
-def test_of_two_streams_at_the_same_time_only_one_gets_the_last_thread(watcher: Watcher) -> None:
+def test_of_two_streams_at_the_same_time_only_one_gets_the_last_thread() -> None:
+    watcher = Watcher(make_worker=IdleWorker)
+
     class Overtaken(Watch):
-        """Another one comes in right before this one is listed: in its hash, which is made for that."""
+        """Another one comes in right before this one is listed, which is when its hash is asked for."""
 
         def __hash__(self) -> int:
             if coming:
@@ -370,6 +372,7 @@ def test_of_two_streams_at_the_same_time_only_one_gets_the_last_thread(watcher: 
     added.append(watcher.add(first, limit=1))
     assert added == [True, False]
     assert len(watcher) == 1
+    watcher.remove(second)
 
 
 # -- what is left ------------------------------------------------------------------------------------------------------

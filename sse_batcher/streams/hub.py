@@ -44,8 +44,7 @@ class Hub:
     """The open streams of one process, and the history that they read.
 
     `on_connect` and `on_disconnect` are called without the lock, by any thread; the second one also by the garbage
-    collector. `clock` gives seconds, from any start, and never goes backwards. `lock` and `make_queue`
-    are for tests.
+    collector. `clock` gives seconds, from any start, and never goes backwards. `lock` and `make_queue` are for tests.
     """
 
     def __init__(

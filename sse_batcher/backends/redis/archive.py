@@ -15,8 +15,8 @@ from ...runtime.locks import new_lock, run_if_free
 from ...streams.history import ResumePoint, Slice
 from ...wire import Frame, Position
 from .connections import Link, errors, understood
-from .entries import Unreadable, before, channel_of, id_of, numbers, read_fields
-from .reader import Keys, RawEntry, State
+from .entries import RawEntry, Unreadable, before, channel_of, id_of, numbers, read_fields
+from .reader import Keys, State
 
 TURN_WAIT_SECONDS = 1.0
 """How long a stream waits until the archive has read for other streams."""

@@ -1,4 +1,4 @@
-"""Entries of a Redis stream: their meaning and their fields.
+"""Entries of a Redis stream: their meaning, their fields, and the forms of answers that hold them.
 
 Pure. Other programs can write to the stream, so an entry may have any content.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from ...errors import SSEBatcherError
 from ...event import BROADCAST, MIXED, Batch, Event, check_channel, check_json, check_type
@@ -21,6 +21,9 @@ With 1 at the end it is the place right after that entry and before any other, a
 enough, since there may be no id between two entries.
 """
 ENTRY_VERSION = b"1"
+
+RawEntry = tuple[bytes, dict[bytes, bytes]]
+"""The id of an entry, and its fields."""
 
 _PUBLISHER = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
@@ -157,3 +160,34 @@ def before(numbers: tuple[int, int]) -> tuple[int, int]:
     if sequence:
         return milliseconds, sequence - 1
     return (milliseconds - 1, 2**64 - 1) if milliseconds else (0, 0)
+
+
+def new_entries(news: Any) -> list[RawEntry]:
+    """Return the entries that XREAD of one stream found.
+
+    The answer has several forms, which depend on the versions of redis-py and of the protocol. Raises `TypeError` or
+    `ValueError` if it has none of them.
+    """
+    if not news:
+        return []
+    if isinstance(news, dict):
+        (entries,) = news.values()
+        return raw_entries(
+            [entry for group in entries for entry in group] if entries and isinstance(entries[0], list) else entries
+        )
+    return raw_entries(news[0][1])
+
+
+def raw_entries(found: Any) -> list[RawEntry]:
+    """Return the entries that XRANGE found. Raises `TypeError` or `ValueError` if they are not entries."""
+    entries = [(id, fields) for id, fields in found]
+    if not all(isinstance(id, bytes) and isinstance(fields, dict) for id, fields in entries):
+        raise TypeError("entries are expected")
+    return entries
+
+
+def value_of(found: Any) -> bytes:
+    """Return the value of a key, empty if the key does not exist. Raises `TypeError` if it is not a value."""
+    if not isinstance(found, (bytes, type(None))):
+        raise TypeError("the value of a key is expected")
+    return found or b""

@@ -18,7 +18,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
 
 from ...errors import BackendError
 from ...event import BROADCAST, Batch
@@ -29,7 +28,22 @@ from ...runtime.worker import Worker
 from ...streams.roles import Receiver
 from ...wire import Frame, Position
 from .connections import Link, conflict, errors, pauses, understood
-from .entries import START, Entry, Kick, Unreadable, after, before, id_of, numbers, read_fields, to_fields
+from .entries import (
+    START,
+    Entry,
+    Kick,
+    RawEntry,
+    Unreadable,
+    after,
+    before,
+    id_of,
+    new_entries,
+    numbers,
+    raw_entries,
+    read_fields,
+    to_fields,
+    value_of,
+)
 
 _log = logging.getLogger("sse_batcher.backends.redis")
 
@@ -45,10 +59,6 @@ UNREADABLE_REPORT_SECONDS = 1.0
 """The shortest time between two reports to clients that entries could not be read."""
 
 _EPOCH = re.compile(rb"[0-9a-f]{8}")
-
-
-RawEntry = tuple[bytes, dict[bytes, bytes]]
-"""The id of an entry, and its fields."""
 
 
 class Keys:
@@ -255,7 +265,7 @@ class Reader:
         with understood():
             epoch, first, now = pipeline.execute()
             self._state.set_clock(*now)
-            return _text(epoch), next(iter(_raw(first)), None)
+            return value_of(epoch), next(iter(raw_entries(first)), None)
 
     def _begin_epoch(self, known: bytes) -> None:
         """Give the epoch a new name, and begin it with an entry. Does nothing if another process has changed the name.
@@ -288,13 +298,13 @@ class Reader:
         pipeline.xrange(keys.stream, *(("-", "+") if anchor is None else (anchor[0], anchor[0])), count=1)
         with understood():
             news, epoch, kept = pipeline.execute()
-            entries, epoch, kept = _entries(news), _text(epoch), _raw(kept)
+            entries, epoch, kept = new_entries(news), value_of(epoch), raw_entries(kept)
         if not self._is_current(epoch):
             self._set_ready(False)
             return
         if anchor is not None and kept != [anchor]:
             with understood():
-                kept = _raw(self._link.client.xrange(keys.stream, count=1))
+                kept = raw_entries(self._link.client.xrange(keys.stream, count=1))
             if not self._is_older(kept):
                 self._break_line()
                 self._lose(receiver, BROADCAST, after(state.read), "overflow")
@@ -433,30 +443,3 @@ class Reader:
             if entry is not None and entry.publisher == state.publisher:
                 state.settled = max(state.settled, entry.number)
             state.changed.notify_all()
-
-
-def _entries(news: Any) -> list[RawEntry]:
-    """Return the entries of the one stream, from each form that versions of redis-py and of the protocol use."""
-    if not news:
-        return []
-    if isinstance(news, dict):
-        (entries,) = news.values()
-        return _raw(
-            [entry for group in entries for entry in group] if entries and isinstance(entries[0], list) else entries
-        )
-    return _raw(news[0][1])
-
-
-def _raw(found: Any) -> list[RawEntry]:
-    """Return these entries. Raises `TypeError` or `ValueError` if they are not entries."""
-    entries = [(id, fields) for id, fields in found]
-    if not all(isinstance(id, bytes) and isinstance(fields, dict) for id, fields in entries):
-        raise TypeError("entries are expected")
-    return entries
-
-
-def _text(found: Any) -> bytes:
-    """Return the value of a key, empty if the key does not exist. Raises `TypeError` if it is not a value."""
-    if not isinstance(found, (bytes, type(None))):
-        raise TypeError("the value of a key is expected")
-    return found or b""

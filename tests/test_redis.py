@@ -24,6 +24,7 @@ from sse_batcher import (
 from sse_batcher.backends import open_backend
 from sse_batcher.backends.redis import open_redis
 from sse_batcher.backends.redis.backend import RedisBackend
+from sse_batcher.backends.redis.connections import connector
 
 from .kit.redisserver import RedisServer, cursor_of, redis_fixture, redis_server, sentinel_of
 from .kit.sse_parser import parse
@@ -110,8 +111,9 @@ def test_without_the_package_it_is_said_how_to_get_it(monkeypatch: pytest.Monkey
 def test_a_url_is_enough_and_nothing_is_connected_to_before_it_is_used(url: str) -> None:
     backend = open_backend(url, 100)
     assert isinstance(backend, RedisBackend)
-    assert backend._keys.stream == ("shop:stream" if "shop" in url else "sse_batcher:stream")
-    settings = backend._connect().connection_pool.connection_kwargs
+    connect, prefix = connector(url)
+    assert prefix == ("shop" if "shop" in url else "sse_batcher")
+    settings = connect().connection_pool.connection_kwargs
     assert settings["socket_timeout"] == 5.0
     assert settings["decode_responses"] is False
     assert settings.get("password") == ("secret" if "secret" in url else None)

@@ -11,21 +11,15 @@ from typing import Any
 import pytest
 import redis
 
-from sse_batcher import BatchOptions, HistoryOptions, SSEManager
+from sse_batcher import HistoryOptions, SSEManager
 from sse_batcher.backends.redis.backend import RedisBackend
-from sse_batcher.backends.redis.connections import Link
-from sse_batcher.backends.redis.entries import Entry, Kick, Position, to_fields
-from sse_batcher.backends.redis.reader import Keys, Reader, State
-from sse_batcher.event import Batch, Event
+from sse_batcher.backends.redis.reader import State
 from sse_batcher.manager import process_of
-from sse_batcher.streams.history import ResumePoint
 
-from .kit.clock import Clock
 from .kit.redisserver import RedisServer, cursor_of, redis_fixture, redis_server, sentinel_of
 from .kit.servers import HOST
 from .kit.viewers import (
     EPOCH,
-    FORGETFUL,
     STREAM,
     Make,
     Viewer,
@@ -33,7 +27,6 @@ from .kit.viewers import (
     flat,
     managers_fixture,
     send,
-    wait_until_read,
 )
 from .kit.waiting import TIMEOUT, wait_until
 
@@ -55,10 +48,11 @@ def in_ms(milliseconds: int) -> str:
     return f"{int(time.time() * 1000) + milliseconds}-0"
 
 
-def state_of(manager: SSEManager) -> State:
+def now(manager: SSEManager) -> float:
+    """The time of Redis, as far as this manager knows it, in milliseconds."""
     backend = process_of(manager).backend
     assert isinstance(backend, RedisBackend)
-    return backend._state
+    return backend.now()
 
 
 def names_of(events: list[Any]) -> list[str]:
@@ -111,19 +105,9 @@ def test_another_entry_with_the_id_of_the_one_read_last_is_another_line(server: 
         viewer.numbers(1)
         with server.client.pipeline(transaction=True) as at_once:
             at_once.delete(STREAM)
-            at_once.xadd(STREAM, fields(1), id=id)
+            at_once.xadd(STREAM, {"hello": "world"}, id=id)
             at_once.execute()
         assert flat(viewer.until_type("sse_gap")) == ["epoch"]
-
-
-@external
-def test_processes_that_see_the_same_change_agree_on_one_epoch(server: RedisServer, make: Make) -> None:
-    manager = make(server.url)
-    cursor_of(manager)
-    epoch = server.client.get(EPOCH)
-    backend: Any = process_of(manager).backend
-    backend._reader._begin_epoch(b"00000000")  # that was replaced by another process since then
-    assert server.client.get(EPOCH) == epoch
 
 
 @external
@@ -284,35 +268,34 @@ def test_a_clock_that_jumps_a_day_ahead_and_back_is_not_noticed(unsteady: RedisS
 
 
 @external
-def test_the_age_of_a_frame_goes_by_the_clock_of_redis(tmp_path: Path, make: Make) -> None:
-    for clock in ("+1d", "-1d"):
-        with redis_server(tmp_path / clock, clock=clock) as server:
-            manager = make(server.url, history=HistoryOptions(history_age=60))
-            start = cursor_of(manager)
-            with Viewer(manager) as viewer:
-                send(manager, 1)
-                viewer.numbers(1)
-            assert 0 <= manager.get_stats().history_age < 60
-            with Viewer(manager, cursor=start) as viewer:
-                assert viewer.numbers(1) == [1]
-            state_of(manager).see_time(int(time.time() * 1000) + 2 * DAY)
-            with Viewer(manager, cursor=start) as viewer:
-                assert flat(viewer.events[:1]) == ["too_old"]
-            assert manager.shutdown(TIMEOUT)
+@pytest.mark.parametrize("clock", ["+1d", "-1d"])
+def test_the_age_of_a_frame_goes_by_the_clock_of_redis(tmp_path: Path, make: Make, clock: str) -> None:
+    with redis_server(tmp_path, clock=clock) as server:
+        manager = make(server.url, history=HistoryOptions(history_age=60))
+        start = cursor_of(manager)
+        with Viewer(manager) as viewer:
+            send(manager, 1)
+            viewer.numbers(1)
+        assert 0 <= manager.get_stats().history_age < 60
+        with Viewer(manager, cursor=start) as viewer:
+            assert viewer.numbers(1) == [1]
+        server.client.xadd(STREAM, {"hello": "world"}, id=in_ms(2 * DAY))
+        wait_until(lambda: now(manager) > time.time() * 1000 + 2 * DAY - MINUTE, "it knows that time")
+        with Viewer(manager, cursor=start) as viewer:
+            assert flat(viewer.events[:1]) == ["too_old"]
 
 
 @external
 def test_frames_do_not_age_at_once_after_the_clock_was_set_back(unsteady: RedisServer, make: Make) -> None:
-    """All ids have the time of the newest one then, for a day."""
+    """Until the clock has reached the time of the newest entry again, all ids have that time: here, for a day."""
+    unsteady.set_clock("+1d")
+    cursor_of(make(unsteady.url))  # begins the stream, with an entry of that time
+    unsteady.set_clock("+1.002d")  # three minutes later
     manager = make(unsteady.url, history=HistoryOptions(history_age=60))
     with Viewer(manager) as viewer:
-        unsteady.set_clock("+1d")
-        send(manager, 1)
-        viewer.numbers(1)
-        wait_until(lambda: state_of(manager).now() > time.time() * 1000 + DAY - MINUTE, "it knows that time")
+        assert now(manager) > time.time() * 1000 + DAY + 2 * MINUTE
         unsteady.set_clock("+0")
-        state_of(manager).see_time(int(time.time() * 1000) + DAY + 2 * MINUTE)  # two minutes later
-        send(manager, 2)
+        send(manager, 1, 2)
         viewer.numbers(2)
         cursor = viewer.events[-1].id
         send(manager, 3)
@@ -470,248 +453,3 @@ def test_a_place_between_two_entries_is_one_for_other_processes_too(server: Redi
         assert names_of(viewer.events[:1]) == ["sse_open"]
         add(server, 2)
         assert viewer.numbers(2) == [2]
-
-
-class ReadsOn(State):
-    """A state whose reader delivers entries right after one attribute was looked at."""
-
-    def __init__(self, after: str, up_to: Position) -> None:
-        super().__init__()
-        self.epochs[0] = "00000000"
-        self.head = self.read = (0, 1, 0, 0)
-        self.pending: tuple[str, Position] | None = after, up_to
-
-    def __getattribute__(self, name: str) -> Any:
-        value = super().__getattribute__(name)
-        pending = super().__getattribute__("__dict__").get("pending")
-        if pending is not None and pending[0] == name:
-            self.pending = None
-            self.head = self.read = pending[1]
-            self.generation = pending[1][0]
-            self.epochs.setdefault(self.generation, "11111111")
-        return value
-
-
-@pytest.mark.parametrize("attribute", ["generation", "epochs", "read", "head"])
-@pytest.mark.parametrize(
-    "up_to", [(0, 2, 0, 0), (0, 9, 0, 0), (1, 9, 0, 0)], ids=["to there", "further", "another line"]
-)
-def test_a_reader_that_goes_on_meanwhile_makes_a_cursor_skip_nothing(attribute: str, up_to: Position) -> None:
-    """The client comes from a process that has read entry 2, which this one has still to read when it looks."""
-    backend = RedisBackend(lambda: None, "x", 10)
-    backend._state = ReadsOn(attribute, up_to)
-    assert backend.parse("00000000-2-0") == ResumePoint((0, 2, 0, 0))
-
-
-class Received:
-    """A receiver that writes down what it is given."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[Any, ...]] = []
-
-    def deliver(self, frame: Any) -> None:
-        self.told.append((frame.batch.events[0].json, frame.position[1:]))
-
-    def lose(self, channel: str, position: Any, reason: str = "publish_failed") -> None:
-        self.told.append((reason, channel, position[1:]))
-
-    def dismiss(self, reason: str, user: Any = None, channel: str | None = None) -> None:
-        self.told.append((reason, user, channel))
-
-
-class Reading:
-    """A reader that is given entries by hand, and what its receiver was given."""
-
-    def __init__(self, *, known: bool = True, client: Any = None) -> None:
-        self.clock = Clock(0.0)
-        self.received = Received()
-        self.state = State()
-        self.state.epochs[0] = "00000000"
-        self.state.known = known
-        self.reader = Reader(self.received, Keys("x"), Link(lambda: client, "Reading from"), self.state, self.clock)
-
-    def read(self, *entries: tuple[int, dict[bytes, bytes]]) -> list[tuple[Any, ...]]:
-        """What it tells when it reads these in one turn: a number, which is the id, and the fields."""
-        self.received.told.clear()
-        self.reader._deliver(self.received, [(f"{id}-0".encode(), fields) for id, fields in entries])
-        self.reader._report_rest(self.received)
-        return self.received.told
-
-
-def fields(
-    number: int, *, channel: str = "a", publisher: str = "0123456789abcdef", **more: bytes
-) -> dict[bytes, bytes]:
-    batch = Batch(channel, "t", (Event("t", channel, str(number)),), "manual", 5)
-    entry = Entry(publisher, number, batch)
-    return to_fields(entry) | {name.encode(): value for name, value in more.items()}
-
-
-def newer(number: int, **more: Any) -> dict[bytes, bytes]:
-    return fields(number, v=b"2", **more)
-
-
-def test_an_answer_that_comes_twice_is_read_once() -> None:
-    reading = Reading()
-    kick = to_fields(Entry("0123456789abcdef", 0, Kick("ada", None)))
-    entries = [(1, fields(1)), (2, kick), (3, {b"hello": b"world"})]
-    assert reading.read(*entries) == [("1", (1, 0, 0)), ("kicked", "ada", None)]
-    assert reading.read(*entries, (4, fields(2))) == [("2", (4, 0, 0))]
-    assert reading.state.ignored == 1
-    assert reading.state.read == (0, 4, 0, 0)
-
-
-class Garbled:
-    """A client of Redis whose proxy repeats, loses or exchanges answers."""
-
-    def __init__(self, *answer: Any) -> None:
-        self.answer = answer
-        self.connection_pool = self
-
-    def pipeline(self, *, transaction: bool) -> Garbled:
-        return self
-
-    def xread(self, *_: Any, **__: Any) -> None: ...
-    def get(self, *_: Any) -> None: ...
-    def disconnect(self) -> None: ...
-
-    def xrange(self, *_: Any, **__: Any) -> Any:
-        return self.answer[-1]
-
-    def execute(self) -> Any:
-        return self.answer
-
-
-NEWS = (b"1-0", {b"hello": b"world"})
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        ([NEWS], b"00000000", []),
-        ([[b"x:stream", [b"1-0"]]], b"00000000", []),
-        ([[b"x:stream", [NEWS]]], [NEWS], b"00000000"),
-        ({b"x:stream": 7}, b"00000000", []),
-        (b"OK", b"00000000", []),
-        ([], b"00000000"),
-        ([], b"00000000", b"OK"),
-        ([], b"00000000", 7),
-        ([], 7, []),
-        7,
-    ],
-)
-def test_an_answer_to_something_else_is_a_connection_that_failed(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
-    reading = Reading(client=Garbled(*answer) if isinstance(answer, tuple) else Garbled(answer))
-    reading.state.ready = True
-    pause = reading.reader.work()
-    assert pause is not None
-    assert pause > 0  # it tries again
-    assert reading.received.told == []
-    assert reading.state.read == (0, 0, 0, 0)
-    assert "the answer belongs to another call" in caplog.text
-
-
-def test_a_batch_is_added_again_if_the_answer_is_one_to_something_else() -> None:
-    class Client(Garbled):
-        def xadd(self, key: str, fields: dict[bytes, bytes], *, maxlen: int) -> Any:
-            added.append(fields)
-            return answers.pop()
-
-    added: list[dict[bytes, bytes]] = []
-    answers: list[Any] = [b"1-0", [], None]
-    backend = RedisBackend(Client, "x", 10)
-    backend.publish(Batch("a", "t", (Event("t", "a", "1"),), "manual", 5))
-    assert len(added) == 3
-    assert added[0] == added[1] == added[2]  # with the same number, by which readers know it
-
-
-# -- batches that cannot be read ---------------------------------------------------------------------------------------
-
-
-def test_a_batch_of_a_later_version_is_told_to_its_channel() -> None:
-    reading = Reading()
-    assert reading.read((1, fields(1)), (2, newer(2)), (3, fields(3))) == [
-        ("1", (1, 0, 0)),
-        ("publish_failed", "a", (2, 0, 0)),
-        ("3", (3, 0, 0)),  # the number went on: nothing is missing for others
-    ]
-    assert reading.state.ignored == 1
-    assert reading.state.floor == (0, 0, 0, 0)  # for those who read again, the entry itself says it
-
-
-def test_a_broken_batch_whose_channel_is_not_known_is_told_to_all() -> None:
-    assert Reading().read((1, fields(1, e=b"NaN", c=b"\xff"))) == [("publish_failed", "*", (1, 0, 0))]
-
-
-def test_clients_are_told_of_unreadable_batches_once_a_second() -> None:
-    reading = Reading()
-    assert len(reading.read((1, newer(1)))) == 1
-    reading.clock.now = 0.9
-    assert reading.read((2, newer(2)), (3, newer(3, channel="b", publisher="f" * 16)), (4, fields(3))) == [
-        ("3", (4, 0, 0))
-    ]
-    reading.clock.now = 1.0
-    assert reading.read() == [("publish_failed", "a", (4, 0, 1)), ("publish_failed", "b", (4, 0, 1))]
-    assert reading.state.floor == (0, 4, 0, 1)  # clients may have come back in between
-    reading.clock.now = 9.0
-    assert reading.read() == []
-    assert reading.read((5, newer(4))) == [("publish_failed", "a", (5, 0, 0))]
-
-
-def test_before_there_are_clients_each_unreadable_batch_has_its_place() -> None:
-    reading = Reading(known=False)
-    told = reading.read((1, newer(1)), (2, newer(2)), (3, newer(3, channel="b")))
-    assert told == [("publish_failed", channel, (id, 0, 0)) for channel, id in (("a", 1), ("a", 2), ("b", 3))]
-    reading.state.known = True
-    assert reading.read((4, newer(4))) == [("publish_failed", "a", (4, 0, 0))]
-
-
-def test_an_unreadable_batch_that_comes_twice_is_told_once() -> None:
-    reading = Reading()
-    assert len(reading.read((1, newer(1)), (2, newer(1)))) == 1
-
-
-@external
-def test_what_cannot_be_read_is_a_gap_for_the_clients_it_was_for(
-    server: RedisServer, make: Make, caplog: pytest.LogCaptureFixture
-) -> None:
-    manager = make(server.url, history=FORGETFUL)
-    with Viewer(manager) as viewer, Viewer(manager, "quiet") as quiet:
-        first = add(server, 1)
-        viewer.numbers(1)
-        for number in (2, 3):
-            server.client.xadd(STREAM, newer(number, channel="default", publisher="fedcba9876543210"))
-        add(server, 4)
-        add(server, 5, "end", channel="quiet")
-        assert flat(viewer.until_type("sse_gap")) == ["publish_failed"]
-        assert flat(quiet.until(lambda event: event.json == "end")) == ["end"]
-    epoch = manager.cursor().partition("-")[0]
-    wait_until_read(manager)
-    # Neither the history nor Redis bring a client over that place, but they do so for others.
-    for other in (manager, make(server.url, history=FORGETFUL)):
-        with Viewer(other, cursor=f"{epoch}-{first}") as viewer:
-            assert flat(viewer.events[:1]) == ["too_old"]
-        with Viewer(other, "quiet", cursor=f"{epoch}-{first}") as viewer:
-            assert names_of(viewer.events[:1]) == ["sse_open"]
-    assert manager.get_stats().ignored == 2
-    assert len([record for record in caplog.records if "cannot be read" in record.getMessage()]) == 2  # a process each
-
-
-@external
-def test_redis_is_not_read_over_what_cannot_be_read(server: RedisServer, make: Make) -> None:
-    manager = make(server.url, BatchOptions(max_batch_size=1), history=FORGETFUL)
-    start = cursor_of(manager)
-    send(manager, *range(100))
-    server.client.xadd(STREAM, newer(1, channel="default", publisher="fedcba9876543210"))
-    send(manager, *range(100, 200))
-    wait_until_read(manager)
-    backend = process_of(manager).backend
-    state = backend._state
-    assert isinstance(backend, RedisBackend)
-    epoch = start.partition("-")[0]
-    entries = server.client.xrange(STREAM)
-    [place] = [number for number, (_, entry) in enumerate(entries) if entry[b"v"] == b"2"]
-    for number in (place - 1, place):
-        cursor = backend.parse(f"{epoch}-{entries[number][0].decode()}")
-        assert isinstance(cursor, ResumePoint)
-        found = backend.replay(["default"], cursor)
-        assert (found is None) == (number < place), state

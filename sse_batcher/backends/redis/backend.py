@@ -45,13 +45,18 @@ _CURSOR = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,19})(?
 class RedisBackend:
     """One process's part of the backend. `connect` makes a ``redis.Redis``. `prefix` is that of the two keys.
 
-    Redis keeps about `frames` entries. `clock` returns monotonic time in seconds.
+    Redis keeps about `frames` entries. `clock` returns monotonic time in seconds. `state` is for tests.
     """
 
     start = START
 
     def __init__(
-        self, connect: Callable[[], Any], prefix: str, frames: int, clock: Callable[[], float] = time.monotonic
+        self,
+        connect: Callable[[], Any],
+        prefix: str,
+        frames: int,
+        clock: Callable[[], float] = time.monotonic,
+        state: State | None = None,
     ) -> None:
         self._frames = frames
         self._keys = Keys(prefix)
@@ -61,7 +66,7 @@ class RedisBackend:
         self._publishing = Link(connect, "Publishing to")
         self._reading = Link(connect, "Reading from")
         self._closing = threading.Event()
-        self._state = State()
+        self._state = State() if state is None else state
         self._reader: Reader | None = None
         self._archive = Archive(self._keys, connect, self._state, self._reading)
         # Callers of `open` that may wait long. No lock guards it. A harmless race: of callers that come at the same

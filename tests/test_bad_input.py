@@ -27,7 +27,7 @@ from sse_batcher import (
     signals,
 )
 
-from .kit.sse_parser import take
+from .kit.sse_parser import take_events
 
 MAX_FRAME_BYTES = 10_000
 
@@ -229,7 +229,7 @@ def test_the_manager_refuses_one_event_loses_no_other_and_sends_the_signal(
     error = refused_among_49_others(manager.enqueue, event_type, data, channel)
     check(error, field, message, cause)
     assert manager.flush_all(5)
-    opened, batch = take(client, 2)
+    opened, batch = take_events(client, 2)
     assert (opened.type, batch.type) == ("sse_open", "log_batch")
     assert batch.json["events"] == list(range(49))
     assert manager.get_stats().enqueued == 49

@@ -13,7 +13,7 @@ from werkzeug.test import TestResponse
 
 from sse_batcher import SSE, HistoryOptions, SSEManager, UsageError, stream
 
-from .kit.sse_parser import EventStreamParser, ServerEvent, parse, take
+from .kit.sse_parser import EventStreamParser, ServerEvent, parse, take_events
 from .kit.waiting import TIMEOUT
 
 PAGE = "{{ sse_cursor() }}"
@@ -78,10 +78,10 @@ def events(response: TestResponse, chunks: int) -> list[ServerEvent]:
 
 def test_a_cursor_is_the_id_of_the_newest_frame(site: Site) -> None:
     with site.open() as response:
-        (opened,) = take(response.response, 1)
+        (opened,) = take_events(response.response, 1)
         assert site.manager.cursor() == opened.id
         site.send(1)
-        (item,) = take(response.response, 1)
+        (item,) = take_events(response.response, 1)
     with site.app.app_context():
         assert site.sse.cursor() == item.id
     assert site.sse.cursor() == item.id  # the only app's, outside a context
@@ -99,7 +99,7 @@ def test_a_view_that_asks_for_the_cursor_before_its_state_misses_nothing(site: S
     cursor = site.get("/state").get_json()["cursor"]
     site.send(3)
     with site.open(f"last_event_id={cursor}") as response:
-        assert [event.json for event in take(response.response, 3)][1:] == [2, 3]
+        assert [event.json for event in take_events(response.response, 3)][1:] == [2, 3]
 
 
 @pytest.mark.parametrize("name", ["last_event_id", "lastEventId"])
@@ -119,7 +119,7 @@ def test_the_cursor_of_a_page_is_noted_when_its_request_begins(site: Site, name:
     assert cursor == before != site.manager.cursor()
     site.send("after the page")
     with site.open(f"{name}={cursor}") as response:
-        opened, *missed = take(response.response, 5)
+        opened, *missed = take_events(response.response, 5)
     assert (opened.type, opened.id) == ("sse_open", cursor)
     texts = [event.json for event in missed]
     assert texts[:3] == ["in a before_request function", "in the view", "after the page"]
@@ -186,7 +186,7 @@ def test_an_explicit_backend_silences_the_warning_and_gives_the_cursor(
 
 def test_an_empty_cursor_in_the_query_is_a_new_client(site: Site) -> None:
     with site.open("last_event_id=") as response:
-        assert [event.type for event in take(response.response, 1)] == ["sse_open"]
+        assert [event.type for event in take_events(response.response, 1)] == ["sse_open"]
 
 
 # -- snapshots ---------------------------------------------------------------------------------------------------------

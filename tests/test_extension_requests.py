@@ -16,7 +16,7 @@ from sse_batcher import SSE, UsageError, signals, stream
 from sse_batcher.wire import HEADERS
 
 from .kit.flask_apps import MakeApp, apps_fixture, get, read, status
-from .kit.sse_parser import take
+from .kit.sse_parser import take_events
 
 make_app = apps_fixture()
 
@@ -371,5 +371,5 @@ def test_a_shutdown_ends_a_stream_with_sse_bye(make_app: MakeApp) -> None:
     with get(app) as response:
         sse.enqueue("log", 1)
         assert sse.manager.shutdown()
-        assert [event.type for event in take(response.response, 3)] == ["sse_open", "log", "sse_bye"]
+        assert [event.type for event in take_events(response.response, 3)] == ["sse_open", "log", "sse_bye"]
         assert list(response.response) == []

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from .kit import proxy
+from .kit import nginx
 from .kit.leaving import ENDING, process_of, read_until, reset, serving_app, wait_for_clients
 from .kit.servers import (
     APPS,
@@ -295,7 +295,7 @@ def test_nginx_sends_no_further_request_over_a_connection_whose_stream_has_ended
     transport: str, tmp_path: Path
 ) -> None:
     command = tuple(argument.replace("serverapp", "leavingapp") for argument in GTHREAD)
-    kind = Kind(command, nginx=proxy.KEEPING)
+    kind = Kind(command, nginx=nginx.KEEPING)
     config = json.dumps({"SSE_TRANSPORT": transport})
     with serving(kind, tmp_path, CONFIG=config) as server, server.watched():
         for _ in range(200):

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, Response
 
 from sse_batcher import SSEManager
 
-from .kit import proxy
+from .kit import nginx
 from .kit.browser import chromium
 from .kit.redisserver import redis_server
 from .kit.repository import EXAMPLES, blocks
@@ -50,8 +50,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Server]:
     """nginx, before an app that comes and goes."""
-    nginx = program("nginx", package="Debian: nginx-light")
-    arguments = proxy.nginx_arguments(nginx, proxy.KEEPING, host=HOST, upstream="unix:app.sock")
+    path = program("nginx", package="Debian: nginx-light")
+    arguments = nginx.arguments_of(path, nginx.KEEPING, host=HOST, upstream="unix:app.sock")
     with running(arguments, tmp_path) as site, site.watched():
         yield site
 

@@ -22,7 +22,7 @@ from sse_batcher.prometheus import PREFIX, ROWS, SSECollector
 from sse_batcher.stats import ManagerStats
 
 from .kit.services import missing
-from .kit.sse_parser import take
+from .kit.sse_parser import take_events
 from .kit.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -72,15 +72,15 @@ def use(manager: SSEManager) -> None:
     """Have as many counters as possible be something else than 0."""
     cursor = manager.cursor()
     with closing(manager.subscribe(["a", "b"])) as returning:
-        take(returning, 1)
+        take_events(returning, 1)
     for number in range(4):
         manager.enqueue("log", {"number": number, "server": number % 2}, channel="a")
     manager.enqueue("error", "critical", channel="a")
     manager.enqueue("log", "waits", channel="a")
     with pytest.raises(InvalidEventError):
         manager.enqueue("", 1)
-    take(manager.subscribe(["a", "b"], cursor), 2)
-    take(manager.subscribe(["a"], "unknown-1"), 1)
+    take_events(manager.subscribe(["a", "b"], cursor), 2)
+    take_events(manager.subscribe(["a"], "unknown-1"), 1)
     # A batch counts when the sink has returned, and a client may have it before that.
     wait_until(lambda: manager.get_stats().batches == 2, "both batches are counted")
 
@@ -325,7 +325,7 @@ def test_scrapes_at_once_while_events_and_clients_come_read_what_fits_together(
         while not stopped.is_set():
             with closing(manager.subscribe(["a"])) as client:
                 manager.enqueue("log", 1, channel="a")
-                take(client, 1)
+                take_events(client, 1)
 
     failures: list[BaseException] = []
 

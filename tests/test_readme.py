@@ -21,7 +21,7 @@ from sse_batcher.flask.config import KEYS
 from .kit.browser import chromium
 from .kit.repository import README, ROOT, blocks
 from .kit.servers import GTHREAD, HOST, Server, Stream, faults_in, running
-from .kit.sse_parser import take
+from .kit.sse_parser import take_events
 
 
 def test_its_first_two_commands_set_up_and_run_the_demo_and_the_tests() -> None:
@@ -90,7 +90,7 @@ def test_data_looks_under_flask_as_is_said() -> None:
         with SSE(app).manager as manager:
             client = manager.subscribe()
             manager.enqueue("order", data)
-            _, event = take(client, 2)
+            _, event = take_events(client, 2)
             return event.json
 
     by_default = {"at": "Thu, 01 Jan 2026 00:00:00 GMT", "on": "Thu, 01 Jan 2026 00:00:00 GMT"}
@@ -120,7 +120,7 @@ def test_the_application_factory_makes_apps_again_and_again() -> None:
     for app, channel in zip(apps, "abc", strict=True):
         app.config["CHANNELS"] = [channel]
         with app.test_client().get("/events?channel=a&channel=b&channel=c") as response:
-            (opened,) = take(response.response, 1)
+            (opened,) = take_events(response.response, 1)
             assert opened.json == {"heartbeat": 15.0, "channels": [channel]}
 
 

@@ -17,7 +17,7 @@ from sse_batcher.options import TRANSPORTS
 from sse_batcher.wire import HEADERS
 
 from .kit.servers import GTHREAD, HOST, Server, Stream, running
-from .kit.sse_parser import ServerEvent, parse, take
+from .kit.sse_parser import ServerEvent, parse, take_events
 from .kit.waiting import TIMEOUT, wait_until
 
 HERE, THERE = "https://here.example", "https://there.example"
@@ -74,7 +74,7 @@ def test_a_view_returns_the_stream_of_the_channels_it_names(make_site: MakeSite)
         assert sorted(response.headers) == sorted(HEADERS)
         for channel in ("a", "default", "b"):
             site.sse.enqueue("log", channel, channel=channel)
-        opened, *events = take(response.response, 3)
+        opened, *events = take_events(response.response, 3)
         assert opened.json == {"heartbeat": 15.0, "channels": ["a", "b"]}
         assert [event.json for event in events] == ["a", "b"]
 
@@ -108,7 +108,7 @@ def test_a_client_that_returns_gets_what_it_missed(make_site: MakeSite, where: s
     assert site.manager.flush_all(TIMEOUT)
     header = {"Last_Event_ID": cursor} if where == "Last-Event-ID" else {}
     with site.request("" if header else f"{where}={cursor}", **header) as response:
-        opened, missed = take(response.response, 2)
+        opened, missed = take_events(response.response, 2)
     assert (opened.type, opened.id, missed.json) == ("sse_open", cursor, 1)
 
 
@@ -119,7 +119,7 @@ def test_a_client_that_knows_no_batches_says_so_in_the_query(make_site: MakeSite
         for number in range(2):
             site.sse.enqueue("log", number)
         assert site.manager.flush_all(TIMEOUT)
-        assert [event.type for event in take(response.response, 1 + len(types))[1:]] == types
+        assert [event.type for event in take_events(response.response, 1 + len(types))[1:]] == types
 
 
 def test_a_new_client_gets_the_snapshots_of_its_channels(make_site: MakeSite) -> None:
@@ -174,7 +174,7 @@ def test_the_response_can_be_changed_but_not_read(make_site: MakeSite) -> None:
     site.answer = answer
     with site.request() as response:
         assert response.headers["X-Mine"] == "1"
-        assert take(response.response, 1)[0].type == "sse_open"
+        assert take_events(response.response, 1)[0].type == "sse_open"
 
 
 def test_outside_a_request_there_is_nothing_to_answer(make_site: MakeSite) -> None:
@@ -202,7 +202,7 @@ def test_the_user_is_the_one_that_identify_returns(make_site: MakeSite) -> None:
     site = make_site()
     site.sse.identify(lambda: request.headers["X-User"])
     with site.request(X_User="ada") as response:
-        take(response.response, 1)
+        take_events(response.response, 1)
         assert [site.sse.kick(user=user) for user in ("bob", "ada")] == [0, 1]
 
 
@@ -212,7 +212,7 @@ def test_the_user_that_is_given_wins_over_identify(make_site: MakeSite, user: An
     site.sse.identify(lambda: pytest.fail("identify is called"))
     site.answer = lambda: site.sse.response(user=user)
     with site.request() as response:
-        take(response.response, 1)
+        take_events(response.response, 1)
         (busy,) = site.blocks()
         assert (busy.type, busy.json) == ("sse_busy", {"reason": "limit"})
         assert site.sse.kick(user=user) == 1
@@ -223,7 +223,7 @@ def test_none_as_the_user_is_no_user(make_site: MakeSite) -> None:
     site = make_site(SSE_MAX_CLIENTS_PER_USER=1)
     site.answer = lambda: site.sse.response(user=None)
     with site.request() as response:
-        assert [take(response.response, 1)[0].type, site.blocks()[0].type] == ["sse_open", "sse_open"]
+        assert [take_events(response.response, 1)[0].type, site.blocks()[0].type] == ["sse_open", "sse_open"]
 
 
 def test_a_limit_for_users_needs_a_user_or_identify(make_site: MakeSite) -> None:
@@ -351,7 +351,7 @@ def test_beside_the_blueprint_both_views_stream(make_site: MakeSite) -> None:
     site = make_site(SSE_URL_PREFIX="/events")
     with site.app.test_client().get("/events") as response, site.request() as mine:
         site.sse.enqueue("log", 1)
-        assert [take(each.response, 2)[1].json for each in (response, mine)] == [1, 1]
+        assert [take_events(each.response, 2)[1].json for each in (response, mine)] == [1, 1]
 
 
 # -- real servers ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import pytest
 
 from sse_batcher.wire import HEARTBEAT
 
-from .kit import proxy
+from .kit import nginx
 from .kit.servers import (
     GTHREAD,
     HOST,
@@ -338,7 +338,7 @@ def test_a_line_of_ours_within_a_traceback_of_ctrl_c_hides_nothing_and_accuses_n
         pytest.param(Kind(cheroot("--timeout=2")), id="cheroot --timeout"),
         pytest.param(Kind((*UWSGI, "--socket-timeout=2")), id="uwsgi --socket-timeout"),
         pytest.param(Kind(uwsgi(f"--http={HOST}:{{port}}", "--http-timeout=2")), id="uwsgi --http-timeout"),
-        pytest.param(Kind(GTHREAD, nginx=f"{proxy.PASS} proxy_read_timeout 2s;"), id="nginx proxy_read_timeout"),
+        pytest.param(Kind(GTHREAD, nginx=f"{nginx.PASS} proxy_read_timeout 2s;"), id="nginx proxy_read_timeout"),
         # Of those that would end an attached one, too: a detached stream is no request under way.
         pytest.param(detached(Kind(gunicorn("--timeout=1"))), id="gunicorn sync, detached"),
         pytest.param(detached(Kind((*UWSGI, "--harakiri=1"))), id="uwsgi --harakiri, detached"),
@@ -356,7 +356,7 @@ def test_a_stream_outlives_timeouts_that_are_longer_than_its_heartbeat(kind: Kin
     [
         pytest.param(Kind((*UWSGI, "--harakiri=1")), "0.3", id="uwsgi --harakiri"),
         pytest.param(Kind(uwsgi(f"--http={HOST}:{{port}}", "--http-timeout=1")), "9", id="uwsgi --http-timeout"),
-        pytest.param(Kind(GTHREAD, nginx=f"{proxy.PASS} proxy_read_timeout 1s;"), "9", id="nginx proxy_read_timeout"),
+        pytest.param(Kind(GTHREAD, nginx=f"{nginx.PASS} proxy_read_timeout 1s;"), "9", id="nginx proxy_read_timeout"),
     ],
 )
 def test_what_ends_a_stream(kind: Kind, heartbeat: str, tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_with_one_thread_detached_streams_keep_nobody_waiting(kind: Kind, tmp_pa
 @external
 def test_streams_of_browsers_that_speak_http2_with_nginx_are_detached_from_uwsgi(tmp_path: Path) -> None:
     """It repeats the version that nginx tells it, in the head of its answer."""
-    speaks = proxy.UWSGI_PASS.replace("$server_protocol", "HTTP/2.0")
+    speaks = nginx.UWSGI_PASS.replace("$server_protocol", "HTTP/2.0")
     with serving(SERVERS["nginx-uwsgi-detached"]._replace(nginx=speaks), tmp_path) as server, server.watched():
         with Stream(server) as stream:
             stream.until("sse_open")
@@ -447,7 +447,7 @@ def test_nginx_that_compresses_streams_still_sends_each_event_at_once(tmp_path: 
     gzip = "proxy_buffering on; gzip on; gzip_types text/event-stream; gzip_min_length 0; gzip_proxied any;"
     gzip += " proxy_hide_header Content-Encoding;"  # which says identity, and nginx compresses nothing that has one
     with (
-        serving(Kind(GTHREAD, nginx=proxy.PASS + gzip), tmp_path) as server,
+        serving(Kind(GTHREAD, nginx=nginx.PASS + gzip), tmp_path) as server,
         server.watched(),
         Stream(server, {"Accept-Encoding": "gzip"}) as stream,
     ):
@@ -464,7 +464,7 @@ def test_nginx_that_compresses_streams_still_sends_each_event_at_once(tmp_path: 
 @external
 def test_nginx_that_ignores_our_header_holds_everything_back(tmp_path: Path) -> None:
     """What it would do without: the header is needed."""
-    deaf = proxy.PASS + " proxy_ignore_headers X-Accel-Buffering;"
+    deaf = nginx.PASS + " proxy_ignore_headers X-Accel-Buffering;"
     with serving(Kind(GTHREAD, nginx=deaf), tmp_path) as server, _connection(server) as (connection, _):
         connection.sendall(f"GET /events HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
         wait_until(lambda: server.stats()["bytes"] > 70, "it has got a block and a heartbeat")

@@ -15,7 +15,7 @@ from blinker import NamedSignal
 from sse_batcher import Batch, BatchOptions, Client, Event, InvalidEventError, SSEManager, signals
 from sse_batcher.streams.client import ClientInfo
 
-from .kit.sse_parser import take
+from .kit.sse_parser import take_events
 
 APP_THREAD = "sse_batcher-app"
 EVERY_EVENT_ALONE = BatchOptions(batch_window=0)
@@ -275,7 +275,7 @@ def test_a_stuck_receiver_delays_no_event_and_no_client(manager: SSEManager) -> 
         for number in range(5):
             manager.enqueue("log", number)
         assert manager.flush_all(5)
-        assert [event.json for event in take(client, 6)[1:]] == list(range(5))
+        assert [event.json for event in take_events(client, 6)[1:]] == list(range(5))
         released.set()
         assert manager.shutdown()
 
@@ -295,7 +295,9 @@ def test_a_receiver_may_enqueue_and_flush(manager: SSEManager, name: str) -> Non
     with signal.connected_to(receiver):
         cause(manager)
         assert answers.get(timeout=10)
-        events = [event for event in take(client, 3 if name == "batch_flushed" else 2)[1:] if event.type == "echo"]
+        events = [
+            event for event in take_events(client, 3 if name == "batch_flushed" else 2)[1:] if event.type == "echo"
+        ]
     assert [event.json for event in events] == [name]
 
 

@@ -14,7 +14,7 @@ from sse_batcher import BatchOptions, ClientOptions, SSEManager, stream, wsgi
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.wire import HEADERS
 
-from .kit.sse_parser import EventStreamParser, ServerEvent, parse, take
+from .kit.sse_parser import EventStreamParser, ServerEvent, parse, take_events
 
 BATCHING = BatchOptions(batch_window=0)
 OPENED = '{"heartbeat":15.0,"channels":["default"]}'
@@ -45,7 +45,7 @@ class Response:
         self.body.close()
 
     def take(self, count: int) -> list[ServerEvent]:
-        return take(self.chunks, count)
+        return take_events(self.chunks, count)
 
     def rest(self) -> bytes:
         return b"".join(self.chunks)

@@ -11,7 +11,7 @@ from werkzeug.test import TestResponse
 
 from sse_batcher import SSE
 
-from .sse_parser import ServerEvent, take
+from .sse_parser import ServerEvent, take_events
 
 LOGGER = "sse_batcher.extension"
 MakeApp = Callable[..., tuple[Flask, SSE]]
@@ -54,4 +54,4 @@ def status(app: Flask, path: str = "/events", **options: Any) -> int:
 
 def read(response: TestResponse, count: int) -> list[ServerEvent]:
     """The next events of a stream."""
-    return take(response.response, count)
+    return take_events(response.response, count)

@@ -41,7 +41,7 @@ os.execv(nginx, [nginx, "-e", "stderr", "-p", ".", "-c", "nginx.conf"])
 """
 
 
-def nginx_arguments(program: str, location: str, *, host: str, upstream: str) -> tuple[str, ...]:
+def arguments_of(program: str, location: str, *, host: str, upstream: str) -> tuple[str, ...]:
     """The arguments for Python by which nginx listens on ``{port}``.
 
     `location` has the directives of its one location; `upstream` is where the server behind it, ``app``, listens.

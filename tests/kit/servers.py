@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import sse_batcher
 
-from . import proxy
+from . import nginx
 from .services import certificate, missing, program
 from .waiting import TIMEOUT
 
@@ -113,9 +113,9 @@ SERVERS = {
     "cheroot": Kind(cheroot(), after_head="closed"),
     "uwsgi": Kind(UWSGI, chunked=(), after_head="cut"),
     "uwsgi-http": Kind(uwsgi(f"--http={HOST}:{{port}}", "--lazy-apps"), chunked=(), after_head="cut"),
-    "nginx": Kind(GTHREAD, nginx=proxy.PASS),
-    "nginx-http11": Kind(GTHREAD, nginx=proxy.KEEPING),
-    "nginx-uwsgi": Kind(uwsgi(f"--socket={HOST}:{{port}}"), nginx=proxy.UWSGI_PASS),
+    "nginx": Kind(GTHREAD, nginx=nginx.PASS),
+    "nginx-http11": Kind(GTHREAD, nginx=nginx.KEEPING),
+    "nginx-uwsgi": Kind(uwsgi(f"--socket={HOST}:{{port}}"), nginx=nginx.UWSGI_PASS),
 }
 """The servers that people run."""
 
@@ -133,7 +133,7 @@ ALSO_DETACHED = (
 UNIX = gunicorn("-k", "gthread", f"--threads={THREADS}", "--bind=unix:app.sock")
 SERVERS |= {f"{name}-detached": detached(SERVERS[name]) for name in ALSO_DETACHED} | {
     "gunicorn-sync-detached": detached(Kind(gunicorn(), after_head="closed")),
-    "nginx-unix-detached": detached(Kind(UNIX, nginx=proxy.KEEPING, upstream="unix:app.sock")),
+    "nginx-unix-detached": detached(Kind(UNIX, nginx=nginx.KEEPING, upstream="unix:app.sock")),
 }
 
 COMMANDS = {name: kind.command for name, kind in SERVERS.items() if not kind.external}
@@ -310,10 +310,8 @@ def serving(kind: Kind, folder: Path, **environment: str) -> Iterator[Server]:
         if not kind.nginx:
             yield server
             return
-        nginx = program("nginx", package="Debian: nginx-light")
-        arguments = proxy.nginx_arguments(
-            nginx, kind.nginx, host=HOST, upstream=kind.upstream or f"{HOST}:{server.port}"
-        )
+        path = program("nginx", package="Debian: nginx-light")
+        arguments = nginx.arguments_of(path, kind.nginx, host=HOST, upstream=kind.upstream or f"{HOST}:{server.port}")
         with running(arguments, folder) as before:
             before.behind = server
             yield before

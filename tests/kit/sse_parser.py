@@ -117,7 +117,7 @@ def parse(stream: bytes, *, strict: bool = False, step: int | None = None) -> li
     return events
 
 
-def take(chunks: Iterable[bytes], count: int) -> list[ServerEvent]:
+def take_events(chunks: Iterable[bytes], count: int) -> list[ServerEvent]:
     """The next `count` events of a stream of ours, which is checked strictly. Reads no further chunk.
 
     Fails at the first heartbeat: nothing came for as long as that.

@@ -48,8 +48,8 @@ class SSEManager:
     """Batched events from any thread to any number of clients.
 
     `batching`
-        True (default), False, a `BatchOptions`, or the original's mapping
-        ``{"enabled": True, "batchWindow": 100, "maxBatchSize": 50}``, in milliseconds.
+        True (default), False, a `BatchOptions`, or a mapping such as
+        ``{"enabled": True, "batchWindow": 100, "maxBatchSize": 50}``, with the window in milliseconds.
     `clients`
         a `ClientOptions`: queue bounds, heartbeat, lease, limits, retry.
     `history`

@@ -220,8 +220,9 @@ class HistoryOptions:
 
 
 def batch_options(batching: bool | BatchOptions | Mapping[str, Any], base: BatchOptions | None = None) -> BatchOptions:
-    """Return the options that the `batching` argument stands for: a bool, options, or the original's mapping in ms.
+    """Return the options that the `batching` argument stands for: a bool, options, or a mapping.
 
+    The mapping may have ``enabled``, ``batchWindow`` (milliseconds) and ``maxBatchSize``.
     `base`: the options that True stands for, and that the mapping changes.
     """
     base = base or BatchOptions()

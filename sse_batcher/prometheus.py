@@ -72,7 +72,7 @@ ROWS = (
     _Row(
         "ignored",
         "backend_ignored_total",
-        "Entries in the Redis stream that other programs wrote, and that were ignored.",
+        "Entries in the Redis stream that were ignored: other programs wrote them, or they could not be read.",
     ),
     _Row("signals_dropped", "signals_dropped_total", "Signals not sent and log lines not written: too many at once."),
 )

@@ -1,7 +1,8 @@
-"""The documents for developers: the files, classes and methods that they name are there."""
+"""The documents for developers: the files, classes and methods that they name are there, and packages point to them."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -10,19 +11,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md"]
 SOURCE = "\n".join(path.read_text() for path in sorted((ROOT / "sse_batcher").rglob("*.py")))
-pytestmark = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+PACKAGES = sorted((ROOT / "sse_batcher").rglob("__init__.py"))
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
 
 def _code(document: Path) -> list[str]:
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.M | re.S))
 
 
+@each_document
 def test_each_file_that_is_named_is_there(document: Path) -> None:
     named = [text for text in _code(document) if re.fullmatch(r"(sse_batcher|tests)/[\w/*]*(\.py)?", text)]
     assert named
     assert [path for path in named if not list(ROOT.glob(path))] == []
 
 
+@each_document
 def test_each_class_and_method_that_is_named_is_there(document: Path) -> None:
     named = [text for text in _code(document) if re.fullmatch(r"[A-Z][A-Za-z]+[a-z](\.\w+)?", text) and text != "None"]
     missing = []
@@ -35,6 +39,7 @@ def test_each_class_and_method_that_is_named_is_there(document: Path) -> None:
     assert missing == []
 
 
+@each_document
 def test_each_link_leads_to_a_file_or_a_heading(document: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
     assert links
@@ -47,3 +52,13 @@ def test_each_link_leads_to_a_file_or_a_heading(document: Path) -> None:
         headings = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.M)
         anchors = {re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings}
         assert not heading or heading in anchors, link
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.parent.name)
+def test_a_package_points_to_a_part_of_the_architecture(package: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(package.read_text())) or ""
+    assert "docs/architecture.md" in docstring
+    parts = re.findall(r'"([^"]+)"', docstring)
+    assert parts or package.parent.name == "sse_batcher"
+    headings = re.findall(r"^## (.*)$", (ROOT / "docs" / "architecture.md").read_text(), flags=re.M)
+    assert set(parts) <= set(headings)

@@ -1,1 +1,4 @@
-"""Batching: what travels together, and when."""
+"""Batching: what travels together, and when.
+
+See "The way of an event" in docs/architecture.md.
+"""

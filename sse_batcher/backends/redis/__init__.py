@@ -1,4 +1,7 @@
-"""The Redis backend: all processes with the same Redis stream have one history."""
+"""The Redis backend: all processes with the same Redis stream have one history.
+
+See "The way of an event" and "How each fault keeps the promise" in docs/architecture.md.
+"""
 
 from .backend import open_redis
 

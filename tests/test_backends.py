@@ -114,7 +114,7 @@ def test_a_cursor_of_another_history_is_one_and_not_ours(backend: Backend, recei
     assert backend.normalize(theirs) == theirs
 
 
-def test_a_kick_is_told(backend: Backend, received: Received) -> None:
+def test_a_kick_reaches_the_receiver(backend: Backend, received: Received) -> None:
     for who in [("ada", None), (7, None), (None, "a"), ("ada", "a")]:
         backend.kick(*who)
     received.wait_for(kicks=4)

@@ -149,7 +149,7 @@ def test_the_answers_that_end_can_be_read(make: Callable[[Hook], Site]) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate", "br", "zstd"])
-def test_flask_compress_leaves_streams_alone_even_if_told_otherwise(algorithm: str) -> None:
+def test_flask_compress_leaves_streams_alone_even_if_it_is_set_up_for_them(algorithm: str) -> None:
     app = Flask(__name__)
     app.config.update(
         COMPRESS_MIMETYPES=["text/event-stream"],

@@ -281,7 +281,7 @@ def test_what_is_still_playing_ends_with_the_demo(model: Demo) -> None:
     playing.join()
 
 
-def test_a_stream_asked_for_while_it_ends_is_told_to_come_back(client: FlaskClient, model: Demo) -> None:
+def test_a_stream_asked_for_while_it_ends_gets_sse_busy(client: FlaskClient, model: Demo) -> None:
     model.close()
     assert "sse_busy" in client.get("/events?window=100&size=50").text
 

@@ -78,7 +78,7 @@ def test_everything_can_be_done_from_the_keyboard(tab: Tab) -> None:
     expect(tab.rows("plain", ".event").first.locator("pre")).to_contain_text('"server": "server-10"')
 
 
-def test_everything_has_a_name_for_who_does_not_see_it(tab: Tab) -> None:
+def test_everything_has_a_name_for_screen_readers(tab: Tab) -> None:
     page = tab.page
     tab.set(window=BURST)
     tab.button("restart").click()

@@ -102,7 +102,7 @@ class Process:
         self.process.stdout.close()
 
 
-def test_a_server_that_goes_is_told_of_and_the_page_recovers_when_it_is_back(open_tab: Open) -> None:
+def test_the_page_shows_that_the_server_is_away_and_recovers_when_it_is_back(open_tab: Open) -> None:
     with closing(Process()) as first:
         tab = open_tab(first.url)
         tab.server_may_fail = True

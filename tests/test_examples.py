@@ -1,4 +1,4 @@
-"""The examples: each runs as its docstring says, sends its events, and refuses who may not see them."""
+"""The examples: each runs as its docstring says, sends its events, and refuses visitors that may not see them."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def visitor(server: Server) -> Visitor:
-    """Somebody who may see the stream."""
+    """A visitor that may see the stream."""
     password = password_of(server)
     visitor = Visitor(server, password)
     token = csrf_token(visitor)
@@ -249,7 +249,7 @@ def member(server: Server, name: str) -> Visitor:
 
 
 @pytest.mark.parametrize("server", ["channels.py"], indirect=True)
-def test_a_team_gets_its_own_messages_and_everybody_the_notices(server: Server) -> None:
+def test_a_team_gets_its_own_messages_and_all_teams_the_notices(server: Server) -> None:
     red, blue, stranger = member(server, "red keeper"), member(server, "blue keeper"), Visitor(server)
     path = "/events?channel=default&channel={}".format
     with red.stream(path("red")) as of_red, blue.stream(path("blue")) as of_blue, stranger.stream() as of_stranger:
@@ -288,7 +288,7 @@ def test_a_foreign_site_cannot_write_in_the_name_of_a_member(server: Server) -> 
 
 
 @pytest.mark.parametrize("server", ["channels.py"], indirect=True)
-def test_nobody_logs_in_as_somebody_who_is_in_no_team(server: Server) -> None:
+def test_a_name_that_is_in_no_team_cannot_log_in(server: Server) -> None:
     visitor = Visitor(server)
     assert [visitor.status("/login", form) for form in ({"member": "green keeper"}, {})] == [400, 400]
     assert not visitor.cookies
@@ -352,9 +352,7 @@ def test_the_dashboard_commits_before_it_enqueues(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.external
 @pytest.mark.parametrize("server", ["dashboard.py"], indirect=True)
-def test_the_dashboards_page_keeps_the_newer_state_and_begins_anew_after_a_gap(
-    server: Server, browser: Browser
-) -> None:
+def test_the_dashboards_page_keeps_the_newer_state_and_reloads_after_a_gap(server: Server, browser: Browser) -> None:
     with browser.new_page() as page:
         page.goto(server.url, wait_until="load")
         rows = page.locator("#rows tr")
@@ -451,7 +449,7 @@ def test_logging_about_the_sending_of_a_record_does_not_go_round_for_ever(viewer
     assert [type(error).__name__ for error in refusals] == ["ClosedError"] * 2
 
 
-def test_a_record_that_finds_the_backlog_full_is_counted_and_told_of(
+def test_a_record_that_finds_the_backlog_full_is_counted_and_reported(
     viewer: Viewer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*args: object) -> None:
@@ -480,7 +478,7 @@ def test_a_wrong_log_call_harms_only_itself(viewer: Viewer, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("server", ["django_app.py"], indirect=True)
-def test_django_says_who_may_see_the_stream(server: Server, visitor: Visitor) -> None:
+def test_django_decides_which_users_may_see_the_stream(server: Server, visitor: Visitor) -> None:
     stranger = Visitor(server)
     assert stranger.status("/events") == 403
     with visitor.stream():
@@ -493,7 +491,7 @@ def test_django_says_who_may_see_the_stream(server: Server, visitor: Visitor) ->
 
 
 @pytest.mark.parametrize("server", ["django_app.py"], indirect=True)
-def test_who_leaves_django_sees_no_more(server: Server, visitor: Visitor) -> None:
+def test_a_user_that_logs_out_of_django_sees_no_more(server: Server, visitor: Visitor) -> None:
     token = {"csrfmiddlewaretoken": csrf_token(visitor)}
     assert [visitor.status("/press", {}), visitor.status("/press", token)] == [403, 204]
     assert visitor.status("/logout", token) == 200
@@ -501,7 +499,7 @@ def test_who_leaves_django_sees_no_more(server: Server, visitor: Visitor) -> Non
 
 
 @pytest.mark.parametrize("server", ["django_app.py"], indirect=True)
-def test_django_sends_its_events_beside_itself_and_forgets_who_is_gone(server: Server, visitor: Visitor) -> None:
+def test_django_sends_events_beside_its_pages_and_forgets_clients_that_left(server: Server, visitor: Visitor) -> None:
     token = {"csrfmiddlewaretoken": csrf_token(visitor)}
     with visitor.stream() as stream:
 
@@ -535,7 +533,9 @@ def test_bottle_sends_the_latest_reading_of_each_sensor(server: Server, visitor:
 
 
 @pytest.mark.parametrize("server", ["bottle_app.py"], indirect=True)
-def test_bottle_closes_the_stream_of_who_is_gone_and_opens_none_for_head(server: Server, visitor: Visitor) -> None:
+def test_bottle_closes_the_stream_of_a_client_that_left_and_opens_none_for_head(
+    server: Server, visitor: Visitor
+) -> None:
     with visitor.stream() as stream:
 
         def windows() -> int:

@@ -39,7 +39,7 @@ def received(client: socket.socket, size: int = len(ANSWER)) -> list[bytes]:
     return pieces
 
 
-def test_without_faults_all_arrives_and_who_goes_is_missed() -> None:
+def test_without_faults_all_arrives_and_an_end_is_passed_on() -> None:
     with through(Faults()) as (client, server):
         assert b"".join(received(client)) == ANSWER
         client.close()

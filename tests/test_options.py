@@ -132,9 +132,7 @@ def test_a_value_that_can_be_meant_is_taken(name: str, value: Any) -> None:
     ("name", "value", "message"),
     [(name, value, message) for name, cases in BAD.items() for values, message in cases for value in values],
 )
-def test_a_value_that_cannot_be_meant_is_refused_with_the_options_name_and_unit(
-    name: str, value: Any, message: str
-) -> None:
+def test_an_invalid_value_is_refused_with_the_options_name_and_unit(name: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^{message}") as caught:
         options_with(name, value)
     assert caught.value.option == name
@@ -232,7 +230,7 @@ def test_what_a_type_sets_wins_and_the_rest_is_inherited() -> None:
         (BatchOptions(per_type={"log": {"dedup_key": "server"}}), False),
     ],
 )
-def test_the_default_key_is_told_from_the_same_name_given(options: BatchOptions, by_default: bool) -> None:
+def test_the_default_key_differs_from_the_same_name_given(options: BatchOptions, by_default: bool) -> None:
     rules = options.rules("log")
     assert (rules.dedup_key, rules.dedup_by_default) == ("server", by_default)
     assert type(rules.dedup_key) is str  # which `enqueue` is fast for
@@ -313,14 +311,14 @@ MAPPING_ERRORS += [
 
 
 @pytest.mark.parametrize(("batching", "message"), MAPPING_ERRORS)
-def test_a_batching_argument_that_cannot_be_meant_is_refused(batching: Any, message: str) -> None:
+def test_an_invalid_batching_argument_is_refused(batching: Any, message: str) -> None:
     for refuse in (batch_options, lambda value: SSEManager(batching=value)):
         with pytest.raises(ConfigurationError, match=f"^{message}") as caught:
             refuse(batching)
         assert caught.value.option == "batching"
 
 
-def test_all_unknown_names_of_the_mapping_are_told_at_once() -> None:
+def test_one_error_names_all_unknown_names_of_the_mapping() -> None:
     with pytest.raises(ConfigurationError, match="does not know a, b:"):
         batch_options({"b": 1, "a": 1})
 

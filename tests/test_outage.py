@@ -84,7 +84,7 @@ def outage(page: Page) -> Iterator[None]:
 
 def test_hello_goes_on_after_an_outage(site: Server, page: Page, tmp_path: Path) -> None:
     visited = """(before) => {
-      fetch("/");  // somebody else; again and again, since the stream may not be open yet
+      fetch("/");  // another visitor; again and again, since the stream may not be open yet
       return visits.children.length > before;
     }"""
     with serving("hello", tmp_path, PYTHONPATH=str(EXAMPLES)) as app:

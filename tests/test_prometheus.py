@@ -88,7 +88,7 @@ def use(manager: SSEManager) -> None:
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_field_of_the_stats_is_told_once() -> None:
+def test_every_field_of_the_stats_is_collected_once() -> None:
     told = [row.field for row in ROWS] + [*SUMS] + [*APART]
     assert sorted(told) == sorted(field.name for field in fields(ManagerStats))
     assert len({row.name for row in ROWS}) == len(ROWS)
@@ -142,7 +142,7 @@ PROMISED = {
 """Dashboards and alerts go by these names: they stay."""
 
 
-def test_each_field_is_told_under_the_name_that_was_promised(
+def test_each_field_has_the_name_that_was_promised(
     manager: SSEManager, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numbered: dict[str, Any] = {field: number for number, field in enumerate(PROMISED.values(), 1000)}
@@ -164,7 +164,7 @@ def test_each_field_is_told_under_the_name_that_was_promised(
     assert values == {PREFIX + name: {"": numbered[field]} for name, field in PROMISED.items()}
 
 
-def test_what_is_told_by_label_adds_up_to_the_field_that_is_not_told(manager: SSEManager) -> None:
+def test_the_values_of_all_labels_add_up_to_the_field_of_the_stats(manager: SSEManager) -> None:
     use(manager)
     stats = manager.get_stats()
     for total, parts in SUMS.items():
@@ -377,7 +377,7 @@ def test_a_flask_view_serves_the_metrics_of_its_app(registry: CollectorRegistry)
     assert sse.manager.shutdown()
 
 
-def test_a_missing_package_is_told_when_the_collector_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_an_error_when_the_collector_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = [name for name in sys.modules if name.partition(".")[0] == "prometheus_client"]
     for name in {"prometheus_client", *loaded}:
         monkeypatch.setitem(sys.modules, name, None)

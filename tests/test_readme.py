@@ -153,7 +153,7 @@ def orders(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-def test_the_view_of_ones_own_decides_who_gets_the_stream(orders: Server) -> None:
+def test_the_view_of_ones_own_decides_which_requests_get_the_stream(orders: Server) -> None:
     assert 'new EventSource("/orders/7/events")' in orders.request("GET", "/orders/7")
     for path, status in [("/orders/7/events", 200), ("/orders/8/events", 403), ("/events", 404)]:
         connection = orders.connect()

@@ -41,7 +41,7 @@ external = pytest.mark.external
     ["http://localhost", "redis:", "", None, 7, "redis://localhost:port", "redis+sentinel://localhost:26379", "memory"]
     + [f"{scheme}://localhost/0?prefx=shop" for scheme in ("redis", "rediss", "redis+sentinel", "unix")],
 )
-def test_a_backend_that_cannot_be_meant_is_refused(backend: Any) -> None:
+def test_an_invalid_backend_is_refused(backend: Any) -> None:
     with pytest.raises(ConfigurationError):
         SSEManager(backend=backend)
 
@@ -179,7 +179,7 @@ def test_a_cursor_that_is_newer_than_what_this_process_has_read_is_waited_for(se
         ("x" * 10_000, "malformed"),
     ],
 )
-def test_a_cursor_that_is_none_is_told(server: RedisServer, make: Make, cursor: str, reason: str) -> None:
+def test_a_cursor_that_cannot_be_used_is_a_gap(server: RedisServer, make: Make, cursor: str, reason: str) -> None:
     manager = make(server.url)
     epoch = cursor_of(manager).partition("-")[0]
     with Viewer(manager, cursor=cursor.format(epoch=epoch)) as viewer:
@@ -258,7 +258,7 @@ def test_a_dropped_manager_ends_its_reader_without_the_garbage_collector(server:
 
 
 @external
-def test_who_only_publishes_reads_nothing(server: RedisServer, make: Make) -> None:
+def test_a_process_that_only_publishes_reads_nothing(server: RedisServer, make: Make) -> None:
     manager = make(server.url)
     send(manager, 1)
     assert manager.flush_all(TIMEOUT)
@@ -346,7 +346,7 @@ def test_an_event_can_be_sent_from_the_command_line(server: RedisServer, make: M
         (["t", "1", "--channel", ""], "the channel must have 1 to 128 characters"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_told(arguments: list[str], said: str) -> None:
+def test_a_mistake_on_the_command_line_is_explained(arguments: list[str], said: str) -> None:
     app = Flask("shop")
     app.config["SSE_BACKEND"] = "redis://localhost:1"
     sse = SSE(app)
@@ -357,7 +357,7 @@ def test_a_mistake_on_the_command_line_is_told(arguments: list[str], said: str) 
         assert sse.manager.shutdown()
 
 
-def test_a_backend_that_was_set_too_late_is_told_on_the_command_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_backend_that_was_set_too_late_is_an_error_on_the_command_line(caplog: pytest.LogCaptureFixture) -> None:
     app = Flask("shop")
     SSE(app)
     app.config["SSE_BACKEND"] = "redis://localhost:1"
@@ -365,7 +365,7 @@ def test_a_backend_that_was_set_too_late_is_told_on_the_command_line(caplog: pyt
     assert "the config key SSE_BACKEND was set after SSE(app)" in caplog.text
 
 
-def test_from_the_command_line_nobody_is_reached_without_a_backend_that_others_share() -> None:
+def test_the_command_line_needs_a_backend_that_other_processes_share() -> None:
     app = Flask("shop")
     SSE(app)
     result = app.test_cli_runner().invoke(args=["sse", "publish", "t", "1"])

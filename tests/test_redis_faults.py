@@ -52,7 +52,7 @@ def test_redis_that_is_killed_and_comes_back_with_its_data_loses_nothing(server:
 
 
 @external
-def test_redis_that_comes_back_without_its_data_is_told(forgetful: RedisServer, make: Make) -> None:
+def test_redis_that_comes_back_without_its_data_is_a_gap(forgetful: RedisServer, make: Make) -> None:
     manager = make(forgetful.url)
     with Viewer(manager) as viewer:
         send(manager, 1)
@@ -68,7 +68,7 @@ def test_redis_that_comes_back_without_its_data_is_told(forgetful: RedisServer, 
 
 
 @external
-def test_redis_that_is_flushed_is_told(server: RedisServer, make: Make) -> None:
+def test_redis_that_is_flushed_is_a_gap(server: RedisServer, make: Make) -> None:
     manager = make(server.url)
     with Viewer(manager) as viewer:
         send(manager, 1)
@@ -92,7 +92,7 @@ def test_where_only_the_epoch_is_lost_nothing_comes_twice(server: RedisServer, m
 
 
 @external
-def test_redis_that_stops_for_a_while_holds_up_nobody_and_loses_nothing(server: RedisServer, make: Make) -> None:
+def test_redis_that_stops_for_a_while_holds_up_no_client_and_loses_nothing(server: RedisServer, make: Make) -> None:
     one, two = make(server.url), make(server.url)
     with Viewer(one) as at_one, Viewer(two) as at_two:
         server.signal(signal.SIGSTOP)
@@ -137,7 +137,7 @@ def test_redis_without_memory_takes_nothing_until_it_has_some_and_the_backlog_is
 
 
 @external
-def test_what_was_trimmed_before_it_was_read_is_told(server: RedisServer, make: Make) -> None:
+def test_what_was_trimmed_before_it_was_read_is_a_gap(server: RedisServer, make: Make) -> None:
     manager = make(server.url)
     with Viewer(manager) as viewer:
         send(manager, 1)
@@ -156,9 +156,7 @@ def test_what_was_trimmed_before_it_was_read_is_told(server: RedisServer, make: 
 
 
 @external
-def test_a_number_that_is_missing_is_told_and_one_that_comes_again_is_not_delivered(
-    server: RedisServer, make: Make
-) -> None:
+def test_a_missing_number_is_a_gap_and_one_that_comes_again_is_not_delivered(server: RedisServer, make: Make) -> None:
     with Viewer(make(server.url)) as viewer:
         for number in (1, 2, 2, 1, 3):
             add(server, number)
@@ -198,7 +196,7 @@ def test_entries_of_others_are_ignored_and_counted(
 
 
 @external
-def test_a_stream_that_cannot_know_where_it_begins_is_told_to_come_back(server: RedisServer, make: Make) -> None:
+def test_a_stream_whose_start_is_not_known_gets_sse_busy(server: RedisServer, make: Make) -> None:
     server.kill()
     manager = make(server.url)
     with pytest.raises(BackendError):
@@ -335,7 +333,7 @@ def test_where_the_master_dies_all_goes_on_at_the_next_one(
 
 
 @external
-def test_what_the_next_master_has_not_got_is_told(
+def test_what_the_next_master_lacks_is_a_gap(
     server: RedisServer, replica: RedisServer, sentinel: str, make: Make
 ) -> None:
     one, two = make(sentinel, BatchOptions(max_batch_size=1)), make(sentinel, history=FORGETFUL)

@@ -59,7 +59,7 @@ def names_of(events: list[Any]) -> list[str]:
     return [event.type for event in events]
 
 
-def assert_told(values: list[Any]) -> None:
+def assert_nothing_missed_silently(values: list[Any]) -> None:
     """Numbers rise by one, unless a gap says that some may be missing. Reasons are between them."""
     last = None
     for value in values:
@@ -74,7 +74,7 @@ def assert_told(values: list[Any]) -> None:
 
 
 @external
-def test_ids_that_go_back_are_told_at_once_and_nothing_is_lost(server: RedisServer, make: Make) -> None:
+def test_ids_that_go_back_are_a_gap_at_once_and_nothing_is_lost(server: RedisServer, make: Make) -> None:
     one, two = make(server.url), make(server.url)
     with Viewer(one) as at_one, Viewer(two) as at_two:
         add(server, 1, id=in_ms(10 * MINUTE))  # as if the clock was right until now, and is set back
@@ -124,7 +124,7 @@ def test_what_was_published_is_waited_for_no_longer_than_it_takes(
 
 
 @external
-def test_a_gap_is_told_though_nothing_comes_after_it(server: RedisServer, make: Make) -> None:
+def test_a_gap_is_sent_though_nothing_comes_after_it(server: RedisServer, make: Make) -> None:
     manager = make(server.url)
     with Viewer(manager) as viewer:
         add(server, 1)
@@ -193,7 +193,7 @@ def test_an_entry_with_the_largest_id_does_not_stop_the_site(
         send(one, 5)
         for viewer in (at_one, at_two):
             viewer.numbers(5)
-            assert_told(flat(viewer.events))
+            assert_nothing_missed_silently(flat(viewer.events))
             assert {"epoch", 5} <= set(flat(viewer.events))
         with Viewer(one, cursor=old) as viewer:
             assert flat(viewer.events[:1]) == ["epoch"]
@@ -238,7 +238,7 @@ def unsteady(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @external
-def test_a_clock_that_is_set_back_with_a_stream_deleted_is_told(unsteady: RedisServer, make: Make) -> None:
+def test_a_clock_that_is_set_back_with_a_deleted_stream_is_a_gap(unsteady: RedisServer, make: Make) -> None:
     manager = make(unsteady.url)
     with Viewer(manager) as viewer:
         unsteady.set_clock("+1d")
@@ -250,7 +250,7 @@ def test_a_clock_that_is_set_back_with_a_stream_deleted_is_told(unsteady: RedisS
         assert flat(viewer.until_type("sse_gap"))[-1] == "epoch"
         send(manager, 4)
         viewer.numbers(4)
-        assert_told(flat(viewer.events))
+        assert_nothing_missed_silently(flat(viewer.events))
 
 
 @external
@@ -319,7 +319,7 @@ def test_the_time_of_redis_is_at_least_that_of_its_newest_entry() -> None:
 
 @external
 @pytest.mark.parametrize("clock", ["-1h", "-1s", "+0"])
-def test_a_failover_under_load_to_a_clock_that_is_behind_is_told(tmp_path: Path, make: Make, clock: str) -> None:
+def test_a_failover_under_load_to_a_clock_that_is_behind_is_a_gap(tmp_path: Path, make: Make, clock: str) -> None:
     """The next master lacks the newest entries, and gives out ids that clients may have already."""
     with (
         redis_server(tmp_path / "master", clock="+0") as master,
@@ -359,7 +359,7 @@ def test_a_failover_under_load_to_a_clock_that_is_behind_is_told(tmp_path: Path,
                 send(one, sent)
                 for viewer in (at_one, at_two):
                     viewer.numbers(sent)
-                    assert_told(flat(viewer.events[1:]))
+                    assert_nothing_missed_silently(flat(viewer.events[1:]))
             for manager in (one, two, make(url)):
                 with Viewer(manager, cursor=cursor) as viewer:
                     assert flat(viewer.events[:1]) == ["epoch"]

@@ -165,7 +165,7 @@ def test_of_what_redis_has_each_client_gets_what_it_asked_for(server: RedisServe
 
 
 @external
-def test_what_redis_has_trimmed_meanwhile_is_told(server: RedisServer, make: Make) -> None:
+def test_what_redis_has_trimmed_meanwhile_is_a_gap(server: RedisServer, make: Make) -> None:
     manager = make(server.url, BatchOptions(max_batch_size=1), history=FORGETFUL)
     start = cursor_of(manager)
     send(manager, *range(200))
@@ -254,7 +254,7 @@ def test_what_is_older_than_it_may_be_is_not_replayed_from_redis(server: RedisSe
 
 
 @external
-def test_where_redis_does_not_say_an_old_cursor_is_told_to_come_back_and_an_open_stream_of_a_gap(
+def test_while_redis_is_away_an_old_cursor_gets_sse_busy_and_an_open_stream_a_gap(
     server: RedisServer, make: Make
 ) -> None:
     manager = make(server.url, history=FORGETFUL)

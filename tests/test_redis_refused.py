@@ -263,7 +263,7 @@ def test_keys_that_redis_evicts_are_a_gap(server: RedisServer, make: Make) -> No
             viewer.until_type("sse_gap")
 
 
-# -- who may wait ------------------------------------------------------------------------------------------------------
+# -- which clients wait ------------------------------------------------------------------------------------------------
 
 
 @external

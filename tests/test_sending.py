@@ -1,4 +1,4 @@
-"""Sending to sockets that must not make anybody wait: the C library's `send`, and what stands in for it."""
+"""Sending to sockets without waiting: the C library's `send`, and what stands in for it."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_an_async_receiver_is_an_error_in_the_log(manager: SSEManager, caplog: p
 # -- arguments and threads ---------------------------------------------------------------------------------------------
 
 
-def test_a_client_that_connects_is_told_of_on_the_app_thread(manager: SSEManager) -> None:
+def test_a_client_that_connects_is_a_signal_on_the_app_thread(manager: SSEManager) -> None:
     before = time.time()
     with receiving(signals.client_connected) as receiver:
         client = manager.subscribe(["a", "b"])
@@ -76,7 +76,7 @@ def test_a_client_that_connects_is_told_of_on_the_app_thread(manager: SSEManager
     assert before <= client.info.connected_at <= time.time()
 
 
-def test_a_client_that_leaves_is_told_of_on_the_app_thread_once(manager: SSEManager) -> None:
+def test_a_client_that_leaves_is_one_signal_on_the_app_thread(manager: SSEManager) -> None:
     with receiving(signals.client_disconnected) as receiver:
         client = manager.subscribe()
         client.close()
@@ -90,7 +90,7 @@ def test_a_client_that_leaves_is_told_of_on_the_app_thread_once(manager: SSEMana
         assert receiver.calls.empty()
 
 
-def test_a_client_that_a_shutdown_ends_is_told_of_with_that_reason(manager: SSEManager) -> None:
+def test_a_client_that_a_shutdown_ends_is_a_signal_with_that_reason(manager: SSEManager) -> None:
     with receiving(signals.client_disconnected) as receiver:
         client = manager.subscribe()
         iterating = threading.Thread(target=lambda: list(client))
@@ -104,7 +104,7 @@ def test_a_client_that_a_shutdown_ends_is_told_of_with_that_reason(manager: SSEM
         assert receiver.calls.empty()
 
 
-def test_a_client_that_leaves_after_the_shutdown_is_told_of_too() -> None:
+def test_a_client_that_leaves_after_the_shutdown_is_a_signal_too() -> None:
     with receiving(signals.client_disconnected) as receiver:
         for _ in range(20):
             manager = SSEManager()
@@ -114,7 +114,7 @@ def test_a_client_that_leaves_after_the_shutdown_is_told_of_too() -> None:
             assert receiver.call()[1]["client"] is client.info
 
 
-def test_a_batch_that_was_taken_is_told_of_on_the_app_thread() -> None:
+def test_a_batch_that_was_taken_is_a_signal_on_the_app_thread() -> None:
     with SSEManager(batching=BatchOptions(batch_window=10)) as manager:
         with receiving(signals.batch_flushed) as receiver:
             manager.enqueue("log", 1, channel="a")
@@ -129,7 +129,7 @@ def test_a_batch_that_was_taken_is_told_of_on_the_app_thread() -> None:
         assert batch == Batch("a", "log", events, "manual", batch.timestamp)
 
 
-def test_a_refused_event_is_told_of_in_the_thread_of_the_caller(manager: SSEManager) -> None:
+def test_a_refused_event_is_a_signal_in_the_thread_of_the_caller(manager: SSEManager) -> None:
     with receiving(signals.event_refused) as receiver:
         with pytest.raises(InvalidEventError) as caught:
             manager.enqueue("log", {1}, channel="a")
@@ -206,7 +206,7 @@ CAUSES: dict[str, tuple[NamedSignal, Callable[[SSEManager], Any]]] = {
 
 
 @pytest.mark.parametrize(("signal", "cause"), CAUSES.values(), ids=CAUSES)
-def test_a_receiver_that_raises_is_logged_and_hurts_nobody(
+def test_a_receiver_that_raises_is_logged_and_hurts_no_other(
     manager: SSEManager, caplog: pytest.LogCaptureFixture, signal: NamedSignal, cause: Callable[[SSEManager], Any]
 ) -> None:
     stream = manager.subscribe()
@@ -313,7 +313,7 @@ def test_a_receiver_may_shut_the_manager_down(manager: SSEManager) -> None:
     assert manager.shutdown()
 
 
-def test_a_receiver_that_nobody_keeps_is_forgotten(manager: SSEManager) -> None:
+def test_a_receiver_without_other_references_is_forgotten(manager: SSEManager) -> None:
     receiver = Receiver()
     calls = receiver.calls
     signals.client_connected.connect(receiver)

@@ -235,7 +235,7 @@ def test_several_critical_events_flush_the_windows_once_and_follow_in_order() ->
     assert batcher.sent() == [[1], ["e0"], ["e1"], ["e2"]]
 
 
-def test_a_critical_event_flushes_its_channel_and_the_broadcasts_and_nobody_else() -> None:
+def test_a_critical_event_flushes_its_channel_and_the_broadcasts_alone() -> None:
     batcher = SteppedBatcher()
     for channel in ("*", "a", "b"):
         batcher.enqueue("tools", channel, channel=channel)

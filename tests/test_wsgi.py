@@ -347,7 +347,7 @@ def after_shutdown(manager: SSEManager, **environ: str) -> tuple[ServerEvent, Ev
     return event, parser
 
 
-def test_after_the_end_a_client_is_told_to_come_back_and_the_stream_ends(manager: SSEManager) -> None:
+def test_after_the_end_a_client_gets_sse_busy_and_the_stream_ends(manager: SSEManager) -> None:
     event, parser = after_shutdown(manager)
     assert event == ("sse_busy", '{"reason":"draining"}', "")
     assert parser.retry is not None

@@ -156,7 +156,7 @@ class _Trial:
         asked = self._connection.asked
         if first:
             if asked is None:
-                self._fail("false gap", got, "it began anew")
+                self._fail("false gap", got, "it began again")
             frame, _, asked_part = asked.partition(".")
             if frame not in self._ids:
                 self._place, self._part = place, part  # a cursor of another history, or none at all

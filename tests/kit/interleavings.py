@@ -35,7 +35,7 @@ class Turns:
     def place(self) -> None:
         self._places += 1
         if self._places > MOST_PLACES:
-            raise Violation("livelock", "somebody waits for ever")
+            raise Violation("livelock", "a thread waits forever")
         here = greenlet.getcurrent()
         if here.parent is not None and not self.failed:
             here.parent.switch()

@@ -50,7 +50,7 @@ class Record:
         self._receiver.lose(channel, position, reason)
 
     def dismiss(self, reason: str, user: Hashable = None, channel: str | None = None) -> None:
-        raise AssertionError("nobody is kicked here")
+        raise AssertionError("no client is kicked here")
 
 
 class RecordedBackend(MemoryBackend):

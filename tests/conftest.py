@@ -69,7 +69,7 @@ def as_process(monkeypatch: pytest.MonkeyPatch) -> AsProcess:
     def passing(pid: int) -> Iterator[None]:
         with monkeypatch.context() as patch:
             patch.setattr(os, "getpid", lambda: pid)
-            patch.setattr(process, "_pid", process._Pid())
+            patch.setattr(process, "process_id", process.ProcessId())
             yield
 
     return passing

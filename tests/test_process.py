@@ -6,16 +6,15 @@ import logging
 import os
 import subprocess
 import sys
-import threading
-from types import SimpleNamespace
+import weakref
 
 import pytest
 
-from sse_batcher.runtime import process
-from sse_batcher.runtime.process import EXIT_SECONDS, PerProcess, close_at_exit
+from sse_batcher.runtime.process import EXIT_SECONDS, OpenObjects, PerProcess
 
 from .kit.clock import Clock
 from .kit.process import AsProcess
+from .kit.scripts import run
 
 
 def count_asking(monkeypatch: pytest.MonkeyPatch) -> list[None]:
@@ -77,21 +76,21 @@ def test_a_child_sees_what_it_inherited(as_process: AsProcess) -> None:
 # -- the end of a process ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def clock(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The time of a process in which nothing is open."""
-    monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=clock))
-    monkeypatch.setattr(process, "_open", PerProcess(process._Open))
-    return clock
+def opened(clock: Clock, *things: Thing) -> OpenObjects:
+    objects = OpenObjects(clock)
+    for thing in things:
+        objects.add(thing)
+    return objects
 
 
 class Thing:
+    """An object that takes so many seconds to close."""
+
     def __init__(self, clock: Clock, takes: float = 0.0, answer: bool | Exception = True) -> None:
         self._clock = clock
         self._takes = takes
         self._answer = answer
         self.timeouts: list[float | None] = []
-        close_at_exit(self)
 
     def close(self, timeout: float | None) -> bool:
         self.timeouts.append(timeout)
@@ -103,7 +102,7 @@ class Thing:
 
 def test_all_that_is_open_shares_one_time_limit(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     things = [Thing(clock, 3, False), Thing(clock, 3), Thing(clock)]
-    process._close_all()
+    opened(clock, *things).close_all()
     assert [thing.timeouts for thing in things] == [[EXIT_SECONDS], [EXIT_SECONDS - 3], [0.0]]
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
@@ -112,39 +111,76 @@ def test_all_that_is_open_shares_one_time_limit(clock: Clock, caplog: pytest.Log
 
 def test_a_second_end_finds_nothing_open(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     thing = Thing(clock)
-    process._close_all()
-    process._close_all()
+    objects = opened(clock, thing, thing)
+    objects.close_all()
+    objects.close_all()
     assert len(thing.timeouts) == 1
     assert not caplog.records
 
 
 def test_what_cannot_be_closed_does_not_keep_others_open(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     things = [Thing(clock, answer=RuntimeError("no")), Thing(clock)]
-    process._close_all()
+    opened(clock, *things).close_all()
     assert [len(thing.timeouts) for thing in things] == [1, 1]
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
-def test_a_child_does_not_close_what_it_has_not_used(clock: Clock, as_process: AsProcess) -> None:
-    parents = Thing(clock)
-    with as_process(-1):
-        process._close_all()
-        assert parents.timeouts == []
-        close_at_exit(parents)
-        process._close_all()
-    assert len(parents.timeouts) == 1
-
-
-def test_a_job_that_can_start_no_thread_closes_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr("multiprocessing.process.parent_process", object)
-    monkeypatch.setattr(process, "_other_threads", lambda: [threading.current_thread()])
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+def test_what_is_collected_is_not_closed_and_not_kept(clock: Clock) -> None:
     thing = Thing(clock)
-    process._end_job()
-    assert len(thing.timeouts) == 1
+    objects, dropped, timeouts = opened(clock, thing), weakref.ref(thing), thing.timeouts
+    del thing
+    assert dropped() is None
+    objects.close_all()
+    assert timeouts == []
+
+
+OPEN = """
+    class Thing:
+        def close(self, timeout):
+            print("closed by the", "parent" if os.getpid() == parent else "child", flush=True)
+            closed.set()
+            return True
+
+    from sse_batcher.runtime.process import close_at_exit
+    closed = threading.Event()
+    parent, used, unused = os.getpid(), Thing(), Thing()
+    for thing in (used, unused):
+        close_at_exit(thing)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_does_not_close_what_it_has_not_used() -> None:
+    out = run(
+        f"""{OPEN}
+    pid = os.fork()
+    if pid:
+        assert os.waitpid(pid, 0)[1] == 0
+    else:
+        close_at_exit(used)
+    """
+    )
+    assert out == "closed by the child\nclosed by the parent\nclosed by the parent\n"
+
+
+def test_a_job_that_can_start_no_thread_closes_at_once() -> None:
+    # The job has a thread that goes on. From Python 3.13 on, that has ended before we are called.
+    out = run(
+        f"""{OPEN}
+    import multiprocessing
+    def job():
+        close_at_exit(used)
+        threading.Thread(target=closed.wait, args=[1]).start()
+        def refuse(thread):
+            raise RuntimeError("can't start new thread")
+        threading.Thread.start = refuse
+    child = multiprocessing.get_context("fork").Process(target=job)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    """
+    )
+    assert out == "closed by the child\nclosed by the parent\nclosed by the parent\n"
 
 
 @pytest.mark.parametrize(
@@ -161,6 +197,7 @@ def test_a_plain_process_registers_no_finalizer(before: str, expected: str) -> N
         manager.enqueue("log", 1)
         assert manager.shutdown()
         util = sys.modules.get("multiprocessing.util")
+        # Its finalizers have no public list.
         print(list(util._finalizer_registry) if util else [], "multiprocessing" in sys.modules)
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)

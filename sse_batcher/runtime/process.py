@@ -36,7 +36,7 @@ def require_threads() -> None:
 _MADV_WIPEONFORK = 18  # of Linux; the module mmap does not define it
 
 
-class _Pid:
+class ProcessId:
     """The process id, which is read from the system only once: two system calls took a tenth of the time of `enqueue`.
 
     The kernel sets `known` to zero in a forked child, however it was forked. If the kernel cannot do that, `ask` is
@@ -53,13 +53,15 @@ class _Pid:
                 self.known = page
 
     def ask(self) -> int:
+        """Ask the system, and note the answer in `value`."""
         self.value = os.getpid()
         if isinstance(self.known, mmap.mmap):
             self.known[0] = 1  # last: a thread that finds it set uses the value
         return self.value
 
 
-_pid = _Pid()
+process_id = ProcessId()
+"""The id of this process."""
 
 
 class PerProcess(Generic[T]):
@@ -74,7 +76,7 @@ class PerProcess(Generic[T]):
 
     def get(self) -> T:
         """Return this process's `T`. Threads that make it at the same time all get the same one."""
-        pid = _pid.value if _pid.known[0] else _pid.ask()
+        pid = process_id.value if process_id.known[0] else process_id.ask()
         mine = self._by_pid.get(pid)
         if mine is None:
             mine = self._by_pid.setdefault(pid, self._make())  # atomic: one of them wins
@@ -109,17 +111,46 @@ class Closable(Protocol):
     def close(self, timeout: float | None) -> bool: ...
 
 
-class _Open(dict[int, "weakref.ref[Closable]"]):
-    """The open objects of one process, by `id`. An object is removed when it is garbage-collected.
+class OpenObjects:
+    """The open objects of one process. An object is removed when it is garbage-collected.
 
-    A dict, since its single steps are atomic: threads add and remove objects while another one iterates over it.
+    `clock` returns monotonic time in seconds.
     """
 
-    job_end_registered = False
-    """Whether `_register_job_end` has done its work in this process."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.job_end_registered = False
+        """Whether `_register_job_end` has done its work in this process."""
+        self._clock = clock
+        # By `id`. A dict, since its single steps are atomic: threads add and remove objects while another one iterates.
+        self._references: dict[int, weakref.ref[Closable]] = {}
+
+    def add(self, closable: Closable) -> None:
+        """Note an object that is open. A second call for the same object changes nothing."""
+        references, key = self._references, id(closable)
+        references[key] = weakref.ref(closable, lambda _: references.pop(key, None))
+
+    def close_all(self) -> None:
+        """Close all objects, within `EXIT_SECONDS` together. A second call closes what was opened since the first."""
+        end = self._clock() + EXIT_SECONDS
+        in_time = True
+        for key in list(self._references):
+            reference = self._references.pop(key, None)
+            closable = None if reference is None else reference()
+            if closable is None:
+                continue
+            try:
+                in_time &= closable.close(max(0.0, end - self._clock()))
+            except Exception:
+                _log.exception("closing %r at exit failed", closable)
+        if not in_time:
+            _log.warning(
+                "not everything was delivered and closed within %g seconds at the end of this process: events that "
+                "were not delivered are lost",
+                EXIT_SECONDS,
+            )
 
 
-_open = PerProcess(_Open)
+_open = PerProcess(OpenObjects)
 
 
 def close_at_exit(closable: Closable) -> None:
@@ -128,33 +159,14 @@ def close_at_exit(closable: Closable) -> None:
     `atexit` does not run in a process that ends by `os._exit`. For jobs of `multiprocessing` and Celery, their own
     finalizers or signals are used instead. Before any other `os._exit`, nothing is closed.
     """
-    mine = _open.get()
-    key = id(closable)
-    mine[key] = weakref.ref(closable, lambda _: mine.pop(key, None))
+    _open.get().add(closable)
     _register_job_end()
 
 
 @atexit.register
 def _close_all(**_: Any) -> None:
-    """Close everything that is open in this process. A second call closes what was opened since the first."""
-    mine = _open.get()
-    end = time.monotonic() + EXIT_SECONDS
-    in_time = True
-    for key in list(mine):
-        reference = mine.pop(key, None)
-        closable = None if reference is None else reference()
-        if closable is None:
-            continue
-        try:
-            in_time &= closable.close(max(0.0, end - time.monotonic()))
-        except Exception:
-            _log.exception("closing %r at exit failed", closable)
-    if not in_time:
-        _log.warning(
-            "not everything was delivered and closed within %g seconds at the end of this process: events that were "
-            "not delivered are lost",
-            EXIT_SECONDS,
-        )
+    """Close everything that is open in this process."""
+    _open.get().close_all()
 
 
 # -- jobs: processes started by multiprocessing, or by billiard, which is Celery's copy of it --------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from sse_batcher.transports.detached.loop import (
@@ -19,13 +17,11 @@ from .kit.clock import Clock
 class Counted:
     """How often this thread has had to wait, and how often it has paused."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.waits = self.pauses = 0
         self.clock = Clock()
         self.taken: float | None = None  # seconds for which another thread has the lock after each pause
-        self.yielder = GilYielder(self.clock)
-        monkeypatch.setattr("sse_batcher.transports.detached.loop._voluntary_waits", lambda: self.waits)
-        monkeypatch.setattr("sse_batcher.transports.detached.loop.time", SimpleNamespace(sleep=self._sleep))
+        self.yielder = GilYielder(self.clock, self._sleep, lambda: self.waits)
 
     def _sleep(self, seconds: float) -> None:
         self.pauses += 1
@@ -45,8 +41,8 @@ class Counted:
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
-    return Counted(monkeypatch)
+def counted() -> Counted:
+    return Counted()
 
 
 def test_pauses_are_rare_while_no_other_thread_wants_the_gil(counted: Counted) -> None:

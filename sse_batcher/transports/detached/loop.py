@@ -67,6 +67,20 @@ MAX_KEPT_BYTES = 67_108_864
 """Maximum number of bytes, in all, that are kept for single clients until their sockets take them."""
 
 
+if sys.platform == "linux":
+    import resource
+
+    def count_voluntary_waits() -> int:
+        """Return how often this thread has had to wait."""
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+else:  # the loop needs epoll, so it does not run here
+
+    def count_voluntary_waits() -> int:
+        """Return 0."""
+        return 0
+
+
 class GilYielder:
     """Decides when the loop pauses between sends, to give the GIL to other threads.
 
@@ -78,11 +92,19 @@ class GilYielder:
     A CPU-bound thread that gets the GIL in a pause keeps it for a whole switch interval (5 ms). After that, the loop
     may send for as long.
 
-    `clock` gives seconds, from any start. Used by the loop's thread only.
+    `clock` gives seconds, from any start. `sleep` pauses for so many seconds. `count_waits` returns how often the
+    calling thread has had to wait. Used by the loop's thread only.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+        count_waits: Callable[[], int] = count_voluntary_waits,
+    ) -> None:
         self._clock = clock
+        self._sleep = sleep
+        self._count_waits = count_waits
         self._next_pause = 0.0
         self._used_at = -DEMAND_SECONDS  # when another thread took the GIL in a pause
 
@@ -96,29 +118,16 @@ class GilYielder:
         began = self._clock()
         if began < self._next_pause:
             return False
-        waits = _voluntary_waits()
-        time.sleep(PAUSE_SECONDS)
+        waits = self._count_waits()
+        self._sleep(PAUSE_SECONDS)
         ended = self._clock()
-        if _voluntary_waits() > waits + 1:
+        if self._count_waits() > waits + 1:
             self._used_at = ended
         self._next_pause = ended + max(self._interval(ended), min(ended - began, LONG_INTERVAL_SECONDS))
         return True
 
     def _interval(self, now: float) -> float:
         return SHORT_INTERVAL_SECONDS if now - self._used_at < DEMAND_SECONDS else LONG_INTERVAL_SECONDS
-
-
-if sys.platform == "linux":
-    import resource
-
-    def _voluntary_waits() -> int:
-        """Return how often this thread has had to wait."""
-        return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-
-else:  # the loop needs epoll, so it does not run here
-
-    def _voluntary_waits() -> int:
-        return 0
 
 
 class Adoption(NamedTuple):

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -23,7 +24,8 @@ class Owner:
 
     def __init__(self) -> None:
         self.turns = threading.Semaphore(0)
-        self.worker = Worker(self, "sse_batcher-test")
+        self.wakeups = LookedInto()
+        self.worker = Worker(self, "sse_batcher-test", self.wakeups)
 
     def work(self) -> None:
         self.turns.release()
@@ -43,13 +45,13 @@ def owner() -> Iterator[Owner]:
 class LookedInto(SimpleQueue):  # type: ignore[type-arg]
     """Wake-ups. Something happens before or after the last check of a thread that ends."""
 
-    worker: Worker
+    worker: Worker | None = None
     before: Callable[[], Any] | None = None
     after: Callable[[], Any] | None = None
 
     def empty(self) -> bool:
         before = after = None
-        if self.worker._newest().over:
+        if self.worker is not None and not self.worker.runs:
             (before, after), self.before, self.after = (self.before, self.after), None, None
         if before:
             before()
@@ -61,12 +63,10 @@ class LookedInto(SimpleQueue):  # type: ignore[type-arg]
 
 def running(owner: Owner) -> LookedInto:
     """Starts the worker, and returns its wake-ups."""
-    wakeups = LookedInto()
-    wakeups.worker = owner.worker
-    owner.worker._wakeups = wakeups
     assert owner.worker.ensure()
     assert owner.had_a_turn()
-    return wakeups
+    owner.wakeups.worker = owner.worker
+    return owner.wakeups
 
 
 def test_a_thread_is_started_once_and_takes_a_turn_for_each_wake_up(owner: Owner) -> None:
@@ -118,48 +118,90 @@ def test_a_wake_up_while_the_successor_of_a_dead_thread_ends_is_not_lost(
 
     work = owner.work
     monkeypatch.setattr(owner, "work", die)
-    worker._stopping = True  # its threads end whenever there is nothing to do
+    worker.stop()  # no thread runs yet; those that are started end whenever there is nothing to do
     assert worker.ensure()
     assert owner.had_a_turn()  # the successor's
     assert owner.had_a_turn()  # for the wake-up
     assert worker.restarts == 1
 
 
-def test_of_threads_that_are_started_at_once_one_works(owner: Owner) -> None:
+def end_threads(owner: Owner, times: int) -> None:
+    """Let the worker have had so many threads, one after the other."""
+    for _ in range(times):
+        assert owner.worker.ensure()
+        assert owner.had_a_turn()
+        owner.worker.stop()
+        assert owner.worker.join(TIMEOUT)
+        while owner.turns.acquire(blocking=False):
+            pass  # the turns that were not waited for
+
+
+@pytest.mark.parametrize("ended", [0, 1, 2], ids=["no thread", "a thread", "two threads"])
+def test_of_threads_that_are_started_at_once_one_works(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch, ended: int
+) -> None:
+    """Several callers may start one before any of these threads has begun, at first and when others have ended."""
+    end_threads(owner, ended)
+    worker, start, current = owner.worker, threading.Thread.start, threading.current_thread
     working: list[threading.Thread] = []
-    free = threading.Event()
+    started: list[threading.Thread] = []
+    met: set[threading.Thread] = set()
+    meeting, entered, free = threading.Barrier(5), threading.Event(), threading.Event()
+
+    def start_later(thread: threading.Thread) -> None:
+        started.append(thread)
+
+    def current_and_meet() -> threading.Thread:
+        """Let each thread wait for the others when it first asks which one it is: it does that to claim the work."""
+        thread = current()
+        if thread in started and thread not in met:
+            met.add(thread)
+            meeting.wait(TIMEOUT)
+        return thread
 
     def work() -> None:
-        working.append(threading.current_thread())
-        owner.turns.release()
+        working.append(current())
+        entered.set()
         assert free.wait(TIMEOUT)
 
     owner.work = work  # type: ignore[method-assign]
-    assert owner.worker.ensure()
-    assert owner.had_a_turn()
-    # Several callers may do so before the first thread has claimed its term.
-    surplus = [threading.Thread(target=owner.worker._main) for _ in range(5)]
-    for thread in surplus:
-        thread.start()
-    for thread in surplus:
-        thread.join(TIMEOUT)
-    assert working == [owner.worker.thread]
-    assert owner.worker.restarts == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start_later)
+        for _ in range(5):
+            assert worker.ensure()
+    monkeypatch.setattr(threading, "current_thread", current_and_meet)
+    for thread in started:
+        start(thread)
+    assert entered.wait(TIMEOUT)
+    works = worker.thread
+    for thread in started:
+        if thread is not works:
+            thread.join(TIMEOUT)
+            assert not thread.is_alive()
+    assert working == [works]
+    assert len(met) == 5
+    assert worker.restarts == 0
     free.set()
 
 
-def test_threads_that_meet_at_a_term_that_is_over_agree_on_the_next(owner: Owner) -> None:
-    """Each finds the same next term, and one gets it, also if it has read an old one first."""
-    first = owner.worker._term
-    first.claim()
-    first.over = True
-    seconds = [first.next() for _ in range(3)]
-    assert seconds[0] is seconds[1] is seconds[2]
-    in_thread = threading.Thread(target=seconds[0].claim)
-    in_thread.start()
-    in_thread.join(TIMEOUT)
-    assert not seconds[0].claim()
-    assert owner.worker._newest() is seconds[0]
+def test_a_thread_counts_as_soon_as_it_has_claimed_the_work(owner: Owner) -> None:
+    """The garbage collector may run code right after that, and this code must not wait for the thread: it is this."""
+    end_threads(owner, 1)
+    answers: list[tuple[bool, bool, bool]] = []
+
+    def ask(frame: FrameType, event: str, called: Any) -> None:
+        if event == "c_return" and called.__name__ == "setdefault" and frame.f_code.co_filename == worker.__file__:
+            mine = owner.worker.thread is threading.current_thread()
+            answers.append((mine, owner.worker.runs, owner.worker.is_caller()))
+
+    threading.setprofile(ask)
+    try:
+        assert owner.worker.ensure()
+        assert owner.had_a_turn()  # so it has begun with the function above
+    finally:
+        threading.setprofile(None)  # type: ignore[arg-type]
+    assert answers[0] == (False, False, False)  # the work of the thread before it
+    assert answers[-1] == (True, True, True)
 
 
 def test_a_caller_that_interrupts_the_start_of_the_thread_does_not_wait_for_it(
@@ -198,7 +240,7 @@ def test_an_owner_may_outlive_the_names_of_the_module(monkeypatch: pytest.Monkey
     failures: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", failures.append)
     owner = Owner()
-    wakeups = owner.worker._wakeups
+    wakeups = owner.wakeups
     with monkeypatch.context() as patched:
         for name in vars(worker).keys() - {"__builtins__"}:
             patched.setattr(worker, name, None)

@@ -96,15 +96,19 @@ class _Term:
 
 
 class Worker:
-    """The one thread of `owner`, of which it has a weak reference. Thread-safe; takes no lock."""
+    """The one thread of `owner`, of which it has a weak reference. Thread-safe; takes no lock.
 
-    def __init__(self, owner: Owner, name: str) -> None:
+    `name` is that of the thread. `wakeups` is an empty queue for the wake-ups; None: a new one.
+    """
+
+    def __init__(self, owner: Owner, name: str, wakeups: queue.SimpleQueue[Owner | None] | None = None) -> None:
         self.restarts = 0
         """How often a dead thread was replaced. Written by the threads, one after the other."""
         self._name = name
         # A wake-up is the owner itself, so that an owner without other references still gets its turn. None: the owner
         # is gone, and the thread has to end.
-        wakeups: queue.SimpleQueue[Owner | None] = queue.SimpleQueue()
+        if wakeups is None:
+            wakeups = queue.SimpleQueue()
         self._wakeups = wakeups
         getpid = os.getpid
         pid = getpid()

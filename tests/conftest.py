@@ -7,13 +7,15 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from hypothesis import settings
 
+from sse_batcher import BatchOptions, EventBatcher
 from sse_batcher.runtime import process
 
+from .kit.batching import LONG, OpenBatcher, Sink
 from .kit.clock import Clock
 from .kit.process import AsProcess
 from .kit.site import make_site, site, threaded
@@ -59,6 +61,23 @@ def _no_thread_is_left() -> Iterator[None]:
 def clock() -> Clock:
     """Time that the test moves."""
     return Clock()
+
+
+@pytest.fixture
+def sink() -> Sink:
+    return Sink()
+
+
+@pytest.fixture
+def open_batcher(sink: Sink) -> Iterator[OpenBatcher]:
+    """Makes batchers on `sink`, and closes them in the end."""
+    with ExitStack() as stack:
+
+        def open_one(options: BatchOptions = LONG) -> EventBatcher:
+            return stack.enter_context(EventBatcher(sink, options))
+
+        yield open_one
+        sink.free.set()
 
 
 @pytest.fixture

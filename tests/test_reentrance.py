@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import pytest
 
+from .kit import locks
+from .kit.batching import LONG, OwnBatcher
 from .kit.process import AsProcess
 from .kit.scripts import run
+from .kit.threads import in_thread
 
 # -- the garbage collector ---------------------------------------------------------------------------------------------
 
@@ -165,16 +168,16 @@ FORKS = {
 def test_a_child_delivers_its_own_events_and_none_of_its_parents(fork: str) -> None:
     run(
         f"""
+    from tests.kit import locks
     held, forked = threading.Event(), threading.Event()
-    batcher = EventBatcher(sink, BatchOptions(batch_window=10))
-    manager = SSEManager(batching=BatchOptions(batch_window=10))
-    client = manager.subscribe()
-    for publish in (batcher.enqueue, manager.enqueue):
-        publish("log", "parent's")
+    with locks.recorded() as made:
+        batcher = EventBatcher(sink, BatchOptions(batch_window=10))
+        manager = SSEManager(batching=BatchOptions(batch_window=10))
+        client = manager.subscribe()
+        for publish in (batcher.enqueue, manager.enqueue):
+            publish("log", "parent's")
     def hold():
-        process = process_of(manager)
-        engines = batcher._engine.get(), process.batcher._engine.get()
-        with engines[0]._turn, engines[0]._counters, engines[1]._turn, engines[1]._counters, process.hub._lock:
+        with made.held(at_least=5):
             held.set()
             forked.wait()
     holder = threading.Thread(target=hold)
@@ -359,10 +362,11 @@ def test_dropping_a_batcher_ends_its_thread_after_what_is_pending() -> None:
 
 
 def test_the_process_id_is_looked_at_before_any_lock_is_taken(as_process: AsProcess) -> None:
-    from sse_batcher import EventBatcher
-
-    batcher = EventBatcher(lambda batch: None)
-    engine = batcher._engine.get()
-    with as_process(engine.pid + 1):
-        assert batcher._engine.get() is not engine
-        assert engine.close() is True  # at the child's exit: nothing to do with the parent's
+    with locks.recorded() as made:
+        batcher = OwnBatcher(lambda batch: None, LONG)
+    batcher.enqueue("log", 1)
+    with as_process(batcher.engine.pid + 1), made.held(at_least=2):
+        assert in_thread(batcher.get_stats).enqueued == 0
+        assert in_thread(batcher.engine.close) is True  # at the child's exit: nothing to do with the parent's
+    assert batcher.engine.stats().pending_events == 1
+    assert batcher.engine.close()

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import threading
 import weakref
+from contextlib import nullcontext
 
 import pytest
 
-from sse_batcher import BatchOptions, EventBatcher, SSEManager
+from sse_batcher import BatchOptions, ClientOptions, EventBatcher, HistoryOptions, SSEManager
+from sse_batcher.event import encode_json
 from sse_batcher.flask.config import read_config
-from sse_batcher.manager import process_of
+from sse_batcher.process_state import Settings
 from sse_batcher.prometheus import SSECollector
+
+from .kit import locks
+from .kit.threads import in_thread
 
 
 def test_a_manager_shows_its_backend_and_its_number_of_clients() -> None:
@@ -32,7 +37,15 @@ def test_a_manager_shows_no_password(backend: str) -> None:
 def test_what_was_read_from_a_config_shows_no_password() -> None:
     backend = "redis://:secret@redis.example"
     assert "secret" not in repr(read_config({"SSE_BACKEND": backend}))
-    assert "secret" not in repr(SSEManager(backend=backend)._process.__dict__)
+    settings = Settings(
+        batching=BatchOptions(),
+        clients=ClientOptions(),
+        history=HistoryOptions(),
+        backend=backend,
+        encode=encode_json,
+        context=nullcontext,
+    )
+    assert "secret" not in repr(settings)
 
 
 def test_a_ready_connection_is_shown_by_its_type() -> None:
@@ -42,23 +55,18 @@ def test_a_ready_connection_is_shown_by_its_type() -> None:
 
 
 def test_a_manager_is_shown_while_the_locks_are_held_by_another_thread() -> None:
-    with SSEManager() as manager:
-        process, shown = process_of(manager), []
-        showing = threading.Thread(target=lambda: shown.append(repr(manager)))
-        engine = process.batcher._engine.get()
-        with process.hub._lock, engine._counters, engine._turn:
-            showing.start()
-            showing.join(5)
-        assert shown == ["<SSEManager memory://, open, 0 clients>"]
+    with locks.recorded() as made, SSEManager() as manager:
+        manager.get_stats()  # makes what it has of this process
+        with made.held(at_least=3):
+            assert in_thread(repr, manager) == "<SSEManager memory://, open, 0 clients>"
 
 
 def test_showing_a_manager_or_batcher_starts_nothing() -> None:
     threads = threading.active_count()
     manager, batcher = SSEManager(), EventBatcher(print)
-    assert repr(manager) == "<SSEManager memory://, unused in this process>"
-    assert repr(batcher) == "<EventBatcher unused in this process>"
-    assert manager._process.existing() is None
-    assert batcher._engine.existing() is None
+    for _ in range(2):  # the second would show what the first has made
+        assert repr(manager) == "<SSEManager memory://, unused in this process>"
+        assert repr(batcher) == "<EventBatcher unused in this process>"
     assert threading.active_count() == threads
 
 

@@ -24,7 +24,7 @@ from ..options import BatchOptions, TypeRules
 from ..reasons import BatchReason
 from ..runtime.locks import is_mine, new_lock, run_if_free
 from ..runtime.process import close_at_exit
-from ..runtime.worker import Deadline, Worker, take
+from ..runtime.worker import Deadline, Owner, Worker, take
 from ..stats import BatcherStats
 from .window import NEVER, NOW, Windows
 
@@ -66,7 +66,10 @@ class _Flush:
 
 
 class Engine:
-    """One process's part of a batcher. All methods in the first section are thread-safe."""
+    """One process's part of a batcher. All methods in the first section are thread-safe.
+
+    `make_worker` makes the `Worker` of an owner with this name. `inbox` is an empty deque; None: a new one.
+    """
 
     def __init__(
         self,
@@ -74,6 +77,9 @@ class Engine:
         options: BatchOptions,
         clock: Callable[[], float],
         wall: Callable[[], float],
+        *,
+        make_worker: Callable[[Owner, str], Worker] = Worker,
+        inbox: deque[_Entry | _Flush] | None = None,
     ) -> None:
         self.pid = os.getpid()
         self._sink = sink
@@ -83,7 +89,7 @@ class Engine:
 
         # No lock guards these five.
         # Callers append, and the thread removes. Each step is atomic.
-        self._inbox: deque[_Entry | _Flush] = deque()
+        self._inbox: deque[_Entry | _Flush] = deque() if inbox is None else inbox
         # The bytes of the events in the inbox. Callers add to it before they append, and the thread sets it. A harmless
         # race: it can be wrong during a burst and is exact after it, and it only has to bound the memory. Without
         # the GIL, and with four producers that were faster than the delivery, it was 0.9 to 1.3 times the real number.
@@ -121,7 +127,7 @@ class Engine:
         self._done = 0  # batches that the sink has taken, or that have failed
         self._reasons: Counter[BatchReason] = Counter()
 
-        self._worker = Worker(self, "sse_batcher")
+        self._worker = make_worker(self, "sse_batcher")
         close_at_exit(self)
 
     # -- any thread ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
@@ -14,13 +13,16 @@ from flask import Flask, current_app, has_request_context, request
 from flask.sessions import SecureCookieSession, SessionInterface
 from werkzeug.test import TestResponse, create_environ
 
-from sse_batcher import SSE, ConfigurationError, UsageError
+from sse_batcher import SSE, ConfigurationError, EventBatcher, UsageError
 from sse_batcher.flask.cors import Cors
 from sse_batcher.manager import process_of
 from sse_batcher.options import TRANSPORTS
 
+from .kit import locks
+from .kit.flask_sites import making
 from .kit.redisserver import redis_server
 from .kit.sse_parser import parse
+from .kit.threads import in_thread
 from .kit.waiting import TIMEOUT
 
 MakeSite = Callable[..., "Site"]
@@ -45,15 +47,8 @@ class Site:
 
 @pytest.fixture
 def make_site() -> Iterator[MakeSite]:
-    sites = []
-
-    def make(**config: Any) -> Site:
-        sites.append(Site(**config))
-        return sites[-1]
-
-    yield make
-    for site in sites:
-        assert site.manager.shutdown()
+    with making(Site) as make:
+        yield make
 
 
 def first(response: TestResponse) -> tuple[str, Any]:
@@ -298,24 +293,20 @@ def test_health_says_ok_or_why_not(make_site: MakeSite, monkeypatch: pytest.Monk
         return response.status_code, response.json, response.headers["Cache-Control"]
 
     assert health() == (200, {"status": "ok", "backend_answered": 0.0}, "no-store")
-    site.manager.enqueue("item", 1)
-    engine = process_of(site.manager).batcher._engine.get()
-    engine._publishing_since = engine._clock() - 5.1
-    assert health() == (503, {"status": "backend", "backend_answered": 0.0}, "no-store")
-    engine._publishing_since = None
+    for seconds, expected in [(4.9, (200, "ok")), (5.1, (503, "backend"))]:
+        with monkeypatch.context() as patched:
+            patched.setattr(EventBatcher, "publishing_for", seconds)
+            assert health() == (expected[0], {"status": expected[1], "backend_answered": 0.0}, "no-store")
     assert site.manager.shutdown()
     assert health() == (503, {"status": "draining", "backend_answered": 0.0}, "no-store")
 
 
 def test_health_takes_no_lock(make_site: MakeSite) -> None:
-    manager = make_site().manager
-    process, answers = process_of(manager), SimpleQueue[Any]()
-    asking = threading.Thread(target=lambda: answers.put((process.unhealthy_reason(), process.backend_answered)))
-    engine = process.batcher._engine.get()
-    with process.hub._lock, engine._counters, engine._turn:
-        asking.start()
-        assert answers.get(timeout=TIMEOUT) == (None, 0.0)
-    asking.join(TIMEOUT)
+    with locks.recorded() as made:
+        process = process_of(make_site().manager)
+        process.stats()  # makes the engine of its batcher
+    with made.held(at_least=3):
+        assert in_thread(lambda: (process.unhealthy_reason(), process.backend_answered)) == (None, 0.0)
 
 
 def test_health_looks_at_no_client(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> None:

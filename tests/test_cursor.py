@@ -13,6 +13,7 @@ from werkzeug.test import TestResponse
 
 from sse_batcher import SSE, HistoryOptions, SSEManager, UsageError, stream
 
+from .kit.flask_sites import making
 from .kit.sse_parser import EventStreamParser, ServerEvent, parse, take_events
 from .kit.waiting import TIMEOUT
 
@@ -51,15 +52,8 @@ class Site:
 
 @pytest.fixture
 def make_site() -> Iterator[Callable[..., Site]]:
-    sites = []
-
-    def make(**config: Any) -> Site:
-        sites.append(Site(**config))
-        return sites[-1]
-
-    yield make
-    for site in sites:
-        assert site.manager.shutdown()
+    with making(Site) as make:
+        yield make
 
 
 @pytest.fixture

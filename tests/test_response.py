@@ -16,6 +16,7 @@ from sse_batcher import SSE, InvalidEventError, UsageError
 from sse_batcher.options import TRANSPORTS
 from sse_batcher.wire import HEADERS
 
+from .kit.flask_sites import making
 from .kit.servers import GTHREAD, HOST, Server, Stream, running
 from .kit.sse_parser import ServerEvent, parse, take_events
 from .kit.waiting import TIMEOUT, wait_until
@@ -53,15 +54,8 @@ class Site:
 
 @pytest.fixture
 def make_site() -> Iterator[MakeSite]:
-    sites = []
-
-    def make(**config: Any) -> Site:
-        sites.append(Site(**config))
-        return sites[-1]
-
-    yield make
-    for site in sites:
-        assert site.manager.shutdown()
+    with making(Site) as make:
+        yield make
 
 
 # -- the stream --------------------------------------------------------------------------------------------------------

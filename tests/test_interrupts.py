@@ -24,7 +24,7 @@ from sse_batcher.streams.revalidation import Revalidator
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import Watch, Watcher
 
-from .kit.interrupts import interrupt
+from .kit.interrupts import interrupt, sweep
 from .kit.repository import ROOT
 from .kit.scripts import run
 from .kit.threads import in_thread
@@ -90,36 +90,37 @@ CALLS: dict[str, Callable[[Watched], Any]] = {
 @pytest.mark.parametrize("idle", [True, False], ids=["idle", "busy"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 def test_a_batcher_survives_an_exception_anywhere(watched: Watched, call: Callable[[Watched], Any], idle: bool) -> None:
-    for place in count():
+    def attempt(place: int) -> bool:
         if not idle:
             watched.enqueue()
-        if not interrupt(lambda: call(watched), place):
-            break
+        interrupted = interrupt(lambda: call(watched), place)
         watched.check()
-    assert place > 3
+        return interrupted
+
+    sweep(attempt)
 
 
 def test_the_first_event_may_be_interrupted_anywhere() -> None:
-    for place in count():
+    def attempt(place: int) -> bool:
         watched = Watched()
         interrupted = interrupt(watched.enqueue, place)
         watched.check()
         assert watched.batcher.close(TIMEOUT)
-        if not interrupted:
-            break
-    assert place > 3
+        return interrupted
+
+    sweep(attempt)
 
 
 def test_close_may_be_interrupted_anywhere_and_called_again() -> None:
-    for place in count():
+    def attempt(place: int) -> bool:
         watched = Watched()
         watched.enqueue()
-        interrupted = interrupt(lambda: watched.batcher.close(TIMEOUT), place)  # noqa: B023
-        assert in_thread(lambda: watched.batcher.close(TIMEOUT))  # noqa: B023
+        interrupted = interrupt(lambda: watched.batcher.close(TIMEOUT), place)
+        assert in_thread(lambda: watched.batcher.close(TIMEOUT))
         assert watched.delivered == watched.accepted
-        if not interrupted:
-            break
-    assert place > 3
+        return interrupted
+
+    sweep(attempt)
 
 
 def _take_first(manager: SSEManager) -> None:
@@ -140,49 +141,40 @@ MANAGERS_CALLS: dict[str, Callable[[SSEManager], Any]] = {
 def test_a_manager_survives_an_exception_anywhere(call: Callable[[SSEManager], Any]) -> None:
     with SSEManager(batching=BatchOptions(batch_window=0.001)) as manager:
         manager.subscribe(user="u")
-        for place in count():
+
+        def attempt(place: int) -> bool:
             interrupted = interrupt(lambda: call(manager), place)
             client = in_thread(manager.subscribe)
             assert next(client).startswith(b"event: sse_open")
             in_thread(lambda: manager.enqueue("job", 1))
             blocks = (block for block in client if b"event: job" in block)
-            assert in_thread(lambda: next(blocks))  # noqa: B023
+            assert in_thread(lambda: next(blocks))
             client.close()
-            if not interrupted:
-                break
-        assert place > 3
+            return interrupted
+
+        sweep(attempt)
 
 
-def test_a_client_that_nobody_got_is_forgotten() -> None:
+@pytest.mark.parametrize("when", ["is opened", "leaves"])
+def test_a_client_that_is_interrupted_is_forgotten(when: str) -> None:
     with SSEManager() as manager:
-        for place in count():
-            client: Client | None = None
+
+        def attempt(place: int) -> bool:
+            clients: list[Client] = []  # empty if the caller did not get the client
 
             def subscribe() -> None:
-                nonlocal client
-                client = manager.subscribe(user="u")
+                clients.append(manager.subscribe(user="u"))
 
-            interrupted = interrupt(subscribe, place)
-            if client is not None:
+            if when == "leaves":
+                subscribe()
+            interrupted = interrupt(subscribe if when == "is opened" else clients[0].close, place)
+            for client in clients:
                 client.close()
             stats = in_thread(manager.get_stats)
             assert (stats.clients, stats.clients_by_channel) == (0, {})
-            if not interrupted:
-                break
-        assert place > 3
+            return interrupted
 
-
-def test_a_client_that_is_interrupted_while_it_leaves_is_forgotten() -> None:
-    with SSEManager() as manager:
-        for place in count():
-            client = manager.subscribe(user="u")
-            interrupted = interrupt(client.close, place)
-            client.close()
-            stats = in_thread(manager.get_stats)
-            assert (stats.clients, stats.clients_by_channel) == (0, {})
-            if not interrupted:
-                break
-        assert place > 3
+        sweep(attempt)
 
 
 class Later:
@@ -209,17 +201,17 @@ class Everybody:
 
 
 def test_a_user_is_asked_about_once_though_the_watch_was_interrupted() -> None:
-    for place in count():
+    def attempt(place: int) -> bool:
         later, hub, asked = Later(), Everybody(), list[Any]()
-        revalidator = Revalidator(lambda user: bool(asked.append(user)), 1, hub, later)  # type: ignore[arg-type] # noqa: B023
-        interrupted = interrupt(lambda: revalidator.watch("u"), place)  # noqa: B023
+        revalidator = Revalidator(lambda user: bool(asked.append(user)), 1, hub, later)  # type: ignore[arg-type]
+        interrupted = interrupt(lambda: revalidator.watch("u"), place)
         revalidator.watch("u")  # for the next stream
         for task in later.tasks:
             task()
         assert (asked, hub.dismissed) == (["u"], ["u"])
-        if not interrupted:
-            break
-    assert place > 1
+        return interrupted
+
+    sweep(attempt, at_least=1)
 
 
 def test_a_watch_that_is_removed_under_interrupts_leaves_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,3 +42,14 @@ def interrupt(call: Callable[[], Any], place: int) -> bool:
     finally:
         sys.setprofile(None)
     return False
+
+
+def sweep(attempt: Callable[[int], bool], at_least: int = 3) -> None:
+    """Call ``attempt(place)`` for each place, until it returns False: the call has ended before this place.
+
+    There must be more than `at_least` places, or too little was interrupted.
+    """
+    for place in count():
+        if not attempt(place):
+            break
+    assert place > at_least

@@ -7,12 +7,15 @@ import random
 import re
 import threading
 from collections.abc import Callable, Hashable, Iterator
+from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
 
 from sse_batcher import Client, ClientOptions, InvalidEventError, SSEManager, TooManyClientsError, stream
 from sse_batcher.manager import process_of
+from sse_batcher.runtime.locks import new_lock
 from sse_batcher.streams.hub import Snapshot
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.wire import HEARTBEAT
@@ -245,7 +248,9 @@ def test_a_kick_of_what_cannot_be_is_refused(
     with pytest.raises(InvalidEventError, match=message) as caught:
         manager.kick(**who)
     assert caught.value.field in who
-    assert client._dismissed is None
+    manager.enqueue("item", 1, channel="team-7")
+    assert manager.flush_all(TIMEOUT)
+    assert [event for event, _, _ in take(client, 2)] == ["sse_open", "item"]
 
 
 @pytest.mark.parametrize(("kicked", "there"), [(7, "7"), ("7", 7)])
@@ -361,20 +366,43 @@ def test_who_is_kicked_after_the_state_keeps_the_place() -> None:
     assert last(client).id == "x-0"
 
 
-def test_a_kick_that_comes_while_a_stream_is_registered_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = Delivery().hub
-    after = hub._dismissals.after
-    kick = threading.Thread(target=lambda: hub.dismiss("kicked", user="ada"))
+class Passed:
+    """A lock, with a function that is called once: at the start or end of the block with this number, counted from 0.
 
-    def overtaken(*args: Any) -> str | None:
-        answer = after(*args)
-        kick.start()  # it has to wait for the lock that this look is made under
-        return answer
+    At the end, the lock is free.
+    """
 
-    monkeypatch.setattr(hub._dismissals, "after", overtaken)
-    client = hub.connect(("a",), user="ada", ticket=hub.ticket)
-    kick.join(TIMEOUT)
-    assert told(client)[-1][:2] == ("sse_bye", "kicked")
+    def __init__(self) -> None:
+        self.blocks = -1
+        self.happens: dict[tuple[str, int], Callable[[], object]] = {}
+        self._lock = new_lock()
+
+    def __enter__(self) -> None:
+        self.blocks += 1
+        self.happens.pop(("before", self.blocks), int)()
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        number = self.blocks
+        self._lock.release()
+        self.happens.pop(("after", number), int)()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lock, name)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kick_at_any_moment_of_a_connect_ends_the_stream(when: str) -> None:
+    for number in count():
+        lock = Passed()
+        hub = Delivery(lock=lock).hub
+        ticket, lock.blocks = hub.ticket, -1
+        lock.happens[when, number] = partial(hub.dismiss, "kicked", "ada")
+        client = hub.connect(("a",), user="ada", ticket=ticket)
+        if lock.happens:
+            break
+        assert told(client)[-1][:2] == ("sse_bye", "kicked")
+    assert number > 0
 
 
 def test_a_kick_between_the_call_of_stream_and_its_first_step_counts(make: Callable[..., SSEManager]) -> None:

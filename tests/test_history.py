@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
+import sys
 import tracemalloc
 from collections.abc import Collection, Sequence
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -268,8 +270,22 @@ def test_the_channel_forgotten_is_the_one_whose_last_eviction_is_the_longest_ago
 def test_the_number_of_floors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "MAX_FLOORS", 10)
     kept = filled([f"channel{number}" for number in range(1_000)], history_frames=5)
-    assert len(kept._floors) == 10
-    assert len(kept._lanes) == 5
+    # Of 995 channels the only frame was evicted, and the last ten have a floor of their own.
+    floors = {number: number + 1 if number >= 985 else 985 for number in range(995)}
+    for number, floor in floors.items():
+        assert kept.covers([f"channel{number}"], ResumePoint(floor))
+        assert not kept.covers([f"channel{number}"], ResumePoint(floor - 1))
+
+
+def test_a_channel_that_was_forgotten_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "MAX_FLOORS", 10)
+    channel = "".join(["so", "me"])
+    before = sys.getrefcount(channel)
+    kept = filled([channel, *"abcde"], history_frames=5)
+    assert sys.getrefcount(channel) > before  # it has a floor
+    for position in range(7, 30):
+        kept.append(frame(position, f"channel{position}"))
+    assert sys.getrefcount(channel) == before
 
 
 # -- frames that never come --------------------------------------------------------------------------------------------
@@ -305,7 +321,8 @@ def test_a_lost_frame_stays_missed_when_its_channel_was_forgotten(monkeypatch: p
     kept.lose("a", 4)
     for position in (5, 6, 7):
         kept.append(frame(position, "c"))  # b and * are evicted, so that a is forgotten; then a, which brings it back
-    assert list(kept._floors) == ["*", "a"]
+        if position == 6:
+            assert not kept.covers(["forgotten"], ResumePoint(3))
     assert not kept.covers(["a"], ResumePoint(3))
     assert kept.covers(["a"], ResumePoint(4))
 
@@ -502,6 +519,18 @@ def test_ten_thousand_reconnects_do_not_scan_the_history_each() -> None:
     assert Counted.compared < 10_000 * 80
 
 
+def longest(kept: History) -> int:
+    """The length of the longest container that the history holds."""
+    seen, waiting, found = set(), [vars(kept)], 0
+    while waiting:
+        value: Any = waiting.pop()
+        if id(value) not in seen and not isinstance(value, (type, ModuleType, FunctionType)):
+            seen.add(id(value))
+            found = max(found, len(value) if isinstance(value, Collection) else 0)
+            waiting += gc.get_referents(value)
+    return found
+
+
 def test_an_append_costs_the_same_however_long_the_history_is() -> None:
     kept = History(HistoryOptions(history_frames=1_000), Counted(0))
     for number in range(1, 1_001):
@@ -510,5 +539,4 @@ def test_an_append_costs_the_same_however_long_the_history_is() -> None:
     for number in range(1_001, 11_001):
         kept.append(frame(Counted(number)))
     assert Counted.compared < 10_000 * 8
-    (lane,) = kept._lanes.values()
-    assert len(lane.frames) <= 2 * 1_000 + 1  # what was cut off at the front is let go of
+    assert longest(kept) <= 2 * 1_000 + 1  # what was cut off at the front is let go of

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Hashable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -142,13 +143,20 @@ def test_a_database_that_is_away_is_not_logged_for_each_user(site: Asked, caplog
     assert logged(caplog) == [("ERROR", "Errors in a row: 6; users with errors: 100.")]
 
 
-def test_the_errors_of_users_who_have_left_are_forgotten(site: Asked) -> None:
+@pytest.mark.parametrize("user", ["ada", "bob"], ids=["the same user returns", "another user comes"])
+def test_the_errors_of_users_who_have_left_are_forgotten(
+    site: Asked, caplog: pytest.LogCaptureFixture, user: str
+) -> None:
     client = site.connect("ada")
-    site.answers["ada"] = None
+    site.answers["ada"] = site.answers["bob"] = None
     site.app_thread.pass_time()
     client.close()
     site.app_thread.pass_time()
-    assert site.revalidator._errors == {}
+    caplog.clear()
+    site.clock.now += QUIET_SECONDS
+    site.connect(user)
+    site.app_thread.pass_time()
+    assert logged(caplog) == [("WARNING", "Errors in a row: 1; users with errors: 1.")]
 
 
 def test_a_user_is_asked_about_again_whatever_was_raised(site: Asked) -> None:
@@ -249,11 +257,17 @@ def test_a_manager_asks_on_a_thread_of_its_own_and_ends_the_stream() -> None:
 # -- the app thread's later tasks --------------------------------------------------------------------------------------
 
 
-def test_a_task_for_later_runs_when_its_time_has_come_and_those_of_the_same_time_in_their_order(clock: Clock) -> None:
+def test_a_task_for_later_runs_when_its_time_has_come_and_those_of_the_same_time_in_their_order(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)  # its turns are taken here
     app_thread = AppThread(nullcontext, clock)
     ran: list[str] = []
     for seconds, name in [(5, "b"), (5, "c"), (1, "a")]:
-        app_thread._new_timed.put((clock.now + seconds, next(app_thread._numbers), lambda name=name: ran.append(name)))  # type: ignore[misc]
+        app_thread.post_later(seconds, partial(ran.append, name))
     assert app_thread.work() == 1
     clock.now += 1
     assert (app_thread.work(), ran) == (4, ["a"])

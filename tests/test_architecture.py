@@ -482,6 +482,83 @@ def test_no_test_module_imports_another() -> None:
     assert found == []
 
 
+NAMED_TUPLE_METHODS = {"_asdict", "_replace", "_make"}
+"""Public methods of every `NamedTuple`, in spite of their names."""
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name != "_"
+
+
+def names_given(node: ast.AST) -> list[str]:
+    """The names that a node of the library gives to functions, classes, variables and attributes."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        return [node.id]
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+        return [node.attr]
+    return []
+
+
+PRIVATE_NAMES = {
+    name for tree in TREES.values() for node in ast.walk(tree) for name in names_given(node) if is_private(name)
+} - NAMED_TUPLE_METHODS
+FUNCTIONS_OF_NAMES = {"getattr", "setattr", "delattr", "hasattr", "attrgetter", "object", "patch"}
+"""Functions, also of `monkeypatch` and `unittest.mock`, that take the name of an attribute as a string."""
+
+
+def private_names_in(source: str) -> set[tuple[int, str]]:
+    """The private names of the library that a test uses, each with its line. What is on `self` is the test's own."""
+    found: set[tuple[int, str]] = set()
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Attribute):
+            if not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}):
+                names = [node.attr]
+        elif isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call):
+            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            texts = [each.value for each in node.args if isinstance(each, ast.Constant)]
+            if function in FUNCTIONS_OF_NAMES:
+                names = [text.rpartition(".")[2] for text in texts if isinstance(text, str)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # a script that a test runs
+            names = re.findall(r"\b(?!self\b|cls\b)\w+\.(_[a-z]\w*)", node.value)
+        found |= {(node.lineno, name) for name in names if name in PRIVATE_NAMES}  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("engine._turn", ["_turn"]),
+        ("batcher.engine()._turn = hub._lock", ["_lock", "_turn"]),
+        ("self.hub._lock", ["_lock"]),
+        ("self._lock, cls._lock, hub.__class__, event._replace(id=1), os._exit(0)", []),
+        ("from sse_batcher.streams.history import History, _Lane", ["_Lane"]),
+        ("getattr(hub, '_lock'), monkeypatch.setattr(hub, '_turn', None)", ["_lock", "_turn"]),
+        ("monkeypatch.setattr('sse_batcher.runtime.process._open', None)", ["_open"]),
+        ("run('with manager._process: pass')", ["_process"]),
+        ("print('_lock')", []),
+    ],
+)
+def test_a_private_name_is_found_wherever_a_test_may_use_it(source: str, found: list[str]) -> None:
+    assert sorted(name for _, name in private_names_in(source)) == found
+
+
+def test_no_test_uses_a_private_name_of_the_library() -> None:
+    """What a test needs is public, or an argument of a constructor."""
+    folder = Path(__file__).parent
+    found = [
+        f"{path.relative_to(folder)}:{line}: {name}"
+        for path in sorted(folder.rglob("*.py"))
+        if path != Path(__file__)  # which has examples
+        for line, name in sorted(private_names_in(path.read_text()))
+    ]
+    assert found == []
+
+
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 CONTROL_FLOW = {"StopIteration", "Empty", "OSError", "AttributeError", "NotImplementedError", "AssertionError"}

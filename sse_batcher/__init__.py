@@ -22,7 +22,7 @@ from .errors import (
     TooManyClientsError,
     UsageError,
 )
-from .event import Batch, Event
+from .event import Batch, Event, Text
 from .manager import SSEManager
 from .options import BatchOptions, ClientOptions, HistoryOptions
 from .stats import BatcherStats, ManagerStats
@@ -56,6 +56,7 @@ __all__ = [
     "SSEBatcherError",
     "SSEManager",
     "Snapshot",
+    "Text",
     "TooManyClientsError",
     "UsageError",
     "signals",

@@ -25,6 +25,8 @@ MAX_CHANNELS = 100
 MAX_USER = 256
 """The most characters of a user that is a `str`, and the most digits of one that is an `int`."""
 _TOO_LARGE = 10**MAX_USER
+MAX_USERS = 1_000
+"""The most users that one event can be for."""
 
 
 class NotGiven(Enum):
@@ -36,32 +38,71 @@ class NotGiven(Enum):
 NOT_GIVEN: Final = NotGiven.NOT_GIVEN
 
 MIXED = "mixed"
+"""A reserved type: its batches would have the name of those of `BatchOptions(mixed=True)`."""
 BATCH_SUFFIX = "_batch"
-# MIXED is reserved because the batches of that type would have the name of those of `BatchOptions(mixed=True)`.
-RESERVED_TYPES = frozenset({"sse_open", "sse_gap", "sse_busy", "sse_bye", MIXED})
+RESERVED_PREFIX = "sse_"
+_DATA_FIELD_BYTES = len("data: ")
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # Control characters (category Cc), since a line end would forge a field. Lone surrogates (Cs), which UTF-8 lacks.
 _FORBIDDEN_IN_NAMES = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+User = str | int
+Users = tuple[User, ...]
+Audience = str | Users
+"""Whom an event is for: the clients of a channel, ``*`` (all clients), or the streams of some users in a fixed order."""
+
+EVERY_USER: Users = ()
+"""All users: an audience for what was lost, if it is not known which users it was for. No event has it."""
 
 Encode = Callable[[Any], str]
 encode_string: Callable[[str], str] = json.encoder.encode_basestring_ascii
 """The JSON of one string, as `encode_json` makes it, in a quarter of the time."""
 
 
+class Text(str):
+    """Text that goes out as it is, instead of JSON: HTML, Markdown, log lines, tokens.
+
+    It is not escaped. For HTML, use a template with autoescape, or ``markupsafe.Markup("<b>{}</b>").format(name)``.
+    """
+
+    __slots__ = ()
+
+
 class Event(NamedTuple):
-    """One event as it was enqueued. `json` is its data, encoded in the thread that enqueued it.
+    """One event as it was enqueued. `body` is its data on the wire: a `Text`, or JSON, encoded in the caller's thread.
 
     A tuple and not a dataclass, because each call of `enqueue` makes one.
     """
 
     type: str
-    channel: str
-    json: str
+    audience: Audience
+    body: str
+
+    @property
+    def channel(self) -> str | None:
+        """The channel, ``*`` for a broadcast. None if the event is for users."""
+        return channel_of(self.audience)
+
+    @property
+    def users(self) -> Users:
+        """The users whose streams get it. Empty if the event is for a channel."""
+        return users_of(self.audience)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it was enqueued as a `Text`."""
+        return is_text(self.body)
+
+    @property
+    def json(self) -> str:
+        """The data as JSON: of a text, its JSON string."""
+        return encode_string(self.body) if is_text(self.body) else self.body
 
     @property
     def data(self) -> Any:
-        """The data. Parsed at each access, so that changing the result changes nothing else."""
-        return json.loads(self.json)
+        """The data, a `Text` or what the JSON says. Made at each access, so that changing it changes nothing else."""
+        return self.body if is_text(self.body) else json.loads(self.body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +110,60 @@ class Batch:
     """The events of one window when it closed: one or more, in the order of delivery.
 
     `type` is the type of its events, or ``"mixed"``. `reason` says why it closed: ``time_window``, ``size_limit``,
-    ``leading``, ``critical``, ``manual`` or ``shutdown``. `timestamp` says when, in milliseconds since 1970.
+    ``leading``, ``critical``, ``kind``, ``manual`` or ``shutdown``. `timestamp` says when, in milliseconds since 1970.
+    `join` is what comes between its texts when they are sent as one event; None if they are not texts, or not all.
     """
 
-    channel: str
+    audience: Audience
     type: str
     events: tuple[Event, ...]
     reason: BatchReason
     timestamp: int
+    join: str | None = None
+
+    @property
+    def channel(self) -> str | None:
+        """The channel, ``*`` for a broadcast. None if the batch is for users."""
+        return channel_of(self.audience)
+
+    @property
+    def users(self) -> Users:
+        """The users whose streams get it. Empty if the batch is for a channel."""
+        return users_of(self.audience)
+
+
+def channel_of(audience: Audience) -> str | None:
+    """Return the channel, None if the audience is users."""
+    return audience if isinstance(audience, str) else None
+
+
+def users_of(audience: Audience) -> Users:
+    """Return the users, none if the audience is a channel."""
+    return () if isinstance(audience, str) else audience
+
+
+def is_text(body: str) -> bool:
+    """Return whether the body of an event is a text and not JSON."""
+    return isinstance(body, Text)
+
+
+def body_bytes(body: str) -> int:
+    """Return the bytes that the body of an event takes on the wire, without the first ``data: ``."""
+    return len(body) if body.__class__ is str else text_bytes(body)  # JSON is ASCII on one line
+
+
+def text_bytes(text: str) -> int:
+    """Return the bytes that a text takes on the wire, without the first ``data: ``: each line has one of its own."""
+    return (len(text) if text.isascii() else len(text.encode())) + _DATA_FIELD_BYTES * text.count("\n")
 
 
 def check_type(event_type: object) -> str:
     """Return an event's type as a plain `str`, or raise `InvalidEventError`."""
     name = _check_name(event_type, "type")
-    if name in RESERVED_TYPES or name.endswith(BATCH_SUFFIX):
+    if name == MIXED or name.startswith(RESERVED_PREFIX) or name.endswith(BATCH_SUFFIX):
         raise InvalidEventError(
-            f"the type {name!r} is reserved: {', '.join(sorted(RESERVED_TYPES))} and names that end in "
-            f"{BATCH_SUFFIX!r} are for what sse_batcher itself sends. Choose another name.",
+            f"the type {name!r} is reserved: {MIXED!r}, names that begin with {RESERVED_PREFIX!r} and names that end "
+            f"in {BATCH_SUFFIX!r} are for what sse_batcher itself sends. Choose another name.",
             field="type",
         )
     return name
@@ -111,20 +189,40 @@ def broadcast_named() -> InvalidEventError:
     )
 
 
-def check_channels(channels: Iterable[str]) -> tuple[str, ...]:
-    """Return the channels of one stream, each once, in the given order. Raises `InvalidEventError` unless 1 to 100."""
+def check_channels(channels: Iterable[str], *, may_be_none: bool = False) -> tuple[str, ...]:
+    """Return the channels of one stream, each once, in the given order. Raises `InvalidEventError` unless 1 to 100.
+
+    `may_be_none`: no channel is allowed, too, because the stream has a user.
+    """
     if isinstance(channels, str):
         raise InvalidEventError(f"channels must be several names, not one string: use ({channels!r},)", field="channel")
     names = tuple(dict.fromkeys(check_own_channel(channel) for channel in channels))
-    if not 1 <= len(names) <= MAX_CHANNELS:
-        raise InvalidEventError(f"a stream has 1 to {MAX_CHANNELS} channels, not {len(names)}", field="channel")
+    if not (names or may_be_none) or len(names) > MAX_CHANNELS:
+        raise InvalidEventError(
+            f"a stream has 1 to {MAX_CHANNELS} channels, not {len(names)}; without a channel, it has a user",
+            field="channel",
+        )
     return names
 
 
-def check_user(user: object) -> str | int:
+def check_users(user: object) -> Users:
+    """Return one user, or several in a list, tuple or set, as an audience. Raises `InvalidEventError`."""
+    if not isinstance(user, (list, tuple, set, frozenset)):
+        return (check_user(user),)
+    users = {check_user(each) for each in user}
+    if not 1 <= len(users) <= MAX_USERS:
+        raise InvalidEventError(f"an event is for 1 to {MAX_USERS} users, not {len(users)}", field="user")
+    return tuple(sorted(users, key=_user_order))  # the same users in any order share a window
+
+
+def _user_order(user: User) -> tuple[bool, User]:
+    return isinstance(user, str), user  # a str and an int cannot be compared
+
+
+def check_user(user: object) -> User:
     """Return the user as a plain `str` or `int`, or raise `InvalidEventError`. ``"7"`` and ``7`` are two users."""
     if user is None:
-        raise InvalidEventError("user is None: is the user logged in?", field="user")
+        raise InvalidEventError("user is None: nobody is logged in?", field="user")
     # type() and not isinstance(), which a proxy deceives, for example Flask-Login's current_user.
     if not issubclass(type(user), (str, int)) or isinstance(user, bool):
         raise InvalidEventError(
@@ -141,6 +239,31 @@ def check_user(user: object) -> str | int:
     if abs(number) >= _TOO_LARGE:
         raise InvalidEventError(f"a user that is an int has at most {MAX_USER} digits", field="user")
     return number
+
+
+def check_key(key: object) -> str:
+    """Return the JSON of the `key` of an event, so that 1 and "1" are two keys, or raise `InvalidEventError`."""
+    if isinstance(key, str):
+        return encode_string(str.__str__(key))
+    if isinstance(key, int) and not isinstance(key, bool):
+        return int.__repr__(key)
+    raise InvalidEventError(f"a key is a str or an int, not {type(key).__name__}", field="key")
+
+
+def check_text(text: str) -> Text:
+    """Return a text as it arrives, with LF for CR and CRLF. Raises `InvalidEventError` for what cannot be sent."""
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in text:
+        raise InvalidEventError("the text contains NUL, which cannot be sent: remove it", field="data")
+    found = None if text.isascii() else _LONE_SURROGATE.search(text)
+    if found:
+        raise InvalidEventError(
+            f"the text contains the lone surrogate {found[0]!r}, which is not UTF-8: remove it, or decode the text "
+            f"with errors='replace'",
+            field="data",
+        )
+    return text if text.__class__ is Text else Text(text)
 
 
 def check_pair(pair: object) -> tuple[Any, Any]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from . import signals
 from .backends import open_backend
-from .batching.batcher import refuse
+from .batching.batcher import put, refuse
 from .errors import BackendError, InvalidEventError, SSEBatcherError
 from .event import (
     BROADCAST,
@@ -21,12 +21,17 @@ from .event import (
     NOT_GIVEN,
     Encode,
     NotGiven,
+    Text,
+    User,
+    Users,
     broadcast_named,
     check_channel,
     check_channels,
     check_pair,
+    check_text,
     check_type,
     check_user,
+    check_users,
     encode_data,
     json_encoder,
 )
@@ -120,26 +125,49 @@ class SSEManager:
             check_function("revalidate", function)
         self._revalidate = function
 
-    def enqueue(self, event_type: str, data: Any, *, channel: str = DEFAULT_CHANNEL) -> None:
-        """Send an event to the clients of one channel, batched with others of its type.
+    def enqueue(
+        self,
+        event_type: str,
+        data: Any,
+        *,
+        channel: str | NotGiven = NOT_GIVEN,
+        key: str | int | None = None,
+        user: User | Collection[User] | NotGiven = NOT_GIVEN,
+    ) -> None:
+        """Send an event to the clients of one channel, or to all streams of a user, batched with others of its type.
 
-        Returns in microseconds. Raises as `EventBatcher.enqueue` does; it also refuses the channel ``*``.
+        `channel` is ``"default"`` if neither is given. `user` is a user as `subscribe` was given it, a str or an int,
+        or up to 1,000 of them in a list, tuple or set: they are one event. Within a window, an event replaces an older
+        one of its type with the same `key`, a str or an int. None: `BatchOptions.dedup_key` decides, except for texts.
+        `data` becomes JSON; a `Text` is sent as it is, and is not escaped.
+
+        Returns in microseconds. Raises as `EventBatcher.enqueue` does; it also refuses the channel ``*``, `user`
+        together with `channel`, and the user None.
         """
         batcher = self._process.get().batcher
         try:
-            if channel == BROADCAST:
-                refuse(batcher, broadcast_named())
-            batcher.enqueue(event_type, data, channel=channel)
+            if isinstance(user, NotGiven):
+                if isinstance(channel, NotGiven):
+                    channel = DEFAULT_CHANNEL
+                elif channel == BROADCAST:
+                    refuse(batcher, broadcast_named())
+                batcher.enqueue(event_type, data, channel=channel, key=key)
+            else:
+                try:
+                    users = _check_users(user, channel)
+                except InvalidEventError as error:
+                    refuse(batcher, error)
+                put(batcher, event_type, data, users, key)
         except SSEBatcherError as error:
-            self._refused(error, event_type, channel)
+            self._refused(error, event_type, channel, user)
             raise
 
-    def broadcast(self, event_type: str, data: Any) -> None:
+    def broadcast(self, event_type: str, data: Any, *, key: str | int | None = None) -> None:
         """Send an event to all clients, whatever their channels. Otherwise as `enqueue`."""
         try:
-            self._process.get().batcher.enqueue(event_type, data, channel=BROADCAST)
+            put(self._process.get().batcher, event_type, data, BROADCAST, key)
         except SSEBatcherError as error:
-            self._refused(error, event_type, BROADCAST)
+            self._refused(error, event_type, BROADCAST, NOT_GIVEN)
             raise
 
     def subscribe(
@@ -149,7 +177,7 @@ class SSEManager:
         *,
         batches: bool = True,
         snapshot: Snapshot | None = None,
-        user: str | int | None = None,
+        user: User | None = None,
         ticket: int | None = None,
     ) -> Client:
         """Open a stream: iterating the client gives its bytes, from the events that are enqueued after this call.
@@ -157,14 +185,15 @@ class SSEManager:
         `last_event_id` is the cursor of a client that comes back: it gets what came after it. The first block is
         ``sse_open`` if nothing is missing, otherwise ``sse_gap``. A client that is new, or has missed something, then
         gets the `snapshot`. Without `batches`, each event is a block of its own. `user` says whose stream it is, for
-        limits, `kick` and `revalidate`: a str or an int, None if it belongs to no user. A kick after the `ticket` ends
+        events of this user, limits, `kick` and `revalidate`: a str or an int, None if it belongs to no user. A stream
+        with a user may have no channel. A kick after the `ticket` ends
         the stream; if it is None, a kick after this call does. Close the client when its stream ends.
 
         Raises `InvalidEventError` for invalid channels or an invalid user, `TooManyClientsError` if a limit is reached,
         `BackendError` if it is not known at which position the stream begins, and `ClosedError` after `shutdown`.
         """
-        names = check_channels(channels)
         name = None if user is None else check_user(user)
+        names = check_channels(channels, may_be_none=name is not None)
         return self._process.get().subscribe(
             names, last_event_id, batches=batches, snapshot=snapshot, user=name, ticket=ticket
         )
@@ -180,7 +209,7 @@ class SSEManager:
             process.backend.open(None)  # or kicks that other processes made long ago would look new
         return process.hub.ticket
 
-    def kick(self, *, user: str | int | NotGiven = NOT_GIVEN, channel: str | NotGiven = NOT_GIVEN) -> int:
+    def kick(self, *, user: User | NotGiven = NOT_GIVEN, channel: str | NotGiven = NOT_GIVEN) -> int:
         """End the streams of this user, or of this channel, or of this user in this channel, in all processes.
 
         They get nothing more but ``sse_bye``. Browsers come back at once, and the app decides again whether they may
@@ -210,7 +239,10 @@ class SSEManager:
         process.backend.open(None)
         cursor, encode = process.format(process.hub.head), process.encode
         state = [check_pair(pair) for pair in take()]
-        blocks = [(check_type(event_type), encode_data(encode, data)) for event_type, data in state]
+        blocks = [
+            (check_type(event_type), check_text(data) if isinstance(data, Text) else encode_data(encode, data))
+            for event_type, data in state
+        ]
         ids = [*[None] * (len(blocks) - 1), cursor]
         named = zip(blocks, ids, strict=False)  # without blocks, there is one id too many
         return Snapshot(cursor, b"".join(block(event=name, data=text, id=id) for (name, text), id in named))
@@ -263,8 +295,16 @@ class SSEManager:
     def __exit__(self, *exc_info: object) -> None:
         self.shutdown()
 
-    def _refused(self, error: SSEBatcherError, event_type: object, channel: object) -> None:
-        signals.send(signals.event_refused, self, error=error, event_type=event_type, channel=channel)
+    def _refused(self, error: SSEBatcherError, event_type: object, channel: object, user: object) -> None:
+        if channel is NOT_GIVEN:
+            channel = DEFAULT_CHANNEL if user is NOT_GIVEN else None
+        signals.send(
+            *(signals.event_refused, self),
+            error=error,
+            event_type=event_type,
+            channel=channel,
+            user=None if user is NOT_GIVEN else user,
+        )
 
 
 def process_of(manager: SSEManager) -> ProcessState:
@@ -285,3 +325,12 @@ def _new_process(reference: weakref.ref[SSEManager], settings: Settings) -> Proc
 def _revalidate_of(reference: weakref.ref[SSEManager]) -> Ask | None:
     manager = reference()
     return None if manager is None else manager.revalidate
+
+
+def _check_users(user: object, channel: object) -> Users:
+    """Return the users of an event. Raises `InvalidEventError`."""
+    if channel is not NOT_GIVEN:
+        raise InvalidEventError(
+            "an event is for a channel or for users, not both: leave channel= or user= out, or call twice", field="user"
+        )
+    return check_users(user)

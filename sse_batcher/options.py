@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .errors import ConfigurationError, InvalidEventError
-from .event import check_type
+from .event import check_text, check_type, text_bytes
 from .functions import check_function
 
 DedupKey = str | Callable[[str, Any], Any] | None
@@ -28,7 +28,7 @@ DEFAULT_DEDUP_KEY = _Default("server")
 """The `dedup_key` of options that do not name one. It equals the name that it has, and is another object."""
 
 MAX_WINDOW = 10.0
-_PER_TYPE = ("batch_window", "max_batch_size", "dedup_key", "leading")
+_PER_TYPE = ("batch_window", "max_batch_size", "dedup_key", "join", "leading")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +39,11 @@ class TypeRules:
     batch_window: float
     max_batch_size: int
     dedup_key: DedupKey
+    join: str
     leading: bool
     critical: bool
+    join_bytes: int = field(init=False)
+    """The bytes that `join` takes on the wire."""
     batched: bool = field(init=False)
     """Whether there are windows at all: not with a window of 0 s or a size of 1."""
     dedup_by_default: bool = field(init=False)
@@ -48,6 +51,8 @@ class TypeRules:
 
     def __post_init__(self) -> None:
         _check_rules(self)
+        object.__setattr__(self, "join", check_text(self.join))
+        object.__setattr__(self, "join_bytes", text_bytes(self.join))
         object.__setattr__(self, "batched", self.batch_window > 0 and self.max_batch_size > 1)
         object.__setattr__(self, "dedup_by_default", self.dedup_key is DEFAULT_DEDUP_KEY)
         if self.dedup_by_default:
@@ -63,12 +68,16 @@ class BatchOptions:
     `max_batch_size`
         events at which a window closes early. 1: no batching.
     `max_frame_bytes`
-        the maximum size of one ``data:`` line in bytes, envelope included. A larger event is refused.
+        the maximum size of the data of one frame in bytes, as it goes over the wire: with the envelope of a batch, and
+        for text in UTF-8, with a ``data: `` for each line. A larger event is refused.
     `dedup_key`
         within a window, a newer event replaces an older one of the same type and the same key. A string: the key is
         that field of the data, if the data is a `dict` that has it. A callable ``(event_type, data) -> key or None``
-        runs in the thread that enqueues. ``None``: nothing is ever replaced. The default is the field ``"server"``;
+        runs in the thread that enqueues. ``None``: nothing is replaced but by `key`. Texts have no such key. The default is the field ``"server"``;
         as long as the app has not set this option, the first replacement of each type is logged as a warning.
+    `join`
+        what comes between the texts of a window, which are sent as one event: the default is a line end. Use ``""`` for
+        the tokens of a language model.
     `critical_types`
         types that are sent at once, right after the pending events of their channel.
     `mixed`
@@ -76,10 +85,10 @@ class BatchOptions:
     `leading`
         when idle, send the first event at once, and batch what follows within the window.
     `max_pending_bytes`
-        the maximum that may wait for the backend, counted as JSON plus 200 bytes for each event, which is about the
-        memory that it takes. Beyond that: `BacklogFullError`.
+        the maximum that may wait for the backend, counted as the data of each event on the wire plus 200 bytes, which is
+        about the memory that it takes. Beyond that: `BacklogFullError`.
     `per_type`
-        ``{type: {option: value}}``, overrides of `batch_window`, `max_batch_size`, `dedup_key` and `leading`.
+        ``{type: {option: value}}``, overrides of `batch_window`, `max_batch_size`, `dedup_key`, `join` and `leading`.
         With `mixed`, of `dedup_key` alone.
     """
 
@@ -87,6 +96,7 @@ class BatchOptions:
     max_batch_size: int = 50
     max_frame_bytes: int = 262_144
     dedup_key: DedupKey = DEFAULT_DEDUP_KEY
+    join: str = "\n"
     critical_types: Iterable[str] = frozenset({"hub_state", "error"})
     mixed: bool = False
     leading: bool = False
@@ -278,6 +288,12 @@ def _check_rules(rules: BatchOptions | TypeRules) -> None:
             check_function("dedup_key", rules.dedup_key)
         except TypeError as error:
             raise ConfigurationError(str(error), option="dedup_key") from error
+    if not isinstance(rules.join, str):
+        raise ConfigurationError(f"join must be a str that comes between texts, not {rules.join!r}", option="join")
+    try:
+        check_text(rules.join)
+    except InvalidEventError as error:
+        raise ConfigurationError(f"join: {error}", option="join") from error
     _flag("leading", rules.leading)
 
 

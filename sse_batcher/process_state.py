@@ -19,7 +19,7 @@ from blinker import NamedSignal
 from . import signals
 from .backends import open_backend
 from .batching.batcher import EventBatcher
-from .event import Batch, Encode, checked
+from .event import Batch, Encode, User, checked
 from .options import BatchOptions, ClientOptions, HistoryOptions
 from .reasons import BusyReason
 from .runtime.app_thread import AppThread
@@ -123,7 +123,7 @@ class ProcessState:
         *,
         batches: bool,
         snapshot: Snapshot | None,
-        user: str | int | None,
+        user: User | None,
         ticket: int | None,
     ) -> QueueClient:
         """Open a stream, as `SSEManager.subscribe` does, for channels and a user that were checked."""
@@ -139,16 +139,16 @@ class ProcessState:
             raise
         return client
 
-    def can_resume(self, channels: tuple[str, ...], last_event_id: str | None) -> bool:
+    def can_resume(self, channels: tuple[str, ...], user: User | None, last_event_id: str | None) -> bool:
         """Whether a client that comes with this id now gets all that it has missed, and needs no snapshot."""
         self.backend.open(last_event_id)
-        return self.hub.can_resume(channels, last_event_id)
+        return self.hub.can_resume(channels, user, last_event_id)
 
     def busy_block(self, reason: BusyReason, last_event_id: str | None = None) -> bytes:
         """The only block of a stream that cannot be opened now: the client comes back later, with the same cursor."""
         return self.hub.control.busy(reason, last_event_id)
 
-    def kick(self, user: str | int | None, channel: str | None) -> int:
+    def kick(self, user: User | None, channel: str | None) -> int:
         """End the streams of this user, or of this channel, or of this user in this channel, in all processes.
 
         Returns how many streams of this process end. Raises `BackendError`.
@@ -262,9 +262,9 @@ class ProcessState:
         self.questions.close(0)  # an answer of the app that is still to come is of no use
         return self.app_thread.close(deadline.left()) and closed and ended and delivered
 
-    def _warn_of_other_type(self, user: str | int) -> None:
+    def _warn_of_other_type(self, user: User) -> None:
         """Warn, once, if this user has no stream but the user that differs only in its type has one."""
-        other: str | int | None = str(user)
+        other: User | None = str(user)
         if isinstance(user, str):
             other = int(user) if user.isascii() and user.isdecimal() and str(int(user)) == user else None
         if self.hub.has_user(other) and not self.hub.has_user(user):
@@ -335,7 +335,7 @@ class Publisher:
         self._announcer.send(signals.batch_flushed, batch=batch)
 
 
-def _may_stay(find_revalidate: Callable[[], Ask | None], user: str | int) -> Any:
+def _may_stay(find_revalidate: Callable[[], Ask | None], user: User) -> Any:
     """The app's answer whether a user may keep the open streams; True if the app has no such function any more."""
     revalidate = find_revalidate()
     return True if revalidate is None else revalidate(user)
@@ -345,7 +345,7 @@ def _log_end(client: ClientInfo, farewell: Farewell) -> None:
     _log.info(
         "stream %d (%s) ended after %.1f s, %d frames, %d bytes: %s",
         client.id,
-        ", ".join(map(repr, client.channels)),  # some characters would forge a line, or reverse its direction
+        ", ".join(map(repr, client.channels)) or "no channel",  # some characters would forge a line, or reverse its direction
         farewell.duration,
         farewell.frames,
         farewell.bytes,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-BatchReason = Literal["time_window", "size_limit", "leading", "critical", "manual", "shutdown"]
+BatchReason = Literal["time_window", "size_limit", "leading", "critical", "kind", "manual", "shutdown"]
 """Why a window closed. The ``reason`` of a batch.
 
 - ``time_window``: its time was over.
 - ``size_limit``: it had as many events, or as many bytes, as a batch may have.
 - ``leading``: the option `leading` sends the first event after a pause at once.
 - ``critical``: an event of a critical type came, which waits for no window.
+- ``kind``: a text came after JSON of the same type, or JSON after texts.
 - ``manual``: `flush_all` was called.
 - ``shutdown``: the batcher was shut down.
 """

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, get_args
 
 from .errors import InvalidEventError
-from .event import BATCH_SUFFIX, MIXED, Batch, Event
+from .event import BATCH_SUFFIX, MIXED, Batch, Event, body_bytes, is_text
 from .reasons import BatchReason
 
 HEADERS = (
@@ -29,6 +29,9 @@ Position = tuple[int, ...]
 
 # Only these are line ends in the format. str.splitlines() also splits at U+2028, which would let data forge an event.
 _LINE_END = re.compile("\r\n|\r|\n")
+DEFAULT_TYPE = "message"
+"""The type of an event whose block has no ``event:`` line. Some clients, such as htmx 4, treat only such blocks as content."""
+
 _ID = re.compile(r"[A-Za-z0-9._~-]{1,128}\Z")
 _FORBIDDEN_IN_TYPE = re.compile("[\r\n\0]")
 _LONGEST_REASON = max(get_args(BatchReason), key=len)
@@ -39,11 +42,11 @@ def block(*, event: str, data: str, retry: int | None = None, id: str | None = N
     """Return one block: event, retry, data, and the id last.
 
     With the id first, a connection that breaks inside the block would make some clients resume after an event that they
-    never got. `retry` is in milliseconds. Raises `InvalidEventError` if a value would break out of its field.
+    never got. The type ``message`` is the default of the format, and is left out. `retry` is in milliseconds. Raises `InvalidEventError` if a value would break out of its field.
     """
     if _FORBIDDEN_IN_TYPE.search(event) or not event:
         raise InvalidEventError(f"the type {event!r} is empty or contains CR, LF or NUL", field="type")
-    lines = [f"event: {event}"]
+    lines = [] if event == DEFAULT_TYPE else [f"event: {event}"]
     if retry is not None:
         if isinstance(retry, bool) or not isinstance(retry, int) or retry < 0:
             raise InvalidEventError(f"retry must be a whole number of milliseconds, not {retry!r}", field="retry")
@@ -68,30 +71,40 @@ def control(event: str, data: Mapping[str, Any], *, retry: int, id: str | None) 
 
 def event_block(event: Event, id: str) -> bytes:
     """Return the block of one event, as it is without batching."""
-    return block(event=event.type, data=event.json, id=id)
+    return block(event=event.type, data=event.body, id=id)
 
 
 def batch_block(batch: Batch, id: str) -> bytes:
-    """Return the block of a batch: one event as it is without batching, several as one ``<type>_batch`` event."""
-    if len(batch.events) == 1:
-        return event_block(batch.events[0], id)
+    """Return the block of a batch: one event as it is without batching, several as one ``<type>_batch`` event.
+
+    Several texts are one event of their own type, joined.
+    """
+    events = batch.events
+    if len(events) == 1:
+        return event_block(events[0], id)
+    if batch.join is not None:
+        return block(event=batch.type, data=batch.join.join(event.body for event in events), id=id)
     if batch.type == MIXED:
-        values = [mixed_value(event.type, event.json) for event in batch.events]
+        values = [mixed_value(event) for event in events]
     else:
-        values = [event.json for event in batch.events]
+        values = [event.body for event in events]
     name = batch.type + BATCH_SUFFIX
     return block(event=name, data=_envelope(name, values, batch.reason, batch.timestamp), id=id)
 
 
-def mixed_value(event_type: str, data_json: str) -> str:
-    """Return the JSON of one event inside a ``mixed_batch``."""
-    return f'{{"type":{json.dumps(event_type)},"data":{data_json}}}'
+def mixed_value(event: Event) -> str:
+    """Return the JSON of one event inside a ``mixed_batch``. A text has another field, so it differs from a string."""
+    return f'{{"type":{json.dumps(event.type)},"{"text" if is_text(event.body) else "data"}":{event.json}}}'
+
+
+def mixed_bytes(event: Event) -> int:
+    """Return the bytes that an event takes in a ``mixed_batch``."""
+    return _mixed_bytes(event.type) + len(event.json)  # "data" and "text" have the same length
 
 
 @lru_cache(maxsize=4096)
-def mixed_bytes(event_type: str) -> int:
-    """Return the bytes that an event of this type takes in a ``mixed_batch``, without its own JSON."""
-    return len(mixed_value(event_type, ""))
+def _mixed_bytes(event_type: str) -> int:
+    return len(mixed_value(Event(event_type, "", "")))
 
 
 @lru_cache(maxsize=4096)
@@ -133,9 +146,12 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
-# The memory of the Python objects of a frame and of each of its events, without their text. Measured.
+# The memory of the Python objects of a frame, and for each of its events and users. Without their text. Measured.
 _FRAME_OBJECT_BYTES = 512
 _EVENT_OBJECT_BYTES = 128
+_USER_OBJECT_BYTES = 256
+# Python stores all characters of a string with as many bytes as the widest of them needs, which is at most so many.
+_WIDEST_CHARACTER_BYTES = 4
 
 
 class Frame:
@@ -170,8 +186,11 @@ class Frame:
         """The block without chunks, for a server that adds its own framing."""
         if self._plain is None:
             made = batch_block(self.batch, self.id)
-            # Twice: once for the block, and about as much for the JSON of the events.
-            self.held_bytes = 2 * len(made) + _FRAME_OBJECT_BYTES + _EVENT_OBJECT_BYTES * len(self.batch.events)
+            events = self.batch.events
+            # Once for the block, and about as much for the bodies of the events, which are ASCII unless they are texts.
+            bodies = len(made) if made.isascii() else sum(_WIDEST_CHARACTER_BYTES * len(event.body) for event in events)
+            objects = _EVENT_OBJECT_BYTES * len(events) + _USER_OBJECT_BYTES * len(self.batch.users)
+            self.held_bytes = len(made) + bodies + _FRAME_OBJECT_BYTES + objects
             self._plain = made
         return self._plain
 
@@ -188,7 +207,7 @@ class Frame:
         """The bytes that batching has saved: how much longer the events would be in blocks of their own."""
         if self._saved_bytes is None:
             events = self.batch.events
-            without = sum(_event_bytes(event.type) + len(event.json) + len(self.id) for event in events)
+            without = sum(_event_bytes(event.type) + body_bytes(event.body) + len(self.id) for event in events)
             self._saved_bytes = without - len(self.plain) if len(events) > 1 else 0
         return self._saved_bytes
 

@@ -65,7 +65,7 @@ def stream(
     if method not in {"GET", "HEAD"}:
         return _text("405 Method Not Allowed", f"use one of {_METHODS}\n", ("Allow", _METHODS))
     try:
-        names = check_channels(channels)
+        names = check_channels(channels, may_be_none=name is not None)
     except InvalidEventError as error:
         return _text("400 Bad Request", f"{error}\n")
     if method == "HEAD":
@@ -76,7 +76,7 @@ def stream(
     resumes, state, refusal = False, None, _refusal(process, server)
     if refusal is None and snapshot is not None:
         try:
-            resumes = process.can_resume(names, cursor)
+            resumes = process.can_resume(names, name, cursor)
             state = None if resumes else manager.snapshot(snapshot)
         except BackendError:
             refusal = "backend"

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Iterable
 
-from ..event import Batch
+from ..event import Batch, User
 from ..streams.history import ResumePoint, Slice
 from ..streams.roles import Receiver
 from ..wire import Frame, Position
@@ -40,10 +40,10 @@ class MemoryBackend:
         try:
             receiver.deliver(Frame(batch, position, self.format(position)))
         except Exception:
-            receiver.lose(batch.channel, position)
+            receiver.lose(batch.audience, position)
             raise
 
-    def kick(self, user: str | int | None, channel: str | None) -> None:
+    def kick(self, user: User | None, channel: str | None) -> None:
         receiver = self._receiver
         assert receiver is not None, "connect() comes first"
         receiver.dismiss("kicked", user, channel)
@@ -77,7 +77,7 @@ class MemoryBackend:
             return ResumePoint(refused="epoch")
         return ResumePoint((int(match[2]),), int(match[3] or 0))
 
-    def replay(self, channels: Iterable[str], point: ResumePoint) -> Slice | None:
+    def replay(self, channels: Iterable[str], user: User | None, point: ResumePoint) -> Slice | None:
         """Return None: frames that the history has dropped are nowhere else."""
         return None
 

@@ -14,15 +14,20 @@ from typing import Any, NoReturn
 from ..errors import InvalidEventError, SSEBatcherError
 from ..event import (
     DEFAULT_CHANNEL,
+    Audience,
     Batch,
     Encode,
     Event,
+    Text,
     check_channel,
+    check_key,
+    check_text,
     check_type,
     checked,
     encode_data,
     encode_json,
     encode_string,
+    text_bytes,
 )
 from ..functions import check_function
 from ..options import BatchOptions, TypeRules
@@ -71,37 +76,25 @@ class EventBatcher:
         self._channels: set[str] = set()
         self._engine = PerProcess(functools.partial(Engine, sink, self._options, clock, wall))
 
-    def enqueue(self, event_type: str, data: Any, *, channel: str = DEFAULT_CHANNEL) -> None:
+    def enqueue(
+        self, event_type: str, data: Any, *, channel: str = DEFAULT_CHANNEL, key: str | int | None = None
+    ) -> None:
         """Take one event. It is delivered within `batch_window` seconds plus scheduling, or at once if it is critical.
 
         Returns in microseconds, and never waits for the sink. `data` is encoded before it returns, so that the caller
-        may change the object afterwards.
+        may change the object afterwards; a `Text` is sent as it is. Within a window, an event replaces an older one of
+        its type with the same `key`, a str or an int. None: `BatchOptions.dedup_key` decides, except for texts.
 
-        Raises `InvalidEventError` if the type or channel is not allowed, or the data is too large or cannot be JSON;
-        `ClosedError` after `destroy`; `BacklogFullError` when `max_pending_bytes` wait. Other events are not affected.
+        Raises `InvalidEventError` if the type, channel or key is not allowed, or the data is too large or cannot be
+        sent; `ClosedError` after `destroy`; `BacklogFullError` when `max_pending_bytes` wait. Other events are not
+        affected.
         """
         try:
-            # Only an exact `str` is looked up, since another object may not be hashable. The slow way refuses it.
-            rules = self._rules.get(event_type) if event_type.__class__ is str else None
-            if rules is None:
-                rules = self._rules_of(event_type)
             if channel.__class__ is not str or channel not in self._channels:
                 channel = self._known_channel(channel)
-            text = encode_data(self._encode, data)
-            if len(text) > self._max_frame_bytes:
-                raise InvalidEventError(
-                    f"the data has {len(text)} bytes of JSON, more than max_frame_bytes={self._max_frame_bytes}. Let "
-                    f"the page fetch the rest, or raise max_frame_bytes (SSE_MAX_FRAME_BYTES)",
-                    field="data",
-                )
-            field = rules.dedup_key
-            # The fast check first: most events have no key.
-            keyless = field is None or (field.__class__ is str and data.__class__ is dict and field not in data)
-            key = None if keyless else self._key(rules, data)
         except InvalidEventError as error:
             refuse(self, error)
-        # Event(...) would call a function that is written in Python. This takes half as long.
-        self._engine.get().add(tuple.__new__(Event, (rules.type, channel, text)), rules, key)
+        put(self, event_type, data, channel, key)
 
     def flush_all(self, timeout: float | None = None) -> bool:
         """Close all windows now, and wait until the sink has taken everything that was enqueued before this call.
@@ -164,14 +157,33 @@ class EventBatcher:
         self._channels.add(name)
         return name
 
+    def _body(self, data: Any) -> str:
+        """Return the data as it is sent. Raises `InvalidEventError` if it cannot be sent, or is too large."""
+        if isinstance(data, Text):
+            body: str = check_text(data)
+            size, what = text_bytes(body), "bytes of text on the wire, where each line has 6 more"
+        else:
+            body = encode_data(self._encode, data)
+            size, what = len(body), "bytes of JSON"
+        if size > self._max_frame_bytes:
+            raise InvalidEventError(
+                f"the data has {size} {what}: more than max_frame_bytes={self._max_frame_bytes}. Let the page fetch the "
+                f"rest, or raise max_frame_bytes (SSE_MAX_FRAME_BYTES)",
+                field="data",
+            )
+        return body
+
     def _key(self, rules: TypeRules, data: Any) -> str | None:
         """Return the JSON text of the event's dedup key, so that 1, True and "1" are three keys."""
         how = rules.dedup_key
+        # The fast check first: most events have no key.
+        if how is None or (how.__class__ is str and data.__class__ is dict and how not in data) or isinstance(data, Text):
+            return None
         value = None
         if isinstance(how, str):
             if isinstance(data, dict):
                 value = data.get(how)
-        elif how is not None:
+        else:
             try:
                 value = how(rules.type, data)
             except Exception as error:
@@ -179,6 +191,21 @@ class EventBatcher:
         if value is None:
             return None
         return encode_string(value) if value.__class__ is str else encode_data(self._encode, value, "dedup_key")
+
+
+def put(batcher: EventBatcher, event_type: str, data: Any, audience: Audience, key: str | int | None) -> None:
+    """Take an event for an audience that was checked. For `EventBatcher.enqueue` and the layers above the batcher."""
+    try:
+        # Only an exact `str` is looked up, since another object may not be hashable. The slow way refuses it.
+        rules = batcher._rules.get(event_type) if event_type.__class__ is str else None
+        if rules is None:
+            rules = batcher._rules_of(event_type)
+        body = batcher._body(data)
+        name = batcher._key(rules, data) if key is None else check_key(key)
+    except InvalidEventError as error:
+        refuse(batcher, error)
+    # Event(...) would call a function that is written in Python. This takes half as long.
+    batcher._engine.get().add(tuple.__new__(Event, (rules.type, audience, body)), rules, name)
 
 
 def refuse(batcher: EventBatcher, error: SSEBatcherError) -> NoReturn:

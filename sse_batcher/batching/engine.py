@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import BacklogFullError, ClosedError
-from ..event import Batch, Event
+from ..event import Batch, Event, body_bytes
 from ..options import BatchOptions, TypeRules
 from ..reasons import BatchReason
 from ..runtime.locks import is_mine, new_lock, run_if_free
@@ -33,7 +33,7 @@ _log = logging.getLogger("sse_batcher.engine")
 SHUTDOWN: Final = "shutdown"
 
 EVENT_OBJECT_BYTES = 200
-"""About the memory of a pending event's Python objects, which counts as pending in addition to its JSON."""
+"""About the memory of a pending event's Python objects, which counts as pending in addition to its body."""
 
 EVENTS_PER_PASS = 100
 """Maximum number of events that the thread takes out of the inbox before it delivers what is ready. Between two passes,
@@ -44,7 +44,7 @@ MAX_REPLACED_TYPES = 10_000
 
 
 _Entry = tuple[Event, TypeRules, str | None, float]
-"""An event on its way into a window, with the rules of its type, the JSON of its dedup key, and when it came."""
+"""An event on its way into a window, with the rules of its type, the JSON of its key, and when it came."""
 
 
 class _Flush:
@@ -135,7 +135,7 @@ class Engine:
     def add(self, event: Event, rules: TypeRules, key: str | None) -> None:
         """Take an event. Raises `ClosedError` or `BacklogFullError`."""
         inbox = self._inbox
-        size = len(event.json) + EVENT_OBJECT_BYTES
+        size = _size(event)
         if self._pending_bytes + self._inbox_bytes + size > self._max_pending_bytes:
             self._check_backlog(size)
         now = self._clock()
@@ -317,7 +317,7 @@ class Engine:
                     continue
                 event, rules, key, now = item
                 events += 1
-                size += len(event.json) + EVENT_OBJECT_BYTES
+                size += _size(event)
                 replaced = add(event, rules, key, now)
                 if replaced is not None:
                     self._count_replaced_locked(replaced, rules)
@@ -358,7 +358,10 @@ class Engine:
         if self._windows.closed:
             timestamp = int(self._wall() * 1000)
             self._numbered += len(self._windows.closed)
-            self._ready.extend(Batch(*closed, timestamp) for closed in self._windows.closed)
+            self._ready.extend(
+                Batch(audience, event_type, events, reason, timestamp, join)
+                for audience, event_type, events, reason, join in self._windows.closed
+            )
             self._windows.closed.clear()
 
     def _deliver_ready_locked(self) -> None:
@@ -438,4 +441,4 @@ class Engine:
 
 def _size(event: Event) -> int:
     """Return how many bytes an event counts as long as it is pending."""
-    return len(event.json) + EVENT_OBJECT_BYTES
+    return body_bytes(event.body) + EVENT_OBJECT_BYTES

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..event import BROADCAST, MIXED, Event
+from ..event import BROADCAST, MIXED, Audience, Event, User, body_bytes, is_text, users_of
 from ..options import BatchOptions, TypeRules
 from ..reasons import BatchReason
 from ..wire import envelope_bytes, mixed_bytes
@@ -25,23 +25,27 @@ NEVER = float("inf")
 class Closed(NamedTuple):
     """The events of a window that has closed, in the order of delivery, and why it closed."""
 
-    channel: str
+    audience: Audience
     type: str
     events: tuple[Event, ...]
     reason: BatchReason
+    join: str | None = None
+    """What comes between the events, if they are texts that are sent as one."""
 
 
 class _Window:
-    __slots__ = ("bytes", "channel", "deadline", "events", "keyless", "number", "rules")
+    __slots__ = ("audience", "bytes", "deadline", "events", "keyless", "number", "rules", "texts")
 
-    def __init__(self, rules: TypeRules, channel: str, deadline: float, number: int) -> None:
+    def __init__(self, rules: TypeRules, audience: Audience, deadline: float, number: int) -> None:
         self.rules = rules
-        self.channel = channel
+        self.audience = audience
         self.deadline = deadline
         self.number = number  # rises with each window that is opened, so that windows can be sorted by age
-        # In the order of delivery. The key is the event's dedup key, or a number if it has none.
+        # In the order of delivery. The key is that by which events are replaced, or a number if the event has none.
         self.events: dict[object, Event] = {}
         self.keyless = 0
+        self.texts = False
+        """Whether its events are texts, which are joined. Has no meaning with `mixed`."""
         self.bytes = envelope_bytes(rules.type, rules.max_batch_size)
 
 
@@ -51,46 +55,50 @@ class Windows:
     def __init__(self, options: BatchOptions) -> None:
         self.closed: deque[Closed] = deque()
         self._max_frame_bytes = options.max_frame_bytes
-        # With `mixed`, a channel has one window, with these rules. Otherwise it has one for each type, with its rules.
+        # With `mixed`, an audience has one window, with these rules. Otherwise it has one for each type, with its rules.
         self._mixed = options.rules(MIXED) if options.mixed else None
-        self._open: dict[str, dict[str, _Window]] = {}
+        self._open: dict[Audience, dict[str, _Window]] = {}
+        self._audiences_of: dict[User, dict[Audience, None]] = {}  # those of the open windows
         # A heap of (deadline, number, window). A window that closes early stays here until its deadline.
         self._deadlines: list[tuple[float, int, _Window]] = []
         self._numbers = 0
 
     def add(self, event: Event, type_rules: TypeRules, key: str | None, now: float) -> Event | None:
-        """Add an event with the rules of its type and the JSON of its dedup key. Return the event that it replaced."""
-        channel = event.channel
+        """Add an event with the rules of its type and the JSON of its key. Return the event that it replaced."""
+        audience = event.audience
         if type_rules.critical:
             # Events that came before it are delivered before it. Later events open new windows.
             self.close_due(now)
-            self._close_all("critical", now, self._open if channel == BROADCAST else (channel, BROADCAST))
-            self._hand_out(channel, event.type, (event,), "critical")
+            self._close_all("critical", now, self._heard_by(audience))
+            self.closed.append(Closed(audience, event.type, (event,), "critical"))
             return None
         rules = self._mixed or type_rules
         if not rules.batched:
-            self._hand_out(channel, rules.type, (event,), "size_limit")
+            self.closed.append(Closed(audience, rules.type, (event,), "size_limit"))
             return None
 
-        types = self._open.get(channel)
+        types = self._open.get(audience)
         window = types.get(rules.type) if types else None
         if window is not None and window.deadline <= now:
             window = self._expire(window, now)
+        if window is not None and self._differs(window, event):
+            window = self._close(window, "kind", now)
         if window is None:
-            window = self._open_window(rules, channel, now)
+            window = self._open_window(rules, audience, now)
             if rules.leading:
-                self._hand_out(channel, rules.type, (event,), "leading")
+                self.closed.append(Closed(audience, rules.type, (event,), "leading"))
                 return None
 
         place: object = key if self._mixed is None else (event.type, key)
         old = None if key is None else window.events.get(place)
-        if old is None:
-            size, others = self._bytes(event), len(window.events)
-        else:
-            size, others = len(event.json) - len(old.json), len(window.events) - 1
+        size, others = self._bytes(event, rules), len(window.events)
+        if old is not None:
+            size, others = size - self._bytes(old, rules), others - 1
         if others and window.bytes + size > self._max_frame_bytes:
-            window = self._close(window, "size_limit", now) or self._open_window(rules, channel, now)
-            old, size = None, self._bytes(event)
+            window = self._close(window, "size_limit", now) or self._open_window(rules, audience, now)
+            old, size = None, self._bytes(event, rules)
+        if not window.events and self._mixed is None and is_text(event.body):
+            window.texts, window.bytes = True, -rules.join_bytes
         if key is None:
             window.keyless += 1
             place = window.keyless
@@ -114,11 +122,13 @@ class Windows:
         rules = self._mixed or type_rules
         if type_rules.critical or not rules.batched or ahead >= rules.max_batch_size:
             return NOW
-        types = self._open.get(event.channel)
+        types = self._open.get(event.audience)
         window = types.get(rules.type) if types else None
         if window is None or window.deadline <= now:
             return NOW if rules.leading else now + rules.batch_window
         if len(window.events) + ahead >= rules.max_batch_size or window.bytes + ahead_bytes > self._max_frame_bytes:
+            return NOW
+        if self._differs(window, event):
             return NOW
         return window.deadline
 
@@ -142,32 +152,57 @@ class Windows:
         self.close_due(now)
         self._close_all(reason, now, self._open)
 
-    def _close_all(self, reason: BatchReason, now: float, channels: Iterable[str]) -> None:
-        windows = [window for channel in channels for window in self._open.get(channel, {}).values()]
+    def _heard_by(self, audience: Audience) -> Iterable[Audience]:
+        """Return the audiences of open windows whose streams are, or may be, those of this audience."""
+        if audience == BROADCAST:
+            return self._open
+        if isinstance(audience, str):
+            return audience, BROADCAST
+        found = (other for user in audience for other in self._audiences_of.get(user, ()))
+        return dict.fromkeys((*found, BROADCAST))
+
+    def _close_all(self, reason: BatchReason, now: float, audiences: Iterable[Audience]) -> None:
+        windows = [window for audience in audiences for window in self._open.get(audience, {}).values()]
         for window in sorted(windows, key=lambda window: window.number):
             if window.events:
                 self._close(window, reason, now)
 
-    def _is_open(self, window: _Window) -> bool:
-        return self._open.get(window.channel, {}).get(window.rules.type) is window
+    def _differs(self, window: _Window, event: Event) -> bool:
+        """Return whether this event cannot join the window, because one of the two is text and the other is JSON."""
+        return window.texts is not is_text(event.body) and self._mixed is None and bool(window.events)
 
-    def _open_window(self, rules: TypeRules, channel: str, now: float) -> _Window:
+    def _is_open(self, window: _Window) -> bool:
+        return self._open.get(window.audience, {}).get(window.rules.type) is window
+
+    def _open_window(self, rules: TypeRules, audience: Audience, now: float) -> _Window:
         self._numbers += 1
-        window = _Window(rules, channel, now + rules.batch_window, self._numbers)
-        self._open.setdefault(channel, {})[rules.type] = window
+        window = _Window(rules, audience, now + rules.batch_window, self._numbers)
+        types = self._open.get(audience)
+        if types is None:
+            types = self._open[audience] = {}
+            for user in users_of(audience):
+                self._audiences_of.setdefault(user, {})[audience] = None
+        types[rules.type] = window
         heapq.heappush(self._deadlines, (window.deadline, window.number, window))
         return window
 
     def _close(self, window: _Window, reason: BatchReason, now: float) -> _Window | None:
         """Close a window. With `leading`, open the next one and return it: each window has one frame at most."""
-        types = self._open[window.channel]
-        del types[window.rules.type]
+        rules, audience = window.rules, window.audience
+        types = self._open[audience]
+        del types[rules.type]
         if not types:
-            del self._open[window.channel]
+            del self._open[audience]
+            for user in users_of(audience):
+                of_user = self._audiences_of[user]
+                del of_user[audience]
+                if not of_user:
+                    del self._audiences_of[user]
         if not window.events:
             return None  # a pause has followed the leading event, so the next event is a leading one again
-        self._hand_out(window.channel, window.rules.type, tuple(window.events.values()), reason)
-        return self._open_window(window.rules, window.channel, now) if window.rules.leading else None
+        join = rules.join if window.texts else None
+        self.closed.append(Closed(audience, rules.type, tuple(window.events.values()), reason, join))
+        return self._open_window(rules, audience, now) if rules.leading else None
 
     def _expire(self, window: _Window, now: float) -> _Window | None:
         """Close a window whose deadline has come. Return the window that is open at `now`, if any."""
@@ -176,9 +211,9 @@ class Windows:
             return self._close(following, "time_window", now)
         return following
 
-    def _hand_out(self, channel: str, event_type: str, events: tuple[Event, ...], reason: BatchReason) -> None:
-        self.closed.append(Closed(channel, event_type, events, reason))
-
-    def _bytes(self, event: Event) -> int:
-        """Return the bytes that an event adds to the frame: its JSON and a comma, and in a mixed batch its type."""
-        return len(event.json) + 1 if self._mixed is None else len(event.json) + 1 + mixed_bytes(event.type)
+    def _bytes(self, event: Event, rules: TypeRules) -> int:
+        """Return the bytes that an event adds to the frame: in a batch, its JSON and a comma; for texts, the join."""
+        if self._mixed is not None:
+            return mixed_bytes(event) + 1
+        body = event.body
+        return len(body) + 1 if body.__class__ is str else body_bytes(body) + rules.join_bytes

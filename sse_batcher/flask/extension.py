@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..event import (
     NOT_GIVEN,
     Encode,
     NotGiven,
+    User,
     check_channels,
     check_user,
     encode_json,
@@ -117,13 +118,24 @@ class SSE(Hooks):
             )
         return alive[0].manager
 
-    def enqueue(self, event_type: str, data: Any, *, channel: str = DEFAULT_CHANNEL) -> None:
-        """Send an event to the clients of one channel. See `SSEManager.enqueue`."""
-        self.manager.enqueue(event_type, data, channel=channel)
+    def enqueue(
+        self,
+        event_type: str,
+        data: Any,
+        *,
+        channel: str | NotGiven = NOT_GIVEN,
+        key: str | int | None = None,
+        user: User | Collection[User] | NotGiven = NOT_GIVEN,
+    ) -> None:
+        """Send an event to the clients of one channel, or to all streams of a user. See `SSEManager.enqueue`.
 
-    def broadcast(self, event_type: str, data: Any) -> None:
+        `user` is a user as `identify` returns it, or several.
+        """
+        self.manager.enqueue(event_type, data, channel=channel, key=key, user=user)
+
+    def broadcast(self, event_type: str, data: Any, *, key: str | int | None = None) -> None:
         """Send an event to all clients. See `SSEManager.broadcast`."""
-        self.manager.broadcast(event_type, data)
+        self.manager.broadcast(event_type, data, key=key)
 
     def cursor(self) -> str:
         """Return where the history of the current app's manager stands. See `SSEManager.cursor`."""
@@ -161,14 +173,15 @@ class SSE(Hooks):
         if not has_request_context():
             raise UsageError("sse.response() answers a request, and there is none: return it from a view")
         part = self._part_of(_real(current_app))
-        names = check_channels(channels)
         ticket = part.notes.ticket()
-        if request.method == "OPTIONS":
+        is_preflight = request.method == "OPTIONS"
+        if is_preflight:
             user = None  # a preflight comes without cookies, so `identify` might refuse it
         elif user is NOT_GIVEN:
             user = part.access.user()
         elif user is not None:
             user = check_user(user)
+        names = check_channels(channels, may_be_none=is_preflight or user is not None)
         return part.responder.allow_origin(part.responder.respond(names, user, ticket))
 
     def _pass_on_all(self) -> None:

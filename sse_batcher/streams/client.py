@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 from weakref import ref
 
+from ..event import Audience
 from ..options import ClientOptions
 from ..reasons import ByeReason, EndReason, GapReason
 from ..runtime.worker import take
@@ -79,6 +80,8 @@ class Home(NamedTuple):
     control: ControlBlocks
     catch_up: Callable[[QueueClient], bytes | None]
     """`Hub.catch_up`."""
+    settle: Callable[[OpenStream], None]
+    """`Hub.settle`."""
     remove: Callable[[OpenStream, EndReason], None]
     """`Hub.remove`."""
     make_queue: Callable[[], queue.SimpleQueue[Reference | None]]
@@ -128,7 +131,7 @@ class QueueClient(OpenStream, Client):
         self._successor: OpenStream | None = None  # by the loop's thread, under the hub's lock
 
     def __repr__(self) -> str:
-        channels = ", ".join(map(repr, self.channels))
+        channels = ", ".join(map(repr, self.channels)) or "no channel"
         user = "" if self.info.user is None else f", user {self.info.user!r}"
         state = "closed" if self._closed else "behind" if self._behind else "live"
         return f"<Client {self.info.id}: {channels}{user}, {state}>"
@@ -167,7 +170,7 @@ class QueueClient(OpenStream, Client):
 
     @property
     def listener(self) -> QueueClient:
-        """The stream itself, if the hub offers it each frame; None if a feed is offered them for it."""
+        """The stream itself."""
         return self
 
     @property
@@ -204,7 +207,7 @@ class QueueClient(OpenStream, Client):
         self._counts.overflows += 1
         self.fall_behind()
 
-    def lose(self, channel: str, position: Position, reason: GapReason) -> None:
+    def lose(self, audience: Audience, position: Position, reason: GapReason) -> None:
         """Note that a frame was lost before delivery. Called by the hub, under its lock."""
         self._lost = position, reason
 
@@ -307,6 +310,7 @@ class QueueClient(OpenStream, Client):
 
     def _say_goodbye(self, reason: ByeReason) -> bytes:
         self.farewell = reason
+        self._home.settle(self)
         # Without an id if the state was not handed out: a client that comes back with an id would never get it.
         return self._home.control.bye(self.point, reason, named=not self._state)
 

@@ -42,15 +42,15 @@ class ControlBlocks:
         point: ResumePoint,
         missed: GapReason | None,
         *,
-        channels: tuple[str, ...] = (),
+        channels: tuple[str, ...] | None = None,
         named: bool = True,
     ) -> bytes:
-        """Make the first block of a stream with these channels; without any, the block after a gap in a stream.
+        """Make the first block of a stream with these channels; None: the block after a gap in a stream.
 
         ``sse_gap`` if the client has `missed` something, else ``sse_open``. `named`: with the point as its id.
         """
         data: dict[str, Any] = {"heartbeat": self._heartbeat}
-        if channels:
+        if channels is not None:
             data["channels"] = channels
         id = self._id(point) if named else None
         if missed is None:

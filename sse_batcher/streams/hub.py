@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 from ..errors import BackendError, ClosedError
-from ..event import BROADCAST
+from ..event import BROADCAST, Audience, User
 from ..options import ClientOptions, HistoryOptions
 from ..reasons import ByeReason, EndReason, GapReason
 from ..runtime.locks import new_lock
@@ -38,6 +38,17 @@ class Snapshot(NamedTuple):
 
     cursor: str
     blocks: bytes
+
+
+class News(NamedTuple):
+    """What a feed has to give to its groups."""
+
+    frames: list[Frame]
+    """The next frames of the channels that its streams have; none if it is up to date."""
+    gone: list[str]
+    """Channels of which frames are gone."""
+    alone: list[OpenStream]
+    """Streams that have to read the history on their own, since there are frames for their users, or some are gone."""
 
 
 class Hub:
@@ -86,23 +97,23 @@ class Hub:
     # -- for the backend -----------------------------------------------------------------------------------------------
 
     def deliver(self, frame: Frame) -> None:
-        """Keep a frame, and offer it to the listeners of its channel."""
+        """Keep a frame, and offer it to the listeners of its channel or users."""
         _ = frame.plain  # encoded before the lock is taken, not while other threads wait for it
         # In one step: a client that connects meanwhile is either listed here, or finds the frame in the history.
         with self._departures, self._lock:
             self._history.append(frame)
-            listeners = self._registry.listeners(frame.batch.channel)
+            listeners = self._registry.listeners(frame.batch.audience)
         for listener in listeners:
             listener.offer(frame)
 
-    def lose(self, channel: str, position: Position, reason: GapReason = "publish_failed") -> None:
-        """Let the clients of this channel know that they have missed something, and those that return later, too."""
+    def lose(self, audience: Audience, position: Position, reason: GapReason = "publish_failed") -> None:
+        """Let the clients of this audience know that they have missed something, and those that return later, too."""
         with self._departures, self._lock:
-            self._history.lose(channel, position)
-            listeners = self._registry.listeners(channel)
+            self._history.lose(audience, position)
+            listeners = self._registry.listeners(audience)
             for listener in listeners:
                 # Under the lock: a stream that reads the history at this moment must find this reason.
-                listener.lose(channel, position, reason)
+                listener.lose(audience, position, reason)
         for listener in listeners:
             listener.fall_behind()
 
@@ -115,7 +126,7 @@ class Hub:
         *,
         batches: bool = True,
         snapshot: Snapshot | None = None,
-        user: str | int | None = None,
+        user: User | None = None,
         ticket: int | None = None,
     ) -> QueueClient:
         """Add a client. It reads the history from its cursor on, and is live when there is nothing more to read.
@@ -124,14 +135,14 @@ class Hub:
         `ticket`, it ends with its first step, and gets none of this. Raises `ClosedError` and `TooManyClientsError`,
         and `BackendError` if it is not known whether the client can go on.
         """
-        replayed = self._is_replayed(channels, last_event_id)
+        replayed = self._is_replayed(channels, user, last_event_id)
         client: QueueClient | None = None
         try:
             with self._departures, self._lock:
                 if self.closing is not None:
                     raise ClosedError("this manager was shut down and takes no more clients")
                 self._registry.check_limits(user)
-                opening = self._opening_locked(channels, last_event_id, replayed, snapshot)
+                opening = self._opening_locked(channels, user, last_event_id, replayed, snapshot)
                 info = ClientInfo(next(self._numbers), channels, user)
                 client = QueueClient(self._home(), info, opening, batches=batches)
                 if opening.point.position == self._history.head and not opening.point.part:
@@ -149,11 +160,11 @@ class Hub:
             raise
         return client
 
-    def can_resume(self, channels: tuple[str, ...], last_event_id: str | None) -> bool:
+    def can_resume(self, channels: tuple[str, ...], user: User | None, last_event_id: str | None) -> bool:
         """Return whether a client that came with this id now would miss nothing. Raises `BackendError`."""
-        replayed = self._is_replayed(channels, last_event_id)
+        replayed = self._is_replayed(channels, user, last_event_id)
         with self._departures, self._lock:
-            return self._opening_locked(channels, last_event_id, replayed).resumed
+            return self._opening_locked(channels, user, last_event_id, replayed).resumed
 
     @property
     def head(self) -> Position:
@@ -168,7 +179,7 @@ class Hub:
         """The number that a request notes for `connect`, before the app decides about the request. Takes no lock."""
         return self._dismissals.newest
 
-    def dismiss(self, reason: ByeReason, user: str | int | None = None, channel: str | None = None) -> int:
+    def dismiss(self, reason: ByeReason, user: User | None = None, channel: str | None = None) -> int:
         """End the streams of this user, or of this channel, or of this user in this channel, now.
 
         Streams that are being opened end, too, if they have an older ticket. Returns how many open streams end by this.
@@ -178,7 +189,7 @@ class Hub:
             streams = self._registry.streams(user)
         return sum(stream.dismiss(reason) for stream in streams if channel is None or channel in stream.channels)
 
-    def has_user(self, user: str | int | None) -> bool:
+    def has_user(self, user: User | None) -> bool:
         """Return whether this user has a stream."""
         with self._departures, self._lock:
             return self._registry.has_user(user)
@@ -247,25 +258,35 @@ class Hub:
         """
         with self._departures, self._lock:
             self._history.expire(self._cursors.now())
-            if not self._history.covers(stream.channels, stream.point):
+            channels, user = stream.channels, stream.info.user
+            if not self._history.covers(channels, user, stream.point):
                 return False
-            frames = self._history.read(stream.channels, stream.point, *self._slice)
+            frames = self._history.read(channels, user, stream.point, *self._slice)
             if frames:
                 stream.read_on(frames)
             else:
                 stream.go_live()
             return True
 
-    def replay(self, channels: tuple[str, ...], point: ResumePoint) -> Slice | None:
+    def replay(self, channels: tuple[str, ...], user: User | None, point: ResumePoint) -> Slice | None:
         """Return what comes after a point that is too old for the history. None if the backend does not have it either.
 
         May wait for the backend. Raises `BackendError`.
         """
-        older = self._cursors.replay(channels, point)
+        older = self._cursors.replay(channels, user, point)
         now = self._cursors.now()
         if older is not None and any(self._history.is_expired(frame, now) for frame in older.frames):
             return None
         return older
+
+    def settle(self, stream: OpenStream) -> None:
+        """Move a stream's point to the head, if there is nothing for the stream in between. Otherwise change nothing.
+
+        For a cursor that the client will come back with. That of a quiet channel would get old otherwise, and the floor
+        that all quiet channels have in common might rise above it.
+        """
+        with self._departures, self._lock:
+            stream.point = self._settled_locked(stream.channels, stream.info.user, stream.point)
 
     def skip(self, stream: OpenStream) -> bytes:
         """Make a stream live at the head. Return the block that says that it has missed something, and why."""
@@ -286,7 +307,7 @@ class Hub:
         if self.advance(client):
             return None
         try:
-            older = self.replay(client.channels, client.point)
+            older = self.replay(client.channels, client.info.user, client.point)
         except BackendError:
             older = None
         if older is None:
@@ -317,8 +338,8 @@ class Hub:
         with self._departures, self._lock:
             self._registry.unlisten(feed, channels)
 
-    def news(self, channels: Collection[str], position: Position, first: Position) -> tuple[list[Frame], list[str]]:
-        """Return the next frames for a feed, none if it is up to date; and the channels of which some are gone.
+    def news(self, feed: Listener, channels: Collection[str], position: Position, first: Position) -> News:
+        """Return what is new for a feed.
 
         `channels`: all that its streams ask for, and ``*``. The feed has read everything up to `position`. `first` is
         the position of the first frame that was offered to it since then: it has read everything before that, too.
@@ -327,15 +348,22 @@ class Hub:
         # risen above it, though no frame of that channel is missing.
         point = ResumePoint(first, part=1) if first > position else ResumePoint(position)
         with self._departures, self._lock:
-            return self._history.read_all(channels, point, *self._slice), self._history.gone(channels, point)
+            frames = self._history.read_all(channels, point, *self._slice)
+            return News(frames, self._history.gone(channels, point), self._alone_locked(feed, point))
 
-    def next_frames(self, channels: tuple[str, ...], position: Position) -> list[Frame] | None:
-        """Return what comes after this position, for streams that a feed listens for. None if some of it is gone."""
+    def next_frames(
+        self, feed: Listener, channels: tuple[str, ...], position: Position
+    ) -> tuple[list[Frame] | None, list[OpenStream]]:
+        """Return what comes after this position, for a group of streams with these channels.
+
+        The frames of the channels, None if some are gone; and the streams of the feed that have to read on their own.
+        """
         point = ResumePoint(position)
         with self._departures, self._lock:
-            if not self._history.covers(channels, point):
-                return None
-            return self._history.read(channels, point, *self._slice)
+            alone = self._alone_locked(feed, point)
+            if not self._history.covers(channels, None, point):
+                return None, alone
+            return self._history.read(channels, None, point, *self._slice), alone
 
     def count_thread_restart(self) -> None:
         """Count that a thread that drives streams of this hub is started again. Called by that thread."""
@@ -346,20 +374,34 @@ class Hub:
     def _home(self) -> Home:
         # Not kept here: its methods would make a cycle, and only the garbage collector would end a dropped hub, and the
         # reader of Redis with it.
-        return Home(self._options, self.clock, self.control, self.catch_up, self.remove, self._make_queue)
+        return Home(
+            self._options, self.clock, self.control, self.catch_up, self.settle, self.remove, self._make_queue
+        )
 
-    def _is_replayed(self, channels: tuple[str, ...], last_event_id: str | None) -> bool:
+    def _alone_locked(self, feed: Listener, point: ResumePoint) -> list[OpenStream]:
+        """Return the streams of this feed for whose users there are frames after the point, or such frames are gone."""
+        users = self._history.users_after(point).union(self._history.gone_users(self._registry.users(), point))
+        return self._registry.streams_of(feed, users) if users else []
+
+    def _settled_locked(self, channels: tuple[str, ...], user: User | None, point: ResumePoint) -> ResumePoint:
+        """Return the head, if there is nothing for such a stream between it and the point. Otherwise the point."""
+        history = self._history
+        is_up_to_date = history.covers(channels, user, point) and not history.has_news(channels, user, point)
+        return ResumePoint(history.head) if is_up_to_date and history.head > point.position else point
+
+    def _is_replayed(self, channels: tuple[str, ...], user: User | None, last_event_id: str | None) -> bool:
         """Return whether it takes the backend to go on at this id, and the backend can. Raises `BackendError`."""
         if not last_event_id:
             return False
         with self._departures, self._lock:
-            if self._opening_locked(channels, last_event_id).missed != "too_old":
+            if self._opening_locked(channels, user, last_event_id).missed != "too_old":
                 return False
-        return self.replay(channels, self._cursors.parse(last_event_id)) is not None
+        return self.replay(channels, user, self._cursors.parse(last_event_id)) is not None
 
     def _opening_locked(
         self,
         channels: tuple[str, ...],
+        user: User | None,
         last_event_id: str | None,
         replayed: bool = False,
         snapshot: Snapshot | None = None,
@@ -372,10 +414,10 @@ class Hub:
             missed = point.refused
             if missed is None and point.position > self._history.head:
                 missed = "malformed"  # no such frame was ever sent
-            if missed is None and not replayed and not self._history.covers(channels, point):
+            if missed is None and not replayed and not self._history.covers(channels, user, point):
                 missed = "too_old"
             if missed is None:
-                return Opening(point, resumed=True)
+                return Opening(self._settled_locked(channels, user, point), resumed=True)
         if snapshot is None:
             return Opening(ResumePoint(self._history.head), missed=missed)
         return Opening(self._cursors.parse(snapshot.cursor), missed=missed, state=snapshot.blocks)

@@ -62,8 +62,8 @@ class OpenStream(ABC):
 
     @property
     @abstractmethod
-    def listener(self) -> Listener | None:
-        """The stream itself, if the hub offers it each frame; None if a feed is offered them for it."""
+    def listener(self) -> Listener:
+        """What the hub offers the stream's frames: the stream itself, or a feed for many of them."""
 
     @property
     @abstractmethod
@@ -91,6 +91,10 @@ class OpenStream(ABC):
 
         Return False, and change nothing, if it was dismissed before.
         """
+
+    @abstractmethod
+    def fall_behind(self) -> None:
+        """Read what comes after `point` from the history, from now on. Called by the driver, or the delivering thread."""
 
     @abstractmethod
     def read_on(self, frames: Iterable[Frame]) -> None:

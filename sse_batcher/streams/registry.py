@@ -2,17 +2,17 @@
 
 Not thread-safe; the hub's lock guards it. `len` and `is_empty` may be called without it, too.
 
-A *listener* is offered each frame of its channels. A stream with a queue is its own listener. Other streams have a
-feed, which listens for many of them at once.
+A *listener* is offered each frame of its channels, and each frame for the users of its streams. A stream with a queue is
+its own listener. Other streams have a feed, which listens for many of them at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TypeVar
 
 from ..errors import TooManyClientsError
-from ..event import BROADCAST
+from ..event import BROADCAST, EVERY_USER, Audience, User
 from ..options import ClientOptions
 from .counts import Counts
 from .open_stream import OpenStream
@@ -29,7 +29,7 @@ class Registry:
         self._max_clients = options.max_clients
         self._max_clients_per_user = options.max_clients_per_user
         self._streams: dict[OpenStream, None] = {}
-        self._users: dict[str | int, dict[OpenStream, None]] = {}
+        self._users: dict[User, dict[OpenStream, None]] = {}
         self._listeners: dict[str, dict[Listener, None]] = {}  # by channel; all of them under "*"
         self._ended = Counts()  # of listeners that are gone
 
@@ -46,7 +46,7 @@ class Registry:
     def __contains__(self, stream: OpenStream) -> bool:
         return stream in self._streams
 
-    def check_limits(self, user: str | int | None) -> None:
+    def check_limits(self, user: User | None) -> None:
         """Raise `TooManyClientsError` if this user must not have another stream now."""
         most = self._max_clients
         if most is not None and len(self._streams) >= most:
@@ -65,17 +65,17 @@ class Registry:
 
     def remove(self, stream: OpenStream) -> None:
         """Remove a stream that is there, and its listener if that is the stream itself."""
-        if stream.listener is not None:
+        if stream.listener is stream:
             self.unlisten(stream.listener, (*stream.channels, BROADCAST))
         if stream.info.user is not None:
             _discard(self._users, stream.info.user, stream)
         del self._streams[stream]  # last: if this is interrupted, the stream is still here, and is removed again
 
-    def streams(self, user: str | int | None = None) -> list[OpenStream]:
+    def streams(self, user: User | None = None) -> list[OpenStream]:
         """Return the streams of this user; None: all."""
         return list(self._streams if user is None else self._users.get(user, ()))
 
-    def has_user(self, user: str | int | None) -> bool:
+    def has_user(self, user: User | None) -> bool:
         """Return whether this user has a stream."""
         return user in self._users
 
@@ -93,9 +93,22 @@ class Registry:
                 self._keep_counts(listener)
             _discard(self._listeners, channel, listener)
 
-    def listeners(self, channel: str) -> list[Listener]:
-        """Return the listeners of this channel; of ``*``, all."""
-        return list(self._listeners.get(channel, ()))
+    def listeners(self, audience: Audience) -> list[Listener]:
+        """Return the listeners of this channel, of ``*`` all, or those of the streams of these users."""
+        if isinstance(audience, str):
+            return list(self._listeners.get(audience, ()))
+        users = self._users if audience == EVERY_USER else audience
+        return list(dict.fromkeys(stream.listener for user in users for stream in self._users.get(user, ())))
+
+    def users(self) -> Collection[User]:
+        """Return the users that have a stream."""
+        return self._users.keys()
+
+    def streams_of(self, listener: Listener, users: Iterable[User]) -> list[OpenStream]:
+        """Return the streams of these users that this listener listens for."""
+        return [
+            stream for user in users for stream in self._users.get(user, ()) if stream.listener is listener
+        ]
 
     def counts(self) -> Counts:
         """Return what was handed to all streams, including those that have ended."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+from ..event import Audience, User
 from ..reasons import ByeReason, GapReason
 from ..wire import Frame, Position
 from .counts import Counts
@@ -23,7 +24,7 @@ class Cursors(Protocol):
     def parse(self, cursor: str) -> ResumePoint:
         """Read a client's cursor. It comes from outside, and may be any text."""
 
-    def replay(self, channels: Iterable[str], point: ResumePoint) -> Slice | None:
+    def replay(self, channels: Iterable[str], user: User | None, point: ResumePoint) -> Slice | None:
         """Return the next frames after a point that is too old for the hub's history. None: they are gone.
 
         May wait a little. Raises `BackendError` if the backend does not answer.
@@ -42,15 +43,15 @@ class Receiver(Protocol):
     def deliver(self, frame: Frame) -> None:
         """Take a frame."""
 
-    def lose(self, channel: str, position: Position, reason: GapReason = "publish_failed") -> None:
-        """Note that the frame of this channel at this position will never come, and why."""
+    def lose(self, audience: Audience, position: Position, reason: GapReason = "publish_failed") -> None:
+        """Note that the frame for this audience at this position will never come, and why."""
 
-    def dismiss(self, reason: ByeReason, user: str | int | None = None, channel: str | None = None) -> object:
+    def dismiss(self, reason: ByeReason, user: User | None = None, channel: str | None = None) -> object:
         """End the streams of this user, or of this channel, or of this user in this channel, now."""
 
 
 class Listener(Protocol):
-    """What the hub offers each frame of some channels: a stream with a queue of its own, or the feed of many streams.
+    """What the hub offers each frame of its streams: a stream with a queue of its own, or the feed of many streams.
 
     Compared by identity.
     """
@@ -62,8 +63,8 @@ class Listener(Protocol):
     def offer(self, frame: Frame) -> None:
         """Take a frame that was delivered. Must not wait. Called by one thread at a time."""
 
-    def lose(self, channel: str, position: Position, reason: GapReason) -> None:
-        """Note that this channel's frame at this position was lost before delivery. Called under the hub's lock."""
+    def lose(self, audience: Audience, position: Position, reason: GapReason) -> None:
+        """Note that the frame for this audience at this position was lost before delivery. Called under the hub's lock."""
 
     def fall_behind(self) -> None:
         """Let its streams read the history. Called after `lose`, by the same thread, without the lock."""

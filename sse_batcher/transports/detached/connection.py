@@ -99,8 +99,8 @@ class SocketClient(OpenStream):
     # -- for the hub ---------------------------------------------------------------------------------------------------
 
     @property
-    def listener(self) -> Listener | None:
-        return None  # its feed is offered the frames
+    def listener(self) -> Listener:
+        return self.group.feed
 
     @property
     def behind(self) -> bool:
@@ -112,7 +112,7 @@ class SocketClient(OpenStream):
 
     @property
     def lost(self) -> tuple[Position, GapReason] | None:
-        return self.group.lost
+        return self.group.feed.lost_in(self.channels, self.info.user)
 
     @property
     def handed(self) -> tuple[int, int]:
@@ -126,6 +126,14 @@ class SocketClient(OpenStream):
         self.dismissed = self.dismissed or reason
         self.group.loop.post(self)
         return first
+
+    def fall_behind(self) -> None:
+        group = self.group
+        if group.busy:
+            group.postponed.append(self)  # its position is known only after the group has sent to all of its clients
+        else:
+            group.leave(self)
+            group.loop.post(self)
 
     def read_on(self, frames: Iterable[Frame]) -> None:
         self._slice = list(frames)
@@ -248,8 +256,7 @@ class SocketClient(OpenStream):
         if self.fd < 0 or (self.live and self.dismissed is None):
             return False
         if self.live and self.group.busy:
-            # Its position is known only after the group has sent to all of its clients.
-            self.group.postponed.append(self)
+            self.fall_behind()
             return False
         self.group.leave(self)
         if self.dismissed == LEFT:
@@ -303,6 +310,7 @@ class SocketClient(OpenStream):
         """Send the ``sse_bye``. The connection is closed in the step after it was taken."""
         self.farewell = reason
         group = self.group
+        group.hub.settle(self)
         block = group.framed(group.hub.control.bye(self.point, reason))
         return self._say(block + LAST_CHUNK if group.chunked else block)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ...event import BROADCAST
+from ...event import BROADCAST, EVERY_USER, Audience, User
 from ...manager import SSEManager
 from ...reasons import ByeReason, GapReason
 from ...streams.client import QueueClient
@@ -63,7 +63,7 @@ class Feed:
         """The groups of each channel that clients have; under ``*``, all groups."""
         self._groups: dict[Key, Group] = {}
         self._replay = Replay(hub, loop.clock, loop.make_worker)
-        self._lost: dict[str, tuple[Position, GapReason]] = {}
+        self._lost: dict[Audience, tuple[Position, GapReason]] = {}
         self._lost_at = self.position
         self._heartbeat = client.options.heartbeat
         self._next_heartbeat_check = 0.0
@@ -76,8 +76,9 @@ class Feed:
     def offer(self, frame: Frame) -> None:
         self._note_news(frame.position)
 
-    def lose(self, channel: str, position: Position, reason: GapReason) -> None:
-        self._lost[channel] = position, reason
+    def lose(self, audience: Audience, position: Position, reason: GapReason) -> None:
+        # One place for all users, of whom there may be many. At worst, a gap has the reason of another user's gap.
+        self._lost[audience if isinstance(audience, str) else EVERY_USER] = position, reason
         self._lost_at = position
 
     def fall_behind(self) -> None:
@@ -119,9 +120,12 @@ class Feed:
         if unused:
             self.hub.unlisten(self, unused)
 
-    def lost_in(self, channels: Sequence[str]) -> tuple[Position, GapReason] | None:
-        """The position of the newest frame of these channels that never arrived, and why; None if there is none."""
-        lost = [self._lost[channel] for channel in (*channels, BROADCAST) if channel in self._lost]
+    def lost_in(self, channels: Sequence[str], user: User | None) -> tuple[Position, GapReason] | None:
+        """The position of the newest frame of such a stream that never arrived, and why; None if there is none."""
+        audiences: list[Audience] = [*channels, BROADCAST]
+        if user is not None:
+            audiences.append(EVERY_USER)
+        lost = [self._lost[audience] for audience in audiences if audience in self._lost]
         return max(lost, default=None)
 
     def replay(self, client: SocketClient) -> None:
@@ -163,20 +167,25 @@ class Feed:
         self._next_heartbeat_check = now + max(rest, self._heartbeat / HEARTBEAT_CHECKS)
 
     def _read(self, first: Position) -> list[Frame]:
-        """Read the next frames. Groups of channels that have lost some are split up: each client catches up alone."""
-        frames, gone = self.hub.news(self.channels, self.position, first)
-        for channel in gone:
+        """Read the next frames. Streams that cannot go on with their groups read on alone: they need other frames.
+
+        These are the streams of users who get frames of their own, and groups of channels that have lost some.
+        """
+        news = self.hub.news(self, self.channels, self.position, first)
+        for stream in news.alone:
+            stream.fall_behind()
+        for channel in news.gone:
             for group in self.channels[channel]:
                 group.split_up()
-        if frames:
-            self.position = frames[-1].position
-        return frames
+        if news.frames:
+            self.position = news.frames[-1].position
+        return news.frames
 
     def _by_group(self, frames: Sequence[Frame]) -> dict[Group, list[Frame]]:
         """Return for each group the frames that it has to send."""
         parts: dict[Group, list[Frame]] = {}
         for frame in frames:
-            for group in self.channels.get(frame.batch.channel, ()):
+            for group in self.channels.get(str(frame.batch.channel), ()):
                 parts.setdefault(group, []).append(frame)
         return parts
 

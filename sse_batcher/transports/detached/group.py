@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ...reasons import GapReason
 from ...streams.client import QueueClient
 from ...streams.history import ResumePoint
 from ...wire import HEARTBEAT, Frame, Position, chunk
@@ -73,11 +72,6 @@ class Group:
         """The numbers of frames and bytes that were handed to each client that was live all the time."""
         return self._frames, self._bytes
 
-    @property
-    def lost(self) -> tuple[Position, GapReason] | None:
-        """The position of the newest frame of its channels that never arrived, and why; None if there is none."""
-        return self.feed.lost_in(self.channels)
-
     # -- its clients ---------------------------------------------------------------------------------------------------
 
     def grow(self) -> None:
@@ -133,8 +127,7 @@ class Group:
             self._missed_frames = True  # what has happened is found after the present send
             return
         for client in [*self.in_step, *self.ahead]:
-            self.leave(client)
-            self.loop.post(client)
+            client.fall_behind()
 
     def until_heartbeat(self, now: float) -> float:
         """Return the seconds until the next heartbeat is due; 0 or less if it is due now."""
@@ -173,7 +166,9 @@ class Group:
         """Return the next frames that came while the group was busy. The feed has not waited for the group."""
         if not self._missed_frames:
             return ()
-        frames = self.hub.next_frames(self.channels, self.position)
+        frames, alone = self.hub.next_frames(self.feed, self.channels, self.position)
+        for stream in alone:
+            stream.fall_behind()  # before the group goes on: the frames for its user come first
         if not frames:
             self._missed_frames = False
             if frames is None or self.hub.closing is not None:
@@ -195,8 +190,7 @@ class Group:
                 client.point = IN_STEP
             elif position < last:
                 # The client has some of these frames and needs the others, which it reads from the history itself.
-                self.leave(client)
-                self.loop.post(client)
+                client.fall_behind()
 
     def _send(self, pieces: Sequence[bytes], frames: Sequence[Frame] = ()) -> Iterator[None]:
         """Send all pieces to all clients, as one block of bytes. Yields between turns.
@@ -238,8 +232,7 @@ class Group:
         # Before the next frames: a client that was dismissed while the group was busy must get nothing more.
         postponed, self.postponed = self.postponed, []
         for client in postponed:
-            self.leave(client)
-            self.loop.post(client)
+            client.fall_behind()
 
     def _handle_short_send(
         self, client: SocketClient, sent: int | None, pieces: Sequence[bytes], frames: Sequence[Frame], before: Position

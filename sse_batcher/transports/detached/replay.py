@@ -80,7 +80,7 @@ class Replay:
         The stream stays open until the backend answers again, and loses nothing.
         """
         try:
-            older = self._hub.replay(client.channels, client.point)
+            older = self._hub.replay(client.channels, client.info.user, client.point)
         except BackendError as error:
             if self._retry_seconds == FIRST_RETRY_SECONDS:
                 _log.warning(

@@ -73,8 +73,9 @@ class BatchOptions:
     `dedup_key`
         within a window, a newer event replaces an older one of the same type and the same key. A string: the key is
         that field of the data, if the data is a `dict` that has it. A callable ``(event_type, data) -> key or None``
-        runs in the thread that enqueues. ``None``: nothing is replaced but by `key`. Texts have no such key. The default is the field ``"server"``;
-        as long as the app has not set this option, the first replacement of each type is logged as a warning.
+        runs in the thread that enqueues. ``None``: nothing is replaced but by `key`. Texts have no such key. The
+        default is the field ``"server"``; as long as the app has not set this option, the first replacement of each
+        type is logged as a warning.
     `join`
         what comes between the texts of a window, which are sent as one event: the default is a line end. Use ``""`` for
         the tokens of a language model.
@@ -85,8 +86,8 @@ class BatchOptions:
     `leading`
         when idle, send the first event at once, and batch what follows within the window.
     `max_pending_bytes`
-        the maximum that may wait for the backend, counted as the data of each event on the wire plus 200 bytes, which is
-        about the memory that it takes. Beyond that: `BacklogFullError`.
+        the maximum that may wait for the backend, counted as the data of each event on the wire plus 200 bytes, which
+        is about the memory that it takes. Beyond that: `BacklogFullError`.
     `per_type`
         ``{type: {option: value}}``, overrides of `batch_window`, `max_batch_size`, `dedup_key`, `join` and `leading`.
         With `mixed`, of `dedup_key` alone.

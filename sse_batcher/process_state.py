@@ -139,10 +139,10 @@ class ProcessState:
             raise
         return client
 
-    def can_resume(self, channels: tuple[str, ...], user: User | None, last_event_id: str | None) -> bool:
+    def can_resume(self, channels: tuple[str, ...], last_event_id: str | None, user: User | None) -> bool:
         """Whether a client that comes with this id now gets all that it has missed, and needs no snapshot."""
         self.backend.open(last_event_id)
-        return self.hub.can_resume(channels, user, last_event_id)
+        return self.hub.can_resume(channels, last_event_id, user)
 
     def busy_block(self, reason: BusyReason, last_event_id: str | None = None) -> bytes:
         """The only block of a stream that cannot be opened now: the client comes back later, with the same cursor."""
@@ -345,7 +345,8 @@ def _log_end(client: ClientInfo, farewell: Farewell) -> None:
     _log.info(
         "stream %d (%s) ended after %.1f s, %d frames, %d bytes: %s",
         client.id,
-        ", ".join(map(repr, client.channels)) or "no channel",  # some characters would forge a line, or reverse its direction
+        ", ".join(map(repr, client.channels))
+        or "no channel",  # some characters would forge a line, or reverse its direction
         farewell.duration,
         farewell.frames,
         farewell.bytes,

@@ -29,7 +29,7 @@ client_disconnected = _signals.signal(
 batch_flushed = _signals.signal("batch_flushed", "The backend took a batch. Arguments: batch (a `Batch`).")
 event_refused = _signals.signal(
     "event_refused",
-    "A call of enqueue or broadcast raised. Arguments: error, event_type, channel and user, as they were given, or None.",
+    "A call of enqueue or broadcast raised. Arguments: error, event_type, channel, user, as they were given, or None.",
 )
 
 

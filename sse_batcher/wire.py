@@ -30,7 +30,7 @@ Position = tuple[int, ...]
 # Only these are line ends in the format. str.splitlines() also splits at U+2028, which would let data forge an event.
 _LINE_END = re.compile("\r\n|\r|\n")
 DEFAULT_TYPE = "message"
-"""The type of an event whose block has no ``event:`` line. Some clients, such as htmx 4, treat only such blocks as content."""
+"""The type of a block without an ``event:`` line, by the standard. Some clients, such as htmx 4, show only those."""
 
 _ID = re.compile(r"[A-Za-z0-9._~-]{1,128}\Z")
 _FORBIDDEN_IN_TYPE = re.compile("[\r\n\0]")
@@ -42,7 +42,8 @@ def block(*, event: str, data: str, retry: int | None = None, id: str | None = N
     """Return one block: event, retry, data, and the id last.
 
     With the id first, a connection that breaks inside the block would make some clients resume after an event that they
-    never got. The type ``message`` is the default of the format, and is left out. `retry` is in milliseconds. Raises `InvalidEventError` if a value would break out of its field.
+    never got. The type ``message`` is the default of the format, and is left out. `retry` is in milliseconds. Raises
+    `InvalidEventError` if a value would break out of its field.
     """
     if _FORBIDDEN_IN_TYPE.search(event) or not event:
         raise InvalidEventError(f"the type {event!r} is empty or contains CR, LF or NUL", field="type")
@@ -84,10 +85,7 @@ def batch_block(batch: Batch, id: str) -> bytes:
         return event_block(events[0], id)
     if batch.join is not None:
         return block(event=batch.type, data=batch.join.join(event.body for event in events), id=id)
-    if batch.type == MIXED:
-        values = [mixed_value(event) for event in events]
-    else:
-        values = [event.body for event in events]
+    values = [mixed_value(event) if batch.type == MIXED else event.body for event in events]
     name = batch.type + BATCH_SUFFIX
     return block(event=name, data=_envelope(name, values, batch.reason, batch.timestamp), id=id)
 

@@ -76,7 +76,7 @@ def stream(
     resumes, state, refusal = False, None, _refusal(process, server)
     if refusal is None and snapshot is not None:
         try:
-            resumes = process.can_resume(names, name, cursor)
+            resumes = process.can_resume(names, cursor, name)
             state = None if resumes else manager.snapshot(snapshot)
         except BackendError:
             refusal = "backend"

@@ -206,7 +206,7 @@ def batched(lines: Iterable[str]) -> tuple[list[Batch], BatcherStats]:
     for batch in batches:
         assert_type(batch.events, tuple[Event, ...])
         for event in batch.events:
-            assert_type((event.type, event.channel, event.json), tuple[str, str, str])
+            assert_type((event.type, event.channel, event.json), tuple[str, str | None, str])
     return batches, stats
 
 

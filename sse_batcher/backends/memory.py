@@ -77,7 +77,7 @@ class MemoryBackend:
             return ResumePoint(refused="epoch")
         return ResumePoint((int(match[2]),), int(match[3] or 0))
 
-    def replay(self, channels: Iterable[str], user: User | None, point: ResumePoint) -> Slice | None:
+    def replay(self, channels: Iterable[str], point: ResumePoint, user: User | None) -> Slice | None:
         """Return None: frames that the history has dropped are nowhere else."""
         return None
 

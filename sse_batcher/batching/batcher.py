@@ -167,8 +167,8 @@ class EventBatcher:
             size, what = len(body), "bytes of JSON"
         if size > self._max_frame_bytes:
             raise InvalidEventError(
-                f"the data has {size} {what}: more than max_frame_bytes={self._max_frame_bytes}. Let the page fetch the "
-                f"rest, or raise max_frame_bytes (SSE_MAX_FRAME_BYTES)",
+                f"the data has {size} {what}: more than max_frame_bytes={self._max_frame_bytes}. Let the page fetch "
+                f"the rest, or raise max_frame_bytes (SSE_MAX_FRAME_BYTES)",
                 field="data",
             )
         return body
@@ -177,7 +177,11 @@ class EventBatcher:
         """Return the JSON text of the event's dedup key, so that 1, True and "1" are three keys."""
         how = rules.dedup_key
         # The fast check first: most events have no key.
-        if how is None or (how.__class__ is str and data.__class__ is dict and how not in data) or isinstance(data, Text):
+        if (
+            how is None
+            or (how.__class__ is str and data.__class__ is dict and how not in data)
+            or isinstance(data, Text)
+        ):
             return None
         value = None
         if isinstance(how, str):

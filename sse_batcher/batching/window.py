@@ -55,7 +55,7 @@ class Windows:
     def __init__(self, options: BatchOptions) -> None:
         self.closed: deque[Closed] = deque()
         self._max_frame_bytes = options.max_frame_bytes
-        # With `mixed`, an audience has one window, with these rules. Otherwise it has one for each type, with its rules.
+        # With `mixed`, an audience has one window, with these rules. Otherwise it has one for each type.
         self._mixed = options.rules(MIXED) if options.mixed else None
         self._open: dict[Audience, dict[str, _Window]] = {}
         self._audiences_of: dict[User, dict[Audience, None]] = {}  # those of the open windows

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..event import BROADCAST, EVERY_USER, Audience, User
@@ -110,14 +110,14 @@ class History:
         """Return whether a frame, kept here or elsewhere, is older than the age limit. Needs no lock."""
         return self._max_age_ms is not None and frame.time < now_ms - self._max_age_ms
 
-    def covers(self, channels: Iterable[str], user: User | None, point: ResumePoint) -> bool:
+    def covers(self, channels: Iterable[str], point: ResumePoint, user: User | None = None) -> bool:
         """Return whether all frames of these channels, of ``*`` and of the user that came after the point are here."""
         floor = max(map(self._channels.floor, (*channels, BROADCAST)))
         if user is not None:
             floor = max(floor, self._users.floor(user))
         return bool(floor < point.position if point.part else floor <= point.position)
 
-    def has_news(self, channels: Iterable[str], user: User | None, point: ResumePoint) -> bool:
+    def has_news(self, channels: Iterable[str], point: ResumePoint, user: User | None = None) -> bool:
         """Return whether `read` would return a frame."""
         newest = [self._channels.newest(channel) for channel in (*channels, BROADCAST)]
         if user is not None:
@@ -128,7 +128,12 @@ class History:
         )
 
     def read(
-        self, channels: Iterable[str], user: User | None, point: ResumePoint, max_frames: int, max_bytes: int
+        self,
+        channels: Iterable[str],
+        point: ResumePoint,
+        max_frames: int,
+        max_bytes: int,
+        user: User | None = None,
     ) -> list[Frame]:
         """Return the frames of these channels, of ``*`` and of the user after the point, in order.
 
@@ -255,7 +260,7 @@ class _Shelf(Generic[Name]):
 
 
 class _Lane:
-    """The frames of one channel or user: a list that is cut off at the front, so that a position is found by bisection."""
+    """The frames of one channel or user: a list that is cut off at the front. A position is found by bisection."""
 
     __slots__ = ("frames", "start")
 

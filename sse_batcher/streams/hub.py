@@ -160,7 +160,7 @@ class Hub:
             raise
         return client
 
-    def can_resume(self, channels: tuple[str, ...], user: User | None, last_event_id: str | None) -> bool:
+    def can_resume(self, channels: tuple[str, ...], last_event_id: str | None, user: User | None = None) -> bool:
         """Return whether a client that came with this id now would miss nothing. Raises `BackendError`."""
         replayed = self._is_replayed(channels, user, last_event_id)
         with self._departures, self._lock:
@@ -259,21 +259,21 @@ class Hub:
         with self._departures, self._lock:
             self._history.expire(self._cursors.now())
             channels, user = stream.channels, stream.info.user
-            if not self._history.covers(channels, user, stream.point):
+            if not self._history.covers(channels, stream.point, user):
                 return False
-            frames = self._history.read(channels, user, stream.point, *self._slice)
+            frames = self._history.read(channels, stream.point, *self._slice, user)
             if frames:
                 stream.read_on(frames)
             else:
                 stream.go_live()
             return True
 
-    def replay(self, channels: tuple[str, ...], user: User | None, point: ResumePoint) -> Slice | None:
+    def replay(self, channels: tuple[str, ...], point: ResumePoint, user: User | None = None) -> Slice | None:
         """Return what comes after a point that is too old for the history. None if the backend does not have it either.
 
         May wait for the backend. Raises `BackendError`.
         """
-        older = self._cursors.replay(channels, user, point)
+        older = self._cursors.replay(channels, point, user)
         now = self._cursors.now()
         if older is not None and any(self._history.is_expired(frame, now) for frame in older.frames):
             return None
@@ -307,7 +307,7 @@ class Hub:
         if self.advance(client):
             return None
         try:
-            older = self.replay(client.channels, client.info.user, client.point)
+            older = self.replay(client.channels, client.point, client.info.user)
         except BackendError:
             older = None
         if older is None:
@@ -361,9 +361,9 @@ class Hub:
         point = ResumePoint(position)
         with self._departures, self._lock:
             alone = self._alone_locked(feed, point)
-            if not self._history.covers(channels, None, point):
+            if not self._history.covers(channels, point):
                 return None, alone
-            return self._history.read(channels, None, point, *self._slice), alone
+            return self._history.read(channels, point, *self._slice), alone
 
     def count_thread_restart(self) -> None:
         """Count that a thread that drives streams of this hub is started again. Called by that thread."""
@@ -386,7 +386,7 @@ class Hub:
     def _settled_locked(self, channels: tuple[str, ...], user: User | None, point: ResumePoint) -> ResumePoint:
         """Return the head, if there is nothing for such a stream between it and the point. Otherwise the point."""
         history = self._history
-        is_up_to_date = history.covers(channels, user, point) and not history.has_news(channels, user, point)
+        is_up_to_date = history.covers(channels, point, user) and not history.has_news(channels, point, user)
         return ResumePoint(history.head) if is_up_to_date and history.head > point.position else point
 
     def _is_replayed(self, channels: tuple[str, ...], user: User | None, last_event_id: str | None) -> bool:
@@ -396,7 +396,7 @@ class Hub:
         with self._departures, self._lock:
             if self._opening_locked(channels, user, last_event_id).missed != "too_old":
                 return False
-        return self.replay(channels, user, self._cursors.parse(last_event_id)) is not None
+        return self.replay(channels, self._cursors.parse(last_event_id), user) is not None
 
     def _opening_locked(
         self,
@@ -414,7 +414,7 @@ class Hub:
             missed = point.refused
             if missed is None and point.position > self._history.head:
                 missed = "malformed"  # no such frame was ever sent
-            if missed is None and not replayed and not self._history.covers(channels, user, point):
+            if missed is None and not replayed and not self._history.covers(channels, point, user):
                 missed = "too_old"
             if missed is None:
                 return Opening(self._settled_locked(channels, user, point), resumed=True)

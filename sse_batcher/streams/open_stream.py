@@ -94,7 +94,7 @@ class OpenStream(ABC):
 
     @abstractmethod
     def fall_behind(self) -> None:
-        """Read what comes after `point` from the history, from now on. Called by the driver, or the delivering thread."""
+        """Read what comes after `point` from the history. Called by the driver or the delivering thread."""
 
     @abstractmethod
     def read_on(self, frames: Iterable[Frame]) -> None:

@@ -2,8 +2,8 @@
 
 Not thread-safe; the hub's lock guards it. `len` and `is_empty` may be called without it, too.
 
-A *listener* is offered each frame of its channels, and each frame for the users of its streams. A stream with a queue is
-its own listener. Other streams have a feed, which listens for many of them at once.
+A *listener* is offered each frame of its channels, and each frame for the users of its streams. A stream with a queue
+is its own listener. Other streams have a feed, which listens for many of them at once.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Registry:
 
     def remove(self, stream: OpenStream) -> None:
         """Remove a stream that is there, and its listener if that is the stream itself."""
-        if stream.listener is stream:
+        listener: object = stream.listener
+        if listener is stream:
             self.unlisten(stream.listener, (*stream.channels, BROADCAST))
         if stream.info.user is not None:
             _discard(self._users, stream.info.user, stream)
@@ -106,9 +107,7 @@ class Registry:
 
     def streams_of(self, listener: Listener, users: Iterable[User]) -> list[OpenStream]:
         """Return the streams of these users that this listener listens for."""
-        return [
-            stream for user in users for stream in self._users.get(user, ()) if stream.listener is listener
-        ]
+        return [stream for user in users for stream in self._users.get(user, ()) if stream.listener is listener]
 
     def counts(self) -> Counts:
         """Return what was handed to all streams, including those that have ended."""

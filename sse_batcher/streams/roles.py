@@ -24,7 +24,7 @@ class Cursors(Protocol):
     def parse(self, cursor: str) -> ResumePoint:
         """Read a client's cursor. It comes from outside, and may be any text."""
 
-    def replay(self, channels: Iterable[str], user: User | None, point: ResumePoint) -> Slice | None:
+    def replay(self, channels: Iterable[str], point: ResumePoint, user: User | None) -> Slice | None:
         """Return the next frames after a point that is too old for the hub's history. None: they are gone.
 
         May wait a little. Raises `BackendError` if the backend does not answer.
@@ -64,7 +64,7 @@ class Listener(Protocol):
         """Take a frame that was delivered. Must not wait. Called by one thread at a time."""
 
     def lose(self, audience: Audience, position: Position, reason: GapReason) -> None:
-        """Note that the frame for this audience at this position was lost before delivery. Called under the hub's lock."""
+        """Note that this audience's frame at this position was lost before delivery. Called under the hub's lock."""
 
     def fall_behind(self) -> None:
         """Let its streams read the history. Called after `lose`, by the same thread, without the lock."""

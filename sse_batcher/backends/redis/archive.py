@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ...errors import BackendError
-from ...event import BROADCAST, Batch
+from ...event import BROADCAST, EVERY_USER, Batch, User
 from ...runtime.locks import new_lock, run_if_free
 from ...streams.history import ResumePoint, Slice
 from ...wire import Frame, Position
 from .connections import Link, errors, understood
-from .entries import RawEntry, Unreadable, before, channel_of, id_of, numbers, read_fields
+from .entries import RawEntry, Unreadable, audience_of, before, id_of, numbers, read_fields
 from .reader import Keys, State
 
 TURN_WAIT_SECONDS = 1.0
@@ -47,8 +47,8 @@ class Archive:
         (found,) = self._ask(lambda pipeline: pipeline.xrange(self._keys.stream, min=id, max=id))
         return bool(found)
 
-    def read(self, channels: Iterable[str], point: ResumePoint) -> Slice | None:
-        """Return the next frames of these channels after the point, and first the one that the client has a part of.
+    def read(self, channels: Iterable[str], point: ResumePoint, user: User | None) -> Slice | None:
+        """Return the next frames for such a stream after the point, and first the one that the client has a part of.
 
         None if some may be missing. Raises `BackendError` if Redis does not answer.
         """
@@ -63,7 +63,7 @@ class Archive:
             return None
         if point.part and (not entries or numbers(entries[0][0]) != position[1:3]):
             return None
-        found = self._frames({*channels, BROADCAST}, entries, end)
+        found = self._frames({*channels, BROADCAST}, user, entries, end)
         # The floor is read last, since the reader raises it before it forgets a duplicate.
         return found if (state.floor < position if point.part else state.floor <= position) else None
 
@@ -71,14 +71,14 @@ class Archive:
         self._closed = True
         self._link.disconnect()
 
-    def _frames(self, channels: set[str], entries: list[RawEntry], end: Position) -> Slice | None:
+    def _frames(self, channels: set[str], user: User | None, entries: list[RawEntry], end: Position) -> Slice | None:
         state = self._state
         reached = end if len(entries) < ENTRIES_PER_SLICE else (end[0], *numbers(entries[-1][0]), 0)
         frames: list[Frame] = []
         room = BYTES_PER_SLICE
         for id, fields in entries:
             position: Position = (end[0], *numbers(id), 0)
-            wanted = channel_of(fields) in channels and position not in state.duplicates
+            wanted = _is_for(fields, channels, user) and position not in state.duplicates
             entry = read_fields(fields) if wanted else None
             content = None if entry is None else entry.content
             if isinstance(content, Unreadable):
@@ -120,3 +120,10 @@ class Archive:
         if not (answers_reader and run_if_free(self._reading, ask_locked, timeout=TURN_WAIT_SECONDS)):
             raise BackendError("Redis does not answer, or other streams read their older events: try again")
         return answers
+
+
+def _is_for(fields: dict[bytes, bytes], channels: set[str], user: User | None) -> bool:
+    audience = audience_of(fields)
+    if isinstance(audience, str):
+        return audience in channels
+    return user is not None and (user in audience or audience == EVERY_USER)

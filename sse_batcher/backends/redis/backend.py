@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ...errors import BackendError, InvalidEventError
-from ...event import Batch, check_channel
+from ...event import Batch, User, check_channel
 from ...runtime.locks import run_if_free
 from ...streams.history import ResumePoint, Slice
 from ...streams.roles import Receiver
@@ -99,7 +99,7 @@ class RedisBackend:
                 # number twice, and deliver one of the two.
                 self._closing.wait(pause)
 
-    def kick(self, user: str | int | None, channel: str | None) -> None:
+    def kick(self, user: User | None, channel: str | None) -> None:
         """Have all processes end these streams. Raises `BackendError` if Redis does not take it."""
         if not isinstance(user, (str, int, type(None))):
             raise InvalidEventError(f"a user is a str or an int, not {type(user).__name__}", field="user")
@@ -265,9 +265,9 @@ class RedisBackend:
             return ResumePoint(head)
         return ResumePoint(position, int(match[5] or 0))
 
-    def replay(self, channels: Iterable[str], point: ResumePoint) -> Slice | None:
+    def replay(self, channels: Iterable[str], point: ResumePoint, user: User | None) -> Slice | None:
         """Return the next frames from the stream itself, for a point that the process's history does not reach."""
-        return self._archive.read(channels, point)
+        return self._archive.read(channels, point, user)
 
     def normalize(self, cursor: str) -> str | None:
         match = _CURSOR.fullmatch(cursor)

@@ -10,7 +10,21 @@ import re
 from typing import Any, NamedTuple, cast
 
 from ...errors import SSEBatcherError
-from ...event import BROADCAST, MIXED, Batch, Event, check_channel, check_json, check_type
+from ...event import (
+    BROADCAST,
+    EVERY_USER,
+    MIXED,
+    Audience,
+    Batch,
+    Event,
+    User,
+    Users,
+    check_channel,
+    check_json,
+    check_text,
+    check_type,
+    check_users,
+)
 from ...reasons import BatchReason
 from ...wire import Position
 
@@ -20,11 +34,14 @@ START: Position = (0, 0, 0, 0)
 With 1 at the end it is the place right after that entry and before any other, as `after` makes it. An id would not be
 enough, since there may be no id between two entries.
 """
-ENTRY_VERSION = b"1"
+VERSION_OF_JSON, VERSION_OF_TEXT_AND_USERS = b"1", b"2"
+"""The version of an entry. Only entries with texts or for users have the newer one: processes that do not know it can
+read all others."""
 
 RawEntry = tuple[bytes, dict[bytes, bytes]]
 """The id of an entry, and its fields."""
 
+_JSON, _TEXT = "j", "t"  # the kinds of events
 _PUBLISHER = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
 _REASON = re.compile(r"[a-z_]{1,32}", re.ASCII)  # a later version may have more of them
@@ -33,14 +50,14 @@ _REASON = re.compile(r"[a-z_]{1,32}", re.ASCII)  # a later version may have more
 class Kick(NamedTuple):
     """A control entry: end the streams of this user, or of this channel."""
 
-    user: str | int | None
+    user: User | None
     channel: str | None
 
 
 class Unreadable(NamedTuple):
-    """A batch of this channel that cannot be read, and why: it has a later version, or is damaged."""
+    """A batch that cannot be read, whom it was for, and why: it has a later version, or is damaged."""
 
-    channel: str
+    audience: Audience
     reason: str
 
 
@@ -58,30 +75,40 @@ class Entry(NamedTuple):
 
 def to_fields(entry: Entry) -> dict[bytes, bytes]:
     """Return the fields of an entry with a batch, a kick, or None. Each event is a line: its JSON has no line ends."""
-    fields = {"v": ENTRY_VERSION.decode(), "p": entry.publisher, "n": str(entry.number)}
-    content = entry.content
+    version, content = VERSION_OF_JSON, entry.content
+    fields = {"p": entry.publisher, "n": str(entry.number)}
     if isinstance(content, Kick):
         fields["kick"] = json.dumps({"user": content.user, "channel": content.channel})
     elif content is None:
         fields["begin"] = ""
     elif isinstance(content, Batch):
+        kinds = "".join(_TEXT if event.is_text else _JSON for event in content.events)
         fields |= {
-            "c": content.channel,
             "t": content.type,
-            "e": "\n".join(event.json for event in content.events),
+            "e": "\n".join(_to_line(event) for event in content.events),
             "r": content.reason,
             "ts": str(content.timestamp),
         }
+        if content.channel is None:
+            fields["u"] = json.dumps(content.users)
+        else:
+            fields["c"] = content.channel
         if content.type == MIXED:
             fields["types"] = "\n".join(event.type for event in content.events)
-    return {name.encode(): value.encode() for name, value in fields.items()}
+        if _TEXT in kinds:
+            fields["k"] = kinds
+        if content.join is not None:
+            fields["j"] = content.join
+        if _TEXT in kinds or content.channel is None:
+            version = VERSION_OF_TEXT_AND_USERS
+    return {b"v": version} | {name.encode(): value.encode() for name, value in fields.items()}
 
 
 def read_fields(fields: dict[bytes, bytes]) -> Entry | None:
     """Return the meaning of an entry, or None if sse_batcher did not write it.
 
-    Publisher, number and channel have the same meaning in every version. So an entry that has the first two and cannot
-    be read otherwise is a batch that its clients will not get.
+    Publisher, number and the channel or the users have the same meaning in every version. So an entry that has the
+    first two and cannot be read otherwise is a batch that its clients will not get.
     """
     try:
         publisher, number = fields[b"p"].decode(), fields[b"n"].decode()
@@ -90,23 +117,31 @@ def read_fields(fields: dict[bytes, bytes]) -> Entry | None:
     if not (_PUBLISHER.fullmatch(publisher) and _NUMBER.fullmatch(number)):
         return None
     try:
-        if fields[b"v"] != ENTRY_VERSION:
+        if fields[b"v"] not in {VERSION_OF_JSON, VERSION_OF_TEXT_AND_USERS}:
             raise ValueError(f"version {fields[b'v'][:20]!r} is not known here")
         content = _read_content({name.decode(): value.decode() for name, value in fields.items()})
     except (KeyError, TypeError, ValueError, RecursionError, SSEBatcherError) as error:
         if number == "0":
             return None  # not a batch
-        return Entry(publisher, int(number), Unreadable(channel_of(fields), repr(error)[:200]))
+        audience = audience_of(fields)
+        # All users, and not these: there may be many entries for others, and what is to be reported has to be bounded.
+        unreadable = Unreadable(audience if isinstance(audience, str) else EVERY_USER, repr(error)[:200])
+        return Entry(publisher, int(number), unreadable)
     return Entry(publisher, int(number), content)
 
 
-def channel_of(fields: dict[bytes, bytes]) -> str:
-    """Return the channel of a batch without reading all of it. ``*`` if it has no channel that can be read."""
+def audience_of(fields: dict[bytes, bytes]) -> Audience:
+    """Return whom a batch is for, without reading all of it.
+
+    `EVERY_USER` if its users cannot be read, and ``*`` if it has neither users nor a channel that can be read.
+    """
     try:
+        if b"u" in fields:
+            return _read_users(fields[b"u"].decode())
         channel = fields[b"c"].decode()
         return channel if channel == BROADCAST else check_channel(channel)
-    except (KeyError, ValueError):
-        return BROADCAST
+    except (KeyError, ValueError, RecursionError):
+        return EVERY_USER if b"u" in fields else BROADCAST
 
 
 def _read_content(text: dict[str, str]) -> Batch | Kick | None:
@@ -124,18 +159,48 @@ def _read_kick(text: str) -> Kick:
 
 
 def _read_batch(text: dict[str, str]) -> Batch:
-    channel, batch_type, texts = text["c"], text["t"], text["e"].split("\n")
-    if channel != BROADCAST:
-        check_channel(channel)
-    types = text["types"].split("\n") if batch_type == MIXED else [check_type(batch_type)] * len(texts)
+    batch_type, lines = text["t"], text["e"].split("\n")
+    if "u" in text:
+        audience: Audience = _read_users(text["u"])
+    else:
+        audience = text["c"] if text["c"] == BROADCAST else check_channel(text["c"])
+    types = text["types"].split("\n") if batch_type == MIXED else [check_type(batch_type)] * len(lines)
     if not _REASON.fullmatch(text["r"]) or not _NUMBER.fullmatch(text["ts"]):
         raise ValueError("a bad reason or timestamp")
     for event_type in set(types):
         check_type(event_type)
-    for data in texts:
-        check_json(data)
-    events = tuple(Event(event_type, channel, data) for event_type, data in zip(types, texts, strict=True))
-    return Batch(channel, batch_type, events, cast(BatchReason, text["r"]), int(text["ts"]))
+    kinds = text.get("k", _JSON * len(lines))
+    join = check_text(text["j"]) if "j" in text else None
+    if batch_type != MIXED and len(lines) > 1 and set(kinds) != ({_JSON} if join is None else {_TEXT}):
+        raise ValueError("texts without a join, or together with JSON")
+    events = tuple(
+        Event(event_type, audience, _read_line(line, kind))
+        for event_type, line, kind in zip(types, lines, kinds, strict=True)
+    )
+    return Batch(audience, batch_type, events, cast(BatchReason, text["r"]), int(text["ts"]), join)
+
+
+def _to_line(event: Event) -> str:
+    """Return the data of an event as JSON on one line. That of a text takes fewer bytes than its `Event.json`."""
+    return json.encoder.encode_basestring(event.body) if event.is_text else event.body
+
+
+def _read_line(line: str, kind: str) -> str:
+    """Return the body of an event."""
+    if kind == _JSON:
+        check_json(line)
+        return line
+    text = json.loads(line)
+    if kind != _TEXT or not isinstance(text, str):
+        raise ValueError("an event that is neither text nor JSON")
+    return check_text(text)
+
+
+def _read_users(text: str) -> Users:
+    users = json.loads(text)
+    if not isinstance(users, list):
+        raise ValueError("users are a list")
+    return check_users(users)
 
 
 def numbers(id: bytes | str) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from ...errors import BackendError
-from ...event import BROADCAST, Batch
+from ...event import BROADCAST, Audience, Batch
 from ...reasons import GapReason
 from ...runtime.locks import new_lock
 from ...runtime.log_once import LogOnce
@@ -167,8 +167,8 @@ class Reader:
         # The same, as of the last change of the line. Entries up to these numbers may have another position elsewhere.
         self._numbers_before: dict[str, int] = {}
         self._moved = False  # the line has changed, or such an entry came again, and clients do not know it yet
-        # Channels with entries that could not be read, which was not reported to clients yet; and when it may be.
-        self._unreported: dict[str, None] = {}
+        # Audiences of entries that could not be read, which was not reported to clients yet; and when it may be.
+        self._unreported: dict[Audience, None] = {}
         self._next_report = float("-inf")
         self._once = LogOnce(_log)
         self._worker = Worker(self, "sse_batcher-redis")
@@ -390,12 +390,12 @@ class Reader:
                 state.head = position
             except Exception:  # or it would be read again and again
                 _log.exception("a batch of %s cannot be delivered, and is lost", self._keys.stream)
-                self._lose(receiver, content.channel, position, "publish_failed")
+                self._lose(receiver, content.audience, position, "publish_failed")
 
     def _note_unreadable(self, receiver: Receiver, content: Unreadable, position: Position) -> None:
         state = self._state
         state.ignored += 1
-        self._unreported[content.channel] = None
+        self._unreported[content.audience] = None
         text = (
             "a batch of %s cannot be read: %s. Its clients get sse_gap. If another process has a newer version of "
             "sse_batcher, upgrade this one. Further ones are only counted"
@@ -406,9 +406,9 @@ class Reader:
             self._report_unreadable(receiver, position)
 
     def _report_unreadable(self, receiver: Receiver, position: Position) -> None:
-        """Let the clients of the unreported channels know that they have missed something up to this position."""
-        for channel in self._unreported:
-            receiver.lose(channel, position, "publish_failed")
+        """Let the clients of the unreported audiences know that they have missed something up to this position."""
+        for audience in self._unreported:
+            receiver.lose(audience, position, "publish_failed")
         self._state.head = position
         self._unreported.clear()
         if self._state.known:  # before that there are no clients, and no limit is needed
@@ -431,9 +431,9 @@ class Reader:
             self._moved = False
             self._lose(receiver, BROADCAST, after(self._state.read), "epoch")
 
-    def _lose(self, receiver: Receiver, channel: str, position: Position, reason: GapReason) -> None:
+    def _lose(self, receiver: Receiver, audience: Audience, position: Position, reason: GapReason) -> None:
         self._state.floor = max(self._state.floor, position)
-        receiver.lose(channel, position, reason)
+        receiver.lose(audience, position, reason)
         self._state.head = position
 
     def _advance(self, position: Position, entry: Entry | None = None) -> None:

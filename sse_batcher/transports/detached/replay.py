@@ -80,7 +80,7 @@ class Replay:
         The stream stays open until the backend answers again, and loses nothing.
         """
         try:
-            older = self._hub.replay(client.channels, client.info.user, client.point)
+            older = self._hub.replay(client.channels, client.point, client.info.user)
         except BackendError as error:
             if self._retry_seconds == FIRST_RETRY_SECONDS:
                 _log.warning(

@@ -164,9 +164,13 @@ class ClientOptions:
     `transport`
         ``"attached"``: each open stream holds a thread of the server. ``"auto"``: if the server allows it, a stream
         leaves its thread after the first block, and one thread of this process writes to all such streams.
+    `poll_wait`
+        seconds after which a poll ends that has got nothing. A poll is a stream that a client has asked for with
+        ``poll=1``.
     `retry_ms`
         milliseconds that a browser waits before it connects again. ``None``: drawn for each connection from
-        1,000 to 2,000 plus one for each open client, so that a restart does not bring all of them back at once.
+        1,000 to 2,000 plus one for each open client, so that a restart does not bring all of them back at once; for a
+        poll, from 500 to 1,000 plus one for each open poll.
     `http2`
         what happens to streams over HTTP/2 if gunicorn itself speaks it, not a proxy in front. Such a stream keeps all
         other requests of the same browser waiting, so with ``"refuse"`` the client gets ``sse_busy`` and comes back
@@ -182,6 +186,7 @@ class ClientOptions:
     max_clients_per_user: int | None = None
     revalidate_every: float = 30.0
     transport: str = "attached"
+    poll_wait: float = 25.0
     retry_ms: int | None = None
     http2: str = "refuse"
 
@@ -191,6 +196,7 @@ class ClientOptions:
         _seconds("heartbeat", self.heartbeat, 3600)
         _seconds("send_timeout", self.send_timeout, 3600)
         _seconds("revalidate_every", self.revalidate_every, 86_400)
+        _seconds("poll_wait", self.poll_wait, 3600)
         for name, values in [("transport", TRANSPORTS), ("http2", HTTP2)]:
             if getattr(self, name) not in values:
                 raise ConfigurationError(

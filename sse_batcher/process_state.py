@@ -125,11 +125,14 @@ class ProcessState:
         snapshot: Snapshot | None,
         user: User | None,
         ticket: int | None,
+        poll: bool = False,
     ) -> QueueClient:
-        """Open a stream, as `SSEManager.subscribe` does, for channels and a user that were checked."""
+        """Open a stream, as `SSEManager.subscribe` does, for channels and a user that were checked. Or a poll."""
         ticket = self.hub.ticket if ticket is None else ticket
         self.backend.open(last_event_id)
-        client = self.hub.connect(channels, last_event_id, batches=batches, snapshot=snapshot, user=user, ticket=ticket)
+        client = self.hub.connect(
+            channels, last_event_id, batches=batches, snapshot=snapshot, user=user, ticket=ticket, poll=poll
+        )
         try:
             # After the stream is listed: a question that ends now asks again about users that have a stream.
             if user is not None and self._find_revalidate() is not None:

@@ -51,5 +51,6 @@ ByeReason = Literal["shutdown", "lease", "kicked", "revoked", "buffered", "threa
 - ``threads``: it could not be detached, and the server needs its thread for other requests.
 """
 
-EndReason = ByeReason | Literal["left"]
-"""Why a stream has ended. ``left``: the client closed the connection, or does not answer; there was no ``sse_bye``."""
+EndReason = ByeReason | Literal["left", "polled"]
+"""Why a stream has ended. Without an ``sse_bye``: ``left``, the client closed the connection, or does not answer; and
+``polled``, a poll has its answer."""

@@ -49,9 +49,10 @@ def stream(
     invalid user.
 
     The query may have ``last_event_id=`` (or ``lastEventId=``), the cursor of a client that comes back, if there is no
-    header ``Last-Event-ID``; and ``batch=0``, with which each event is a block of its own. `snapshot` returns the state
-    as ``(event_type, data)`` pairs. It is called here, for a client that is new or has missed something, and the stream
-    goes on from that state without a gap.
+    header ``Last-Event-ID``; ``batch=0``, with which each event is a block of its own; and ``poll=1``, with which the
+    stream ends as soon as the client has got something, or after `ClientOptions.poll_wait`. `snapshot` returns the
+    state as ``(event_type, data)`` pairs. It is called here, for a client that is new or has missed something, and the
+    stream goes on from that state without a gap.
 
     >>> def app(environ, start_response):
     ...     status, headers, body = stream(manager, environ, ["default"])
@@ -82,8 +83,8 @@ def stream(
             refusal = "backend"
     if refusal is not None:
         return "200 OK", list(HEADERS), [process.busy_block(refusal, cursor)]
-    batches = _query(environ, "batch") != "0"
-    request = Request(names, server, cursor, batches, state, resumes, name, ticket)
+    batches, poll = _query(environ, "batch") != "0", _query(environ, "poll") == "1"
+    request = Request(names, server, cursor, batches, state, resumes, name, ticket, poll)
     return "200 OK", list(HEADERS), open_stream(manager, request)
 
 

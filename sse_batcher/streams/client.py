@@ -98,10 +98,11 @@ class QueueClient(OpenStream, Client):
 
     transport = "attached"
 
-    def __init__(self, home: Home, info: ClientInfo, opening: Opening, *, batches: bool) -> None:
-        """`batches`: whether the client knows them, or gets a block for each event."""
+    def __init__(self, home: Home, info: ClientInfo, opening: Opening, *, batches: bool, poll: bool = False) -> None:
+        """`batches`: whether the client knows them, or gets a block for each event. `poll`: it ends with an answer."""
         now, age = home.clock(), home.options.max_stream_age
-        super().__init__(info, opening.point, now, math.inf if age is None else now + age * random.uniform(0.8, 1.0))
+        lease = math.inf if age is None else now + age * random.uniform(0.8, 1.0)
+        super().__init__(info, opening.point, now, now + home.options.poll_wait if poll else lease, poll=poll)
         self.options = home.options
         self.batches = batches
         self.missed = opening.missed
@@ -121,6 +122,7 @@ class QueueClient(OpenStream, Client):
         # While it is behind, nothing is queued for it, and it reads the history in slices. Set by the delivering thread
         # or the driver; unset by the driver, under the hub's lock, if nothing comes after its position.
         self._behind = True
+        self._resumed = opening.resumed
         self._slice: deque[Reference] = deque()  # by the driver
         self._started = False  # by the driver
         self._state = opening.state  # by the driver: empty as soon as it was handed out
@@ -149,11 +151,12 @@ class QueueClient(OpenStream, Client):
         if not self._started:
             self._started = True
             return self._sent(self._begin())
+        block: bytes | None
         while not self._closed:
             if self._home.clock() >= self.lease:
                 self.dismiss("lease")
             if self._dismissed is not None:
-                block: bytes | None = self._say_goodbye(self._dismissed)
+                block = self._say_goodbye(self._dismissed)
             else:
                 block = self._next_of_history() if self._behind else self._next_of_queue()
             if block is not None:
@@ -267,15 +270,36 @@ class QueueClient(OpenStream, Client):
     def first_block(self) -> bytes:
         """Make the first block of the stream, without the state."""
         # The id comes with the state: a client that is cut off before that has to get it again.
-        return self._home.control.opening(self.point, self.missed, channels=self.channels, named=not self._state)
+        return self._home.control.opening(
+            self.point, self.missed, channels=self.channels, named=not self._state, poll=self.poll
+        )
 
     def _begin(self) -> bytes:
-        """Return the first block with the state; or with the last block, if the stream is dismissed already."""
+        """Return the first block with the state; or with the last block, if the stream is dismissed already.
+
+        For a poll, also what there is for it.
+        """
         first = self.first_block()
         if self._dismissed is not None:
-            return first + self._say_goodbye(self._dismissed)
+            return first + (self._say_goodbye(self._dismissed) or b"")
         state, self._state = self._state, b""
+        if self.poll and not self._resumed:
+            self.farewell = "polled"  # the client has its cursor, and comes back with it
+        elif self.poll:
+            first += self._answer_poll() or b""
         return first + state
+
+    def _answer_poll(self) -> bytes | None:
+        """Return the first slice of what there is for a poll, and end it; None: there is nothing, and it is live."""
+        blocks: list[bytes] = []
+        while self._behind and not (blocks and not self._slice):
+            block = self._next_of_history()
+            if block is not None:
+                blocks.append(block)
+        if not blocks:
+            return None
+        self.farewell = "polled"
+        return b"".join(blocks)
 
     def _next_of_history(self) -> bytes | None:
         """Return the next block of a client that is behind. None: look again, it may be live now."""
@@ -299,6 +323,9 @@ class QueueClient(OpenStream, Client):
             return None
         if reference is _END:
             return self._say_goodbye(self._ending or "shutdown")
+        if self.poll:
+            self.fall_behind()
+            return self._answer_poll()
         frame = reference()
         if frame is None:  # evicted before its turn
             self._counts.overflows += 1
@@ -308,8 +335,12 @@ class QueueClient(OpenStream, Client):
         # A frame at or below the position was read from the history: its delivery began before the client went live.
         return self._handed(frame) if frame.position > self.point.position else None
 
-    def _say_goodbye(self, reason: ByeReason) -> bytes:
+    def _say_goodbye(self, reason: ByeReason) -> bytes | None:
+        """Return the last block. None for a poll, which ends without one."""
         self.farewell = reason
+        if self.poll:
+            self.close()
+            return None
         self._home.settle(self)
         # Without an id if the state was not handed out: a client that comes back with an id would never get it.
         return self._home.control.bye(self.point, reason, named=not self._state)

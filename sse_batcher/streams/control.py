@@ -6,13 +6,13 @@ Thread-safe, and takes no lock.
 from __future__ import annotations
 
 import random
-from collections.abc import Sized
 from typing import Any
 
 from .. import wire
 from ..options import ClientOptions
 from ..reasons import BusyReason, ByeReason, GapReason
 from .history import ResumePoint
+from .registry import Registry
 from .roles import Cursors
 
 RETRY_AFTER_LEASE_MS = (100, 1_000)
@@ -29,9 +29,9 @@ these reasons."""
 
 
 class ControlBlocks:
-    """Makes the control blocks of one hub. `open_streams` has as many elements as streams are open."""
+    """Makes the control blocks of one hub."""
 
-    def __init__(self, options: ClientOptions, cursors: Cursors, open_streams: Sized) -> None:
+    def __init__(self, options: ClientOptions, cursors: Cursors, open_streams: Registry) -> None:
         self._heartbeat = options.heartbeat
         self._retry_option = options.retry_ms
         self._cursors = cursors
@@ -44,34 +44,35 @@ class ControlBlocks:
         *,
         channels: tuple[str, ...] | None = None,
         named: bool = True,
+        poll: bool = False,
     ) -> bytes:
         """Make the first block of a stream with these channels; None: the block after a gap in a stream.
 
-        ``sse_gap`` if the client has `missed` something, else ``sse_open``. `named`: with the point as its id.
+        ``sse_gap`` if the client has `missed` something, else ``sse_open``. `named`: with the point as its id. `poll`:
+        the stream is a poll, so the client comes back often.
         """
         data: dict[str, Any] = {"heartbeat": self._heartbeat}
         if channels is not None:
             data["channels"] = channels
         id = self._id(point) if named else None
-        if missed is None:
-            return self._block("sse_open", id, data)
-        return self._block("sse_gap", id, data, missed)
+        if missed is not None:
+            data["reason"] = missed
+        retry = self._poll_retry_ms() if poll else self._retry_ms(missed)
+        return wire.control("sse_open" if missed is None else "sse_gap", data, retry=retry, id=id)
 
     def bye(self, point: ResumePoint, reason: ByeReason, *, named: bool = True) -> bytes:
         """Make the last block of a stream. `named`: with the point as its id."""
-        return self._block("sse_bye", self._id(point) if named else None, {}, reason)
+        return self._block("sse_bye", self._id(point) if named else None, reason)
 
     def busy(self, reason: BusyReason, cursor: str | None) -> bytes:
         """Make the only block of a stream that cannot be opened now. Its id is the `cursor`, if that is well-formed."""
-        return self._block("sse_busy", self._cursors.normalize(cursor) if cursor else None, {}, reason)
+        return self._block("sse_busy", self._cursors.normalize(cursor) if cursor else None, reason)
 
     def _id(self, point: ResumePoint) -> str:
         return self._cursors.format(point.position) + (f".{point.part}" if point.part else "")
 
-    def _block(self, event: str, id: str | None, data: dict[str, Any], reason: str | None = None) -> bytes:
-        if reason is not None:
-            data["reason"] = reason
-        return wire.control(event, data, retry=self._retry_ms(reason), id=id)
+    def _block(self, event: str, id: str | None, reason: BusyReason | ByeReason) -> bytes:
+        return wire.control(event, {"reason": reason}, retry=self._retry_ms(reason), id=id)
 
     def _retry_ms(self, reason: str | None) -> int:
         if reason in _RETRY_MS:
@@ -80,3 +81,8 @@ class ControlBlocks:
             return self._retry_option
         # Browsers add no jitter. And the more clients there are, the longer their return has to be spread.
         return random.randint(1_000, 2_000 + len(self._open_streams))
+
+    def _poll_retry_ms(self) -> int:
+        # From 500, since Firefox knows no less. A broadcast ends all polls at once: the more there are, the longer the
+        # time over which their return has to be spread.
+        return self._retry_option or random.randint(500, 1_000 + self._open_streams.polls)

@@ -34,7 +34,7 @@ class Departures:
     """Forgets streams that have ended. `lock` guards the registry, and is always taken as ``with departures, lock:``.
 
     In this order, the notes are handled after the lock was released by its own exit (see `runtime.locks`), whatever was
-    raised. `on_end` is called once for each stream, without the lock, by any thread.
+    raised. `on_end` is called once for each stream that is no poll, without the lock, by any thread.
     """
 
     def __init__(
@@ -101,5 +101,6 @@ class Departures:
             if stream in self._registry:
                 farewell = Farewell(reason, self._clock() - stream.opened_at, *stream.handed)
                 self._registry.remove(stream)
-                self._farewells.append((stream.info, farewell))
+                if not stream.poll:  # there are many, and each ends soon
+                    self._farewells.append((stream.info, farewell))
             self._leaving.popleft()

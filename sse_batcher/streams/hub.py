@@ -55,7 +55,8 @@ class Hub:
     """The open streams of one process, and the history that they read.
 
     `on_connect` and `on_disconnect` are called without the lock, by any thread; the second one also by the garbage
-    collector. `clock` gives seconds, from any start, and never goes backwards. `lock` and `make_queue` are for tests.
+    collector. Not for polls. `clock` gives seconds, from any start, and never goes backwards. `lock` and `make_queue`
+    are for tests.
     """
 
     def __init__(
@@ -128,12 +129,13 @@ class Hub:
         snapshot: Snapshot | None = None,
         user: User | None = None,
         ticket: int | None = None,
+        poll: bool = False,
     ) -> QueueClient:
         """Add a client. It reads the history from its cursor on, and is live when there is nothing more to read.
 
         A client that cannot go on at its cursor begins at the head, or with the snapshot. If it was dismissed after the
-        `ticket`, it ends with its first step, and gets none of this. Raises `ClosedError` and `TooManyClientsError`,
-        and `BackendError` if it is not known whether the client can go on.
+        `ticket`, it ends with its first step, and gets none of this. `poll`: it ends when it has got something. Raises
+        `ClosedError` and `TooManyClientsError`, and `BackendError` if it is not known whether the client can go on.
         """
         replayed = self._is_replayed(channels, user, last_event_id)
         client: QueueClient | None = None
@@ -144,7 +146,7 @@ class Hub:
                 self._registry.check_limits(user)
                 opening = self._opening_locked(channels, user, last_event_id, replayed, snapshot)
                 info = ClientInfo(next(self._numbers), channels, user)
-                client = QueueClient(self._home(), info, opening, batches=batches)
+                client = QueueClient(self._home(), info, opening, batches=batches, poll=poll)
                 if opening.point.position == self._history.head and not opening.point.part:
                     client.go_live()
                 self._registry.add(client)
@@ -153,7 +155,8 @@ class Hub:
                 dismissed = None if ticket is None else self._dismissals.after(ticket, user, channels)
             if dismissed is not None:
                 client.dismiss(dismissed)
-            self._on_connect(client.info)
+            if not poll:
+                self._on_connect(client.info)
         except BaseException:
             if client is not None:
                 self.remove(client, "left")  # the caller does not get it

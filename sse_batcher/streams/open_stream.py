@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..reasons import ByeReason, GapReason
+from ..reasons import ByeReason, EndReason, GapReason
 from ..wire import Frame, Position
 from .counts import Counts
 from .history import ResumePoint
@@ -36,14 +36,16 @@ class ClientInfo:
 class OpenStream(ABC):
     """One open stream. Compared by identity."""
 
-    __slots__ = ("__weakref__", "farewell", "info", "lease", "opened_at", "point")
+    __slots__ = ("__weakref__", "farewell", "info", "lease", "opened_at", "point", "poll")
 
     transport: Literal["attached", "detached"]
     """Whether a thread iterates it, or our loop writes to its socket."""
     driver: int | None = None
     """The thread that hands blocks to it; None before the first one."""
 
-    def __init__(self, info: ClientInfo, point: ResumePoint, opened_at: float, lease: float) -> None:
+    def __init__(
+        self, info: ClientInfo, point: ResumePoint, opened_at: float, lease: float, *, poll: bool = False
+    ) -> None:
         self.info = info
         self.point = point
         """All frames up to it were handed to the stream. Written by the driver; under the hub's lock by `Hub.skip`,
@@ -52,8 +54,10 @@ class OpenStream(ABC):
         """When it was opened, by the hub's clock."""
         self.lease = lease
         """When it has to end, by the hub's clock."""
-        self.farewell: ByeReason | None = None
-        """The reason in its last block; None before that was handed out. Written by the driver."""
+        self.farewell: EndReason | None = None
+        """Why it ends; None before its last block was handed out. Written by the driver."""
+        self.poll = poll
+        """Whether the client polls: the stream ends as soon as it has handed out something, and without ``sse_bye``."""
 
     @property
     def channels(self) -> tuple[str, ...]:

@@ -34,6 +34,8 @@ class Request(NamedTuple):
     user: str | int | None = None
     ticket: int | None = None
     """Taken before the app decided what the user may have: a kick after it ends the stream. See `Hub.ticket`."""
+    poll: bool = False
+    """Whether the stream ends as soon as the client has got something."""
 
 
 BUFFERED: ByeReason = "buffered"
@@ -169,6 +171,7 @@ class AttachedStream(Iterator[bytes]):
                 snapshot=asked.snapshot,
                 user=asked.user,
                 ticket=asked.ticket,
+                poll=asked.poll,
             )
         except ClosedError:
             raise BusyError("draining") from None
@@ -193,7 +196,8 @@ class AttachedStream(Iterator[bytes]):
         server = self._request.server
         options = process_of(self._manager).options
         self._watch = Watch(self, server, options.send_timeout)
-        self._buffering = BufferingCheck(self._watch)
+        if not self._request.poll:  # a poll reaches its client even if it is held back until its end
+            self._buffering = BufferingCheck(self._watch)
         if not watcher.get().add(self._watch, _max_threads(server, options.transport)):
             raise BusyError("threads")
 

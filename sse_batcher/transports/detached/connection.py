@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from ...reasons import ByeReason, EndReason, GapReason
 from ...streams.client import QueueClient
@@ -25,7 +25,7 @@ from ...streams.counts import Counts
 from ...streams.history import ResumePoint, Slice
 from ...streams.open_stream import OpenStream
 from ...streams.roles import Listener
-from ...wire import LAST_CHUNK, Frame, Position, chunk
+from ...wire import Frame, Position, chunk
 from ..watcher import sign_of_life
 from .sending import hang_up, has_taken_all, send_to
 from .takeover import Taken
@@ -77,14 +77,14 @@ class SocketClient(OpenStream):
     driver = 0  # the id of no thread, so `Hub.wait_until_left` waits for this stream, whichever thread calls it
 
     def __init__(self, replaced: QueueClient, group: Group, taken: Taken) -> None:
-        super().__init__(replaced.info, replaced.point, replaced.opened_at, replaced.lease)
+        super().__init__(replaced.info, replaced.point, replaced.opened_at, replaced.lease, poll=replaced.poll)
         self.fd = taken.fd
         """The file descriptor of the connection; -1 after `close`."""
         self.group = group
         self.rest: bytes | memoryview = taken.unsent
         """What has to be sent before anything else: the rest of something that was sent in part, or the first block."""
         self.live = False
-        self.dismissed: EndReason | None = None
+        self.dismissed: ByeReason | Literal["left"] | None = None
         """Why the stream ends before anything more is handed out. Written by any thread."""
         self.full_since: float | None = None
         """When its socket became full, by the loop's clock; None if the socket is not full."""
@@ -121,7 +121,7 @@ class SocketClient(OpenStream):
         frames, size = self.group.handed
         return self._frames + frames, self._bytes + size
 
-    def dismiss(self, reason: EndReason) -> bool:
+    def dismiss(self, reason: ByeReason | Literal["left"]) -> bool:
         first = self.dismissed is None
         self.dismissed = self.dismissed or reason
         self.group.loop.post(self)
@@ -300,19 +300,24 @@ class SocketClient(OpenStream):
     def _take_answer(self, older: Slice | None) -> bool:
         self._pending = None
         if older is None:
-            return self._say(self.group.framed(self.group.hub.skip(self))) and self._join()
+            gap = self.group.framed(self.group.hub.skip(self))
+            if not self.poll:
+                return self._say(gap) and self._join()
+            self.farewell = "polled"
+            return self._say(gap + self.group.end_of_body)
         if older.frames:
             return self._send(older.frames, in_history=False)
         self.point = ResumePoint(older.position)
         return True
 
     def _end(self, reason: ByeReason) -> bool:
-        """Send the ``sse_bye``. The connection is closed in the step after it was taken."""
+        """Send the ``sse_bye``, unless it is a poll. The connection is closed in the step after it was taken."""
         self.farewell = reason
         group = self.group
+        if self.poll:
+            return self._say(group.end_of_body)
         group.hub.settle(self)
-        block = group.framed(group.hub.control.bye(self.point, reason))
-        return self._say(block + LAST_CHUNK if group.chunked else block)
+        return self._say(group.framed(group.hub.control.bye(self.point, reason)) + group.end_of_body)
 
     def _send(self, frames: Sequence[Frame], *, in_history: bool = True) -> bool:
         """Send these frames, which are not empty. Returns whether the socket has taken all of them.
@@ -324,6 +329,8 @@ class SocketClient(OpenStream):
         if self.point.part and frames[0].position == self.point.position:
             rest = frames[0].rest(self.point.part)
             pieces[0] = chunk(rest) if group.chunked else rest
+        if self.poll:
+            pieces[-1] += group.end_of_body
         data = b"".join(pieces)
         group.loop.sends += 1
         sent = send_to(self.fd, data)
@@ -333,6 +340,8 @@ class SocketClient(OpenStream):
         begun = len(pieces) if sent == len(data) else self.cut(sent, pieces)
         if begun:
             self.point = ResumePoint(frames[begun - 1].position)
+        if self.poll and begun == len(pieces):
+            self.farewell = "polled"
         handed = sum(map(len, pieces[:begun]))
         self.count(len(frames[:begun]), handed)
         group.counts.bytes += handed

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 HEARTBEAT_CHECKS = 20
 """How many times at most, within the time between two heartbeats, the groups are checked for one that is due."""
 
-Key = tuple[tuple[str, ...], bool, bool]
-"""What the clients of a group have in common: the sorted channels, `batches` and `chunked`."""
+Key = tuple[tuple[str, ...], bool, bool, bool]
+"""What the clients of a group have in common: the sorted channels, `batches`, `poll` and `chunked`."""
 
 
 class Feed:
@@ -98,17 +98,17 @@ class Feed:
 
     def group_of(self, client: QueueClient, *, chunked: bool) -> Group:
         """Return the group for this client. If there is none, a new one, which is listed with its first client."""
-        return self._groups.get(_key(client.channels, client.batches, chunked)) or Group(self, client, chunked=chunked)
+        return self._groups.get(_key(client, chunked)) or Group(self, client, chunked=chunked)
 
     def enlist(self, group: Group) -> None:
         """Read for this group from now on. The hub already reports its channels to this feed."""
-        self._groups[_key(group.channels, group.batches, group.chunked)] = group
+        self._groups[_key(group, group.chunked)] = group
         for channel in (*group.channels, BROADCAST):
             self.channels.setdefault(channel, {})[group] = None
 
     def unlist(self, group: Group) -> None:
         """Forget this group, and unsubscribe from the channels that no other group has."""
-        del self._groups[_key(group.channels, group.batches, group.chunked)]
+        del self._groups[_key(group, group.chunked)]
         unused = []
         for channel in (*group.channels, BROADCAST):
             groups = self.channels[channel]
@@ -190,5 +190,5 @@ class Feed:
         return parts
 
 
-def _key(channels: tuple[str, ...], batches: bool, chunked: bool) -> Key:
-    return tuple(sorted(channels)), batches, chunked
+def _key(like: QueueClient | Group, chunked: bool) -> Key:
+    return tuple(sorted(like.channels)), like.batches, like.poll, chunked

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ...streams.client import QueueClient
 from ...streams.history import ResumePoint
-from ...wire import HEARTBEAT, Frame, Position, chunk
+from ...wire import HEARTBEAT, LAST_CHUNK, Frame, Position, chunk
 from .connection import LEFT, SocketClient
 from .sending import FLAGS, send, sized, taken
 
@@ -35,8 +35,8 @@ class Group:
     """
 
     __slots__ = (
-        *("ahead", "batches", "busy", "channels", "chunked", "counts", "feed", "heartbeat", "heartbeat_block", "hub"),
-        *("in_step", "loop", "position", "postponed", "send_timeout", "sent_at"),
+        *("ahead", "batches", "busy", "channels", "chunked", "counts", "end_of_body", "feed", "heartbeat"),
+        *("heartbeat_block", "hub", "in_step", "loop", "poll", "position", "postponed", "send_timeout", "sent_at"),
         *("_bytes", "_frames", "_missed_frames", "_size"),
     )
 
@@ -48,6 +48,9 @@ class Group:
         self.channels = client.channels
         self.batches = client.batches
         self.chunked = chunked
+        self.end_of_body = LAST_CHUNK if chunked else b""
+        """What ends a response, after its last block."""
+        self.poll = client.poll
         self.position = client.point.position
         self._frames = self._bytes = 0  # handed to each client that was live all the time
         self.in_step: dict[SocketClient, None] = {}
@@ -157,6 +160,9 @@ class Group:
                 counts.saved_bytes += clients * frame.saved_bytes
 
     def _hand_out(self, frames: Sequence[Frame]) -> Iterator[None]:
+        if frames and self.poll:
+            self.split_up()  # each poll ends with its answer, so it reads that alone
+            return
         while frames:
             self._admit(frames[0].position, frames[-1].position)
             yield from self._send([self.encoded(frame) for frame in frames], frames)

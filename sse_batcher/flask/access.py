@@ -5,16 +5,28 @@ Request threads, in the view. Knows no Flask.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from ..errors import InvalidEventError, UsageError
-from ..event import DEFAULT_CHANNEL, check_pair, check_user
+from ..event import DEFAULT_CHANNEL, User, check_pair, check_user
 from ..functions import described
 from ..runtime.log_once import LogOnce
-from .hooks import F, Functions, Revalidate, Slot, TakeState
+from .hooks import F, Functions, Revalidate, Slot
 
 _log = logging.getLogger("sse_batcher.hooks")
+
+
+class _Source(NamedTuple):
+    """Where a part of the state comes from."""
+
+    what: str
+    """Whose state it is."""
+    take: Callable[[], object]
+    may_be_none: bool
+    """Whether there may be no state. A function for one channel has one, or it was forgotten to return it."""
 
 
 class Access:
@@ -87,14 +99,29 @@ class Access:
             raise UsageError(f"allow_stats() has to return True or False, not {described(answer)}: use bool(...)")
         return answer
 
-    def snapshot(self, channels: tuple[str, ...]) -> Callable[[], list[tuple[str, object]]] | None:
-        """Return a function that takes the state of these channels, None if there is none to take."""
-        found = [(channel, take) for channel in channels if (take := self._find_snapshot(channel)) is not None]
-        return (lambda: [_state(channel, take()) for channel, take in found]) if found else None
+    def snapshot(self, channels: tuple[str, ...], user: User | None) -> Callable[[], list[tuple[str, object]]] | None:
+        """Return a function that takes the state of these channels and this user, None if there is none to take."""
+        sources = [source for channel in channels if (source := self._source_of(channel)) is not None]
+        of_user = _first(self._own.user_snapshot, self._shared.user_snapshot)
+        if user is not None and of_user is not None:
+            take: Callable[[Any], object] = of_user
+            sources.append(_Source(f"user {user!r}", functools.partial(take, user), may_be_none=True))
 
-    def _find_snapshot(self, channel: str) -> TakeState | None:
-        own = self._own.find_snapshot(channel)
-        return self._shared.find_snapshot(channel) if own is None else own
+        def take_all() -> list[tuple[str, object]]:
+            states = [_state(source) for source in sources]
+            return [state for state in states if state is not None]
+
+        return take_all if sources else None
+
+    def _source_of(self, channel: str) -> _Source | None:
+        """Return the source of this channel's state: a function of its own, or the one for all others."""
+        named = self._own.find_snapshot(channel) or self._shared.find_snapshot(channel)
+        if named is not None:
+            return _Source(f"channel {channel!r}", named, may_be_none=False)
+        others = _first(self._own.channel_snapshot, self._shared.channel_snapshot)
+        if others is None:
+            return None
+        return _Source(f"channel {channel!r}", functools.partial(others, channel), may_be_none=True)
 
     def _granted_to_all(self, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Return what is granted if no `authorize` is registered for this app."""
@@ -133,8 +160,11 @@ def _check_granted(asked: tuple[str, ...], answer: object) -> tuple[str, ...]:
     return tuple(name for name in asked if name in names)
 
 
-def _state(channel: str, answer: object) -> tuple[str, object]:
+def _state(source: _Source) -> tuple[str, object] | None:
+    answer = source.take()
+    if answer is None and source.may_be_none:
+        return None
     try:
         return check_pair(answer)
     except InvalidEventError as error:
-        raise UsageError(f"the snapshot of channel {channel!r} returned {described(answer)}: {error}") from error
+        raise UsageError(f"the snapshot of {source.what} returned {described(answer)}: {error}") from error

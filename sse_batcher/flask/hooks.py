@@ -6,9 +6,9 @@ Any thread, usually while modules are imported. Knows no Flask. `access` calls t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, overload
 
-from ..errors import InvalidEventError, UsageError
+from ..errors import UsageError
 from ..event import check_own_channel
 from ..functions import check_function
 
@@ -18,6 +18,9 @@ Revalidate = Callable[[str], bool] | Callable[[int], bool]
 """Of the type that `identify` returns, or of both."""
 AllowStats = Callable[[], bool]
 TakeState = Callable[[], tuple[str, object]]
+TakeChannelState = Callable[[str], tuple[str, object] | None]
+TakeUserState = Callable[[str], tuple[str, object] | None] | Callable[[int], tuple[str, object] | None]
+"""Of the type that `identify` returns, or of both."""
 
 F = TypeVar("F", bound=Callable[..., object])
 AuthorizeF = TypeVar("AuthorizeF", bound=Authorize)
@@ -25,6 +28,8 @@ IdentifyF = TypeVar("IdentifyF", bound=Identify)
 RevalidateF = TypeVar("RevalidateF", bound=Revalidate)
 AllowStatsF = TypeVar("AllowStatsF", bound=AllowStats)
 TakeStateF = TypeVar("TakeStateF", bound=TakeState)
+TakeChannelStateF = TypeVar("TakeChannelStateF", bound=TakeChannelState)
+TakeUserStateF = TypeVar("TakeUserStateF", bound=TakeUserState)
 
 
 class Slot(Generic[F]):
@@ -59,6 +64,8 @@ class Functions:
         self.allow_stats: Slot[AllowStats] = Slot("allow_stats", owner)
         self.is_divided = False
         """For the functions of an `SSE`: whether one of its apps has an `authorize` of its own."""
+        self.channel_snapshot: Slot[TakeChannelState] = Slot("the snapshot of channels without one", owner)
+        self.user_snapshot: Slot[TakeUserState] = Slot("user_snapshot", owner)
         self._snapshots: dict[str, Slot[TakeState]] = {}  # by channel
         self._owner = owner
 
@@ -75,6 +82,7 @@ class Functions:
         """What is registered, such as ``authorize, snapshot('a')``."""
         slots = {name: getattr(self, name) for name in ("authorize", "identify", "revalidate", "allow_stats")}
         slots |= {f"snapshot({channel!r})": slot for channel, slot in list(self._snapshots.items())}
+        slots |= {"snapshot": self.channel_snapshot, "user_snapshot": self.user_snapshot}
         return ", ".join(name for name, slot in slots.items() if slot.function is not None) or "no function"
 
 
@@ -94,21 +102,30 @@ class Hooks:
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self._functions}>"
 
-    def snapshot(self, channel: str) -> Callable[[TakeStateF], TakeStateF]:
+    @overload
+    def snapshot(self, channel: str) -> Callable[[TakeStateF], TakeStateF]: ...
+
+    @overload
+    def snapshot(self, channel: TakeChannelStateF) -> TakeChannelStateF: ...
+
+    def snapshot(self, channel: str | TakeChannelStateF) -> Callable[[TakeStateF], TakeStateF] | TakeChannelStateF:
         """Register the function that gives the state of a channel. A decorator.
 
-        ``function()`` returns a tuple ``(event_type, data)``. It is called in the view, for a client that is new, and
-        for one that comes back and has missed something. The client gets this event first, and then everything that was
-        delivered since just before the call. If the function raises, that is logged, and the client gets ``sse_busy``
-        and comes back; with ``abort()`` the function refuses the client for good.
+        With a name, ``@sse.snapshot("board")``: ``function()`` returns a tuple ``(event_type, data)``. It is called in
+        the view, for a client that is new, and for one that comes back and has missed something. The client gets this
+        event first, and then everything that was delivered since just before the call. If the function raises, that is
+        logged, and the client gets ``sse_busy`` and comes back; with ``abort()`` the function refuses the client for
+        good.
+
+        Without a name, ``@sse.snapshot``: ``function(channel)`` does the same for each channel that has no function of
+        its own, for example those of teams or orders. It may return None if the channel has no state.
 
         Raises `InvalidEventError` for an invalid name of a channel.
         """
-        if callable(channel):
-            raise InvalidEventError(
-                f'snapshot needs the name of a channel: write @sse.snapshot("channel") above {channel!r}',
-                field="channel",
-            )
+        if not isinstance(channel, str) and callable(channel):
+            self._functions.channel_snapshot.fill(channel)
+            self._changed()
+            return channel
         name = check_own_channel(channel)
 
         def register(function: TakeStateF) -> TakeStateF:
@@ -117,6 +134,16 @@ class Hooks:
             return function
 
         return register
+
+    def user_snapshot(self, function: TakeUserStateF) -> TakeUserStateF:
+        """Register the function that gives the state of a user. A decorator.
+
+        ``function(user)`` is called as that of a channel is, for each stream with a user. It returns a tuple
+        ``(event_type, data)``, or None if the user has no state. The client gets this event after those of channels.
+        """
+        self._functions.user_snapshot.fill(function)
+        self._changed()
+        return function
 
     def authorize(self, function: AuthorizeF) -> AuthorizeF:
         """Register the function that says which channels a request may have. A decorator.

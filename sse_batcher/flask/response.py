@@ -52,7 +52,7 @@ class Responder:
                 "this server runs several processes, and each reaches its own clients only: run one process with "
                 'threads, or set SSE_BACKEND ("redis://..." for all of them, "memory://" if that is what you want)',
             )
-        snapshot = self._access.snapshot(channels)
+        snapshot = self._access.snapshot(channels, user)
         try:
             status, headers, body = stream(
                 self._manager, environ, channels, snapshot=snapshot, user=user, ticket=ticket

@@ -157,37 +157,14 @@ class EventBatcher:
         self._channels.add(name)
         return name
 
-    def _body(self, data: Any) -> str:
-        """Return the data as it is sent. Raises `InvalidEventError` if it cannot be sent, or is too large."""
-        if isinstance(data, Text):
-            body: str = check_text(data)
-            size, what = text_bytes(body), "bytes of text on the wire, where each line has 6 more"
-        else:
-            body = encode_data(self._encode, data)
-            size, what = len(body), "bytes of JSON"
-        if size > self._max_frame_bytes:
-            raise InvalidEventError(
-                f"the data has {size} {what}: more than max_frame_bytes={self._max_frame_bytes}. Let the page fetch "
-                f"the rest, or raise max_frame_bytes (SSE_MAX_FRAME_BYTES)",
-                field="data",
-            )
-        return body
-
     def _key(self, rules: TypeRules, data: Any) -> str | None:
         """Return the JSON text of the event's dedup key, so that 1, True and "1" are three keys."""
         how = rules.dedup_key
-        # The fast check first: most events have no key.
-        if (
-            how is None
-            or (how.__class__ is str and data.__class__ is dict and how not in data)
-            or isinstance(data, Text)
-        ):
-            return None
         value = None
         if isinstance(how, str):
             if isinstance(data, dict):
                 value = data.get(how)
-        else:
+        elif how is not None:
             try:
                 value = how(rules.type, data)
             except Exception as error:
@@ -204,15 +181,35 @@ def put(batcher: EventBatcher, event_type: str, data: Any, audience: Audience, k
         rules = batcher._rules.get(event_type) if event_type.__class__ is str else None
         if rules is None:
             rules = batcher._rules_of(event_type)
-        body = batcher._body(data)
-        name = batcher._key(rules, data) if key is None else check_key(key)
+        name = None if key is None else check_key(key)
+        if isinstance(data, Text):
+            body: str = check_text(data)
+            size = text_bytes(body)
+        else:
+            body = encode_data(batcher._encode, data)
+            size = len(body)
+            if name is None:
+                field = rules.dedup_key
+                # The fast check first: most events have no key.
+                keyless = field is None or (field.__class__ is str and data.__class__ is dict and field not in data)
+                name = None if keyless else batcher._key(rules, data)
+        if size > batcher._max_frame_bytes:
+            raise _too_large(size, batcher._max_frame_bytes, "JSON" if body.__class__ is str else "text on the wire")
     except InvalidEventError as error:
         refuse(batcher, error)
     # Event(...) would call a function that is written in Python. This takes half as long.
-    batcher._engine.get().add(tuple.__new__(Event, (rules.type, audience, body)), rules, name)
+    batcher._engine.get().add(tuple.__new__(Event, (rules.type, audience, body)), size, rules, name)
 
 
 def refuse(batcher: EventBatcher, error: SSEBatcherError) -> NoReturn:
     """Count a refusal, and raise it. For layers above the batcher, which check more than it does."""
     batcher._engine.get().count_refusal()
     raise error
+
+
+def _too_large(size: int, most: int, what: str) -> InvalidEventError:
+    return InvalidEventError(
+        f"the data has {size} bytes of {what}, more than max_frame_bytes={most}. Let the page fetch the rest, or raise "
+        f"max_frame_bytes (SSE_MAX_FRAME_BYTES)",
+        field="data",
+    )

@@ -43,8 +43,8 @@ MAX_REPLACED_TYPES = 10_000
 """Maximum number of types for which the engine remembers that the first replacement was logged."""
 
 
-_Entry = tuple[Event, TypeRules, str | None, float]
-"""An event on its way into a window, with the rules of its type, the JSON of its key, and when it came."""
+_Entry = tuple[Event, int, TypeRules, str | None, float]
+"""An event on its way into a window, its size, the rules of its type, the JSON of its key, and when it came."""
 
 
 class _Flush:
@@ -132,14 +132,14 @@ class Engine:
 
     # -- any thread ----------------------------------------------------------------------------------------------------
 
-    def add(self, event: Event, rules: TypeRules, key: str | None) -> None:
-        """Take an event. Raises `ClosedError` or `BacklogFullError`."""
+    def add(self, event: Event, size: int, rules: TypeRules, key: str | None) -> None:
+        """Take an event whose body has `size` bytes. Raises `ClosedError` or `BacklogFullError`."""
         inbox = self._inbox
-        size = _size(event)
+        size += EVENT_OBJECT_BYTES
         if self._pending_bytes + self._inbox_bytes + size > self._max_pending_bytes:
             self._check_backlog(size)
         now = self._clock()
-        entry = (event, rules, key, now)
+        entry = (event, size, rules, key, now)
         self._inbox_bytes += size
         inbox.append(entry)
         if self._closed:  # checked after the append, or an event could be accepted during `close` and never be sent
@@ -185,7 +185,7 @@ class Engine:
     def stats(self) -> BatcherStats:
         """Return the counters, as of one moment."""
         with self._counters:
-            waiting = [] if self._sealed else [item[0] for item in self._inbox_items() if isinstance(item, tuple)]
+            waiting = [] if self._sealed else [item[1] for item in self._inbox_items() if isinstance(item, tuple)]
             return BatcherStats(
                 enqueued=self._enqueued + len(waiting),
                 replaced=self._replaced,
@@ -194,7 +194,7 @@ class Engine:
                 batches=self._batches,
                 by_reason=dict(self._reasons),
                 pending_events=self._pending_events + len(waiting),
-                pending_bytes=self._pending_bytes + sum(map(_size, waiting)),
+                pending_bytes=self._pending_bytes + sum(waiting),
                 publishing_for=self.publishing_for(),
                 thread_restarts=self._worker.restarts,
             )
@@ -315,9 +315,9 @@ class Engine:
                 if isinstance(item, _Flush):
                     self._begin_flush_locked(item)
                     continue
-                event, rules, key, now = item
+                event, event_size, rules, key, now = item
                 events += 1
-                size += _size(event)
+                size += event_size
                 replaced = add(event, rules, key, now)
                 if replaced is not None:
                     self._count_replaced_locked(replaced, rules)
@@ -441,4 +441,5 @@ class Engine:
 
 def _size(event: Event) -> int:
     """Return how many bytes an event counts as long as it is pending."""
-    return body_bytes(event.body) + EVENT_OBJECT_BYTES
+    body = event.body
+    return (len(body) if body.__class__ is str else body_bytes(body)) + EVENT_OBJECT_BYTES

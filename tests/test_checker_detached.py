@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import Phase, settings
 
-from sse_batcher.event import BROADCAST, Batch
+from sse_batcher.event import BROADCAST, Batch, User
 from sse_batcher.reasons import GapReason
 from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.streams.hub import Hub
@@ -305,7 +305,7 @@ class ReplayedInterleavings(DetachedInterleavings):
         self.patch.setattr(self.backend, "replay", self.replay)
         self.others.append(self.loop.replays)
 
-    def replay(self, channels: Iterable[str], cursor: ResumePoint) -> Slice | None:
+    def replay(self, channels: Iterable[str], cursor: ResumePoint, user: User | None) -> Slice | None:
         self.turns.place()
         asked = {*channels, BROADCAST}
         first = bisect_left if cursor.part else bisect_right

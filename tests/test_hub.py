@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sse_batcher import BackendError, Client, ClientOptions, ClosedError, HistoryOptions, TooManyClientsError
-from sse_batcher.event import Batch, Event
+from sse_batcher.event import Batch, Event, User
 from sse_batcher.reasons import ByeReason
 from sse_batcher.streams.counts import Counts
 from sse_batcher.streams.history import ResumePoint, Slice
@@ -309,7 +309,7 @@ def test_a_client_goes_on_with_what_only_the_backend_still_has(monkeypatch: pyte
         delivery.hub.deliver(frame)
     asked: list[tuple[Iterable[str], ResumePoint]] = []
 
-    def replay(self: Numbers, channels: Iterable[str], point: ResumePoint) -> Slice:
+    def replay(self: Numbers, channels: Iterable[str], point: ResumePoint, user: User | None) -> Slice:
         asked.append((channels, point))
         return Slice(frames[point.position :], 3)
 
@@ -324,7 +324,7 @@ def test_a_client_goes_on_with_what_only_the_backend_still_has(monkeypatch: pyte
 def test_a_client_gets_a_gap_if_the_backend_cannot_be_asked_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     delivery = Delivery(HistoryOptions(history_frames=1))
     delivery.deliver(3)
-    monkeypatch.setattr(Numbers, "replay", lambda self, channels, point: Slice([], 3))
+    monkeypatch.setattr(Numbers, "replay", lambda self, channels, point, user: Slice([], 3))
     client = delivery.connect(cursor="x-1")
     assert [(event, id) for event, _, id in take(client, 1)] == [("sse_open", "x-1")]
 
@@ -339,7 +339,7 @@ def test_what_only_the_backend_still_has_can_be_resumed(monkeypatch: pytest.Monk
     delivery = Delivery(HistoryOptions(history_frames=1))
     delivery.deliver(3)
     assert not delivery.hub.can_resume(("default",), "x-1")
-    monkeypatch.setattr(Numbers, "replay", lambda self, channels, point: Slice([], 3))
+    monkeypatch.setattr(Numbers, "replay", lambda self, channels, point, user: Slice([], 3))
     assert delivery.hub.can_resume(("default",), "x-1")
 
 
@@ -349,7 +349,7 @@ def test_a_replay_of_frames_that_are_too_old_is_none(monkeypatch: pytest.MonkeyP
     batch = delivery.frame().batch
     for age_ms, resumes in [(70_000, False), (50_000, True)]:
         older = Slice([Frame(batch, 2, "x-2", int(time.time() * 1000) - age_ms)], 2)
-        monkeypatch.setattr(Numbers, "replay", lambda self, channels, point, older=older: older)
+        monkeypatch.setattr(Numbers, "replay", lambda self, channels, point, user, older=older: older)
         assert delivery.hub.can_resume(("default",), "x-1") is resumes
 
 
@@ -378,7 +378,7 @@ def test_a_replay_without_frames_of_its_channels_moves_a_client_on(monkeypatch: 
     delivery = Delivery(HistoryOptions(history_frames=1))
     delivery.deliver(1)
     delivery.deliver(2, channel="other")
-    monkeypatch.setattr(Numbers, "replay", lambda self, channels, point: Slice([], point.position + 1))
+    monkeypatch.setattr(Numbers, "replay", lambda self, channels, point, user: Slice([], point.position + 1))
     client = delivery.connect(cursor="x-0")
     assert [(event, id) for event, _, id in take(client, 1)] == [("sse_open", "x-0")]
     delivery.deliver(1)

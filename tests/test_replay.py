@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from sse_batcher import BackendError, HistoryOptions
-from sse_batcher.event import BROADCAST, Batch, Event
+from sse_batcher.event import BROADCAST, Batch, Event, User
 from sse_batcher.manager import process_of
 from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.streams.hub import Hub
@@ -45,7 +45,7 @@ class Archive(Numbers):
         self.error: Exception = BackendError("it is away")
         self.first = 0  # what it has no more ends here
 
-    def replay(self, channels: Iterable[str], cursor: ResumePoint) -> Slice | None:  # type: ignore[override]
+    def replay(self, channels: Iterable[str], cursor: ResumePoint, user: User | None) -> Slice | None:  # type: ignore[override]
         self.asked.append(cursor.position)
         self.answers -= 1
         if self.answers < 0:
@@ -484,7 +484,7 @@ def test_the_thread_is_there_while_a_client_waits(threaded: Threaded, monkeypatc
     answers = threading.Event()
     hub = process_of(threaded.manager).hub
 
-    def replay(channels: tuple[str, ...], cursor: ResumePoint) -> Slice | None:
+    def replay(channels: tuple[str, ...], cursor: ResumePoint, user: User | None) -> Slice | None:
         assert answers.wait(TIMEOUT)
         return Slice([], hub.head)
 

@@ -6,13 +6,13 @@ Thread-safe, and takes no lock.
 from __future__ import annotations
 
 import random
+from collections.abc import Sized
 from typing import Any
 
 from .. import wire
 from ..options import ClientOptions
 from ..reasons import BusyReason, ByeReason, GapReason
 from .history import ResumePoint
-from .registry import Registry
 from .roles import Cursors
 
 RETRY_AFTER_LEASE_MS = (100, 1_000)
@@ -29,13 +29,14 @@ these reasons."""
 
 
 class ControlBlocks:
-    """Makes the control blocks of one hub."""
+    """Makes the control blocks of one hub. `open_streams` and `open_polls` have as many elements as there are of them."""
 
-    def __init__(self, options: ClientOptions, cursors: Cursors, open_streams: Registry) -> None:
+    def __init__(self, options: ClientOptions, cursors: Cursors, open_streams: Sized, open_polls: Sized) -> None:
         self._heartbeat = options.heartbeat
         self._retry_option = options.retry_ms
         self._cursors = cursors
         self._open_streams = open_streams
+        self._open_polls = open_polls
 
     def opening(
         self,
@@ -85,4 +86,4 @@ class ControlBlocks:
     def _poll_retry_ms(self) -> int:
         # From 500, since Firefox knows no less. A broadcast ends all polls at once: the more there are, the longer the
         # time over which their return has to be spread.
-        return self._retry_option or random.randint(500, 1_000 + self._open_streams.polls)
+        return self._retry_option or random.randint(500, 1_000 + len(self._open_polls))

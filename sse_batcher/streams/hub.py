@@ -91,7 +91,7 @@ class Hub:
         without the lock looks at it once: it may be None again at any moment."""
         self._closed_for_good = False
         self._closed_at = 0.0
-        self.control = ControlBlocks(options, cursors, self._registry)
+        self.control = ControlBlocks(options, cursors, self._registry, self._registry.polls)
         """Makes the control blocks."""
         self._thread_restarts = 0  # by the thread that was started again
 

@@ -29,7 +29,8 @@ class Registry:
         self._max_clients = options.max_clients
         self._max_clients_per_user = options.max_clients_per_user
         self._streams: dict[OpenStream, None] = {}
-        self._polls: dict[OpenStream, None] = {}
+        self.polls: dict[OpenStream, None] = {}
+        """The open streams that are polls. Its length may be read without the lock, as `len`."""
         self._users: dict[User, dict[OpenStream, None]] = {}
         self._listeners: dict[str, dict[Listener, None]] = {}  # by channel; all of them under "*"
         self._ended = Counts()  # of listeners that are gone
@@ -39,11 +40,6 @@ class Registry:
     def __len__(self) -> int:
         """Return the number of open streams. A harmless race without the lock: it was true a moment ago."""
         return len(self._streams)
-
-    @property
-    def polls(self) -> int:
-        """The number of open streams that are polls. A harmless race without the lock, as `len`."""
-        return len(self._polls)
 
     def is_empty(self) -> bool:
         """Return whether there is no stream and no listener. May be called without the lock, as `len`."""
@@ -67,7 +63,7 @@ class Registry:
         """Add a stream. Its listener is added by `listen`."""
         self._streams[stream] = None
         if stream.poll:
-            self._polls[stream] = None
+            self.polls[stream] = None
         if stream.info.user is not None:
             self._users.setdefault(stream.info.user, {})[stream] = None
 
@@ -78,7 +74,7 @@ class Registry:
             self.unlisten(stream.listener, (*stream.channels, BROADCAST))
         if stream.info.user is not None:
             _discard(self._users, stream.info.user, stream)
-        self._polls.pop(stream, None)
+        self.polls.pop(stream, None)
         del self._streams[stream]  # last: if this is interrupted, the stream is still here, and is removed again
 
     def streams(self, user: User | None = None) -> list[OpenStream]:

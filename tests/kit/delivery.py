@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sse_batcher import Client, ClientOptions, HistoryOptions
-from sse_batcher.event import Batch, Event
+from sse_batcher.event import Batch, Event, User
 from sse_batcher.runtime.locks import new_lock
 from sse_batcher.streams.client import QueueClient, new_queue
 from sse_batcher.streams.history import ResumePoint
@@ -42,7 +42,7 @@ class Numbers:
     def normalize(self, cursor: str) -> str | None:
         return cursor
 
-    def replay(self, channels: Iterable[str], cursor: ResumePoint) -> None:
+    def replay(self, channels: Iterable[str], cursor: ResumePoint, user: User | None) -> None:
         """Nothing is anywhere but in the history."""
 
 

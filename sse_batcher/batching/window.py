@@ -212,6 +212,6 @@ class Windows:
     def _bytes(self, event: Event, rules: TypeRules) -> int:
         """Return the bytes that an event adds to the frame: in a batch, its JSON and a comma; for texts, the join."""
         if self._mixed is not None:
-            return mixed_bytes(event) + 1
+            return mixed_bytes(event.type) + len(event.json) + 1
         body = event.body
         return len(body) + 1 if body.__class__ is str else body_bytes(body) + rules.join_bytes

@@ -29,7 +29,7 @@ these reasons."""
 
 
 class ControlBlocks:
-    """Makes the control blocks of one hub. `open_streams` and `open_polls` have as many elements as there are of them."""
+    """Makes the control blocks of one hub. `open_streams` and `open_polls` have as many elements as are open."""
 
     def __init__(self, options: ClientOptions, cursors: Cursors, open_streams: Sized, open_polls: Sized) -> None:
         self._heartbeat = options.heartbeat

@@ -377,9 +377,7 @@ class Hub:
     def _home(self) -> Home:
         # Not kept here: its methods would make a cycle, and only the garbage collector would end a dropped hub, and the
         # reader of Redis with it.
-        return Home(
-            self._options, self.clock, self.control, self.catch_up, self.settle, self.remove, self._make_queue
-        )
+        return Home(self._options, self.clock, self.control, self.catch_up, self.settle, self.remove, self._make_queue)
 
     def _alone_locked(self, feed: Listener, point: ResumePoint) -> list[OpenStream]:
         """Return the streams of this feed for whose users there are frames after the point, or such frames are gone."""

@@ -268,7 +268,7 @@ class Stream:
         deadline = time.monotonic() + TIMEOUT
         while line := self.line():
             if line == "\n" and fields:
-                return Block(fields["event"], json.loads(fields["data"]), fields.get("id"))
+                return Block(fields.get("event", "message"), json.loads(fields["data"]), fields.get("id"))
             name, _, value = line.rstrip("\n").partition(": ")
             fields[name] = value
             fields.pop(":", None)

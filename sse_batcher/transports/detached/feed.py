@@ -120,7 +120,7 @@ class Feed:
         if unused:
             self.hub.unlisten(self, unused)
 
-    def lost_in(self, channels: Sequence[str], user: User | None) -> tuple[Position, GapReason] | None:
+    def lost_in(self, channels: Sequence[str], user: User | None = None) -> tuple[Position, GapReason] | None:
         """The position of the newest frame of such a stream that never arrived, and why; None if there is none."""
         audiences: list[Audience] = [*channels, BROADCAST]
         if user is not None:

@@ -64,8 +64,8 @@ def test_the_whole_program_runs_as_it_stands(tmp_path: Path, command: tuple[str,
     with running(command, tmp_path) as server, server.watched():
         assert 'new EventSource("/events")' in server.request("GET", "/")
         with Stream(server) as stream:
-            tools = stream.until("tools_batch")[-1].data["events"]
-        assert [tool["server"] for tool in tools] == ["alpha", "beta", "gamma"]
+            lines = stream.until("message")[-1].data.split("\n")
+        assert [line.partition(":")[0] for line in lines] == ["alpha", "beta", "gamma"]
         assert faults_in(server.output()) == []
         assert "replaced" not in server.output()  # a first program warns of nothing
 

@@ -268,9 +268,9 @@ class Stream:
         deadline = time.monotonic() + TIMEOUT
         while line := self.line():
             if line == "\n" and fields:
-                return Block(fields.get("event", "message"), json.loads(fields["data"]), fields.get("id"))
+                return Block(fields.get("event", "message"), _data_of(fields["data"]), fields.get("id"))
             name, _, value = line.rstrip("\n").partition(": ")
-            fields[name] = value
+            fields[name] = f"{fields[name]}\n{value}" if name == "data" and name in fields else value
             fields.pop(":", None)
             assert time.monotonic() < deadline, "nothing but heartbeats"
         return None
@@ -293,6 +293,14 @@ class Stream:
             while (block := self.block()) is not None:
                 blocks.append(block)
         return blocks
+
+
+def _data_of(text: str) -> Any:
+    """What the JSON says, or the text if it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 @contextmanager

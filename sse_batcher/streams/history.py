@@ -148,7 +148,7 @@ class History:
 
         Without frames for users: see `users_after`.
         """
-        of_channels = (frame for frame in self._channels.after(point) if frame.batch.channel in channels)
+        of_channels = (frame for frame in self._channels.after(point) if frame.batch.audience in channels)
         return _first(of_channels, max_frames, max_bytes)
 
     def users_after(self, point: ResumePoint) -> set[User]:

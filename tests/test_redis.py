@@ -328,6 +328,7 @@ def test_an_event_can_be_sent_from_the_command_line(server: RedisServer, make: M
         for arguments in (
             ["order", '{"id": 1}'],
             ["order", "2", "--channel", "team"],
+            ["line", "<b>2</b>", "--text"],
             ["order", '"all"', "--channel", "*"],
         ):
             result = app.test_cli_runner().invoke(args=["sse", "publish", *arguments])
@@ -335,7 +336,8 @@ def test_an_event_can_be_sent_from_the_command_line(server: RedisServer, make: M
             app = Flask("shop")  # each command is a process of its own
             app.config["SSE_BACKEND"] = server.url
             SSE(app)
-        assert flat(viewer.until(lambda event: event.json == "all")) == [{"id": 1}, 2, "all"]
+        sent = viewer.until(lambda event: event.data == '"all"')
+    assert [event.data for event in sent if not event.type.startswith("sse_")] == ['{"id":1}', "2", "<b>2</b>", '"all"']
 
 
 @pytest.mark.parametrize(

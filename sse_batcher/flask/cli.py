@@ -12,28 +12,29 @@ import click
 from flask.cli import AppGroup, with_appcontext
 
 from ..errors import InvalidEventError
-from ..event import BROADCAST, DEFAULT_CHANNEL
+from ..event import BROADCAST, DEFAULT_CHANNEL, Text
 from ..manager import SSEManager, process_of
 
 PUBLISH_SECONDS = 10.0
 
 
 def create_commands(manager: SSEManager, compare_config: Callable[[], None]) -> AppGroup:
-    """Make ``flask sse publish TYPE JSON`` for one app. `compare_config` logs config keys that were set too late."""
+    """Make ``flask sse publish TYPE DATA`` for one app. `compare_config` logs config keys that were set too late."""
     group = AppGroup("sse", help="Server-Sent Events.")
 
     @group.command("publish")
     @click.argument("event_type", metavar="TYPE")
-    @click.argument("data", metavar="JSON")
+    @click.argument("data", metavar="DATA")
     @click.option(
         "--channel",
         default=DEFAULT_CHANNEL,
         show_default=True,
         help="The channel whose clients get it; * for all clients.",
     )
+    @click.option("--text", is_flag=True, help="DATA is text that is sent as it is, not JSON. HTML must be escaped.")
     @with_appcontext
-    def publish(event_type: str, data: str, channel: str) -> None:
-        """Send an event to the clients of all processes."""
+    def publish(event_type: str, data: str, channel: str, text: bool) -> None:
+        """Send an event to the clients of all processes. DATA is JSON, or any text with --text."""
         compare_config()
         if not process_of(manager).reaches_others:
             raise click.ClickException(
@@ -41,13 +42,15 @@ def create_commands(manager: SSEManager, compare_config: Callable[[], None]) -> 
                 '"redis://..."'
             )
         try:
-            value = json.loads(data)
+            value = Text(data) if text else json.loads(data)
             if channel == BROADCAST:
                 manager.broadcast(event_type, value)
             else:
                 manager.enqueue(event_type, value, channel=channel)
         except json.JSONDecodeError as error:
-            raise click.BadParameter(f"{error}. A string needs its quotes: '\"text\"'", param_hint="JSON") from error
+            raise click.BadParameter(
+                f"{error}. A string needs its quotes: '\"text\"'; or add --text", param_hint="DATA"
+            ) from error
         except InvalidEventError as error:
             raise click.ClickException(str(error)) from error
         if not manager.shutdown(PUBLISH_SECONDS):

@@ -51,6 +51,7 @@ def verdict(*life: Connection) -> str | None:
         [opened("e-0", ONE, THREE, FOUR, GAP, SIX, drained=6)],
         [opened("e-0", ONE, block("sse_bye", "e-1")), opened("e-1", THREE, asked="e-1")],
         [opened("e-0", ONE, THREE), opened("e-1", THREE, FOUR, asked="e-1")],
+        [opened("e-0", ONE), opened("e-2", THREE, FOUR, asked="e-1", drained=4)],
         [opened("e-1", *PARTS, FOUR, batches=False, drained=4)],
         [opened("e-1", PARTS[0], batches=False), opened("e-3.1", *PARTS[1:], FOUR, asked="e-3.1", drained=4)],
         [opened("e-0", ONE), Connection(("a",), "e-1", got=[block("sse_gap", "e-4", gone=3)], drained=4)],
@@ -58,7 +59,7 @@ def verdict(*life: Connection) -> str | None:
         [opened("e-0", ONE), Connection(("a",), "e-1", got=[block("sse_busy", "e-1")])],
         [Connection(("a",))],
     ],
-    ids=["whole", "returns", "rewinds", "no batches", "inside a batch", "gap", "another history", "busy", "nothing"],
+    ids=["whole", "returns", "rewinds", "nothing in between", "no batches", "inside a batch", "gap", "another history", "busy", "nothing"],
 )
 def test_a_good_record_is_accepted(life: list[Connection]) -> None:
     assert verdict(*life) is None
@@ -81,6 +82,12 @@ def test_a_good_record_is_accepted(life: list[Connection]) -> None:
         ("order", [opened("e-0", ONE, FOUR, THREE)]),
         ("channel", [opened("e-0", ONE, block("t", "e-2", 2))]),
         ("cursor", [opened("e-0", ONE), opened("e-3", asked="e-1")]),
+        ("cursor", [opened("e-0", ONE, THREE), opened("e-0", asked="e-3")]),
+        ("cursor", [opened("e-0", ONE, THREE, FOUR), opened("e-6", asked="e-4")]),
+        ("cursor", [opened("e-1", PARTS[0], batches=False), opened("e-2", asked="e-3.1")]),
+        ("cursor", [opened("e-1", PARTS[0], batches=False), opened("e-3", asked="e-3.1")]),
+        ("cursor", [opened("e-1", *PARTS[:2], batches=False), opened("e-3.1", asked="e-3.2", batches=False)]),
+        ("cursor", [Connection(("a",), "other-7", got=[block("sse_open", "e-0")])]),
         ("cursor", [Connection(("a",), got=[block("sse_open", "e-4", sent=3)])]),
         ("cursor", [opened("e-0", ONE, block("sse_bye", "e-3"))]),
         ("cursor", [opened("e-0", ONE, THREE, FOUR, block("sse_gap", "e-3", gone=6))]),

@@ -145,9 +145,15 @@ class _Trial:
                 raise Violation("loss", f"{self._sent[rest - 1]} never came to {connection}")
 
     def _open(self, got: Got) -> None:
-        self._place, self._part = self._stand(got)
-        if self._connection.asked is not None and got.event.id != self._connection.asked:
-            self._fail("cursor", got, f"it came with {self._connection.asked}, and goes on elsewhere")
+        stand = self._stand(got)
+        asked = self._connection.asked
+        if asked is not None and got.event.id != asked:
+            frame, _, part = asked.partition(".")
+            if frame in self._ids:
+                self._place, self._part = self._before(self._ids[frame], int(part or 0))
+            if frame not in self._ids or not self._is_here(stand):
+                self._fail("cursor", got, f"it came with {asked}, and goes on elsewhere")
+        self._place, self._part = stand
         if self._place > got.sent:
             self._fail("cursor", got, "nothing that is so new was ever sent")
 

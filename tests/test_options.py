@@ -23,11 +23,12 @@ GOOD = {
     "max_batch_size": [1, 2, 2**31, 10**30],
     "max_frame_bytes": [1, 2**31],
     "dedup_key": [None, "", "id", lambda event_type, data: None, str],
+    "join": ["", "\n", "\r\n", " ", "<hr>", "\u2028", "\U0001f600"],
     "critical_types": [(), [], set(), {"x"}, ("x", "x"), ["error"]],
     "mixed": [True, False],
     "leading": [True, False],
     "max_pending_bytes": [1, 2**40],
-    "per_type": [{}, {"log": {}}, {"log": {"batch_window": 1.0, "dedup_key": None}}, {"x": {"leading": True}}],
+    "per_type": [{}, {"log": {}}, {"log": {"batch_window": 1.0, "dedup_key": None}}, {"x": {"leading": True, "join": ""}}],
     "queue_frames": [1, 10**6],
     "queue_bytes": [1, 2**31],
     "heartbeat": [0.001, 1, 15.0, 3600],
@@ -37,6 +38,7 @@ GOOD = {
     "max_clients_per_user": [None, 1, 10**6],
     "revalidate_every": [0.001, 30, 86_400],
     "transport": ["attached", "auto"],
+    "poll_wait": [0.001, 1, 25.0, 3600],
     "http2": ["refuse", "allow"],
     "retry_ms": [None, 1, 60_000],
     "history_frames": [1, 10**6],
@@ -52,6 +54,11 @@ BAD = {
     "max_batch_size": [(NO_WHOLE_NUMBERS, "max_batch_size must be a whole number of events, at least 1, not")],
     "max_frame_bytes": [(NO_WHOLE_NUMBERS, "max_frame_bytes must be a whole number of bytes, at least 1, not")],
     "dedup_key": [([1, True, ["a"], b"id", ("a", "b")], "dedup_key must be the name of a field, a callable")],
+    "join": [
+        ([None, True, 1, b"", ["\n"], ("", "")], "join must be a str that comes between texts, not"),
+        (["\0", "a\0\n"], "join: the text contains NUL, which cannot be sent"),
+        (["\ud800", "a\udfff"], "join: the text contains the lone surrogate"),
+    ],
     "critical_types": [
         (["error", "", b"error", None, 1], "critical_types must be several types, such as {'error'}, not"),
         ([[1], [None], [b"error"]], "critical_types: the type must be a string"),
@@ -65,12 +72,14 @@ BAD = {
         ([None, [], "log", {"log": 1.0}, {"log": None}, {"log": ["leading"]}], "per_type must be a mapping such as"),
         (
             [{"log": {"mixed": True}}, {"log": {"batchWindow": 1}}, {"log": {1: 2}}],
-            r"per_type\['log'\] may set batch_window, max_batch_size, dedup_key, leading, not",
+            r"per_type\['log'\] may set batch_window, max_batch_size, dedup_key, join, leading, not",
         ),
         ([{"x_batch": {}}, {"": {}}, {1: {}}], "per_type: the type"),
         ([{"log": {"batch_window": 100}}], r"per_type\['log'\]: batch_window is in seconds"),
         ([{"log": {"max_batch_size": 0}}], r"per_type\['log'\]: max_batch_size must be a whole number of events"),
         ([{"log": {"dedup_key": 1}}], r"per_type\['log'\]: dedup_key must be"),
+        ([{"log": {"join": None}}], r"per_type\['log'\]: join must be a str"),
+        ([{"log": {"join": "\0"}}], r"per_type\['log'\]: join: the text contains NUL"),
         ([{"log": {"leading": 1}}], r"per_type\['log'\]: leading must be True or False"),
     ],
     "queue_frames": [(NO_WHOLE_NUMBERS, "queue_frames must be a whole number of frames, at least 1, not")],
@@ -82,6 +91,10 @@ BAD = {
     "send_timeout": [
         (NO_NUMBERS, "send_timeout must be a number of seconds, not"),
         ([0, 0.0, -1, 3601, 30_000], "send_timeout is in seconds, more than 0 and at most 3600, not"),
+    ],
+    "poll_wait": [
+        (NO_NUMBERS, "poll_wait must be a number of seconds, not"),
+        ([0, 0.0, -1, 3601, 25_000], "poll_wait is in seconds, more than 0 and at most 3600, not"),
     ],
     "max_stream_age": [
         (NO_NUMBERS_BUT_NONE, "max_stream_age must be a number of seconds, not"),
@@ -153,6 +166,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         max_batch_size=50,
         max_frame_bytes=262_144,
         dedup_key="server",
+        join="\n",
         critical_types={"hub_state", "error"},
         mixed=False,
         leading=False,
@@ -169,6 +183,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         max_clients_per_user=None,
         revalidate_every=30.0,
         transport="attached",
+        poll_wait=25.0,
         retry_ms=None,
         http2="refuse",
     )
@@ -206,15 +221,18 @@ def test_what_a_type_sets_wins_and_the_rest_is_inherited() -> None:
         batch_window=0.5,
         max_batch_size=7,
         dedup_key="id",
+        join="\r\n",
         leading=True,
         critical_types={"alarm"},
-        per_type={"log": {"batch_window": 2, "dedup_key": None}, "alarm": {"leading": False}},
+        per_type={"log": {"batch_window": 2, "dedup_key": None, "join": ""}, "alarm": {"leading": False}},
     )
     log, alarm, other = (options.rules(name) for name in ("log", "alarm", "other"))
     assert (log.batch_window, log.max_batch_size, log.dedup_key, log.leading, log.critical) == (2, 7, None, True, False)
     assert (alarm.batch_window, alarm.dedup_key, alarm.leading, alarm.critical) == (0.5, "id", False, True)
     assert (other.batch_window, other.dedup_key, other.leading, other.critical) == (0.5, "id", True, False)
     assert log.type == "log"
+    assert (log.join, log.join_bytes) == ("", 0)
+    assert (alarm.join, other.join, other.join_bytes) == ("\n", "\n", len("\ndata: "))  # CR and CRLF arrive as LF
 
 
 @pytest.mark.parametrize(
@@ -236,7 +254,7 @@ def test_the_default_key_differs_from_the_same_name_given(options: BatchOptions,
     assert type(rules.dedup_key) is str  # which `enqueue` is fast for
 
 
-@pytest.mark.parametrize("name", ["batch_window", "max_batch_size", "leading"])
+@pytest.mark.parametrize("name", ["batch_window", "max_batch_size", "join", "leading"])
 def test_in_a_mixed_window_a_type_sets_only_its_dedup_key(name: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"^per_type\['log'\] may set dedup_key with mixed=True, not {name}$"):
         BatchOptions(mixed=True, per_type={"log": {name: 1}})

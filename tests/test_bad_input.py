@@ -234,7 +234,8 @@ def test_the_manager_refuses_one_event_loses_no_other_and_sends_the_signal(
     assert batch.json["events"] == list(range(49))
     assert manager.get_stats().enqueued == 49
     (call,) = told
-    assert call == (manager, {"error": error, "event_type": event_type, "channel": channel}, threading.get_ident())
+    values = {"error": error, "event_type": event_type, "channel": channel, "user": None}
+    assert call == (manager, values, threading.get_ident())
 
 
 @pytest.mark.parametrize(("event_type", "data", "channel", "field", "message", "cause"), cases(BAD | ALL_CHANNEL))
@@ -249,7 +250,7 @@ def test_the_manager_counts_a_refused_event(
 def test_a_broadcast_is_refused_in_the_same_way(manager: SSEManager, told: list) -> None:
     with pytest.raises(InvalidEventError, match="bytes is not JSON") as caught:
         manager.broadcast("log", b"x")
-    assert told[0][:2] == (manager, {"error": caught.value, "event_type": "log", "channel": "*"})
+    assert told[0][:2] == (manager, {"error": caught.value, "event_type": "log", "channel": "*", "user": None})
     assert manager.get_stats().refused == 1
 
 
@@ -394,8 +395,8 @@ def test_a_full_backlog_says_how_much_waits_and_how_long_and_loses_nothing() -> 
 def test_a_full_backlog_of_a_manager_sends_the_signal() -> None:
     calls = []
 
-    def receiver(sender: object, error: Exception, event_type: str, channel: str) -> None:
-        calls.append((sender, error, event_type, channel))
+    def receiver(sender: object, error: Exception, event_type: str, channel: str, user: object) -> None:
+        calls.append((sender, error, event_type, channel, user))
 
     with SSEManager(batching=BatchOptions(batch_window=10, max_pending_bytes=300)) as manager:
         signals.event_refused.connect(receiver, sender=manager)
@@ -403,7 +404,7 @@ def test_a_full_backlog_of_a_manager_sends_the_signal() -> None:
         with pytest.raises(BacklogFullError) as caught:
             manager.enqueue("log", 2)
         assert caught.value.publishing_for == 0.0
-        assert calls == [(manager, caught.value, "log", "default")]
+        assert calls == [(manager, caught.value, "log", "default", None)]
         assert manager.get_stats().refused == 1
 
 

@@ -227,7 +227,7 @@ def test_a_kick_names_a_user_or_a_channel_or_both(make: Callable[..., SSEManager
 @pytest.mark.parametrize(
     ("who", "message"),
     [
-        ({"user": None}, r"^user is None: is the user logged in\?$"),
+        ({"user": None}, r"^user is None: nobody is logged in\?$"),
         ({"user": None, "channel": "team-7"}, r"^user is None"),
         ({"user": "ada", "channel": None}, "the channel must be a string, not NoneType"),
         ({"channel": None}, "the channel must be a string"),

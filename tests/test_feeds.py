@@ -8,6 +8,7 @@ from sse_batcher import HistoryOptions
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.streams.counts import Counts
 from sse_batcher.streams.open_stream import OpenStream
+from sse_batcher.streams.roles import Listener
 from sse_batcher.wire import Frame
 
 from .kit.delivery import Delivery
@@ -17,19 +18,23 @@ class Fed(OpenStream):
     """A detached stream, as the hub sees it."""
 
     transport = "detached"
-    listener = None
+    listener = None  # type: ignore[assignment]
     counts = Counts()
     behind = True
     lost = None
     handed = (0, 0)
 
-    def __init__(self, client: QueueClient) -> None:
+    def __init__(self, client: QueueClient, feed: Listener) -> None:
         super().__init__(client.info, client.point, client.opened_at, client.lease)
+        self.listener = feed
         self.dismissed: list[str] = []
 
     def dismiss(self, reason: str) -> bool:
         self.dismissed.append(reason)
         return True
+
+    def fall_behind(self) -> None:
+        raise NotImplementedError
 
     def read_on(self, frames: Iterable[Frame]) -> None:
         raise NotImplementedError
@@ -43,7 +48,7 @@ def test_a_stream_that_is_detached_is_counted_as_such() -> None:
     clients = [delivery.connect() for _ in range(3)]
     feed = delivery.connect()
     assert delivery.hub.count()["clients_by_transport"] == {"attached": 4, "detached": 0}
-    detached = Fed(clients[0])
+    detached = Fed(clients[0], feed)
     assert delivery.hub.replace(clients[0], detached, feed)
     counts = delivery.hub.count()
     assert counts["clients_by_transport"] == {"attached": 3, "detached": 1}
@@ -66,7 +71,7 @@ class Feed:
 def test_a_feed_is_offered_the_frames_of_its_channels_until_it_is_unlisted() -> None:
     delivery = Delivery()
     client, feed = delivery.connect("a", "b"), Feed()
-    assert delivery.hub.replace(client, Fed(client), feed)
+    assert delivery.hub.replace(client, Fed(client, feed), feed)
     for channel in ("a", "b", "c", "*"):
         delivery.deliver(channel=channel)
     assert feed.offered == [1, 2, 4]
@@ -87,15 +92,17 @@ def test_a_feed_is_offered_the_frames_of_its_channels_until_it_is_unlisted() -> 
 def test_the_next_frames_for_a_feed_are_none_if_some_are_gone() -> None:
     delivery = Delivery(HistoryOptions(history_frames=2))
     delivery.deliver(3)
-    assert [frame.position for frame in delivery.hub.next_frames(("default",), 1) or ()] == [2, 3]
-    assert delivery.hub.next_frames(("default",), 3) == []
-    assert delivery.hub.next_frames(("default",), 0) is None
+    feed = Feed()
+    frames, alone = delivery.hub.next_frames(feed, ("default",), 1)
+    assert [frame.position for frame in frames or ()] == [2, 3]
+    assert delivery.hub.next_frames(feed, ("default",), 3) == ([], alone) == ([], [])
+    assert delivery.hub.next_frames(feed, ("default",), 0) == (None, [])
 
 
 def test_a_hub_whose_feed_still_listens_is_not_empty() -> None:
     delivery = Delivery()
     client, feed = delivery.connect(), Feed()
-    detached = Fed(client)
+    detached = Fed(client, feed)
     assert delivery.hub.replace(client, detached, feed)
     delivery.hub.remove(detached, "left")
     assert not delivery.hub.is_empty()
@@ -106,7 +113,7 @@ def test_a_hub_whose_feed_still_listens_is_not_empty() -> None:
 def test_a_hub_with_a_stream_without_a_listener_is_not_empty() -> None:
     delivery = Delivery()
     client, feed = delivery.connect(), Feed()
-    detached = Fed(client)
+    detached = Fed(client, feed)
     assert delivery.hub.replace(client, detached, feed)
     delivery.hub.unlisten(feed, ["default", "*"])
     assert not delivery.hub.is_empty()
@@ -118,14 +125,14 @@ def test_a_client_that_has_left_is_not_replaced() -> None:
     delivery = Delivery()
     client = delivery.connect()
     client.close()
-    assert not delivery.hub.replace(client, Fed(client), client)
+    assert not delivery.hub.replace(client, Fed(client, client), client)
     assert delivery.hub.is_empty()
 
 
 def test_a_client_that_was_replaced_hands_its_dismissal_on() -> None:
     delivery = Delivery()
     client = delivery.connect()
-    detached = Fed(client)
+    detached = Fed(client, client)
     assert delivery.hub.replace(client, detached, client)
     client.dismiss("kicked")
     assert detached.dismissed == ["kicked"]
@@ -135,6 +142,6 @@ def test_a_client_that_is_replaced_hands_on_that_it_was_dismissed_before() -> No
     delivery = Delivery()
     client = delivery.connect()
     client.dismiss("kicked")
-    detached = Fed(client)
+    detached = Fed(client, client)
     assert delivery.hub.replace(client, detached, client)
     assert detached.dismissed == ["kicked"]

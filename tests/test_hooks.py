@@ -102,19 +102,39 @@ def test_any_callable_that_is_not_async_can_be_registered() -> None:
         check_function("authorize", function)
 
 
-def test_a_snapshot_without_brackets_says_what_to_write() -> None:
+def test_a_snapshot_without_a_name_is_that_of_all_channels_without_their_own() -> None:
     app, sse = make_app()
+    asked: list[str] = []
 
-    def state() -> tuple[str, int]:
-        return "state", 1
+    def state(channel: str) -> tuple[str, str] | None:
+        asked.append(channel)
+        return ("state", channel) if channel == "b" else None
 
-    for decorate in (sse.snapshot, sse.for_app(app).snapshot):
-        with pytest.raises(InvalidEventError, match=r'write @sse\.snapshot\("channel"\) above <function') as caught:
-            decorate(state)  # type: ignore[arg-type]
-        assert caught.value.field == "channel"
+    def own() -> tuple[str, str]:
+        return "state", "its own"
+
+    sse.authorize(lambda channels: channels)
+    assert sse.snapshot(state) is state
+    assert sse.snapshot("c")(own) is own
+    with get(app, "/events?channel=a&channel=b&channel=c") as response:
+        blocks = iter(response.response)
+        opened, *states = parse(next(blocks), strict=True)  # type: ignore[arg-type]
+    assert opened.type == "sse_open"
+    assert [(event.type, event.json) for event in states] == [("state", "b"), ("state", "its own")]
+    assert asked == ["a", "b"]
 
 
-@pytest.mark.parametrize("channel", [None, "", "*", 7, later])
+def test_a_second_snapshot_without_a_name_is_refused() -> None:
+    app, sse = make_app()
+    for hooks in (sse, sse.for_app(app)):
+        first_one, second = (lambda channel: None), (lambda channel: ("state", channel))
+        hooks.snapshot(first_one)
+        hooks.snapshot(first_one)
+        with pytest.raises(UsageError, match="is registered as the snapshot of channels without one already"):
+            hooks.snapshot(second)
+
+
+@pytest.mark.parametrize("channel", [None, "", "*", 7])
 def test_a_snapshot_of_an_invalid_channel_is_refused(channel: Any) -> None:
     with pytest.raises(InvalidEventError, match="channel"):
         SSE().snapshot(channel)

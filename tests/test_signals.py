@@ -135,7 +135,7 @@ def test_a_refused_event_is_a_signal_in_the_thread_of_the_caller(manager: SSEMan
             manager.enqueue("log", {1}, channel="a")
         sender, values, thread = receiver.call()
     assert sender is manager
-    assert values == {"error": caught.value, "event_type": "log", "channel": "a"}
+    assert values == {"error": caught.value, "event_type": "log", "channel": "a", "user": None}
     assert thread == threading.current_thread().name
 
 

@@ -493,7 +493,7 @@ def test_what_goes_in_comes_out_once_in_order_unless_replaced(
     assert sorted([*out, *replaced]) == sorted(kept)
     for closed in windows.closed:
         assert 1 <= len(closed.events) <= options.max_batch_size
-        assert {event.channel for event in closed.events} == {closed.channel}
+        assert {event.audience for event in closed.events} == {closed.audience}
     # In order: of one type and channel always, of one channel in a mixed one, and nothing overtakes a critical event.
     for channel in ("default", "other", "*"):
         mine = [event for event in out if event.channel == channel]

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sse_batcher import Batch, BatchOptions, Event, InvalidEventError
-from sse_batcher.batching.window import Windows
+from sse_batcher.batching.window import Closed, Windows
 from sse_batcher.event import check_channel, check_type, encode_json
 from sse_batcher.wire import HEARTBEAT, Frame, batch_block, block, chunk, comment, control, envelope_bytes, mixed_bytes
 
@@ -37,6 +37,11 @@ json_values = st.recursive(
 def lines_of(text: str) -> str:
     """The text as it arrives: every line end becomes LF."""
     return re.sub("\r\n|\r|\n", "\n", text)
+
+
+def batch_from(closed: Closed) -> Batch:
+    """The batch of a window, with the largest timestamp."""
+    return Batch(closed.audience, closed.type, closed.events, closed.reason, 10**13 - 1, closed.join)
 
 
 def batch_of(*values: Any, event_type: str = "log", batch_type: str | None = None, reason: str = "manual") -> Batch:
@@ -328,7 +333,7 @@ def test_no_frame_is_larger_than_it_may_be(
         windows.add(event, options.rules(name), key, number * 0.01)
     windows.close_all("time_window", 10.0)
     for closed in windows.closed:
-        sent = batch_block(Batch(*closed, 10**13 - 1), "e-1")
+        sent = batch_block(batch_from(closed), "e-1")
         assert len(parse(sent, strict=True)[0].data.encode()) <= max_frame_bytes
 
 
@@ -348,7 +353,7 @@ def test_a_window_of_many_small_events_closes_before_its_frame_is_too_large(mixe
         windows = Windows(options)
         for _ in range(200):
             windows.add(Event("log", "default", "0"), options.rules("log"), None, 0.0)
-        batches = [Batch(*closed, 10**13 - 1) for closed in windows.closed]
+        batches = [batch_from(closed) for closed in windows.closed]
         sizes = [len(parse(batch_block(batch, "e-1"))[0].data) for batch in batches]
         # No smaller than one event and what the envelope may grow by, either.
         assert max_frame_bytes - 40 <= min(sizes) <= max(sizes) <= max_frame_bytes

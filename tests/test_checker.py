@@ -59,7 +59,18 @@ def verdict(*life: Connection) -> str | None:
         [opened("e-0", ONE), Connection(("a",), "e-1", got=[block("sse_busy", "e-1")])],
         [Connection(("a",))],
     ],
-    ids=["whole", "returns", "rewinds", "nothing in between", "no batches", "inside a batch", "gap", "another history", "busy", "nothing"],
+    ids=[
+        "whole",
+        "returns",
+        "rewinds",
+        "nothing in between",
+        "no batches",
+        "inside a batch",
+        "gap",
+        "another history",
+        "busy",
+        "nothing",
+    ],
 )
 def test_a_good_record_is_accepted(life: list[Connection]) -> None:
     assert verdict(*life) is None

@@ -28,7 +28,12 @@ GOOD = {
     "mixed": [True, False],
     "leading": [True, False],
     "max_pending_bytes": [1, 2**40],
-    "per_type": [{}, {"log": {}}, {"log": {"batch_window": 1.0, "dedup_key": None}}, {"x": {"leading": True, "join": ""}}],
+    "per_type": [
+        {},
+        {"log": {}},
+        {"log": {"batch_window": 1.0, "dedup_key": None}},
+        {"x": {"leading": True, "join": ""}},
+    ],
     "queue_frames": [1, 10**6],
     "queue_bytes": [1, 2**31],
     "heartbeat": [0.001, 1, 15.0, 3600],

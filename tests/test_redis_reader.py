@@ -105,7 +105,7 @@ def fields(
 
 
 def newer(number: int, **more: Any) -> dict[bytes, bytes]:
-    return fields(number, v=b"2", **more)
+    return fields(number, v=b"3", **more)
 
 
 def test_an_answer_that_comes_twice_is_read_once() -> None:

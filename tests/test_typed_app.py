@@ -20,6 +20,10 @@ def test_the_flask_app_answers() -> None:
     assert client.post("/leave").text == "0"
     assert client.get("/events/health").status_code == 200
     assert client.head("/team/events").status_code == 200
+    with client.get("/own/events") as response:
+        opened, *states = parse(next(iter(response.response)))  # type: ignore[arg-type]
+    assert opened.json["channels"] == []
+    assert [(state.type, state.data) for state in states] == [("message", "Hello 7")]
     with app.app_context():
         assert typed_app.sse.manager.shutdown()
 
@@ -38,10 +42,10 @@ def test_health_and_metrics_are_those_of_the_manager(manager: typed_app.SSEManag
         assert b"sse_batcher_events_enqueued_total 0.0" in typed_app.metrics(manager)
 
 
-def test_the_engine_alone_makes_one_batch() -> None:
+def test_the_engine_alone_makes_one_batch_of_each_channel() -> None:
     batches, stats = typed_app.batched(["a", "b"])
-    assert [[event.data for event in batch.events] for batch in batches] == [[{"line": "a"}, {"line": "b"}]]
-    assert stats.enqueued == 2
+    assert [[event.data for event in batch.events] for batch in batches] == [[{"line": "b"}], ["a", "b"]]
+    assert stats.enqueued == 4
 
 
 def test_errors_name_the_field_or_the_option(manager: typed_app.SSEManager) -> None:
@@ -63,6 +67,6 @@ def test_the_receivers_of_signals_are_called(manager: typed_app.SSEManager) -> N
     assert sorted(seen) == [
         "client 1 left after 0 s, 0 frames and 0 bytes",
         "client 1 of ('default',) connected",
-        "log in default: InvalidEventError",
+        "log in default for None: InvalidEventError",
         "log, shutdown",
     ]

@@ -35,6 +35,7 @@ from sse_batcher import (
     Snapshot,
     SSEBatcherError,
     SSEManager,
+    Text,
     TooManyClientsError,
     UsageError,
     signals,
@@ -77,10 +78,22 @@ def state() -> tuple[str, object]:
     return "state", {"visits": 0}
 
 
+@sse.snapshot
+def state_of(channel: str) -> tuple[str, object] | None:
+    return ("message", Text(f"<p>{channel}</p>")) if channel.startswith("team-") else None
+
+
+@sse.user_snapshot
+def notes_of(user: str) -> tuple[str, object] | None:
+    return "notes", []
+
+
 # A decorator returns the function as it is.
 assert_type(allowed(("default",)), list[str])
 assert_type(may_stay("ada"), bool)
 assert_type(state(), tuple[str, object])
+assert_type(state_of("team-7"), tuple[str, object] | None)
+assert_type(notes_of("ada"), tuple[str, object] | None)
 
 
 def create_app() -> Flask:
@@ -92,9 +105,20 @@ def create_app() -> Flask:
     def team() -> tuple[str, list[int]]:
         return "team", [1, 2, 3]
 
+    @sse.for_app(app).snapshot
+    def order(channel: str) -> tuple[str, Text] | None:
+        return None
+
+    @sse.for_app(app).user_snapshot
+    def greeting(user: str) -> tuple[str, Text]:
+        return "message", Text(f"Hello {user}")
+
     def press() -> str:
         sse.enqueue("press", {"by": user()}, channel="team-7")
-        sse.broadcast("press", None)
+        sse.broadcast("press", None, key="press")
+        sse.enqueue("message", Text("<b>pressed</b>"), key=7)
+        sse.enqueue("note", Text("pressed"), user="ada", key="note")
+        sse.enqueue("note", {"by": 7}, user=["ada", 7])
         return sse.cursor()
 
     def leave() -> str:
@@ -105,10 +129,16 @@ def create_app() -> Flask:
     def team_events() -> Response:
         return sse.response(["team-7"], user="ada")
 
+    def own_events() -> Response:
+        return sse.response((), user=7)
+
     app.add_url_rule("/press", view_func=press, methods=["POST"])
     app.add_url_rule("/leave", view_func=leave, methods=["POST"])
     app.add_url_rule("/team/events", view_func=team_events)
+    app.add_url_rule("/own/events", view_func=own_events)
     assert_type(team(), tuple[str, list[int]])
+    assert_type(order("order-7"), tuple[str, Text] | None)
+    assert_type(greeting("ada"), tuple[str, Text])
     return app
 
 
@@ -125,10 +155,13 @@ def create_manager(backend: str = "memory://") -> SSEManager:
             batch_window=0.05,
             max_batch_size=20,
             dedup_key=latest_of,
+            join="\n\n",
             critical_types={"error"},
-            per_type={"log": {"batch_window": 1.0, "dedup_key": None}},
+            per_type={"log": {"batch_window": 1.0, "dedup_key": None}, "token": {"join": ""}},
         ),
-        clients=ClientOptions(max_clients=100, max_clients_per_user=4, max_stream_age=None, transport="auto"),
+        clients=ClientOptions(
+            max_clients=100, max_clients_per_user=4, max_stream_age=None, transport="auto", poll_wait=20.0
+        ),
         history=HistoryOptions(history_frames=1_000, history_age=3600.0),
         backend=backend,
         json_default=str,
@@ -138,7 +171,7 @@ def create_manager(backend: str = "memory://") -> SSEManager:
 
 def states() -> Iterator[tuple[str, object]]:
     yield "state", {"a": 1}
-    yield "state", [1, 2]
+    yield "state", Text("<ul></ul>")
 
 
 class App:
@@ -168,7 +201,9 @@ def read(manager: SSEManager) -> list[bytes]:
     assert_type(client.info, ClientInfo)
     assert_type(client.info.user, str | int | None)
     manager.enqueue("log", {"line": 1}, channel="a")
-    manager.broadcast("log", {"line": 2})
+    manager.broadcast("log", Text("2"), key=2)
+    manager.enqueue("log", Text("3"), user=7, key="3")
+    manager.enqueue("log", 4, user={7, "ada"})
     assert_type(manager.flush_all(5.0), bool)
     blocks = [next(client) for _ in range(2)]
     assert_type(blocks, list[bytes])
@@ -200,13 +235,16 @@ def batched(lines: Iterable[str]) -> tuple[list[Batch], BatcherStats]:
     batches: list[Batch] = []
     with EventBatcher(batches.append, BatchOptions(mixed=True), encode=json.dumps) as batcher:
         for line in lines:
-            batcher.enqueue("log", {"line": line})
+            batcher.enqueue("log", {"line": line}, key=len(batches))
+            batcher.enqueue("line", Text(line), channel="lines", key=line)
         batcher.flush_all()
         stats = batcher.get_stats()
     for batch in batches:
         assert_type(batch.events, tuple[Event, ...])
         for event in batch.events:
             assert_type((event.type, event.channel, event.json), tuple[str, str | None, str])
+            assert_type((event.users, event.is_text), tuple[tuple[str | int, ...], bool])
+        assert_type((batch.channel, batch.users, batch.join), tuple[str | None, tuple[str | int, ...], str | None])
     return batches, stats
 
 
@@ -231,8 +269,10 @@ def listen(manager: SSEManager, seen: list[str]) -> list[object]:
         seen.append(f"{batch.type}, {batch.reason}")
 
     @signals.event_refused.connect_via(manager, weak=True)
-    def refused(sender: SSEManager, *, error: SSEBatcherError, event_type: object, channel: object) -> None:
-        seen.append(f"{event_type} in {channel}: {type(error).__name__}")
+    def refused(
+        sender: SSEManager, *, error: SSEBatcherError, event_type: object, channel: object, user: object
+    ) -> None:
+        seen.append(f"{event_type} in {channel} for {user}: {type(error).__name__}")
 
     return [connected, disconnected, flushed, refused]
 
@@ -266,12 +306,36 @@ if TYPE_CHECKING:
     SSEManager(False)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     BatchOptions(0.1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     SSEManager().subscribe(user=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    SSEManager().enqueue("t", 1, user=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    SSEManager().enqueue("t", 1, user=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    SSEManager().enqueue("t", 1, user=[None])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    SSEManager().enqueue("t", 1, channel=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    SSEManager().enqueue("t", 1, key=b"k")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    SSEManager().broadcast("t", 1, user=7)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    SSEManager().kick(user=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    EventBatcher(print).enqueue("t", 1, user=7)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    EventBatcher(print).enqueue("t", 1, key=("a", 1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    BatchOptions(join=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    sse.enqueue("t", 1, user=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    sse.broadcast("t", 1, key=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     SSEManager().subscribe([7])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     SSEManager().drain()  # type: ignore[attr-defined]  # pyright: ignore
 
     @sse.revalidate  # type: ignore[type-var]  # pyright: ignore[reportArgumentType, reportUntypedFunctionDecorator]
     def answers_with_a_name(user: str) -> str:
         return user
+
+    @sse.snapshot  # type: ignore[type-var]  # pyright: ignore
+    def state_without_a_type(channel: str) -> str:
+        return channel
+
+    @sse.snapshot("default")  # type: ignore[type-var]  # pyright: ignore
+    def state_of_any(channel: str) -> tuple[str, object]:
+        return channel, None
+
+    @sse.user_snapshot  # type: ignore[type-var]  # pyright: ignore[reportArgumentType, reportUntypedFunctionDecorator]
+    def notes_of_all() -> tuple[str, object]:
+        return "notes", None
 
     @sse.allow_stats  # type: ignore[type-var]  # pyright: ignore[reportArgumentType, reportUntypedFunctionDecorator]
     async def answers_later() -> bool:

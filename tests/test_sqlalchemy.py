@@ -123,13 +123,6 @@ def test_an_open_stream_holds_no_app_context(site: Site, open_stream: Open) -> N
     assert site.contexts == 0
 
 
-class _User:
-    """The user that is logged in, as Flask-Login has it."""
-
-    def get_id(self) -> str:
-        return "7"
-
-
 def test_the_revalidate_of_the_readme_ends_the_stream_of_a_deleted_user(tmp_path: Path) -> None:
     app = Flask(__name__)
     # A file: a database in memory would have one connection, which two threads must not use at the same time.
@@ -146,7 +139,8 @@ def test_the_revalidate_of_the_readme_ends_the_stream_of_a_deleted_user(tmp_path
         db.create_all()
         db.session.add(User(id=7, active=True))
         db.session.commit()
-    exec(code, {"sse": sse, "db": db, "User": User, "current_user": _User()})
+    sse.identify(lambda: "7")
+    exec(code, {"sse": sse, "db": db, "User": User})
     with app.test_client().get("/events") as response:
         next(iter(response.response))
         with app.app_context():

@@ -17,7 +17,7 @@ from ..reasons import GapReason
 from ..wire import Frame, Position
 
 MAX_FLOORS = 50_000
-"""How many channels, and how many users, have a floor of their own. Each takes about 300 bytes."""
+"""How many channels, and how many users, have a floor of their own. Each takes about 230 bytes."""
 
 FRESH_FRAMES = 256
 FRESH_BYTES = 2_097_152

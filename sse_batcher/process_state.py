@@ -142,7 +142,7 @@ class ProcessState:
             raise
         return client
 
-    def can_resume(self, channels: tuple[str, ...], last_event_id: str | None, user: User | None) -> bool:
+    def can_resume(self, channels: tuple[str, ...], last_event_id: str | None, user: User | None = None) -> bool:
         """Whether a client that comes with this id now gets all that it has missed, and needs no snapshot."""
         self.backend.open(last_event_id)
         return self.hub.can_resume(channels, last_event_id, user)

@@ -69,6 +69,12 @@ class Text(str):
     __slots__ = ()
 
 
+class Key(str):
+    """The JSON of a key that was given with an event. Equals that of a key that `dedup_key` has found."""
+
+    __slots__ = ()
+
+
 class Event(NamedTuple):
     """One event as it was enqueued. `body` is its data on the wire: a `Text`, or JSON, encoded in the caller's thread.
 
@@ -241,12 +247,12 @@ def check_user(user: object) -> User:
     return number
 
 
-def check_key(key: object) -> str:
+def check_key(key: object) -> Key:
     """Return the JSON of the `key` of an event, so that 1 and "1" are two keys, or raise `InvalidEventError`."""
     if isinstance(key, str):
-        return encode_string(str.__str__(key))
+        return Key(encode_string(str.__str__(key)))
     if isinstance(key, int) and not isinstance(key, bool):
-        return int.__repr__(key)
+        return Key(int.__repr__(key))
     raise InvalidEventError(f"a key is a str or an int, not {type(key).__name__}", field="key")
 
 

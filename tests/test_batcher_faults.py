@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sse_batcher import BacklogFullError, Batch, BatchOptions, EventBatcher
+from sse_batcher import BacklogFullError, Batch, BatchOptions, EventBatcher, Text
 from sse_batcher.runtime.worker import Worker
 
 from .kit import locks
@@ -247,6 +247,20 @@ def test_the_first_replacement_of_each_type_is_logged_and_no_further_one(caplog:
         (True, False),
         (False, True),
     ]
+
+
+@pytest.mark.parametrize("options", [{}, {"dedup_key": "server"}, {"dedup_key": None}])
+def test_a_replacement_by_a_key_of_the_call_is_not_logged(
+    options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "sse_batcher")
+    batcher = SteppedBatcher(**options)
+    for data in ({"server": "a"}, {"server": "a"}, Text("a"), Text("b")):
+        batcher.enqueue("tools", data, key="a")
+        batcher.enqueue("tools", data, key=1)
+    batcher.advance(1)
+    assert batcher.get_stats().replaced == 4
+    assert not caplog.records
 
 
 def test_the_type_error_is_explained_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -181,7 +181,7 @@ def put(batcher: EventBatcher, event_type: str, data: Any, audience: Audience, k
         rules = batcher._rules.get(event_type) if event_type.__class__ is str else None
         if rules is None:
             rules = batcher._rules_of(event_type)
-        name = None if key is None else check_key(key)
+        name: str | None = None if key is None else check_key(key)
         if isinstance(data, Text):
             body: str = check_text(data)
             size = text_bytes(body)

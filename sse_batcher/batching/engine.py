@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import BacklogFullError, ClosedError
-from ..event import Batch, Event, body_bytes
+from ..event import Batch, Event, Key, body_bytes
 from ..options import BatchOptions, TypeRules
 from ..reasons import BatchReason
 from ..runtime.locks import is_mine, new_lock, run_if_free
@@ -320,7 +320,7 @@ class Engine:
                 size += event_size
                 replaced = add(event, rules, key, now)
                 if replaced is not None:
-                    self._count_replaced_locked(replaced, rules)
+                    self._count_replaced_locked(replaced, rules, key)
             self._enqueued += events
             self._pending_events += events
             self._pending_bytes += size
@@ -328,11 +328,13 @@ class Engine:
             if self._sealed:
                 self._take_flushes_locked()
 
-    def _count_replaced_locked(self, event: Event, rules: TypeRules) -> None:
-        """Count a replaced event. Needs `_counters`, too."""
+    def _count_replaced_locked(self, event: Event, rules: TypeRules, key: str | None) -> None:
+        """Count an event that was replaced because of this key. Needs `_counters`, too."""
         self._replaced += 1
         self._pending_events -= 1
         self._pending_bytes -= _size(event)
+        if isinstance(key, Key):
+            return  # not logged: the caller has asked for it
         if rules.type not in self._replaced_types and len(self._replaced_types) < MAX_REPLACED_TYPES:
             self._replaced_types.add(rules.type)
             self._news.append(rules)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sse_batcher import wire
-from sse_batcher.batching.window import NEVER, NOW, Windows
-from sse_batcher.event import Event, encode_json
+from sse_batcher.batching.window import NEVER, NOW, Closed, Windows
+from sse_batcher.event import Audience, Event, Text, encode_json
 from sse_batcher.options import BatchOptions
 
 from .kit.batching import SteppedBatcher
@@ -447,87 +447,138 @@ RULES = st.fixed_dictionaries(
         "max_batch_size": st.sampled_from([1, 2, 5, 2**31]),
         "max_frame_bytes": st.sampled_from([170, 300, 262_144]),
         "dedup_key": st.sampled_from(["server", None]),
+        "join": st.sampled_from(["\n", "", "--"]),
         "mixed": st.booleans(),
         "leading": st.booleans(),
     }
 )
+AUDIENCES = ("default", "other", "*", (7,), (7, "ada"), ("ada",), ("bob",))
+
+
+class Sent(NamedTuple):
+    """An event of these tests, before it is one."""
+
+    pause: float
+    type: str
+    audience: Audience
+    text: bool
+    key: int | None
+    padding: str
+    looks: bool
+    """Whether the thread looks before it comes."""
+
+    def event(self, number: int) -> Event:
+        body = Text(f"{number} {self.padding}") if self.text else encode_json({"n": number, "x": self.padding})
+        return Event(self.type, self.audience, body)
+
+    def key_in(self, options: BatchOptions) -> str | None:
+        """The key by which it is replaced: texts have one of their own, JSON has a field."""
+        return None if self.key is None or (options.dedup_key is None and not self.text) else str(self.key)
+
+
 EVENTS = st.lists(
-    st.tuples(
-        st.sampled_from([0.0, 0.0, 0.0005, 0.05, 0.1, 1.0, 10.0]),  # the pause before it
-        st.sampled_from(["a", "b", "error"]),
-        st.sampled_from(["default", "other", "*"]),
-        st.one_of(st.none(), st.integers(0, 2)),  # the server
-        st.integers(0, 120),  # bytes of padding
-        st.booleans(),  # whether the thread looks before it
+    st.builds(
+        Sent,
+        pause=st.sampled_from([0.0, 0.0, 0.0005, 0.05, 0.1, 1.0, 10.0]),
+        type=st.sampled_from(["a", "b", "error"]),
+        audience=st.sampled_from(AUDIENCES),
+        text=st.booleans(),
+        key=st.none() | st.integers(0, 2),
+        padding=st.integers(0, 120).map(lambda size: "x" * size) | st.text(max_size=15),
+        looks=st.booleans(),
     ),
     max_size=60,
 )
 
 
 @given(rules=RULES, events=EVENTS)
-def test_what_goes_in_comes_out_once_in_order_unless_replaced(
-    rules: dict[str, Any], events: list[tuple[float, str, str, int | None, int, bool]]
-) -> None:
+def test_what_goes_in_comes_out_once_in_order_unless_replaced(rules: dict[str, Any], events: list[Sent]) -> None:
     options = BatchOptions(**rules)
     windows = Windows(options)
     kept: list[Event] = []
     replaced: list[Event] = []
     now = 0.0
-    for number, (pause, event_type, channel, server, padding, looks) in enumerate(events):
-        now += pause
-        if looks:
+    for number, sent in enumerate(events):
+        now += sent.pause
+        if sent.looks:
             windows.close_due(now)
-        event = Event(event_type, channel, encode_json({"server": server, "n": number, "x": "x" * padding}))
-        key = None if server is None or options.dedup_key is None else str(server)
+        event = sent.event(number)
         kept.append(event)
-        old = windows.add(event, options.rules(event_type), key, now)
+        old = windows.add(event, options.rules(sent.type), sent.key_in(options), now)
         if old is not None:
             replaced.append(old)
-            assert (old.type, old.channel, old.data["server"]) == (event_type, channel, server)
+            assert old[:2] == event[:2]
+            assert events[_number(old)].key == sent.key is not None
         assert windows.next_deadline() == NOW or windows.next_deadline() <= now + options.batch_window
     windows.close_all("shutdown", now)
     windows.close_due(now + 100)  # empty windows of `leading`
     assert windows.next_deadline() == NOW if windows.closed else NEVER
 
     out = [event for closed in windows.closed for event in closed.events]
-    assert sorted([*out, *replaced]) == sorted(kept)
+    assert sorted([*out, *replaced], key=_number) == kept
     for closed in windows.closed:
         assert 1 <= len(closed.events) <= options.max_batch_size
         assert {event.audience for event in closed.events} == {closed.audience}
-    # In order: of one type and channel always, of one channel in a mixed one, and nothing overtakes a critical event.
-    for channel in ("default", "other", "*"):
-        mine = [event for event in out if event.channel == channel]
+        _check_kind(closed, options)
+    # In order: of one type and audience always, of one audience in a mixed one, and nothing overtakes a critical event.
+    for audience in AUDIENCES:
+        mine = [event for event in out if event.audience == audience]
         for event_type in ("a", "b", "error"):
             assert _numbers(mine, event_type) == sorted(_numbers(mine, event_type))
         if options.mixed:
             assert _numbers(mine) == sorted(_numbers(mine))
-        for place, event in enumerate(mine):
-            if event.type == "error":
-                assert all(number < event.data["n"] for number in _numbers(mine[:place]))
-                assert all(number > event.data["n"] for number in _numbers(mine[place + 1 :]))
+    for place, event in enumerate(out):
+        if event.type == "error":
+            heard = [_meet(other.audience, event.audience) for other in out]
+            before = [_number(other) for other, too in zip(out[:place], heard[:place], strict=True) if too]
+            after = [_number(other) for other, too in zip(out[place:], heard[place:], strict=True) if too]
+            assert max(before, default=-1) < _number(event) == min(after)
+
+
+def _check_kind(closed: Closed, options: BatchOptions) -> None:
+    """Check that texts and JSON of one type share no window, and that several texts are joined."""
+    kinds = {event.is_text for event in closed.events}
+    assert options.mixed or len(kinds) == 1
+    join = options.join if kinds == {True} and not options.mixed else None
+    # What comes between texts has no meaning for one text.
+    assert closed.join == join or (len(closed.events) == 1 and closed.join is None)
+
+
+def _meet(one: Audience, other: Audience) -> bool:
+    """Whether a stream may be of both because of a channel or a user that they have in common."""
+    if isinstance(one, str) or isinstance(other, str):
+        return one == other or "*" in (one, other)
+    return bool(set(one) & set(other))
+
+
+def _number(event: Event) -> int:
+    return int(event.body.partition(" ")[0]) if event.is_text else event.data["n"]
 
 
 def _numbers(events: list[Event], event_type: str | None = None) -> list[int]:
-    return [event.data["n"] for event in events if event_type in (None, event.type)]
+    return [_number(event) for event in events if event_type in (None, event.type)]
 
 
 @given(rules=RULES, events=EVENTS)
-def test_how_late_the_thread_is_changes_nothing(rules: dict[str, Any], events: list[Any]) -> None:
+def test_how_late_the_thread_is_changes_nothing(rules: dict[str, Any], events: list[Sent]) -> None:
     options = BatchOptions(**rules)
 
-    def run(*, punctual: bool) -> list[tuple[str, ...]]:
+    def run(*, punctual: bool) -> list[tuple[Any, ...]]:
         windows, now = Windows(options), 0.0
-        for number, (pause, event_type, channel, server, padding, _) in enumerate(events):
-            now += pause
+        for number, sent in enumerate(events):
+            now += sent.pause
             while punctual and windows.next_deadline() <= now and not windows.closed:
                 windows.close_due(windows.next_deadline())
-            event = Event(event_type, channel, encode_json({"n": number, "x": "x" * padding}))
-            windows.add(event, options.rules(event_type), None if server is None else str(server), now)
+            windows.add(sent.event(number), options.rules(sent.type), sent.key_in(options), now)
             if punctual:
                 done.extend(windows.closed)
                 windows.closed.clear()
         windows.close_all("shutdown", now)
-        return sorted((*(event.json for event in closed.events), closed.reason) for closed in [*done, *windows.closed])
+        # Each number is in one batch, so it decides the order of all batches.
+        return sorted(
+            (_numbers(list(closed.events)), closed.events, closed.reason, closed.join)
+            for closed in [*done, *windows.closed]
+        )
 
     done: list[Any] = []
     on_time = run(punctual=True)

@@ -258,6 +258,9 @@ def check_key(key: object) -> Key:
 
 def check_text(text: str) -> Text:
     """Return a text as it arrives, with LF for CR and CRLF. Raises `InvalidEventError` for what cannot be sent."""
+    if type(text) is not Text:
+        # The characters of a subclass, whose methods may do anything; and of a proxy, which is another text later.
+        text = Text(str.__str__(text) if issubclass(type(text), str) else text)
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if "\0" in text:
@@ -269,7 +272,7 @@ def check_text(text: str) -> Text:
             f"with errors='replace'",
             field="data",
         )
-    return text if text.__class__ is Text else Text(text)
+    return text if isinstance(text, Text) else Text(text)
 
 
 def check_pair(pair: object) -> tuple[Any, Any]:

@@ -42,7 +42,7 @@ def as_it_arrives(text: str) -> str:
 def batch_of(*texts: str, event_type: str = "row", join: str | None = "\n") -> Batch:
     """A batch as a window makes it."""
     events = tuple(Event(event_type, "default", check_text(text)) for text in texts)
-    return Batch("default", event_type, events, "manual", 1, join)
+    return Batch("default", event_type, events, "manual", 1, None if join is None else check_text(join))
 
 
 def frame_of(*texts: str, **more: Any) -> Frame:
@@ -353,14 +353,18 @@ def test_what_joining_texts_has_saved_is_counted_to_the_byte(texts: list[str], j
 @pytest.mark.parametrize("character", ["a", "é", "€", "😀"])
 def test_a_frame_counts_the_memory_of_its_texts(character: str) -> None:
     for count in (1, 1_000, 100_000):
-        frame = frame_of(character * count, character * count + "x")
+        # One wide character makes all others of its text as wide.
+        frame = frame_of(character * count, character * count + "x", "x" * count + character)
         plain = len(frame.plain)
         memory = sum(sys.getsizeof(event.body) for event in frame.batch.events)
-        assert plain + memory <= frame.held_bytes <= plain + 4 * (2 * count + 1) + 1_500
+        assert plain + memory <= frame.held_bytes <= plain + 4 * (3 * count + 2) + 1_500
 
 
-def test_a_frame_of_ascii_text_counts_as_one_of_json_that_is_as_long() -> None:
+def test_a_frame_of_ascii_text_counts_its_bytes_twice_as_one_of_json_does() -> None:
     text = frame_of("x" * 100)
     data = Frame(Batch("default", "row", (Event("row", "default", "x" * 100),), "manual", 1), (7,), "e-7")
     assert len(text.plain) == len(data.plain)
-    assert text.held_bytes == data.held_bytes > 0
+    assert text.held_bytes == data.held_bytes
+    more = frame_of("x" * 1_100)
+    assert len(more.plain) - len(text.plain) == 1_000
+    assert more.held_bytes - text.held_bytes == 2 * 1_000

@@ -225,6 +225,10 @@ def test_a_join_that_cannot_be_sent_is_refused_at_the_start(join: Any) -> None:
     assert caught.value.option == "per_type"
 
 
+def test_a_join_that_ends_in_cr_is_no_crlf_together_with_a_text() -> None:
+    assert arrived(sent_with(Text("a"), Text("\nb"), join="\r")) == [("row", "a\n\nb")]
+
+
 def test_empty_texts_are_joined_as_all_others() -> None:
     assert arrived(sent_with(Text(""), Text(""), Text("a"), Text(""))) == [("row", "\n\na\n")]
     assert arrived(sent_with(Text(""), Text(""), join="")) == [("row", "")]

@@ -249,11 +249,15 @@ def check_user(user: object) -> User:
 
 def check_key(key: object) -> Key:
     """Return the JSON of the `key` of an event, so that 1 and "1" are two keys, or raise `InvalidEventError`."""
-    if isinstance(key, str):
+    kind = type(key)  # and not isinstance(), which a proxy deceives
+    if issubclass(kind, str):
         return Key(encode_string(str.__str__(key)))
-    if isinstance(key, int) and not isinstance(key, bool):
+    if not issubclass(kind, int) or kind is bool:
+        raise InvalidEventError(f"a key is a str or an int, not {kind.__name__}", field="key")
+    try:
         return Key(int.__repr__(key))
-    raise InvalidEventError(f"a key is a str or an int, not {type(key).__name__}", field="key")
+    except ValueError as error:
+        raise InvalidEventError(f"a key that is an int has fewer digits: {error}", field="key") from error
 
 
 def check_text(text: str) -> Text:

@@ -15,7 +15,7 @@ from sse_batcher.backends.redis.backend import RedisBackend
 from sse_batcher.backends.redis.connections import Link
 from sse_batcher.backends.redis.entries import Entry, Kick, Position, RawEntry, to_fields
 from sse_batcher.backends.redis.reader import Keys, Reader, State
-from sse_batcher.event import Batch, Event
+from sse_batcher.event import EVERY_USER, Batch, Event
 from sse_batcher.manager import process_of
 from sse_batcher.streams.history import ResumePoint
 from sse_batcher.streams.roles import Receiver
@@ -291,6 +291,18 @@ def test_before_there_are_clients_each_unreadable_batch_has_its_place() -> None:
     assert reading.read((4, newer(4))) == [("publish_failed", "a", (4, 0, 0))]
 
 
+def test_unreadable_batches_for_users_are_one_gap_for_all_users() -> None:
+    reading = Reading()
+    broken = {b"u": b'["ada"]', b"k": b"?"}, {b"u": b"[7, 8]", b"v": b"3"}, {b"u": b"[true]"}
+    entries = [(number, fields(number) | more) for number, more in enumerate((*broken, {}), 1)]
+    assert reading.read(*entries) == [("publish_failed", EVERY_USER, (1, 0, 0)), ("4", (4, 0, 0))]
+    assert reading.state.ignored == 3
+    reading.read((5, newer(5)), (6, fields(6) | broken[1]))
+    reading.clock.now = 1.0
+    assert reading.read() == [("publish_failed", EVERY_USER, (6, 0, 1)), ("publish_failed", "a", (6, 0, 1))]
+    assert reading.read() == []
+
+
 def test_an_unreadable_batch_that_comes_twice_is_reported_once() -> None:
     reading = Reading()
     assert len(reading.read((1, newer(1)), (2, newer(1)))) == 1
@@ -334,9 +346,9 @@ def test_redis_is_not_read_over_what_cannot_be_read(server: RedisServer, make: M
     assert isinstance(backend, RedisBackend)
     epoch = start.partition("-")[0]
     entries = server.client.xrange(STREAM)
-    [place] = [number for number, (_, entry) in enumerate(entries) if entry[b"v"] not in (b"1", b"2")]
+    [place] = [number for number, (_, entry) in enumerate(entries) if entry[b"v"] == b"3"]
     for number in (place - 1, place):
         cursor = backend.parse(f"{epoch}-{entries[number][0].decode()}")
         assert isinstance(cursor, ResumePoint)
-        found = backend.replay(["default"], cursor, None)
+        found = backend.replay(["default"], cursor)
         assert (found is None) == (number < place)

@@ -171,8 +171,12 @@ def _read_batch(text: dict[str, str]) -> Batch:
         check_type(event_type)
     kinds = text.get("k", _JSON * len(lines))
     join = check_text(text["j"]) if "j" in text else None
-    if batch_type != MIXED and len(lines) > 1 and set(kinds) != ({_JSON} if join is None else {_TEXT}):
-        raise ValueError("texts without a join, or together with JSON")
+    if batch_type == MIXED or (len(lines) == 1 and join is None):
+        fits = join is None
+    else:
+        fits = set(kinds) == ({_JSON} if join is None else {_TEXT})
+    if not fits:
+        raise ValueError("texts without a join, or a join without texts")
     events = tuple(
         Event(event_type, audience, _read_line(line, kind))
         for event_type, line, kind in zip(types, lines, kinds, strict=True)

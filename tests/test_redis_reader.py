@@ -350,5 +350,5 @@ def test_redis_is_not_read_over_what_cannot_be_read(server: RedisServer, make: M
     for number in (place - 1, place):
         cursor = backend.parse(f"{epoch}-{entries[number][0].decode()}")
         assert isinstance(cursor, ResumePoint)
-        found = backend.replay(["default"], cursor)
+        found = backend.replay(["default"], cursor, None)
         assert (found is None) == (number < place)

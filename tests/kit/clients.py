@@ -26,7 +26,7 @@ from playwright.sync_api import Browser, Page
 
 from sse_batcher.wire import HEADERS
 
-from .services import missing, program
+from .services import npm_install, program
 from .sse_parser import ServerEvent
 from .waiting import TIMEOUT
 
@@ -264,14 +264,9 @@ class Node:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._node = program("node", package="Debian: nodejs")
-        npm = program("npm", package="Debian: npm")
         for path in JAVASCRIPT.iterdir():
             shutil.copy(path, folder)
-        command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=0"]
-        try:
-            subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=40, check=True)
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            missing(f"npm cannot install the clients: {error} {error.stderr}")
+        npm_install(folder)
 
     @contextmanager
     def collecting(self, jobs: Mapping[str, Job]) -> Iterator[Collecting]:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import sse_batcher
 
 from . import nginx
-from .services import certificate, missing, program
+from .services import certificate, pip_install, program
 from .waiting import TIMEOUT
 
 HOST = "127.0.0.1"
@@ -308,7 +308,7 @@ def serving(kind: Kind, folder: Path, **environment: str) -> Iterator[Server]:
     """Run one of `SERVERS`. With an nginx before it, that is what is yielded."""
     if kind.requirement:
         packages = folder / "packages"
-        _install(kind.requirement, packages)
+        pip_install(kind.requirement, packages)
         environment["PYTHONPATH"] = str(packages)
     environment["TRANSPORT"] = kind.transport
     if kind.tls:
@@ -377,16 +377,6 @@ def _environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "XDG_RUNTIME_DIR": str(folder),  # where newer gunicorns put their control socket; else in the home directory
     }
-
-
-def _install(requirement: str, folder: Path) -> None:
-    """Have pip put packages into a folder of their own. What they need themselves is there already."""
-    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps")
-    done = subprocess.run(
-        [*pip, f"--target={folder}", *requirement.split()], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        missing(f"pip cannot get {requirement}")
 
 
 def _listens(server: Server) -> bool:

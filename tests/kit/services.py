@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +26,26 @@ def program(*names: str, package: str) -> str:
         if path:
             return path
     missing(f"needs {' or '.join(names)} ({package})")
+
+
+def pip_install(requirement: str, folder: Path) -> None:
+    """Have pip put packages into a folder of their own, without what they need themselves. Options may come first."""
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps")
+    done = subprocess.run(
+        [*pip, f"--target={folder}", *requirement.split()], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        missing(f"pip cannot get {requirement}")
+
+
+def npm_install(folder: Path) -> None:
+    """Have npm install what the ``package.json`` of this folder names."""
+    npm = program("npm", package="Debian: npm")
+    command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=0"]
+    try:
+        subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=40, check=True)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        missing(f"npm cannot install the packages: {error} {error.stderr}")
 
 
 def moved_by(file: Path) -> dict[str, str]:

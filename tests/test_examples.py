@@ -139,7 +139,7 @@ def test_an_example_ends_without_a_complaint(server: Server, visitor: Visitor) -
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_a_page_shows_data_as_text_only(path: Path) -> None:
     page = path.read_text()
-    assert ".textContent = " in page
+    assert ".textContent = " in page or "<script>" not in page  # without one, the server renders: test_examples_html
     assert not any(word in page for word in (".innerHTML", "insertAdjacentHTML", "document.write", "eval(", "|safe"))
 
 

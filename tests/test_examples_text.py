@@ -1,0 +1,249 @@
+"""The examples with text and with users, in a real browser: chat, live table and notes."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page
+
+from .kit.browser import chromium
+from .kit.repository import EXAMPLES
+from .kit.servers import Server, running
+from .kit.waiting import wait_until
+
+pytestmark = pytest.mark.external
+
+HOSTILE = "</script><img src=x onerror=\"document.title = 'owned'\"> \N{OWL} & e\N{COMBINING ACUTE ACCENT}  {{ 7 * 7 }}"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@contextmanager
+def example(name: str, folder: Path) -> Iterator[Server]:
+    with running((str(EXAMPLES / name),), folder) as server, server.watched():
+        yield server
+        assert "Traceback" not in server.output()
+
+
+class Visitor:
+    """A browser's profile with cookies of its own, and what its pages complain of."""
+
+    def __init__(self, context: BrowserContext, server: Server) -> None:
+        self.complaints: list[str] = []
+        self._context = context
+        self._server = server
+
+    def open(self) -> Page:
+        """Another tab."""
+        page = self._context.new_page()
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.goto(self._server.url, wait_until="load")
+        return page
+
+
+@contextmanager
+def visitor(browser: Browser, server: Server) -> Iterator[Visitor]:
+    with browser.new_context() as context:
+        visitor = Visitor(context, server)
+        yield visitor
+        assert visitor.complaints == []
+        assert [page.title() for page in context.pages if page.title() == "owned"] == []
+        assert [page.locator("img, b, i").count() for page in context.pages] == [0] * len(context.pages)
+
+
+def until(page: Page, holds: Callable[[], bool], what: str) -> None:
+    """Wait, and let the page go on meanwhile."""
+
+    def ask() -> bool:
+        page.wait_for_timeout(20)
+        return holds()
+
+    wait_until(ask, what)
+
+
+# -- chat --------------------------------------------------------------------------------------------------------------
+
+
+def answer_to(question: str) -> str:
+    model: Any = runpy.run_path(str(EXAMPLES / "chat.py"))["fake_model"]
+    model.__globals__["time"] = type("Time", (), {"sleep": staticmethod(lambda seconds: None)})
+    return "".join(model(question))
+
+
+def last(page: Page) -> str:
+    """The text of the last answer, as far as it has come."""
+    text: str = page.evaluate("[...document.querySelectorAll('.answer')].at(-1)?.textContent ?? ''")
+    return text
+
+
+def ask(page: Page, question: str) -> None:
+    page.fill("[name=question]", question)
+    with page.expect_response("**/ask"):
+        page.click("button")
+
+
+def test_an_answer_goes_on_after_a_reload_in_its_middle(browser: Browser, tmp_path: Path) -> None:
+    whole = answer_to(HOSTILE)
+    with example("chat.py", tmp_path) as server, visitor(browser, server) as ann, visitor(browser, server) as other:
+        page, elsewhere = ann.open(), other.open()
+        # Each text that the page shows, so that not even for an instant anything is lost or there twice.
+        page.add_init_script(
+            """window.seen = [];
+            addEventListener("DOMContentLoaded", () => new MutationObserver(() => {
+              seen.push([...document.querySelectorAll(".answer")].at(-1)?.textContent ?? "");
+            }).observe(document, {subtree: true, childList: true, characterData: true}));"""
+        )
+        page.reload(wait_until="load")
+        ask(page, HOSTILE)
+        before = ""
+        for part in (50, len(whole) // 2):
+            until(page, lambda part=part: len(last(page)) > part, "the answer comes")  # type: ignore[misc]
+            before = last(page)
+            assert before != whole, "it was finished already"
+            page.reload(wait_until="load")
+            until(page, lambda before=before: len(last(page)) > len(before), "it goes on")  # type: ignore[misc]
+            assert whole.startswith(last(page))
+            assert last(page) != whole, "it was finished already"
+        second_tab = ann.open()
+        until(page, lambda: last(page) == whole, "it is finished")
+        until(second_tab, lambda: last(second_tab) == whole, "it is finished in another tab")
+        seen = page.evaluate("seen")
+        assert [text for text in seen if not whole.startswith(text)] == []
+        assert len(set(seen)) > 10  # not all at once
+        page.reload(wait_until="load")
+        assert page.locator(".answer").all_text_contents() == [whole]
+        assert page.locator(".question").all_text_contents() == [HOSTILE]
+        ask(second_tab, "again")
+        for tab in (page, second_tab):
+            until(tab, lambda tab=tab: last(tab) == answer_to("again"), "the next answer")  # type: ignore[misc]
+            assert tab.locator(".answer").count() == 2
+        assert elsewhere.locator("p").count() == 0
+
+
+def test_tokens_are_joined_without_anything_between_them(browser: Browser, tmp_path: Path) -> None:
+    with example("chat.py", tmp_path) as server, visitor(browser, server) as ann:
+        page = ann.open()
+        page.evaluate(
+            "window.tokens = []; source.addEventListener('token', (event) => tokens.push(event.data));"
+            "source.addEventListener('turn', () => { window.done = true; })"
+        )
+        ask(page, "How many?")
+        page.wait_for_function("window.done", timeout=15_000)
+        tokens = page.evaluate("tokens")
+    assert "".join(tokens) == answer_to("How many?")
+    assert len(tokens) < len(re.findall(r"\w{1,4}\s*|\W\s*", "".join(tokens))) / 2
+
+
+def test_a_page_that_has_missed_tokens_shows_the_answer_once_it_is_finished(browser: Browser, tmp_path: Path) -> None:
+    with example("chat.py", tmp_path) as server, visitor(browser, server) as ann:
+        page = ann.open()
+        ask(page, "first")
+        until(page, lambda: last(page) == answer_to("first"), "the first answer")
+        ask(page, "second")
+        until(page, lambda: 50 < len(last(page)) < 200, "the second answer comes")
+        # As after a sleep, when its cursor is too old: it gets the state, and nothing is appended any more.
+        page.evaluate("""
+            source.dispatchEvent(new MessageEvent("sse_gap", {data: "{}"}));
+            turns[1][1].textContent = "?";
+            fetch("/events?last_event_id=too-old").then(async (response) => {
+              const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+              let text = "";
+              while (!text.includes("event: turns")) text += (await reader.read()).value;
+              const data = text.match(/event: turns\\ndata: (.*)\\n/)[1];
+              source.dispatchEvent(new MessageEvent("turns", {data}));
+              reader.cancel();
+            });
+        """)
+        until(page, lambda: page.evaluate("turns[1][1].textContent") == answer_to("first"), "the state came")
+        assert last(page) != answer_to("second")
+        until(page, lambda: last(page) == answer_to("second"), "the second answer")
+
+
+# -- live table --------------------------------------------------------------------------------------------------------
+
+
+def test_thirty_changes_are_one_swap(browser: Browser, tmp_path: Path) -> None:
+    with example("live_table.py", tmp_path) as server, browser.new_page() as page:
+        complaints: list[str] = []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(server.url, wait_until="load")
+
+        def shown() -> tuple[int, int]:
+            caption, swaps = page.evaluate(
+                "[document.querySelector('caption')?.textContent ?? '', document.getElementById('swaps').textContent]"
+            )
+            return int(caption.removeprefix("Goals: ") or 0), int(swaps)
+
+        until(page, lambda: shown()[1] >= 2, "the state, and a first swap")
+        goals, swaps = shown()
+        until(page, lambda: shown()[1] >= swaps + 2, "two more swaps")
+        assert shown() == (goals + 60, swaps + 2)
+        names = page.locator("th").all_text_contents()
+        assert sorted(names) == sorted(runpy.run_path(str(EXAMPLES / "live_table.py"))["goals"])
+        assert any("<img" in name for name in names)
+        assert sum(map(int, page.locator("td").all_text_contents())) == shown()[0]
+        assert page.locator("#table").locator("img, b, script").count() == 0
+        assert (page.title(), complaints) == ("Live table", [])
+
+
+# -- notes -------------------------------------------------------------------------------------------------------------
+
+
+def log_in(visitor: Visitor, user: str) -> Page:
+    page = visitor.open()
+    page.select_option("[name=user]", user)
+    with page.expect_response(re.compile("/events")):  # then the stream is open
+        page.click("text=Log in")
+    return page
+
+
+def write(page: Page, to: str, text: str) -> None:
+    page.select_option("[name=to]", to)
+    page.fill("[name=text]", text)
+    with page.expect_response("**/notes"):
+        page.click("text=Send")
+
+
+def shown(page: Page) -> list[str]:
+    return page.locator("#list li").all_text_contents()
+
+
+def test_a_note_reaches_all_tabs_of_one_user_and_no_other_user(browser: Browser, tmp_path: Path) -> None:
+    names = runpy.run_path(str(EXAMPLES / "notes.py"))["NAMES"]
+    with (
+        example("notes.py", tmp_path) as server,
+        visitor(browser, server) as ann,
+        visitor(browser, server) as bob,
+        visitor(browser, server) as bob_at_work,
+    ):
+        anns, bobs = log_in(ann, "1"), [log_in(bob, "2"), bob.open(), log_in(bob_at_work, "2")]
+        write(anns, "2", HOSTILE)
+        expected = [f"Ann: {HOSTILE}"]
+        for page in bobs:
+            until(page, lambda page=page: shown(page) == expected, "Bob has got it")  # type: ignore[misc]
+        assert shown(anns) == []
+        write(bobs[0], "1", "thanks")
+        until(anns, lambda: shown(anns) == [f"{names[2]}: thanks"], "Ann has got the answer, and nothing else")
+        assert [shown(page) for page in bobs] == [expected] * 3
+        bobs[1].reload(wait_until="load")
+        until(bobs[1], lambda: shown(bobs[1]) == expected, "it is still there")
+        assert bobs[1].locator("h1").text_content() == names[2]
+
+        bobs[0].click("text=Log out")
+        bobs[0].wait_for_selector("text=Who are you?")
+        write(anns, "2", "Are you still there?")
+        expected.insert(0, "Ann: Are you still there?")
+        until(bobs[2], lambda: shown(bobs[2]) == expected, "Bob is still logged in at work")
+        assert shown(bobs[1]) == expected[1:]

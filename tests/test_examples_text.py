@@ -7,17 +7,21 @@ import runpy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
 
+from sse_batcher import SSEManager
+
 from .kit.browser import chromium
 from .kit.repository import EXAMPLES
 from .kit.servers import Server, running
+from .kit.sse_parser import parse
 from .kit.waiting import wait_until
 
-pytestmark = pytest.mark.external
+external = pytest.mark.external
 
 HOSTILE = "</script><img src=x onerror=\"document.title = 'owned'\"> \N{OWL} & e\N{COMBINING ACUTE ACCENT}  {{ 7 * 7 }}"
 
@@ -75,10 +79,15 @@ def until(page: Page, holds: Callable[[], bool], what: str) -> None:
 # -- chat --------------------------------------------------------------------------------------------------------------
 
 
+def chat() -> dict[str, Any]:
+    """The example as a module, with a model that does not wait."""
+    names = runpy.run_path(str(EXAMPLES / "chat.py"))
+    names["fake_model"].__globals__["time"] = SimpleNamespace(sleep=lambda seconds: None)
+    return names
+
+
 def answer_to(question: str) -> str:
-    model: Any = runpy.run_path(str(EXAMPLES / "chat.py"))["fake_model"]
-    model.__globals__["time"] = type("Time", (), {"sleep": staticmethod(lambda seconds: None)})
-    return "".join(model(question))
+    return "".join(chat()["fake_model"](question))
 
 
 def last(page: Page) -> str:
@@ -93,6 +102,7 @@ def ask(page: Page, question: str) -> None:
         page.click("button")
 
 
+@external
 def test_an_answer_goes_on_after_a_reload_in_its_middle(browser: Browser, tmp_path: Path) -> None:
     whole = answer_to(HOSTILE)
     with example("chat.py", tmp_path) as server, visitor(browser, server) as ann, visitor(browser, server) as other:
@@ -131,6 +141,19 @@ def test_an_answer_goes_on_after_a_reload_in_its_middle(browser: Browser, tmp_pa
         assert elsewhere.locator("p").count() == 0
 
 
+def test_a_chat_keeps_its_order_however_fast_the_model_is() -> None:
+    names = chat()
+    manager: SSEManager = names["sse"].manager
+    client = manager.subscribe(user="ann")
+    names["answer"](names["Chat"](), "ann", 1, HOSTILE)
+    manager.shutdown()
+    events = [event for event in parse(b"".join(client)) if not event.type.startswith("sse_")]
+    types = [event.type for event in events]
+    assert types == ["question", *["token"] * (len(types) - 2), "turn"]
+    assert "".join(event.data for event in events[1:-1]) == answer_to(HOSTILE) == events[-1].json["answer"]
+
+
+@external
 def test_tokens_are_joined_without_anything_between_them(browser: Browser, tmp_path: Path) -> None:
     with example("chat.py", tmp_path) as server, visitor(browser, server) as ann:
         page = ann.open()
@@ -145,6 +168,7 @@ def test_tokens_are_joined_without_anything_between_them(browser: Browser, tmp_p
     assert len(tokens) < len(re.findall(r"\w{1,4}\s*|\W\s*", "".join(tokens))) / 2
 
 
+@external
 def test_a_page_that_has_missed_tokens_shows_the_answer_once_it_is_finished(browser: Browser, tmp_path: Path) -> None:
     with example("chat.py", tmp_path) as server, visitor(browser, server) as ann:
         page = ann.open()
@@ -173,6 +197,7 @@ def test_a_page_that_has_missed_tokens_shows_the_answer_once_it_is_finished(brow
 # -- live table --------------------------------------------------------------------------------------------------------
 
 
+@external
 def test_thirty_changes_are_one_swap(browser: Browser, tmp_path: Path) -> None:
     with example("live_table.py", tmp_path) as server, browser.new_page() as page:
         complaints: list[str] = []
@@ -220,6 +245,7 @@ def shown(page: Page) -> list[str]:
     return page.locator("#list li").all_text_contents()
 
 
+@external
 def test_a_note_reaches_all_tabs_of_one_user_and_no_other_user(browser: Browser, tmp_path: Path) -> None:
     names = runpy.run_path(str(EXAMPLES / "notes.py"))["NAMES"]
     with (

@@ -8,6 +8,11 @@ from __future__ import annotations
 PASS = "proxy_pass http://app;"
 KEEPING = PASS + ' proxy_http_version 1.1; proxy_set_header Connection "";'
 """With HTTP/1.1, over connections that it uses again."""
+HOLDING = (
+    PASS + " proxy_http_version 1.0; proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;"
+    " proxy_buffer_size 1m; proxy_buffers 8 1m; proxy_busy_buffers_size 2m;"
+)
+"""Holds each response back until its end, as proxies in some companies do."""
 UWSGI_PASS = """uwsgi_pass app;
     uwsgi_param QUERY_STRING $query_string; uwsgi_param REQUEST_METHOD $request_method;
     uwsgi_param CONTENT_TYPE $content_type; uwsgi_param CONTENT_LENGTH $content_length;

@@ -1,0 +1,93 @@
+"""Debian's Firefox, without a window, driven by npm's puppeteer-core over WebDriver BiDi."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .services import missing, program
+from .waiting import TIMEOUT
+
+_PUPPETEER = Path(__file__).parent / "puppeteer"
+
+
+class Firefox:
+    """A Firefox that runs. Used by one thread. It waits for each answer."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._pages = 0
+
+    def open(self, url: str) -> FirefoxPage:
+        """Another tab. Returns when it is loaded."""
+        self._pages += 1
+        self.ask(self._pages, None, url)
+        return FirefoxPage(self, self._pages)
+
+    def ask(self, *question: object) -> Any:
+        """What `firefox.mjs` answers to a line."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        assert line, "Firefox, or Node, has ended"
+        value, error = json.loads(line)
+        assert error is None, error
+        return value
+
+
+class FirefoxPage:
+    """An open tab."""
+
+    def __init__(self, browser: Firefox, number: int) -> None:
+        self._browser = browser
+        self._number = number
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of this expression, or of the promise that it gives, as Playwright's pages do it."""
+        return self._browser.ask(self._number, expression)
+
+
+@contextmanager
+def firefox(folder: Path) -> Iterator[Firefox]:
+    """A browser that has just started, with what npm installs for it in `folder`. Takes some seconds: share it."""
+    path = program("firefox-esr", "firefox", package="Debian: firefox-esr")
+    node = program("node", package="Debian: nodejs")
+    npm = program("npm", package="Debian: npm")
+    for file in _PUPPETEER.iterdir():
+        shutil.copy(file, folder)
+    command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=0"]
+    try:
+        subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=True)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        missing(f"npm cannot install puppeteer-core: {error} {error.stderr}")
+    process = subprocess.Popen(
+        [node, "firefox.mjs", path],
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # with the browser it is one group, which is killed as one
+    )
+    try:
+        yield Firefox(process)
+        assert process.stdin
+        process.stdin.close()  # then it closes the browser
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(TIMEOUT)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe
+            with suppress(BrokenPipeError):
+                pipe.close()

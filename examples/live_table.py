@@ -32,7 +32,7 @@ goals = {  # players choose their names themselves
     "Zoë & \N{SMILING FACE WITH SUNGLASSES}": 0,
 }
 
-# Text is sent as it is, so the template has to escape: Jinja does this in Flask, unless `|safe` tells it not to.
+# Text is sent as it is, so the template has to escape: Jinja does this in Flask by itself.
 TABLE = """
 <table>
   <caption>Goals: {{ goals.values()|sum }}</caption>

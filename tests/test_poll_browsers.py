@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from .kit import proxy
+from .kit import nginx
 from .kit.browser import chromium
 from .kit.firefox import firefox
 from .kit.servers import GTHREAD, HOST, Kind, Server, detached, serving
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.external
 EVENTS = 1_000
 SECONDS = 20.0
 BROWSERS = ("chromium", "firefox")
-BEHIND = Kind(GTHREAD, nginx=proxy.HOLDING)
+BEHIND = Kind(GTHREAD, nginx=nginx.HOLDING)
 KINDS = {"attached": BEHIND, "detached": detached(BEHIND)}
 
 # Each event is [number, when it was published, in ms since 1970], by the clock that the browser has, too.

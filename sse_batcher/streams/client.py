@@ -157,8 +157,10 @@ class QueueClient(OpenStream, Client):
                 self.dismiss("lease")
             if self._dismissed is not None:
                 block = self._say_goodbye(self._dismissed)
+            elif self._behind:
+                block = self._answer_poll() if self.poll else self._next_of_history()
             else:
-                block = self._next_of_history() if self._behind else self._next_of_queue()
+                block = self._next_of_queue()
             if block is not None:
                 return self._sent(block)
         raise StopIteration
@@ -324,8 +326,8 @@ class QueueClient(OpenStream, Client):
         if reference is _END:
             return self._say_goodbye(self._ending or "shutdown")
         if self.poll:
-            self.fall_behind()
-            return self._answer_poll()
+            self.fall_behind()  # it reads its answer from the history
+            return None
         frame = reference()
         if frame is None:  # evicted before its turn
             self._counts.overflows += 1

@@ -18,6 +18,7 @@ app.config.update(
     SSE_HEARTBEAT=float(os.environ.get("HEARTBEAT", "0.3")),
     SSE_BATCH_WINDOW=float(os.environ.get("BATCH_WINDOW", "0.3")),
     SSE_MAX_BATCH_SIZE=10,
+    SSE_POLL_WAIT=float(os.environ.get("POLL_WAIT", "25")),
 )
 sse = SSE(app)
 sse.enqueue("hub_state", "imported")  # starts a thread, which a worker that is forked after this does not have

@@ -1,0 +1,602 @@
+"""``poll=1``: a stream that ends as soon as the client has got something.
+
+First the hub's polls, attached and detached, with a clock that the test moves; then the extension.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from sse_batcher import SSE, ClosedError, HistoryOptions, Text, signals
+from sse_batcher.event import Batch, Event
+from sse_batcher.options import TRANSPORTS
+from sse_batcher.streams.client import QueueClient
+from sse_batcher.streams.hub import Snapshot
+from sse_batcher.wire import HEARTBEAT, LAST_CHUNK, Frame, chunk
+
+from .kit import flask_apps
+from .kit import site as sites
+from .kit.flask_apps import MakeApp, get
+from .kit.site import Site, batched, has_ended, read, turns_of
+from .kit.sse_parser import EventStreamParser, ServerEvent, parse
+from .kit.waiting import TIMEOUT, wait_until
+
+make_site = sites.make_site
+make_app = flask_apps.apps_fixture()
+
+
+class Poll:
+    """A poll at a `Site`, of either transport."""
+
+    def __init__(self, site: Site, client: QueueClient, transport: str, *, chunked: bool, small: bool) -> None:
+        self.site = site
+        self.client = client
+        self.chunked = chunked
+        self.first = next(client)
+        self.was_detached = transport == "detached" and client.farewell is None
+        self._received = b""
+        if self.was_detached:
+            unsent = chunk(self.first) if chunked else self.first
+            self._theirs = site.hand_over(client, unsent, chunked=chunked, small=small)
+            site.loop.run()
+
+    def waits(self) -> bool:
+        """Whether it is still open, and has got no more than its first block."""
+        if not self.was_detached:
+            return self.client.farewell is None and not self.client.behind
+        self._received += read(self._theirs)
+        first = chunk(self.first) if self.chunked else self.first
+        return self._received == first and not has_ended(self._theirs)
+
+    def bytes(self) -> bytes:
+        """All that it gets, to its end, which must have come."""
+        if not self.was_detached:
+            return self.first + b"".join(self.client)
+        while part := read(self._theirs):
+            self._received += part
+            self.site.loop.run()
+        assert has_ended(self._theirs)
+        if not self.chunked:
+            return self._received
+        assert self._received.endswith(LAST_CHUNK)
+        return unchunked(self._received)
+
+    def answer(self) -> list[ServerEvent]:
+        """What it gets, to its end, which must have come."""
+        return parse(self.bytes(), strict=True)
+
+    def numbers(self) -> list[Any]:
+        """The data of the events in its answer."""
+        opened, *events = self.answer()
+        assert opened.type == "sse_open"
+        return [event.json for event in events]
+
+
+def unchunked(body: bytes) -> bytes:
+    found = b""
+    while True:
+        size, _, body = body.partition(b"\r\n")
+        if not int(size, 16):
+            assert body == b"\r\n"
+            return found
+        found, body = found + body[: int(size, 16)], body[int(size, 16) + 2 :]
+
+
+MakePoll = Callable[..., Poll]
+
+
+@pytest.fixture
+def site(make_site: Callable[..., Site], request: pytest.FixtureRequest) -> Site:
+    """A site, whose options a test may give with `options`."""
+    return make_site(**getattr(request, "param", {}))
+
+
+@pytest.fixture(params=["attached", "detached", "detached, chunked"])
+def poll(site: Site, request: pytest.FixtureRequest) -> Iterator[MakePoll]:
+    """Polls the site, with this transport."""
+    transport, _, chunked = request.param.partition(", ")
+    clients: list[QueueClient] = []
+
+    def poll(cursor: str | None = None, *channels: str, small: bool = False, **options: Any) -> Poll:
+        clients.append(site.hub.connect(channels or ("default",), cursor, poll=True, **options))
+        return Poll(site, clients[-1], transport, chunked=bool(chunked), small=small)
+
+    yield poll
+    for client in clients:
+        client.close()
+    assert site.delivery.left == []  # polls are not reported
+
+
+def options(**values: Any) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("site", [values], indirect=True, ids=[",".join(values)])
+
+
+def types(events: list[ServerEvent]) -> list[str]:
+    return [event.type for event in events]
+
+
+# -- when it ends ------------------------------------------------------------------------------------------------------
+
+
+def test_a_poll_without_a_cursor_ends_with_its_first_block_and_gives_one(site: Site, poll: MakePoll) -> None:
+    site.deliver(3)
+    new = poll()
+    (opened,) = new.answer()
+    assert (opened.type, opened.id, opened.json["channels"]) == ("sse_open", "x-3", ["default"])
+    assert not new.was_detached
+    assert site.hub.is_empty()
+
+
+def test_a_poll_with_a_cursor_waits_for_an_event_and_ends_with_it(site: Site, poll: MakePoll) -> None:
+    waiting = poll("x-0")
+    site.deliver(channel="other")
+    assert waiting.waits()
+    site.deliver()
+    opened, event = waiting.answer()
+    assert (opened.type, opened.id) == ("sse_open", "x-0")
+    assert (event.type, event.json, event.id) == ("t", 2, "x-2")
+    assert site.hub.is_empty()
+    again = poll(event.id)
+    assert again.waits()
+    site.deliver()
+    assert again.numbers() == [3]
+
+
+def test_a_broadcast_ends_all_polls(site: Site, poll: MakePoll) -> None:
+    polls = [poll("x-0", channel) for channel in ("a", "a", "b")]
+    site.deliver(channel="*")
+    assert [each.numbers() for each in polls] == [[1]] * 3
+    assert site.hub.is_empty()
+
+
+def test_a_poll_that_is_behind_ends_at_once_with_all_that_it_has_missed(site: Site, poll: MakePoll) -> None:
+    site.deliver(3)
+    late = poll("x-1")
+    assert not late.was_detached
+    assert late.numbers() == [2, 3]
+
+
+@options(queue_frames=2)
+def test_a_poll_brings_one_slice_of_what_there_is(site: Site, poll: MakePoll) -> None:
+    site.deliver(5)
+    cursor, found = "x-0", []
+    for expected in (2, 2, 1):
+        events = poll(cursor).answer()[1:]
+        assert len(events) == expected
+        found += [event.json for event in events]
+        cursor = events[-1].id
+    assert found == [1, 2, 3, 4, 5]
+    assert poll(cursor).waits()
+
+
+@options(queue_bytes=100)
+def test_a_slice_is_limited_in_bytes_too(site: Site, poll: MakePoll) -> None:
+    waiting = poll("x-0")
+    site.delivery.deliver(3, "x" * 60)
+    site.loop.run()
+    (event,) = waiting.answer()[1:]
+    assert event.id == "x-1"
+    assert [each.id for each in poll(event.id).answer()] == ["x-1", "x-2"]
+
+
+@pytest.mark.parametrize(("cursor", "reason"), [("y", "epoch"), ("x-9", "malformed"), ("x-1", "too_old")])
+@options(history=HistoryOptions(history_frames=1))
+def test_a_poll_whose_cursor_cannot_be_used_ends_at_once_with_the_gap(
+    site: Site, poll: MakePoll, cursor: str, reason: str
+) -> None:
+    site.deliver(4)
+    new = poll(cursor)
+    assert not new.was_detached
+    (gap,) = new.answer()
+    assert (gap.type, gap.json["reason"], gap.id) == ("sse_gap", reason, "x-4")
+    again = poll(gap.id)
+    assert again.waits()
+    site.deliver()
+    assert again.numbers() == [5]
+
+
+def test_an_event_that_is_lost_ends_a_waiting_poll_with_the_gap(site: Site, poll: MakePoll) -> None:
+    waiting, other = poll("x-0"), poll("x-0", "other")
+    site.delivery.position = 1
+    site.hub.lose("default", 1)
+    site.loop.run()
+    opened, gap = waiting.answer()
+    assert (opened.type, gap.type, gap.json["reason"], gap.id) == ("sse_open", "sse_gap", "publish_failed", "x-1")
+    assert other.waits()
+    assert poll(gap.id).waits()
+
+
+@options(poll_wait=25, heartbeat=3600)
+def test_a_poll_that_gets_nothing_ends_after_its_time_without_a_block(site: Site, poll: MakePoll) -> None:
+    waiting = poll("x-0")
+    site.wait(24)
+    assert waiting.waits()
+    site.wait(4)  # a detached one is looked at every two seconds
+    assert types(waiting.answer()) == ["sse_open"]
+    assert site.hub.is_empty()
+
+
+@options(poll_wait=25, max_stream_age=1)
+def test_the_age_of_streams_is_not_that_of_polls(site: Site, poll: MakePoll) -> None:
+    waiting = poll("x-0")
+    site.wait(10)
+    assert waiting.waits()
+
+
+@options(heartbeat=0.01, poll_wait=3)
+def test_a_poll_that_waits_gets_heartbeats(site: Site, poll: MakePoll) -> None:
+    waiting = poll("x-0")
+    if not waiting.was_detached:
+        assert next(waiting.client) == HEARTBEAT
+    site.wait(10)
+    assert types(waiting.answer()) == ["sse_open"]
+    assert not waiting.was_detached or HEARTBEAT in waiting.bytes()
+
+
+# -- who ends it -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", ["kicked", "revoked"])
+def test_a_poll_of_a_user_that_is_sent_away_ends_without_a_block(site: Site, poll: MakePoll, reason: Any) -> None:
+    hers, his = poll("x-0", user="ann"), poll("x-0", user="bob")
+    assert site.hub.dismiss(reason, "ann") == 1
+    site.delivery.deliver()  # nothing of it goes out
+    site.loop.run()
+    assert types(hers.answer()) == ["sse_open"]
+    assert his.numbers() == [1]
+
+
+def test_a_poll_that_is_opened_while_its_user_is_kicked_brings_nothing(site: Site, poll: MakePoll) -> None:
+    ticket = site.hub.ticket
+    site.deliver()
+    site.hub.dismiss("kicked", "ann")
+    late = poll("x-0", user="ann", ticket=ticket)
+    assert not late.was_detached
+    assert types(late.answer()) == ["sse_open"]
+    assert poll("x-0", user="ann").numbers() == [1]
+
+
+def test_polls_that_wait_end_when_the_process_does_and_bring_what_came_before(site: Site, poll: MakePoll) -> None:
+    waiting, other = poll("x-0"), poll("x-0", "other")
+    site.delivery.deliver()
+    site.hub.close("shutdown")
+    site.loop.run()
+    assert waiting.numbers() == [1]
+    assert types(other.answer()) == ["sse_open"]
+    with pytest.raises(ClosedError):
+        poll("x-1")
+    assert site.hub.is_empty()
+
+
+def test_a_poll_whose_client_leaves_is_forgotten(site: Site, poll: MakePoll) -> None:
+    waiting = poll("x-0")
+    assert site.hub.count()["clients"] == 1
+    if waiting.was_detached:
+        waiting._theirs.close()
+        site.loop.run()
+    else:
+        waiting.client.close()
+    assert site.hub.is_empty()
+
+
+# -- what it brings ----------------------------------------------------------------------------------------------------
+
+
+def test_a_poll_without_batches_goes_on_in_the_middle_of_one(site: Site, poll: MakePoll) -> None:
+    waiting = poll("x-0", batches=False)
+    batched(site, "default", 3)
+    site.loop.run()
+    events = waiting.answer()[1:]
+    assert [(event.type, event.json, event.id) for event in events] == [
+        ("t", 0, "x-1.1"),
+        ("t", 1, "x-1.2"),
+        ("t", 2, "x-1"),
+    ]
+    assert poll("x-1.1", batches=False).numbers() == [1, 2]
+
+
+def test_with_batches_it_is_one_block(site: Site, poll: MakePoll) -> None:
+    waiting = poll("x-0")
+    batched(site, "default", 3)
+    site.loop.run()
+    (batch,) = waiting.answer()[1:]
+    assert (batch.type, batch.json["events"], batch.id) == ("t_batch", [0, 1, 2], "x-1")
+
+
+def test_a_poll_gets_the_frames_of_its_user_and_of_no_other(site: Site, poll: MakePoll) -> None:
+    hers, his, strange = poll("x-0", user="ann"), poll("x-0", user=7), poll("x-0")
+
+    def send(users: tuple[str | int, ...], text: str) -> None:
+        site.delivery.position += 1
+        position = site.delivery.position
+        batch = Batch(users, "message", (Event("message", users, Text(text)),), "manual", 0, "")
+        site.hub.deliver(Frame(batch, position, f"x-{position}"))
+        site.loop.run()
+
+    send(("ann",), "for\nAnn")
+    (event,) = hers.answer()[1:]
+    assert (event.type, event.data, event.id) == ("message", "for\nAnn", "x-1")
+    assert his.waits()
+    assert strange.waits()
+    send((7, "ann"), "for both")
+    assert [event.data for event in his.answer()[1:]] == ["for both"]
+    assert [event.data for event in poll("x-1", user="ann").answer()[1:]] == ["for both"]
+    assert strange.waits()
+
+
+def test_the_state_comes_with_the_first_block_and_ends_the_poll(site: Site, poll: MakePoll) -> None:
+    site.deliver(2)
+    snapshot = Snapshot("x-1", b'event: state\ndata: "s"\nid: x-1\n\n')
+    new = poll(snapshot=snapshot)
+    assert not new.was_detached
+    assert [(event.type, event.id) for event in new.answer()] == [("sse_open", ""), ("state", "x-1")]
+    assert poll("x-1").numbers() == [2]
+
+
+@options(queue_bytes=4_000_000)
+def test_a_client_that_is_slow_gets_the_whole_answer(site: Site, poll: MakePoll) -> None:
+    waiting = poll("x-0", small=True)
+    site.delivery.deliver(3, "x" * 300_000)
+    site.loop.run()
+    assert waiting.numbers() == ["x" * 300_000] * 3
+
+
+def test_each_poll_is_counted_while_it_is_open(site: Site, poll: MakePoll) -> None:
+    polls = [poll("x-0") for _ in range(3)]
+    assert site.hub.count()["clients"] == 3
+    site.deliver()
+    sizes = [len(each.bytes()) for each in polls]
+    stats = site.hub.count()
+    assert (stats["clients"], stats["frames"]) == (0, 3)
+    assert len(set(sizes)) <= 2  # `retry` has three digits or four
+    assert stats["bytes"] >= 3 * (len(polls[0].first) - 1)
+
+
+@turns_of(1)
+def test_polls_in_one_group_that_are_served_in_turns_lose_nothing(site: Site, poll: MakePoll) -> None:
+    polls = [poll("x-0") for _ in range(5)]
+    site.delivery.deliver()
+    site.loop.turn(0)
+    site.delivery.deliver()
+    site.loop.run()
+    for each in polls:
+        found = [event.json for event in each.answer()[1:]]
+        assert found == [1, 2][: len(found)]
+        assert found
+
+
+@pytest.mark.parametrize("seed", range(10))
+@options(queue_frames=3)
+def test_clients_that_come_back_with_each_id_get_everything_once(site: Site, poll: MakePoll, seed: int) -> None:
+    chance = random.Random(seed)
+    clients = [Returning(poll) for _ in range(4)]
+    for _ in range(50):
+        if chance.random() < 0.5:
+            site.delivery.deliver(chance.choice([1, 1, 2, 5]))
+            site.loop.turn(0)  # a part of what there is to do
+        else:
+            chance.choice(clients).step(site)
+    for client in clients:
+        while client.cursor != f"x-{site.delivery.position}":
+            client.step(site)
+    everything = list(range(1, site.delivery.position + 1))
+    assert len(everything) > 20
+    assert [client.found for client in clients] == [everything] * 4
+
+
+class Returning:
+    """A client that polls again and again, each time with the newest id it has."""
+
+    def __init__(self, poll: MakePoll) -> None:
+        self.cursor = "x-0"
+        self.found: list[int] = []
+        self._make = poll
+        self._poll: Poll | None = None
+
+    def step(self, site: Site) -> None:
+        """Poll, and take the answer if there must be one."""
+        self._poll = self._poll or self._make(self.cursor)
+        site.loop.run()
+        if self.cursor == f"x-{site.delivery.position}":
+            assert self._poll.waits()
+            return
+        opened, *events = self._poll.answer()
+        assert opened.id == self.cursor
+        self.found += [event.json for event in events]
+        self.cursor, self._poll = events[-1].id, None
+
+
+# -- when it comes back ------------------------------------------------------------------------------------------------
+
+
+def retry_of(block: bytes) -> int:
+    parser = EventStreamParser(strict=True)
+    parser.feed(block)
+    assert parser.retry is not None
+    return parser.retry
+
+
+def test_a_lone_poll_comes_back_after_half_a_second_to_one(site: Site) -> None:
+    found = []
+    for cursor in [None, "x-0"] * 500:
+        client = site.hub.connect(("default",), cursor, poll=True)
+        found.append(retry_of(next(client)))
+        client.close()
+    assert 500 <= min(found) < 550
+    assert 950 < max(found) <= 1_001
+
+
+def test_ten_thousand_polls_that_end_at_once_spread_their_return(site: Site) -> None:
+    clients = [site.hub.connect(("default",), "x-0", poll=True) for _ in range(10_000)]
+    found = [retry_of(next(client)) for client in clients]
+    site.deliver()
+    assert {len(parse(b"".join(client))) for client in clients} == {1}
+    assert site.hub.is_empty()
+    # As even as a second can be: no tenth of a second has more than three of its even shares.
+    in_tenths = Counter(retry // 100 for retry in found)
+    assert (min(in_tenths), max(in_tenths)) == (5, 109)
+    assert max(in_tenths.values()) < 3 * 10_000 / 105
+
+
+@options(retry_ms=700)
+def test_an_app_that_sets_retry_sets_it_for_polls_too(site: Site, poll: MakePoll) -> None:
+    assert retry_of(poll().first) == 700
+
+
+# -- the extension -----------------------------------------------------------------------------------------------------
+
+
+def ask(app: Any, query: str = "poll=1", cursor: str = "") -> list[ServerEvent]:
+    """The answer to a poll, which has to end."""
+    headers = {"Last-Event-ID": cursor} if cursor else {}
+    with get(app, f"/events?{query}", headers=headers) as response:
+        assert response.status_code == 200
+        assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        return parse(b"".join(response.response), strict=True)
+
+
+def flushed(sse: SSE, *events: Any) -> None:
+    for event in events:
+        sse.enqueue("log", event)
+    assert sse.manager.flush_all(TIMEOUT)
+
+
+@pytest.fixture(params=TRANSPORTS)
+def quick(make_app: MakeApp, request: pytest.FixtureRequest) -> tuple[Any, SSE]:
+    """An app whose polls wait for a moment only."""
+    return make_app(SSE_POLL_WAIT=0.05, SSE_DEDUP_KEY=None, SSE_TRANSPORT=request.param)
+
+
+def test_the_query_asks_for_a_poll(quick: tuple[Any, SSE]) -> None:
+    app, sse = quick
+    (opened,) = ask(app)
+    flushed(sse, 1, 2)
+    _, batch = ask(app, cursor=opened.id)
+    assert batch.json["events"] == [1, 2]
+    for query in ("poll=1&last_event_id=" + opened.id, "batch=1&poll=1&lastEventId=" + opened.id):
+        assert ask(app, query)[1:] == [batch]
+    assert [event.json for event in ask(app, "poll=1&batch=0", opened.id)[1:]] == [1, 2]
+    assert types(ask(app, cursor=batch.id)) == ["sse_open"]  # after `poll_wait`
+
+
+@pytest.mark.parametrize("query", ["", "poll=0", "poll=", "poll=true", "xpoll=1"])
+def test_other_queries_ask_for_a_stream(quick: tuple[Any, SSE], query: str) -> None:
+    app, sse = quick
+    with get(app, f"/events?{query}") as response:
+        blocks = iter(response.response)
+        assert next(blocks).startswith(b"event: sse_open\n")
+        assert sse.manager.get_stats().clients == 1
+        flushed(sse, 1)
+        assert b"event: log\n" in next(blocks)
+        assert sse.manager.get_stats().clients == 1
+
+
+def test_a_view_of_the_apps_own_answers_polls(quick: tuple[Any, SSE]) -> None:
+    app, sse = quick
+    with app.test_request_context("/mine?poll=1"):
+        (opened,) = parse(b"".join(sse.response(["a"], user=7).response), strict=True)
+    assert opened.json["channels"] == ["a"]
+
+
+def test_a_poll_at_the_limit_is_refused_and_comes_back_later(make_app: MakeApp) -> None:
+    app, sse = make_app(SSE_MAX_CLIENTS=1, SSE_POLL_WAIT=0.05)
+    cursor = ask(app)[0].id
+    with get(app) as response:
+        next(iter(response.response))
+        for sent in ("", cursor):
+            with get(app, "/events?poll=1", headers={"Last-Event-ID": sent}) as refused:
+                block = b"".join(refused.response)
+            (busy,) = parse(block, strict=True)
+            assert (busy.type, busy.json, busy.id) == ("sse_busy", {"reason": "limit"}, sent)
+            assert 10_000 <= retry_of(block) <= 30_000
+    flushed(sse, 1)
+    assert types(ask(app, cursor=cursor)) == ["sse_open", "log"]
+
+
+def test_a_poll_that_waits_counts_for_the_limit(make_app: MakeApp) -> None:
+    app, _ = make_app(SSE_MAX_CLIENTS=1, SSE_POLL_WAIT=60)
+    cursor = ask(app)[0].id
+    with get(app, "/events?poll=1", headers={"Last-Event-ID": cursor}) as response:
+        next(iter(response.response))
+        (busy,) = ask(app)
+        assert busy.json == {"reason": "limit"}
+    assert types(ask(app)) == ["sse_open"]
+
+
+def test_a_process_that_is_ending_refuses_polls(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    cursor = ask(app)[0].id
+    with get(app, "/events?poll=1", headers={"Last-Event-ID": cursor}) as response:
+        blocks = iter(response.response)
+        next(blocks)
+        sse.manager.shutdown(0)
+        assert list(blocks) == []
+    (busy,) = ask(app, cursor=cursor)
+    assert (busy.type, busy.json, busy.id) == ("sse_busy", {"reason": "draining"}, cursor)
+
+
+def test_a_kick_ends_the_polls_of_a_user(make_app: MakeApp) -> None:
+    app, sse = make_app(SSE_POLL_WAIT=60)
+    sse.identify(lambda: 7)
+    cursor = ask(app)[0].id
+    with get(app, "/events?poll=1", headers={"Last-Event-ID": cursor}) as response:
+        blocks = iter(response.response)
+        next(blocks)
+        assert sse.kick(user=7) == 1
+        assert list(blocks) == []
+
+
+def test_a_new_poll_brings_the_state_and_one_that_goes_on_does_not(make_app: MakeApp) -> None:
+    app, sse = make_app(SSE_BATCHING=False)
+    sse.identify(lambda: 7)
+    sse.snapshot(lambda channel: ("message", Text(f"<b>{channel}</b>")))
+    sse.user_snapshot(lambda user: ("mine", user))
+    for query, first in (("poll=1", "sse_open"), ("poll=1&last_event_id=old", "sse_gap")):
+        events = ask(app, query)
+        assert types(events) == [first, "message", "mine"]
+        assert (events[1].data, events[2].json) == ("<b>default</b>", 7)
+    sse.enqueue("log", 1, user=7)
+    assert sse.manager.flush_all(TIMEOUT)
+    assert types(ask(app, cursor=events[-1].id)) == ["sse_open", "log"]
+
+
+def test_a_state_that_fails_refuses_the_poll(make_app: MakeApp) -> None:
+    app, sse = make_app()
+    sse.snapshot("default")(lambda: 1 / 0)
+    (busy,) = ask(app)
+    assert (busy.type, busy.json) == ("sse_busy", {"reason": "snapshot"})
+
+
+def test_polls_are_not_reported(quick: tuple[Any, SSE], caplog: pytest.LogCaptureFixture) -> None:
+    app, sse = quick
+    told: list[str] = []
+
+    def connected(sender: object, client: Any) -> None:
+        told.append("connected")
+
+    def disconnected(sender: object, reason: str, **values: object) -> None:
+        told.append(reason)
+
+    with (
+        caplog.at_level(logging.DEBUG, logger="sse_batcher"),
+        signals.client_connected.connected_to(connected, sender=sse.manager),
+        signals.client_disconnected.connected_to(disconnected, sender=sse.manager),
+    ):
+        (opened,) = ask(app)
+        flushed(sse, 1)
+        ask(app, cursor=opened.id)
+        ask(app, cursor=ask(app)[0].id)  # after `poll_wait`
+        lines = [record.message for record in caplog.records if "stream" in record.message]
+        with get(app) as response:  # by which it is seen that a stream is reported
+            next(iter(response.response))
+        wait_until(lambda: "left" in told, "the stream was reported")
+    assert told == ["connected", "left"]
+    assert [line for line in lines if "detached" not in line and "attached" not in line] == []
+    assert [record.message for record in caplog.records if "ended after" in record.message]
+    assert sse.manager.get_stats().clients == 0

@@ -433,15 +433,17 @@ def test_a_lone_poll_comes_back_after_half_a_second_to_one(site: Site) -> None:
 
 
 def test_ten_thousand_polls_that_end_at_once_spread_their_return(site: Site) -> None:
-    clients = [site.hub.connect(("default",), "x-0", poll=True) for _ in range(10_000)]
-    found = [retry_of(next(client)) for client in clients]
+    clients, found = [], []
+    for _ in range(10_000):
+        clients.append(site.hub.connect(("default",), "x-0", poll=True))
+        found.append(retry_of(next(clients[-1])))
     site.deliver()
     assert {len(parse(b"".join(client))) for client in clients} == {1}
     assert site.hub.is_empty()
-    # As even as a second can be: no tenth of a second has more than three of its even shares.
-    in_tenths = Counter(retry // 100 for retry in found)
-    assert (min(in_tenths), max(in_tenths)) == (5, 109)
-    assert max(in_tenths.values()) < 3 * 10_000 / 105
+    assert min(found) >= 500
+    assert 10_000 < max(found) <= 11_000
+    # About three in a hundred come within the busiest tenth of a second. It would be one if all had known of all.
+    assert max(Counter(retry // 100 for retry in found).values()) < 400
 
 
 @options(retry_ms=700)

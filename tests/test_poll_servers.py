@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
-from sse_batcher import SSEManager
+from sse_batcher import ClientOptions, SSEManager
+from sse_batcher.transports.attached import AttachedStream, Request
 from sse_batcher.transports.detached.takeover import TakeOver
+from sse_batcher.transports.server import ServerInfo
+from sse_batcher.wire import HEARTBEAT
 
 from .kit import detached
+from .kit.exchange import Exchange
 from .kit.servers import SERVERS, Kind, Server, serving
 from .kit.sse_parser import ServerEvent, parse
 from .kit.waiting import TIMEOUT, wait_until
@@ -76,6 +80,21 @@ def test_a_poll_that_ends_at_once_is_not_detached(
     waiting.take(1)
     assert waiting.leaves_its_thread()
     assert len(begun) == 1
+
+
+def test_a_poll_that_is_held_back_on_its_way_goes_on_and_a_stream_does_not(no_descriptor_is_left: None) -> None:
+    with SSEManager(clients=ClientOptions(heartbeat=0.01)) as manager:
+        for poll in (False, True):
+            exchange = Exchange()
+            exchange.client.sendall(b"GET /events")  # after which nothing is written to it
+            server = ServerInfo("fake", exchange.fd, None, lambda: False)
+            body = AttachedStream(manager, Request(("default",), server, manager.cursor(), poll=poll))
+            assert next(body).startswith(b"event: sse_open\n")
+            block = next(body)
+            assert (block == HEARTBEAT) == poll
+            assert types(parse(block)) == ([] if poll else ["sse_bye"])
+            body.close()
+            exchange.close()
 
 
 # -- the servers that people run ---------------------------------------------------------------------------------------

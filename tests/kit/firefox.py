@@ -68,7 +68,7 @@ def firefox(folder: Path) -> Iterator[Firefox]:
     try:
         subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        missing(f"npm cannot install puppeteer-core: {error} {error.stderr}")
+        missing(f"npm cannot install puppeteer-core: {error} {error.stderr!r}")
     process = subprocess.Popen(
         [node, "firefox.mjs", path],
         cwd=folder,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -57,7 +57,11 @@ class Poll:
     def bytes(self) -> bytes:
         """All that it gets, to its end, which must have come."""
         if not self.was_detached:
-            return self.first + b"".join(self.client)
+            blocks = [self.first]
+            for block in self.client:
+                assert block != HEARTBEAT, "it goes on"
+                blocks.append(block)
+            return b"".join(blocks)
         while part := read(self._theirs):
             self._received += part
             self.site.loop.run()
@@ -94,7 +98,8 @@ MakePoll = Callable[..., Poll]
 @pytest.fixture
 def site(make_site: Callable[..., Site], request: pytest.FixtureRequest) -> Site:
     """A site, whose options a test may give with `options`."""
-    return make_site(**getattr(request, "param", {}))
+    # A short time between heartbeats, so that a poll that should end and does not is found out soon.
+    return make_site(**{"heartbeat": 0.5, **getattr(request, "param", {})})
 
 
 @pytest.fixture(params=["attached", "detached", "detached, chunked"])
@@ -222,7 +227,7 @@ def test_a_poll_that_gets_nothing_ends_after_its_time_without_a_block(site: Site
     assert site.hub.is_empty()
 
 
-@options(poll_wait=25, max_stream_age=1)
+@options(poll_wait=25, max_stream_age=1, heartbeat=3600)
 def test_the_age_of_streams_is_not_that_of_polls(site: Site, poll: MakePoll) -> None:
     waiting = poll("x-0")
     site.wait(10)
@@ -438,7 +443,7 @@ def test_ten_thousand_polls_that_end_at_once_spread_their_return(site: Site) -> 
         clients.append(site.hub.connect(("default",), "x-0", poll=True))
         found.append(retry_of(next(clients[-1])))
     site.deliver()
-    assert {len(parse(b"".join(client))) for client in clients} == {1}
+    assert {len(parse(b"".join(to_end(client)))) for client in clients} == {1}
     assert site.hub.is_empty()
     assert min(found) >= 500
     assert 10_000 < max(found) <= 11_000
@@ -460,7 +465,13 @@ def ask(app: Any, query: str = "poll=1", cursor: str = "") -> list[ServerEvent]:
     with get(app, f"/events?{query}", headers=headers) as response:
         assert response.status_code == 200
         assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
-        return parse(b"".join(response.response), strict=True)
+        return parse(b"".join(to_end(response.response)), strict=True)
+
+
+def to_end(blocks: Iterable[Any]) -> Iterator[bytes]:
+    for block in blocks:
+        assert block != HEARTBEAT, "it goes on"
+        yield block
 
 
 def flushed(sse: SSE, *events: Any) -> None:
@@ -472,7 +483,7 @@ def flushed(sse: SSE, *events: Any) -> None:
 @pytest.fixture(params=TRANSPORTS)
 def quick(make_app: MakeApp, request: pytest.FixtureRequest) -> tuple[Any, SSE]:
     """An app whose polls wait for a moment only."""
-    return make_app(SSE_POLL_WAIT=0.05, SSE_DEDUP_KEY=None, SSE_TRANSPORT=request.param)
+    return make_app(SSE_POLL_WAIT=0.05, SSE_HEARTBEAT=0.5, SSE_DEDUP_KEY=None, SSE_TRANSPORT=request.param)
 
 
 def test_the_query_asks_for_a_poll(quick: tuple[Any, SSE]) -> None:
@@ -507,7 +518,7 @@ def test_a_view_of_the_apps_own_answers_polls(quick: tuple[Any, SSE]) -> None:
 
 
 def test_a_poll_at_the_limit_is_refused_and_comes_back_later(make_app: MakeApp) -> None:
-    app, sse = make_app(SSE_MAX_CLIENTS=1, SSE_POLL_WAIT=0.05)
+    app, sse = make_app(SSE_HEARTBEAT=0.5, SSE_MAX_CLIENTS=1, SSE_POLL_WAIT=0.05)
     cursor = ask(app)[0].id
     with get(app) as response:
         next(iter(response.response))
@@ -522,7 +533,7 @@ def test_a_poll_at_the_limit_is_refused_and_comes_back_later(make_app: MakeApp) 
 
 
 def test_a_poll_that_waits_counts_for_the_limit(make_app: MakeApp) -> None:
-    app, _ = make_app(SSE_MAX_CLIENTS=1, SSE_POLL_WAIT=60)
+    app, _ = make_app(SSE_HEARTBEAT=0.5, SSE_MAX_CLIENTS=1)
     cursor = ask(app)[0].id
     with get(app, "/events?poll=1", headers={"Last-Event-ID": cursor}) as response:
         next(iter(response.response))
@@ -532,30 +543,30 @@ def test_a_poll_that_waits_counts_for_the_limit(make_app: MakeApp) -> None:
 
 
 def test_a_process_that_is_ending_refuses_polls(make_app: MakeApp) -> None:
-    app, sse = make_app()
+    app, sse = make_app(SSE_HEARTBEAT=0.5)
     cursor = ask(app)[0].id
     with get(app, "/events?poll=1", headers={"Last-Event-ID": cursor}) as response:
         blocks = iter(response.response)
         next(blocks)
         sse.manager.shutdown(0)
-        assert list(blocks) == []
+        assert next(blocks, None) is None
     (busy,) = ask(app, cursor=cursor)
     assert (busy.type, busy.json, busy.id) == ("sse_busy", {"reason": "draining"}, cursor)
 
 
 def test_a_kick_ends_the_polls_of_a_user(make_app: MakeApp) -> None:
-    app, sse = make_app(SSE_POLL_WAIT=60)
+    app, sse = make_app(SSE_HEARTBEAT=0.5)
     sse.identify(lambda: 7)
     cursor = ask(app)[0].id
     with get(app, "/events?poll=1", headers={"Last-Event-ID": cursor}) as response:
         blocks = iter(response.response)
         next(blocks)
         assert sse.kick(user=7) == 1
-        assert list(blocks) == []
+        assert next(blocks, None) is None
 
 
 def test_a_new_poll_brings_the_state_and_one_that_goes_on_does_not(make_app: MakeApp) -> None:
-    app, sse = make_app(SSE_BATCHING=False)
+    app, sse = make_app(SSE_BATCHING=False, SSE_HEARTBEAT=0.5)
     sse.identify(lambda: 7)
     sse.snapshot(lambda channel: ("message", Text(f"<b>{channel}</b>")))
     sse.user_snapshot(lambda user: ("mine", user))

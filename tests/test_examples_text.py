@@ -177,9 +177,11 @@ def test_a_page_that_has_missed_tokens_shows_the_answer_once_it_is_finished(brow
         ask(page, "second")
         until(page, lambda: 50 < len(last(page)) < 200, "the second answer comes")
         # As after a sleep, when its cursor is too old: it gets the state, and nothing is appended any more.
-        page.evaluate("""
+        shown = page.evaluate("""() => {
             source.dispatchEvent(new MessageEvent("sse_gap", {data: "{}"}));
             turns[1][1].textContent = "?";
+            window.tokens = 0;
+            source.addEventListener("token", () => { tokens += 1; });
             fetch("/events?last_event_id=too-old").then(async (response) => {
               const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
               let text = "";
@@ -188,10 +190,28 @@ def test_a_page_that_has_missed_tokens_shows_the_answer_once_it_is_finished(brow
               source.dispatchEvent(new MessageEvent("turns", {data}));
               reader.cancel();
             });
-        """)
+            return turns[2][1].textContent;
+        }""")
         until(page, lambda: page.evaluate("turns[1][1].textContent") == answer_to("first"), "the state came")
-        assert last(page) != answer_to("second")
+        until(page, lambda: page.evaluate("tokens") >= 2, "more tokens come")
+        assert last(page) == shown
         until(page, lambda: last(page) == answer_to("second"), "the second answer")
+
+
+@external
+def test_a_page_whose_view_has_shown_an_answer_shows_it_once(browser: Browser, tmp_path: Path) -> None:
+    with example("chat.py", tmp_path) as server, visitor(browser, server) as ann:
+        page = ann.open()
+        ask(page, "first")
+        page.wait_for_function("turns[1] && !writing", timeout=15_000)
+        page.reload(wait_until="load")
+        # As if the answer had been written between the note of the cursor and the view.
+        page.evaluate(
+            """[["question", '{"number": 1, "question": "first"}'], ["token", "You "]].forEach(
+              ([type, data]) => source.dispatchEvent(new MessageEvent(type, {data})))"""
+        )
+        assert last(page) == answer_to("first")
+        assert page.locator(".question").all_text_contents() == ["first"]
 
 
 # -- live table --------------------------------------------------------------------------------------------------------

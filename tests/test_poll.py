@@ -23,7 +23,7 @@ from sse_batcher.wire import HEARTBEAT, LAST_CHUNK, Frame, chunk
 from .kit import flask_apps
 from .kit import site as sites
 from .kit.flask_apps import MakeApp, get
-from .kit.site import Site, batched, has_ended, read, turns_of
+from .kit.site import Site, batched, has_ended, numbers, read, turns_of
 from .kit.sse_parser import EventStreamParser, ServerEvent, parse
 from .kit.waiting import TIMEOUT, wait_until
 
@@ -47,12 +47,12 @@ class Poll:
             site.loop.run()
 
     def waits(self) -> bool:
-        """Whether it is still open, and has got no more than its first block."""
+        """Whether it is still open, and has got no more than its first block, and heartbeats."""
         if not self.was_detached:
             return self.client.farewell is None and not self.client.behind
         self._received += read(self._theirs)
-        first = chunk(self.first) if self.chunked else self.first
-        return self._received == first and not has_ended(self._theirs)
+        first, heartbeat = (chunk(self.first), chunk(HEARTBEAT)) if self.chunked else (self.first, HEARTBEAT)
+        return self._received.replace(heartbeat, b"") == first and not has_ended(self._theirs)
 
     def bytes(self) -> bytes:
         """All that it gets, to its end, which must have come."""
@@ -160,6 +160,18 @@ def test_a_broadcast_ends_all_polls(site: Site, poll: MakePoll) -> None:
     assert site.hub.is_empty()
 
 
+@pytest.mark.parametrize("first", ["poll", "stream"])
+def test_a_stream_beside_a_poll_goes_on(site: Site, poll: MakePoll, first: str) -> None:
+    waiting = poll("x-0") if first == "poll" else None
+    stream = site.connect()
+    waiting = waiting or poll("x-0")
+    site.deliver()
+    assert waiting.numbers() == [1]
+    site.deliver()
+    assert numbers(stream) == [1, 2]
+    assert not has_ended(stream)
+
+
 def test_a_poll_that_is_behind_ends_at_once_with_all_that_it_has_missed(site: Site, poll: MakePoll) -> None:
     site.deliver(3)
     late = poll("x-1")
@@ -217,7 +229,7 @@ def test_an_event_that_is_lost_ends_a_waiting_poll_with_the_gap(site: Site, poll
     assert poll(gap.id).waits()
 
 
-@options(poll_wait=25, heartbeat=3600)
+@options(poll_wait=25)
 def test_a_poll_that_gets_nothing_ends_after_its_time_without_a_block(site: Site, poll: MakePoll) -> None:
     waiting = poll("x-0")
     site.wait(24)
@@ -227,7 +239,7 @@ def test_a_poll_that_gets_nothing_ends_after_its_time_without_a_block(site: Site
     assert site.hub.is_empty()
 
 
-@options(poll_wait=25, max_stream_age=1, heartbeat=3600)
+@options(poll_wait=25, max_stream_age=1)
 def test_the_age_of_streams_is_not_that_of_polls(site: Site, poll: MakePoll) -> None:
     waiting = poll("x-0")
     site.wait(10)

@@ -1,130 +1,27 @@
-"""``poll=1``: a stream that ends as soon as the client has got something.
-
-First the hub's polls, attached and detached, with a clock that the test moves; then the extension.
-"""
+"""Polls of the hub, attached and detached, with a clock that the test moves: ``poll=1`` is a stream that ends."""
 
 from __future__ import annotations
 
-import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 
-from sse_batcher import SSE, ClosedError, HistoryOptions, Text, signals
+from sse_batcher import ClosedError, HistoryOptions, Text
 from sse_batcher.event import Batch, Event
-from sse_batcher.options import TRANSPORTS
-from sse_batcher.streams.client import QueueClient
+from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.streams.hub import Snapshot
-from sse_batcher.wire import HEARTBEAT, LAST_CHUNK, Frame, chunk
+from sse_batcher.wire import HEARTBEAT, Frame
 
-from .kit import flask_apps
-from .kit import site as sites
-from .kit.flask_apps import MakeApp, get
-from .kit.site import Site, batched, has_ended, numbers, read, turns_of
-from .kit.sse_parser import EventStreamParser, ServerEvent, parse
-from .kit.waiting import TIMEOUT, wait_until
+from .kit import polls
+from .kit.delivery import Numbers
+from .kit.polls import MakePoll, Poll, options, retry_of, to_end, types
+from .kit.site import Site, batched, has_ended, numbers, turns_of
+from .kit.sse_parser import parse
 
-make_site = sites.make_site
-make_app = flask_apps.apps_fixture()
-
-
-class Poll:
-    """A poll at a `Site`, of either transport."""
-
-    def __init__(self, site: Site, client: QueueClient, transport: str, *, chunked: bool, small: bool) -> None:
-        self.site = site
-        self.client = client
-        self.chunked = chunked
-        self.first = next(client)
-        self.was_detached = transport == "detached" and client.farewell is None
-        self._received = b""
-        if self.was_detached:
-            unsent = chunk(self.first) if chunked else self.first
-            self._theirs = site.hand_over(client, unsent, chunked=chunked, small=small)
-            site.loop.run()
-
-    def waits(self) -> bool:
-        """Whether it is still open, and has got no more than its first block, and heartbeats."""
-        if not self.was_detached:
-            return self.client.farewell is None and not self.client.behind
-        self._received += read(self._theirs)
-        first, heartbeat = (chunk(self.first), chunk(HEARTBEAT)) if self.chunked else (self.first, HEARTBEAT)
-        return self._received.replace(heartbeat, b"") == first and not has_ended(self._theirs)
-
-    def bytes(self) -> bytes:
-        """All that it gets, to its end, which must have come."""
-        if not self.was_detached:
-            blocks = [self.first]
-            for block in self.client:
-                assert block != HEARTBEAT, "it goes on"
-                blocks.append(block)
-            return b"".join(blocks)
-        while part := read(self._theirs):
-            self._received += part
-            self.site.loop.run()
-        assert has_ended(self._theirs)
-        if not self.chunked:
-            return self._received
-        assert self._received.endswith(LAST_CHUNK)
-        return unchunked(self._received)
-
-    def answer(self) -> list[ServerEvent]:
-        """What it gets, to its end, which must have come."""
-        return parse(self.bytes(), strict=True)
-
-    def numbers(self) -> list[Any]:
-        """The data of the events in its answer."""
-        opened, *events = self.answer()
-        assert opened.type == "sse_open"
-        return [event.json for event in events]
-
-
-def unchunked(body: bytes) -> bytes:
-    found = b""
-    while True:
-        size, _, body = body.partition(b"\r\n")
-        if not int(size, 16):
-            assert body == b"\r\n"
-            return found
-        found, body = found + body[: int(size, 16)], body[int(size, 16) + 2 :]
-
-
-MakePoll = Callable[..., Poll]
-
-
-@pytest.fixture
-def site(make_site: Callable[..., Site], request: pytest.FixtureRequest) -> Site:
-    """A site, whose options a test may give with `options`."""
-    # A short time between heartbeats, so that a poll that should end and does not is found out soon.
-    return make_site(**{"heartbeat": 0.5, **getattr(request, "param", {})})
-
-
-@pytest.fixture(params=["attached", "detached", "detached, chunked"])
-def poll(site: Site, request: pytest.FixtureRequest) -> Iterator[MakePoll]:
-    """Polls the site, with this transport."""
-    transport, _, chunked = request.param.partition(", ")
-    clients: list[QueueClient] = []
-
-    def poll(cursor: str | None = None, *channels: str, small: bool = False, **options: Any) -> Poll:
-        clients.append(site.hub.connect(channels or ("default",), cursor, poll=True, **options))
-        return Poll(site, clients[-1], transport, chunked=bool(chunked), small=small)
-
-    yield poll
-    for client in clients:
-        client.close()
-    assert site.delivery.left == []  # polls are not reported
-
-
-def options(**values: Any) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("site", [values], indirect=True, ids=[",".join(values)])
-
-
-def types(events: list[ServerEvent]) -> list[str]:
-    return [event.type for event in events]
-
+poll = polls.poll
+site = polls.site
 
 # -- when it ends ------------------------------------------------------------------------------------------------------
 
@@ -202,6 +99,33 @@ def test_a_slice_is_limited_in_bytes_too(site: Site, poll: MakePoll) -> None:
     assert [each.id for each in poll(event.id).answer()] == ["x-1", "x-2"]
 
 
+@options(history=HistoryOptions(history_frames=1))
+def test_a_poll_brings_what_only_the_backend_still_has(
+    site: Site, poll: MakePoll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames: list[Any] = []
+
+    def replay(cursors: Numbers, channels: Any, point: ResumePoint, user: Any) -> Slice:
+        later = [frame for frame in frames if frame.position > point.position][:2]
+        return Slice(later, later[-1].position)
+
+    def deliver(count: int) -> None:
+        for _ in range(count):
+            frames.append(site.delivery.frame())
+            site.hub.deliver(frames[-1])
+        site.loop.run()
+
+    monkeypatch.setattr(Numbers, "replay", replay)
+    deliver(5)
+    late = poll("x-1")
+    assert not late.was_detached
+    assert late.numbers() == [2, 3]
+    assert poll("x-3").numbers() == [4, 5]
+    waiting = poll("x-5")
+    deliver(3)
+    assert waiting.numbers() == [6, 7]
+
+
 @pytest.mark.parametrize(("cursor", "reason"), [("y", "epoch"), ("x-9", "malformed"), ("x-1", "too_old")])
 @options(history=HistoryOptions(history_frames=1))
 def test_a_poll_whose_cursor_cannot_be_used_ends_at_once_with_the_gap(
@@ -261,12 +185,12 @@ def test_a_poll_that_waits_gets_heartbeats(site: Site, poll: MakePoll) -> None:
 
 @pytest.mark.parametrize("reason", ["kicked", "revoked"])
 def test_a_poll_of_a_user_that_is_sent_away_ends_without_a_block(site: Site, poll: MakePoll, reason: Any) -> None:
-    hers, his = poll("x-0", user="ann"), poll("x-0", user="bob")
+    anns, bobs = poll("x-0", user="ann"), poll("x-0", user="bob")
     assert site.hub.dismiss(reason, "ann") == 1
     site.delivery.deliver()  # nothing of it goes out
     site.loop.run()
-    assert types(hers.answer()) == ["sse_open"]
-    assert his.numbers() == [1]
+    assert types(anns.answer()) == ["sse_open"]
+    assert bobs.numbers() == [1]
 
 
 def test_a_poll_that_is_opened_while_its_user_is_kicked_brings_nothing(site: Site, poll: MakePoll) -> None:
@@ -294,11 +218,7 @@ def test_polls_that_wait_end_when_the_process_does_and_bring_what_came_before(si
 def test_a_poll_whose_client_leaves_is_forgotten(site: Site, poll: MakePoll) -> None:
     waiting = poll("x-0")
     assert site.hub.count()["clients"] == 1
-    if waiting.was_detached:
-        waiting._theirs.close()
-        site.loop.run()
-    else:
-        waiting.client.close()
+    waiting.leave()
     assert site.hub.is_empty()
 
 
@@ -327,7 +247,7 @@ def test_with_batches_it_is_one_block(site: Site, poll: MakePoll) -> None:
 
 
 def test_a_poll_gets_the_frames_of_its_user_and_of_no_other(site: Site, poll: MakePoll) -> None:
-    hers, his, strange = poll("x-0", user="ann"), poll("x-0", user=7), poll("x-0")
+    anns, bobs, strange = poll("x-0", user="ann"), poll("x-0", user=7), poll("x-0")
 
     def send(users: tuple[str | int, ...], text: str) -> None:
         site.delivery.position += 1
@@ -337,12 +257,12 @@ def test_a_poll_gets_the_frames_of_its_user_and_of_no_other(site: Site, poll: Ma
         site.loop.run()
 
     send(("ann",), "for\nAnn")
-    (event,) = hers.answer()[1:]
+    (event,) = anns.answer()[1:]
     assert (event.type, event.data, event.id) == ("message", "for\nAnn", "x-1")
-    assert his.waits()
+    assert bobs.waits()
     assert strange.waits()
     send((7, "ann"), "for both")
-    assert [event.data for event in his.answer()[1:]] == ["for both"]
+    assert [event.data for event in bobs.answer()[1:]] == ["for both"]
     assert [event.data for event in poll("x-1", user="ann").answer()[1:]] == ["for both"]
     assert strange.waits()
 
@@ -432,13 +352,6 @@ class Returning:
 # -- when it comes back ------------------------------------------------------------------------------------------------
 
 
-def retry_of(block: bytes) -> int:
-    parser = EventStreamParser(strict=True)
-    parser.feed(block)
-    assert parser.retry is not None
-    return parser.retry
-
-
 def test_a_lone_poll_comes_back_after_half_a_second_to_one(site: Site) -> None:
     found = []
     for cursor in [None, "x-0"] * 500:
@@ -466,162 +379,3 @@ def test_ten_thousand_polls_that_end_at_once_spread_their_return(site: Site) -> 
 @options(retry_ms=700)
 def test_an_app_that_sets_retry_sets_it_for_polls_too(site: Site, poll: MakePoll) -> None:
     assert retry_of(poll().first) == 700
-
-
-# -- the extension -----------------------------------------------------------------------------------------------------
-
-
-def ask(app: Any, query: str = "poll=1", cursor: str = "") -> list[ServerEvent]:
-    """The answer to a poll, which has to end."""
-    headers = {"Last-Event-ID": cursor} if cursor else {}
-    with get(app, f"/events?{query}", headers=headers) as response:
-        assert response.status_code == 200
-        assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
-        return parse(b"".join(to_end(response.response)), strict=True)
-
-
-def to_end(blocks: Iterable[Any]) -> Iterator[bytes]:
-    for block in blocks:
-        assert block != HEARTBEAT, "it goes on"
-        yield block
-
-
-def flushed(sse: SSE, *events: Any) -> None:
-    for event in events:
-        sse.enqueue("log", event)
-    assert sse.manager.flush_all(TIMEOUT)
-
-
-@pytest.fixture(params=TRANSPORTS)
-def quick(make_app: MakeApp, request: pytest.FixtureRequest) -> tuple[Any, SSE]:
-    """An app whose polls wait for a moment only."""
-    return make_app(SSE_POLL_WAIT=0.05, SSE_HEARTBEAT=0.5, SSE_DEDUP_KEY=None, SSE_TRANSPORT=request.param)
-
-
-def test_the_query_asks_for_a_poll(quick: tuple[Any, SSE]) -> None:
-    app, sse = quick
-    (opened,) = ask(app)
-    flushed(sse, 1, 2)
-    _, batch = ask(app, cursor=opened.id)
-    assert batch.json["events"] == [1, 2]
-    for query in ("poll=1&last_event_id=" + opened.id, "batch=1&poll=1&lastEventId=" + opened.id):
-        assert ask(app, query)[1:] == [batch]
-    assert [event.json for event in ask(app, "poll=1&batch=0", opened.id)[1:]] == [1, 2]
-    assert types(ask(app, cursor=batch.id)) == ["sse_open"]  # after `poll_wait`
-
-
-@pytest.mark.parametrize("query", ["", "poll=0", "poll=", "poll=true", "xpoll=1"])
-def test_other_queries_ask_for_a_stream(quick: tuple[Any, SSE], query: str) -> None:
-    app, sse = quick
-    with get(app, f"/events?{query}") as response:
-        blocks = iter(response.response)
-        assert next(blocks).startswith(b"event: sse_open\n")
-        assert sse.manager.get_stats().clients == 1
-        flushed(sse, 1)
-        assert b"event: log\n" in next(blocks)
-        assert sse.manager.get_stats().clients == 1
-
-
-def test_a_view_of_the_apps_own_answers_polls(quick: tuple[Any, SSE]) -> None:
-    app, sse = quick
-    with app.test_request_context("/mine?poll=1"):
-        (opened,) = parse(b"".join(sse.response(["a"], user=7).response), strict=True)
-    assert opened.json["channels"] == ["a"]
-
-
-def test_a_poll_at_the_limit_is_refused_and_comes_back_later(make_app: MakeApp) -> None:
-    app, sse = make_app(SSE_HEARTBEAT=0.5, SSE_MAX_CLIENTS=1, SSE_POLL_WAIT=0.05)
-    cursor = ask(app)[0].id
-    with get(app) as response:
-        next(iter(response.response))
-        for sent in ("", cursor):
-            with get(app, "/events?poll=1", headers={"Last-Event-ID": sent}) as refused:
-                block = b"".join(refused.response)
-            (busy,) = parse(block, strict=True)
-            assert (busy.type, busy.json, busy.id) == ("sse_busy", {"reason": "limit"}, sent)
-            assert 10_000 <= retry_of(block) <= 30_000
-    flushed(sse, 1)
-    assert types(ask(app, cursor=cursor)) == ["sse_open", "log"]
-
-
-def test_a_poll_that_waits_counts_for_the_limit(make_app: MakeApp) -> None:
-    app, _ = make_app(SSE_HEARTBEAT=0.5, SSE_MAX_CLIENTS=1)
-    cursor = ask(app)[0].id
-    with get(app, "/events?poll=1", headers={"Last-Event-ID": cursor}) as response:
-        next(iter(response.response))
-        (busy,) = ask(app)
-        assert busy.json == {"reason": "limit"}
-    assert types(ask(app)) == ["sse_open"]
-
-
-def test_a_process_that_is_ending_refuses_polls(make_app: MakeApp) -> None:
-    app, sse = make_app(SSE_HEARTBEAT=0.5)
-    cursor = ask(app)[0].id
-    with get(app, "/events?poll=1", headers={"Last-Event-ID": cursor}) as response:
-        blocks = iter(response.response)
-        next(blocks)
-        sse.manager.shutdown(0)
-        assert next(blocks, None) is None
-    (busy,) = ask(app, cursor=cursor)
-    assert (busy.type, busy.json, busy.id) == ("sse_busy", {"reason": "draining"}, cursor)
-
-
-def test_a_kick_ends_the_polls_of_a_user(make_app: MakeApp) -> None:
-    app, sse = make_app(SSE_HEARTBEAT=0.5)
-    sse.identify(lambda: 7)
-    cursor = ask(app)[0].id
-    with get(app, "/events?poll=1", headers={"Last-Event-ID": cursor}) as response:
-        blocks = iter(response.response)
-        next(blocks)
-        assert sse.kick(user=7) == 1
-        assert next(blocks, None) is None
-
-
-def test_a_new_poll_brings_the_state_and_one_that_goes_on_does_not(make_app: MakeApp) -> None:
-    app, sse = make_app(SSE_BATCHING=False, SSE_HEARTBEAT=0.5)
-    sse.identify(lambda: 7)
-    sse.snapshot(lambda channel: ("message", Text(f"<b>{channel}</b>")))
-    sse.user_snapshot(lambda user: ("mine", user))
-    for query, first in (("poll=1", "sse_open"), ("poll=1&last_event_id=old", "sse_gap")):
-        events = ask(app, query)
-        assert types(events) == [first, "message", "mine"]
-        assert (events[1].data, events[2].json) == ("<b>default</b>", 7)
-    sse.enqueue("log", 1, user=7)
-    assert sse.manager.flush_all(TIMEOUT)
-    assert types(ask(app, cursor=events[-1].id)) == ["sse_open", "log"]
-
-
-def test_a_state_that_fails_refuses_the_poll(make_app: MakeApp) -> None:
-    app, sse = make_app()
-    sse.snapshot("default")(lambda: 1 / 0)
-    (busy,) = ask(app)
-    assert (busy.type, busy.json) == ("sse_busy", {"reason": "snapshot"})
-
-
-def test_polls_are_not_reported(quick: tuple[Any, SSE], caplog: pytest.LogCaptureFixture) -> None:
-    app, sse = quick
-    told: list[str] = []
-
-    def connected(sender: object, client: Any) -> None:
-        told.append("connected")
-
-    def disconnected(sender: object, reason: str, **values: object) -> None:
-        told.append(reason)
-
-    with (
-        caplog.at_level(logging.DEBUG, logger="sse_batcher"),
-        signals.client_connected.connected_to(connected, sender=sse.manager),
-        signals.client_disconnected.connected_to(disconnected, sender=sse.manager),
-    ):
-        (opened,) = ask(app)
-        flushed(sse, 1)
-        ask(app, cursor=opened.id)
-        ask(app, cursor=ask(app)[0].id)  # after `poll_wait`
-        lines = [record.message for record in caplog.records if "stream" in record.message]
-        with get(app) as response:  # by which it is seen that a stream is reported
-            next(iter(response.response))
-        wait_until(lambda: "left" in told, "the stream was reported")
-    assert told == ["connected", "left"]
-    assert [line for line in lines if "detached" not in line and "attached" not in line] == []
-    assert [record.message for record in caplog.records if "ended after" in record.message]
-    assert sse.manager.get_stats().clients == 0

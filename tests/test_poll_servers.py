@@ -16,6 +16,7 @@ from sse_batcher.wire import HEARTBEAT
 
 from .kit import detached
 from .kit.exchange import Exchange
+from .kit.polls import types
 from .kit.servers import SERVERS, Kind, Server, serving
 from .kit.sse_parser import ServerEvent, parse
 from .kit.waiting import TIMEOUT, wait_until
@@ -24,10 +25,6 @@ manager = detached.manager
 stream = detached.stream
 no_descriptor_is_left = detached.no_descriptor_is_left
 nothing_was_logged_yet = detached.nothing_was_logged_yet
-
-
-def types(events: list[ServerEvent]) -> list[str]:
-    return [event.type for event in events]
 
 
 # -- a server that lets connections go ---------------------------------------------------------------------------------

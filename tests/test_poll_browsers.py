@@ -14,12 +14,13 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import pytest
+from playwright.sync_api import Browser
 
 from .kit import nginx
 from .kit.browser import chromium
-from .kit.firefox import firefox
+from .kit.firefox import Firefox, firefox
 from .kit.servers import GTHREAD, HOST, Kind, Server, detached, serving
-from .kit.waiting import TIMEOUT, wait_until
+from .kit.waiting import TIMEOUT
 
 pytestmark = pytest.mark.external
 
@@ -30,18 +31,26 @@ BEHIND = Kind(GTHREAD, nginx=nginx.HOLDING)
 KINDS = {"attached": BEHIND, "detached": detached(BEHIND)}
 
 # Each event is [number, when it was published, in ms since 1970], by the clock that the browser has, too.
-BEGIN = """(() => {
+BEGIN = """((last, seconds) => {
   window.got = {events: [], opens: 0, errors: 0, others: []};
   const source = new EventSource("/events?poll=1");
-  const take = (values) => got.events.push(...values.map(([number, published]) => [number, Date.now() - published]));
-  source.onopen = () => { got.opens += 1; };
+  window.all = new Promise((resolve) => {
+    const take = (values) => {
+      for (const [number, published] of values) {
+        got.events.push([number, Date.now() - published]);
+        if (number === last) resolve();
+      }
+    };
+    source.addEventListener("n", (event) => take([JSON.parse(event.data)]));
+    source.addEventListener("n_batch", (event) => take(JSON.parse(event.data).events));
+    setTimeout(resolve, 1000 * seconds);
+  });
   source.onerror = () => { got.errors += 1; };
-  source.addEventListener("n", (event) => take([JSON.parse(event.data)]));
-  source.addEventListener("n_batch", (event) => take(JSON.parse(event.data).events));
   for (const type of ["sse_gap", "sse_busy", "sse_bye"]) {
     source.addEventListener(type, (event) => got.others.push([type, event.data]));
   }
-})()"""
+  return new Promise((resolve) => { source.onopen = () => { got.opens += 1; resolve(); }; });
+})"""
 
 
 class Seen(NamedTuple):
@@ -69,14 +78,21 @@ class Measured(NamedTuple):
     pages: dict[str, Seen]
     control: Held
     stats: dict[str, Any]
-    """Of the server behind the proxy, while events came."""
+    """Of the server behind the proxy, when the last event had come."""
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Measured]]:
+def browsers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Browser, Firefox]]:
+    with firefox(tmp_path_factory.mktemp("firefox")) as fox, chromium() as chrome:
+        yield chrome, fox
+
+
+@pytest.fixture(scope="module")
+def measured(
+    browsers: tuple[Browser, Firefox], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Measured]]:
+    chrome, fox = browsers
     with ExitStack() as stack:
-        fox = stack.enter_context(firefox(tmp_path_factory.mktemp("firefox")))
-        chrome = stack.enter_context(chromium())
         servers: dict[str, Server] = {}
         pages: dict[tuple[str, str], Callable[[str], Any]] = {}
         controls: dict[str, tuple[socket.socket, float]] = {}
@@ -93,31 +109,19 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Mea
             pages["chromium", transport] = page.evaluate
             pages["firefox", transport] = fox.open(f"{server.url}/no-such-page").evaluate
         for evaluate in pages.values():
-            evaluate(BEGIN)
-        wait_until(lambda: all(evaluate("got.opens") for evaluate in pages.values()), "all pages have a cursor")
-        behind = [server.behind for server in servers.values() if server.behind]
-        publish(behind)
-        stats = {name: server.behind.stats() for name, server in servers.items() if server.behind}
-        last = f"got.events.at(-1)?.[0] === {EVENTS - 1}"
-        wait_until(lambda: all(evaluate(last) for evaluate in pages.values()), "the last event has come")
+            evaluate(f"{BEGIN}({EVENTS - 1}, {SECONDS + TIMEOUT})")  # returns when the page has a cursor
+        for server in servers.values():
+            server.request("POST", "/publish", [EVENTS, SECONDS])
+        found = {key: seen(evaluate("all.then(() => JSON.stringify(got))")) for key, evaluate in pages.items()}
         yield {
             name: Measured(
-                {browser: seen(pages[browser, name]("JSON.stringify(got)")) for browser in BROWSERS},
+                {browser: found[browser, name] for browser in BROWSERS},
                 Held(received(control), time.monotonic() - since),
-                stats[name],
+                servers[name].stats(),
             )
             for name, (control, since) in controls.items()
         }
         assert [server.faults() for server in servers.values()] == [[]] * len(servers)
-
-
-def publish(servers: list[Server]) -> None:
-    """Publish all events, one after the other, evenly."""
-    start = time.monotonic()
-    for number in range(EVENTS):
-        time.sleep(max(0.0, start + number * SECONDS / EVENTS - time.monotonic()))
-        for server in servers:
-            server.enqueue(("n", [number, time.time() * 1000]))
 
 
 def seen(text: str) -> Seen:
@@ -131,6 +135,14 @@ def received(connection: socket.socket) -> bytes:
         return connection.recv(1)
     except BlockingIOError:
         return b""
+
+
+def test_both_browsers_run(browsers: tuple[Browser, Firefox]) -> None:
+    """Before what takes long, so that no test takes too long."""
+    chrome, fox = browsers
+    with chrome.new_page() as page:
+        agents = [evaluate("navigator.userAgent") for evaluate in (page.evaluate, fox.open("about:blank").evaluate)]
+    assert ["Chrome" in agents[0], "Firefox" in agents[1]] == [True, True]
 
 
 @pytest.mark.parametrize("transport", KINDS)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
 from typing import Any
 
 from flask import Flask, request
@@ -29,6 +31,21 @@ def enqueue() -> tuple[str, int]:
     for event_type, data in request.get_json():
         sse.enqueue(event_type, data)
     return "", 204
+
+
+@app.post("/publish")
+def publish() -> tuple[str, int]:
+    """Enqueue events evenly over some seconds, each with its number and the time in ms since 1970."""
+    events, seconds = request.get_json()
+    threading.Thread(target=enqueue_evenly, args=(events, seconds), daemon=True).start()
+    return "", 204
+
+
+def enqueue_evenly(events: int, seconds: float) -> None:
+    start = time.monotonic()
+    for number in range(events):
+        time.sleep(max(0.0, start + number * seconds / events - time.monotonic()))
+        sse.enqueue("n", [number, time.time() * 1000])
 
 
 @app.get("/stats")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -75,19 +73,17 @@ def firefox(folder: Path) -> Iterator[Firefox]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # with the browser it is one group, which is killed as one
     )
     try:
         yield Firefox(process)
-        assert process.stdin
-        process.stdin.close()  # then it closes the browser
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(TIMEOUT)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe
-            with suppress(BrokenPipeError):
-                pipe.close()
+        assert process.stdin
+        assert process.stdout
+        with suppress(BrokenPipeError):
+            process.stdin.close()  # then it closes the browser, which it has started in a process group of its own
+        try:
+            process.wait(TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # puppeteer kills the browser first
+            process.wait(TIMEOUT)
+        process.stdout.close()

@@ -11,8 +11,12 @@ const run = async ([number, expression, url]) => {
   await pages[number].goto(url, {waitUntil: "load"});
   return null;
 };
-for await (const line of createInterface({input: process.stdin})) {
+const lines = createInterface({input: process.stdin});
+lines.on("close", async () => {  // also while an expression is evaluated that does not end
+  await browser.close();
+  process.exit();
+});
+for await (const line of lines) {
   const answer = await run(JSON.parse(line)).then((value) => [value, null], (error) => [null, String(error)]);
   console.log(JSON.stringify(answer));
 }
-await browser.close();

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .services import missing, program
+from .services import npm_install, program
 from .waiting import TIMEOUT
 
 _PUPPETEER = Path(__file__).parent / "puppeteer"
@@ -59,14 +59,9 @@ def firefox(folder: Path) -> Iterator[Firefox]:
     """A browser that has just started, with what npm installs for it in `folder`. Takes some seconds: share it."""
     path = program("firefox-esr", "firefox", package="Debian: firefox-esr")
     node = program("node", package="Debian: nodejs")
-    npm = program("npm", package="Debian: npm")
     for file in _PUPPETEER.iterdir():
         shutil.copy(file, folder)
-    command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=0"]
-    try:
-        subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=True)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        missing(f"npm cannot install puppeteer-core: {error} {error.stderr!r}")
+    npm_install(folder)
     process = subprocess.Popen(
         [node, "firefox.mjs", path],
         cwd=folder,

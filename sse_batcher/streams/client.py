@@ -294,11 +294,11 @@ class QueueClient(OpenStream, Client):
     def _answer_poll(self) -> bytes | None:
         """Return the first slice of what there is for a poll, and end it; None: there is nothing, and it is live."""
         blocks: list[bytes] = []
-        while self._behind and not (blocks and not self._slice):
+        while self._behind and self._dismissed is None and not (blocks and not self._slice):
             block = self._next_of_history()
             if block is not None:
                 blocks.append(block)
-        if not blocks:
+        if not blocks or self._dismissed is not None:
             return None
         self.farewell = "polled"
         return b"".join(blocks)

@@ -49,6 +49,8 @@ class News(NamedTuple):
     """Channels of which frames are gone."""
     alone: list[OpenStream]
     """Streams that have to read the history on their own, since there are frames for their users, or some are gone."""
+    reached: Position
+    """Streams that are in step with the feed have everything up to it."""
 
 
 class Hub:
@@ -300,7 +302,7 @@ class Hub:
             stream.point = ResumePoint(self._history.head)
             stream.go_live()
         stream.counts.gaps += 1
-        return self.control.opening(stream.point, missed)
+        return self.control.opening(stream.point, missed, poll=stream.poll)
 
     def catch_up(self, client: QueueClient) -> bytes | None:
         """Give a client that is behind its next slice, from the history or the backend, or make it live.
@@ -352,7 +354,10 @@ class Hub:
         point = ResumePoint(first, part=1) if first > position else ResumePoint(position)
         with self._departures, self._lock:
             frames = self._history.read_all(channels, point, *self._slice)
-            return News(frames, self._history.gone(channels, point), self._alone_locked(feed, point))
+            alone = self._alone_locked(feed, point)
+            before = self._history.position_before(first) if alone and point.part else None
+            reached = position if before is None else max(position, before)
+            return News(frames, self._history.gone(channels, point), alone, reached)
 
     def next_frames(
         self, feed: Listener, channels: tuple[str, ...], position: Position

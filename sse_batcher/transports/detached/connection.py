@@ -346,7 +346,8 @@ class SocketClient(OpenStream):
         self.count(len(frames[:begun]), handed)
         group.counts.bytes += handed
         group.count_frames(frames[:begun], 1)
-        if self.rest and not in_history:
+        # Bytes may have been made for this client alone: an old frame in chunks, a part of one, or the end of a poll.
+        if self.rest and not (in_history and pieces[begun - 1] is group.encoded(frames[begun - 1])):
             self._report_kept_bytes()
         return sent == len(data)
 

@@ -14,7 +14,9 @@ from ...manager import SSEManager
 from ...reasons import ByeReason, GapReason
 from ...streams.client import QueueClient
 from ...streams.counts import Counts
+from ...streams.history import ResumePoint
 from ...streams.hub import Hub
+from ...streams.open_stream import OpenStream
 from ...wire import Frame, Position
 from .connection import SocketClient
 from .group import Group
@@ -173,7 +175,9 @@ class Feed:
         """
         news = self.hub.news(self, self.channels, self.position, first)
         for stream in news.alone:
-            stream.fall_behind()
+            if not stream.behind:  # otherwise it reads on anyway, as soon as its socket takes data
+                stream.fall_behind()
+                _catch_up_to(news.reached, stream)
         for channel in news.gone:
             for group in self.channels[channel]:
                 group.split_up()
@@ -188,6 +192,16 @@ class Feed:
             for group in self.channels.get(str(frame.batch.channel), ()):
                 parts.setdefault(group, []).append(frame)
         return parts
+
+
+def _catch_up_to(reached: Position, stream: OpenStream) -> None:
+    """Move the point of a stream that has left its group up to where the feed is, so that it finds no false gap.
+
+    It had the position of its group, which is old if that is quiet. The floor that all quiet channels, or all quiet
+    users, have in common may have risen above it, though the stream has missed nothing.
+    """
+    if stream.behind and stream.point.position < reached:  # not if it leaves later, because its group is busy
+        stream.point = ResumePoint(reached)
 
 
 def _key(like: QueueClient | Group, chunked: bool) -> Key:

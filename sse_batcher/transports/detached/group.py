@@ -160,9 +160,10 @@ class Group:
                 counts.saved_bytes += clients * frame.saved_bytes
 
     def _hand_out(self, frames: Sequence[Frame]) -> Iterator[None]:
-        if frames and self.poll:
+        while frames and self.poll:
             self.split_up()  # each poll ends with its answer, so it reads that alone
-            return
+            self.position = frames[-1].position  # now that no client has the group's position
+            frames = self._read_missed()
         while frames:
             self._admit(frames[0].position, frames[-1].position)
             yield from self._send([self.encoded(frame) for frame in frames], frames)
@@ -174,7 +175,8 @@ class Group:
             return ()
         frames, alone = self.hub.next_frames(self.feed, self.channels, self.position)
         for stream in alone:
-            stream.fall_behind()  # before the group goes on: the frames for its user come first
+            if not stream.behind:
+                stream.fall_behind()  # before the group goes on: the frames for its user come first
         if not frames:
             self._missed_frames = False
             if frames is None or self.hub.closing is not None:

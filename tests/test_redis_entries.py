@@ -66,6 +66,8 @@ def without(name: bytes) -> dict[bytes, bytes]:
         KICK | {b"kick": b"[" * 100_000},
         KICK | {b"kick": b'{"user": null, "channel": null}'},
         KICK | {b"kick": b'{"user": ["a"], "channel": null}'},
+        KICK | {b"kick": b'{"user": true, "channel": null}'},  # would be that of the user 1
+        KICK | {b"kick": b'{"user": "", "channel": null}'},
         KICK | {b"kick": b'{"user": "ada", "channel": 7}'},
     ],
 )

@@ -23,6 +23,7 @@ from ...event import (
     check_json,
     check_text,
     check_type,
+    check_user,
     check_users,
 )
 from ...reasons import BatchReason
@@ -153,9 +154,9 @@ def _read_content(text: dict[str, str]) -> Batch | Kick | None:
 def _read_kick(text: str) -> Kick:
     said = json.loads(text)
     user, channel = said["user"], said["channel"]
-    if not isinstance(user, (str, int, type(None))) or (user is None and channel is None):
+    if user is None and channel is None:
         raise ValueError(text)
-    return Kick(user, None if channel is None else check_channel(channel))
+    return Kick(None if user is None else check_user(user), None if channel is None else check_channel(channel))
 
 
 def _read_batch(text: dict[str, str]) -> Batch:

@@ -27,6 +27,8 @@ MAX_USER = 256
 _TOO_LARGE = 10**MAX_USER
 MAX_USERS = 1_000
 """The most users that one event can be for."""
+USER_BYTES = 100
+"""About the memory that each user in the audience of an event takes."""
 
 
 class NotGiven(Enum):
@@ -146,6 +148,11 @@ def channel_of(audience: Audience) -> str | None:
 def users_of(audience: Audience) -> Users:
     """Return the users, none if the audience is a channel."""
     return () if isinstance(audience, str) else audience
+
+
+def audience_bytes(audience: Audience) -> int:
+    """Return about how much memory the users of an event take, 0 if it is for a channel."""
+    return 0 if isinstance(audience, str) else USER_BYTES * len(audience)
 
 
 def is_text(body: str) -> bool:

@@ -86,8 +86,8 @@ class BatchOptions:
     `leading`
         when idle, send the first event at once, and batch what follows within the window.
     `max_pending_bytes`
-        the maximum that may wait for the backend, counted as the data of each event on the wire plus 200 bytes, which
-        is about the memory that it takes. Beyond that: `BacklogFullError`.
+        the maximum that may wait for the backend, counted as the data of each event on the wire plus 200 bytes, and 100
+        for each of its users, which is about the memory that it takes. Beyond that: `BacklogFullError`.
     `per_type`
         ``{type: {option: value}}``, overrides of `batch_window`, `max_batch_size`, `dedup_key`, `join` and `leading`.
         With `mixed`, of `dedup_key` alone.

@@ -45,7 +45,7 @@ ROWS = (
     _Row("refused", "calls_refused_total", "Calls that raised; their events were not accepted."),
     _Row("by_reason", "batches_total", "Batches taken by the backend, by why they were closed.", "reason", _REASONS),
     _Row("pending_events", "pending_events", "Events accepted and not yet taken by the backend."),
-    _Row("pending_bytes", "pending_bytes", "The JSON of pending events, plus 200 bytes each."),
+    _Row("pending_bytes", "pending_bytes", "The data of pending events, plus 200 bytes each and 100 a user."),
     _Row("publishing_for", "publishing_seconds", "How long the backend has been taking a batch; 0: there is none."),
     _Row("thread_restarts", "thread_restarts_total", "How often a dead thread was started again."),
     _Row("frames", "sent_frames_total", "Frames handed to streams, summed over all clients."),

@@ -35,7 +35,7 @@ class BatcherStats:
     pending_events: int = 0
     """Events accepted and not yet taken by the backend."""
     pending_bytes: int = 0
-    """Their JSON, plus 200 bytes each."""
+    """Their data on the wire, plus 200 bytes each and 100 for each of their users."""
     publishing_for: float = 0.0
     """Seconds for which the backend has been taking the present batch; 0 if there is none."""
     thread_restarts: int = 0

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, get_args
 
 from .errors import InvalidEventError
-from .event import BATCH_SUFFIX, MIXED, Batch, Event, body_bytes, is_text
+from .event import BATCH_SUFFIX, MIXED, Batch, Event, audience_bytes, body_bytes, is_text
 from .reasons import BatchReason
 
 HEADERS = (
@@ -183,7 +183,12 @@ class Frame:
             events = self.batch.events
             # Once for the block, and about as much for the bodies of the events, which are ASCII unless they are texts.
             bodies = len(made) if made.isascii() else sum(_WIDEST_CHARACTER_BYTES * len(event.body) for event in events)
-            objects = _EVENT_OBJECT_BYTES * len(events) + _USER_OBJECT_BYTES * len(self.batch.users)
+            objects = _EVENT_OBJECT_BYTES * len(events)
+            audience = self.batch.audience
+            if not isinstance(audience, str):
+                objects += _USER_OBJECT_BYTES * len(audience)
+                # Events that were enqueued in this process have a tuple of users each.
+                objects += sum(audience_bytes(event.audience) for event in events if event.audience is not audience)
             self.held_bytes = len(made) + bodies + _FRAME_OBJECT_BYTES + objects
             self._plain = made
         return self._plain

@@ -412,3 +412,19 @@ def test_one_event_is_taken_however_small_the_backlog_may_be(batches: list[Batch
     with EventBatcher(batches.append, BatchOptions(max_pending_bytes=1)) as batcher:
         batcher.enqueue("log", "x" * 1_000)
     assert len(batches) == 1
+
+
+def test_the_users_of_pending_events_count_as_pending() -> None:
+    users = [f"user-{number}" for number in range(1_000)]
+    with SSEManager(batching=BatchOptions(batch_window=10, dedup_key=None, max_pending_bytes=1_000_000)) as manager:
+        for _ in range(2):
+            manager.enqueue("t", 1, user=users[:10], key=1)
+        manager.enqueue("t", 1, user="ada")
+        assert manager.get_stats().pending_bytes == 2 * (1 + 200 + 10 * 100) + (1 + 200 + 100)
+        for _ in range(9):
+            manager.enqueue("t", 1, user=users)
+        with pytest.raises(BacklogFullError):
+            manager.enqueue("t", 1, user=users)
+        assert manager.flush_all(10)
+        stats = manager.get_stats()
+        assert (stats.replaced, stats.pending_events, stats.pending_bytes) == (1, 0, 0)

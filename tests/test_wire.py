@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sse_batcher import Batch, BatchOptions, Event, InvalidEventError, Text
 from sse_batcher.batching.window import Closed, Windows
-from sse_batcher.event import Audience, check_channel, check_type, encode_json
+from sse_batcher.event import Audience, Users, check_channel, check_type, encode_json
 from sse_batcher.wire import HEARTBEAT, Frame, batch_block, block, chunk, comment, control, envelope_bytes, mixed_bytes
 
 from .kit.sse_parser import EventStreamParser, GrammarError, ServerEvent, parse
@@ -452,3 +452,15 @@ def test_a_frame_counts_its_text_twice_and_its_objects_once_it_is_encoded() -> N
     assert large.held_bytes == 0 < len(large.plain)
     assert large.held_bytes - 2 * len(large.plain) == objects[0]
     assert 100 * 50 < objects[1] - objects[0] < 100 * 200  # 100 more events
+
+
+@pytest.mark.parametrize("count", [10, 1_000])
+def test_the_users_of_each_event_are_counted(count: int) -> None:
+    def held(users: list[Users]) -> int:
+        frame = Frame(Batch(users[0], "t", tuple(Event("t", each, "1") for each in users), "manual", 0), (1,), "x-1")
+        _ = frame.plain
+        return frame.held_bytes
+
+    users = tuple(f"user-{number}" for number in range(count))
+    copies = [tuple(f"user-{number}" for number in range(count)) for _ in range(5)]
+    assert held(copies) - held([users] * 5) == 4 * count * 100

@@ -19,6 +19,7 @@ from ..event import (
     Encode,
     Event,
     Text,
+    audience_bytes,
     check_channel,
     check_key,
     check_text,
@@ -195,6 +196,8 @@ def put(batcher: EventBatcher, event_type: str, data: Any, audience: Audience, k
                 name = None if keyless else batcher._key(rules, data)
         if size > batcher._max_frame_bytes:
             raise _too_large(size, batcher._max_frame_bytes, "JSON" if body.__class__ is str else "text on the wire")
+        if audience.__class__ is not str:
+            size += audience_bytes(audience)
     except InvalidEventError as error:
         refuse(batcher, error)
     # Event(...) would call a function that is written in Python. This takes half as long.

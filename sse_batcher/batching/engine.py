@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import BacklogFullError, ClosedError
-from ..event import Batch, Event, Key, body_bytes
+from ..event import Batch, Event, Key, audience_bytes, body_bytes
 from ..options import BatchOptions, TypeRules
 from ..reasons import BatchReason
 from ..runtime.locks import is_mine, new_lock, run_if_free
@@ -33,7 +33,7 @@ _log = logging.getLogger("sse_batcher.engine")
 SHUTDOWN: Final = "shutdown"
 
 EVENT_OBJECT_BYTES = 200
-"""About the memory of a pending event's Python objects, which counts as pending in addition to its body."""
+"""About the memory of a pending event's Python objects, which counts as pending in addition to its body and users."""
 
 EVENTS_PER_PASS = 100
 """Maximum number of events that the thread takes out of the inbox before it delivers what is ready. Between two passes,
@@ -133,7 +133,7 @@ class Engine:
     # -- any thread ----------------------------------------------------------------------------------------------------
 
     def add(self, event: Event, size: int, rules: TypeRules, key: str | None) -> None:
-        """Take an event whose body has `size` bytes. Raises `ClosedError` or `BacklogFullError`."""
+        """Take an event whose body and users take `size` bytes. Raises `ClosedError` or `BacklogFullError`."""
         inbox = self._inbox
         size += EVENT_OBJECT_BYTES
         if self._pending_bytes + self._inbox_bytes + size > self._max_pending_bytes:
@@ -443,5 +443,6 @@ class Engine:
 
 def _size(event: Event) -> int:
     """Return how many bytes an event counts as long as it is pending."""
-    body = event.body
-    return (len(body) if body.__class__ is str else body_bytes(body)) + EVENT_OBJECT_BYTES
+    _, audience, body = event
+    size = EVENT_OBJECT_BYTES + (len(body) if body.__class__ is str else body_bytes(body))
+    return size if audience.__class__ is str else size + audience_bytes(audience)

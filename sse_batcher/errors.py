@@ -24,8 +24,8 @@ class ConfigurationError(SSEBatcherError, ValueError):
 class InvalidEventError(SSEBatcherError, ValueError):
     """An event, or one of its fields, cannot be sent. Raised in the caller's thread; only this event is refused.
 
-    `field` names what is wrong: ``"type"``, ``"channel"``, ``"data"``, ``"user"``, ``"dedup_key"``, ``"id"`` or
-    ``"retry"``.
+    `field` names what is wrong: ``"type"``, ``"channel"``, ``"data"``, ``"user"``, ``"key"``, ``"dedup_key"``, ``"id"``
+    or ``"retry"``.
     """
 
     def __init__(self, message: str, *, field: str | None = None) -> None:

@@ -186,8 +186,8 @@ class SSEManager:
         ``sse_open`` if nothing is missing, otherwise ``sse_gap``. A client that is new, or has missed something, then
         gets the `snapshot`. Without `batches`, each event is a block of its own. `user` says whose stream it is, for
         events of this user, limits, `kick` and `revalidate`: a str or an int, None if it belongs to no user. A stream
-        with a user may have no channel. A kick after the `ticket` ends
-        the stream; if it is None, a kick after this call does. Close the client when its stream ends.
+        with a user may have no channel. A kick after the `ticket` ends the stream; if it is None, a kick after this
+        call does. Close the client when its stream ends.
 
         Raises `InvalidEventError` for invalid channels or an invalid user, `TooManyClientsError` if a limit is reached,
         `BackendError` if it is not known at which position the stream begins, and `ClosedError` after `shutdown`.

@@ -218,9 +218,10 @@ class HistoryOptions:
     """What is kept for clients that come back or have fallen behind. Immutable, and checked when made.
 
     `history_frames`, `history_bytes`
-        how many of the newest frames, and how many bytes of memory for them: what is sent, the JSON that it was made
-        of, and the Python objects of both. The newest frames take a few MiB more if clients need them
-        in different forms. The newest frame is always kept. What waits for a client is never more than is kept here.
+        how many of the newest frames of channels, and how many bytes of memory for them: what is sent, the data that it
+        was made of, and the Python objects of both. As many again are kept of the frames for users. The newest frames
+        take a few MiB more if clients need them in different forms. The newest frame is always kept. What waits for a
+        client is never more than is kept here.
     `history_age`
         seconds after which a frame is no longer replayed. ``None``: no limit.
     """

@@ -348,8 +348,8 @@ def _log_end(client: ClientInfo, farewell: Farewell) -> None:
     _log.info(
         "stream %d (%s) ended after %.1f s, %d frames, %d bytes: %s",
         client.id,
-        ", ".join(map(repr, client.channels))
-        or "no channel",  # some characters would forge a line, or reverse its direction
+        # With `repr`, since some characters would forge a line, or reverse its direction.
+        ", ".join(map(repr, client.channels)) or "no channel",
         farewell.duration,
         farewell.frames,
         farewell.bytes,

@@ -20,11 +20,13 @@ from blinker import NamedSignal, Namespace
 _log = logging.getLogger("sse_batcher.signals")
 _signals = Namespace()
 
-client_connected = _signals.signal("client_connected", "A stream was opened. Arguments: client (a `ClientInfo`).")
+client_connected = _signals.signal(
+    "client_connected", "A stream was opened that is no poll. Arguments: client (a `ClientInfo`)."
+)
 client_disconnected = _signals.signal(
     "client_disconnected",
-    "A stream has ended. Arguments: client (a `ClientInfo`), reason ('left', 'lease', 'kicked', 'revoked', "
-    "'buffered', 'threads' or 'shutdown'), duration (seconds), frames and bytes (handed to it).",
+    "A stream has ended that was no poll. Arguments: client (a `ClientInfo`), reason ('left', 'lease', 'kicked', "
+    "'revoked', 'buffered', 'threads' or 'shutdown'), duration (seconds), frames and bytes (handed to it).",
 )
 batch_flushed = _signals.signal("batch_flushed", "The backend took a batch. Arguments: batch (a `Batch`).")
 event_refused = _signals.signal(

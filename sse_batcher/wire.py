@@ -110,7 +110,7 @@ def envelope_bytes(event_type: str, max_batch_size: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _event_bytes(event_type: str) -> int:
-    """Return the bytes of the block of one event, without its JSON and its id."""
+    """Return the bytes of the block of one event, without its data and its id."""
     return len(block(event=event_type, data="", id="x")) - 1
 
 
@@ -167,7 +167,7 @@ class Frame:
         self.id = id
         self.time = batch.timestamp if time is None else time
         self.held_bytes = 0
-        """About the bytes of memory that it takes: `plain`, the JSON that it was made of, and their Python objects. 0
+        """About the bytes of memory that it takes: `plain`, the data that it was made of, and their Python objects. 0
         until `plain` was used. Other variants are not counted.
         """
         self._plain: bytes | None = None

@@ -42,11 +42,11 @@ def stream(
     """Answer a WSGI request with the stream of `channels`: ``(status, headers, iterable)``.
 
     The app decides before this call whether the request may have these channels. `user` says whose stream it is, for
-    limits, `SSEManager.kick` and `revalidate`: a str or an int, None if it belongs to no user. A kick after this call
-    ends the stream, even if it has not begun. If the app takes long to decide, take a `ticket` before that, with
-    `SSEManager.ticket`: then a kick after the ticket does. GET streams; HEAD and OPTIONS answer and end; another method
-    is 405, invalid channels are 400. Nothing is held until the iterable is iterated. Raises `InvalidEventError` for an
-    invalid user.
+    events of this user, limits, `SSEManager.kick` and `revalidate`: a str or an int, None if it belongs to no user. A
+    stream with a user may have no channel. A kick after this call ends the stream, even if it has not begun. If the app
+    takes long to decide, take a `ticket` before that, with `SSEManager.ticket`: then a kick after the ticket does. GET
+    streams; HEAD and OPTIONS answer and end; another method is 405, invalid channels are 400. Nothing is held until the
+    iterable is iterated. Raises `InvalidEventError` for an invalid user.
 
     The query may have ``last_event_id=`` (or ``lastEventId=``), the cursor of a client that comes back, if there is no
     header ``Last-Event-ID``; ``batch=0``, with which each event is a block of its own; and ``poll=1``, with which the

@@ -42,7 +42,7 @@ class ResumePoint(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Frames in order, and the position up to which there are no more for these channels."""
+    """Frames in order, and the position up to which there are no more for this stream."""
 
     frames: list[Frame]
     position: Position

@@ -1,5 +1,7 @@
 """A group: the detached clients of one hub that have the same channels and the same framing, so get the same bytes.
 
+Frames for a user are no matter of the group: the streams of that user leave it, and read them alone.
+
 Runs on the loop's thread only. Takes no lock.
 """
 

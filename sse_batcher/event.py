@@ -220,7 +220,8 @@ def check_channels(channels: Iterable[str], *, may_be_none: bool = False) -> tup
 
 def check_users(user: object) -> Users:
     """Return one user, or several in a list, tuple or set, as an audience. Raises `InvalidEventError`."""
-    if not isinstance(user, (list, tuple, set, frozenset)):
+    # A named tuple, such as a row of a database, is one thing: its fields are no users, though they may look like some.
+    if not isinstance(user, (list, tuple, set, frozenset)) or hasattr(user, "_fields"):
         return (check_user(user),)
     users = {check_user(each) for each in user}
     if not 1 <= len(users) <= MAX_USERS:

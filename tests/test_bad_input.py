@@ -9,7 +9,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -428,3 +428,15 @@ def test_the_users_of_pending_events_count_as_pending() -> None:
         assert manager.flush_all(10)
         stats = manager.get_stats()
         assert (stats.replaced, stats.pending_events, stats.pending_bytes) == (1, 0, 0)
+
+
+def test_a_row_of_a_database_is_not_taken_for_several_users() -> None:
+    class Row(NamedTuple):
+        id: int
+        name: str
+
+    row: Any = Row(7, "ada")
+    with SSEManager() as manager:
+        with pytest.raises(InvalidEventError, match="a user is a str or an int, not Row"):
+            manager.enqueue("t", 1, user=row)
+        manager.enqueue("t", 1, user=[row.id])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sse_batcher.backends import Backend, open_backend
-from sse_batcher.event import Batch, Event
+from sse_batcher.event import Batch, Event, check_text
 from sse_batcher.wire import Frame
 
 from .kit.redisserver import redis_server
@@ -81,6 +81,28 @@ def test_what_is_published_is_delivered_as_it_was_and_in_this_order(backend: Bac
     assert backend.wait_until_delivered(TIMEOUT)
     received.wait_for(frames=len(batches))
     assert [frame.batch for frame in received.frames] == batches
+
+
+def test_texts_and_events_for_users_are_delivered_as_they_were(backend: Backend, received: Received) -> None:
+    texts = [check_text(text) for text in ("<b>\r\né\u2028😀</b>", "", '\n"\\')]
+    batches = [
+        Batch("a", "t", tuple(Event("t", "a", text) for text in texts), "kind", 5, "\n"),
+        Batch("*", "t", tuple(Event("t", "*", text) for text in texts), "kind", 5, ""),
+        Batch((7, "7"), "t", (Event("t", (7, "7"), texts[0]),), "critical", 5),
+        Batch(("ada",), "t", (Event("t", ("ada",), "1"), Event("t", ("ada",), '"x"')), "manual", 5),
+        Batch(("ada",), "mixed", (Event("t", ("ada",), texts[0]), Event("u", ("ada",), '"x"')), "manual", 5),
+    ]
+    for each in batches:
+        backend.publish(each)
+    received.wait_for(frames=len(batches))
+    delivered = [frame.batch for frame in received.frames]
+    assert delivered == batches
+    assert [[event.is_text for event in each.events] for each in delivered] == [
+        *([True] * 3, [True] * 3, [True]),
+        *([False, False], [True, False]),
+    ]
+    assert [each.users for each in delivered[2:]] == [(7, "7"), ("ada",), ("ada",)]
+    assert type(delivered[2].users[0]) is int
 
 
 def test_positions_rise_and_each_has_an_id_that_leads_back_to_it(backend: Backend, received: Received) -> None:

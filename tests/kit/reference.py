@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sse_batcher import Batch, Event
-from sse_batcher.event import MIXED, encode_json
+from sse_batcher.event import MIXED, check_text, encode_json
 from sse_batcher.wire import HEARTBEAT, batch_block, block, comment, control
 
 from .sse_parser import ServerEvent
@@ -35,6 +35,12 @@ def _batch(batch_type: str, id: str, *events: tuple[str, Any]) -> Part:
     return Part(batch_block(batch, id), ServerEvent(name, encode_json(envelope), id))
 
 
+def _texts(batch_type: str, id: str, *texts: str, join: str = "\n") -> Part:
+    events = tuple(Event(batch_type, "default", check_text(text)) for text in texts)
+    batch = Batch("default", batch_type, events, "manual", 1, join)
+    return Part(batch_block(batch, id), ServerEvent(batch_type, join.join(event.body for event in events), id))
+
+
 def _event(name: str, id: str, data: Any) -> Part:
     return _batch(name, id, (name, data))
 
@@ -45,6 +51,9 @@ NASTY = 'a\n\nid: x\r\n\r\0\u2028\x85\ufeff\u00e9\U0001f600\ud800<b>&\\"'
 
 # Only `block` can send more than one line of data, or more than ASCII; JSON is one line of it.
 TEXT = "h\u00e9 \u2028\x85\U0001f600\n  indented: yes\n\n\ufeff\0<b>\ndata: x\n"
+
+# The same as a text: NUL and half a character are refused there.
+NASTY_TEXT = NASTY.replace("\0", "").replace("\ud800", "e\u0301")
 
 _BEAT = Part(HEARTBEAT)
 _OPEN = _control("sse_open", "e-0", heartbeat=15.0)
@@ -66,8 +75,11 @@ PARTS = (
     _event("error", "e-9", {"message": "ours"}),
     _event("open", "e-10", NASTY),
     *(_event("message", "e-11", ""), _BEAT, _event("item", "e-12", None)),
-    _control("sse_gap", "e-13", heartbeat=15.0, reason="overflow"),
-    _control("sse_bye", "e-13", reason="shutdown"),
+    _batch("message", "e-13", ("message", 1), ("message", NASTY)),
+    *(_texts("message", "e-14", "<b>\r\n", "\r", NASTY_TEXT, ""), _texts("message", "e-15", "")),
+    *(_texts("text", "e-16", *NASTY_TEXT, join=""), _BEAT, _texts("item", "e-17", " ", "x: y", "data: z")),
+    _control("sse_gap", "e-18", heartbeat=15.0, reason="overflow"),
+    _control("sse_bye", "e-18", reason="shutdown"),
 )
 
 LARGE = (*PARTS, _event("log", "e-20", ["\u00e9\n" * 9_000, "x" * 1_000]))

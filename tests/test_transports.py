@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from sse_batcher import BatchOptions, ClientOptions, HistoryOptions, SSEManager, stream
+from sse_batcher import BatchOptions, ClientOptions, HistoryOptions, SSEManager, Text, stream
 from sse_batcher.cli import serving
 from sse_batcher.manager import process_of
 from sse_batcher.options import TRANSPORTS
@@ -88,6 +88,13 @@ class Reading:
     def raw(self) -> bytes:
         """Some of the bytes that come next, or b"" at the end."""
         return self._response.read1(100)
+
+    def cut_at(self, size: int) -> list[ServerEvent]:
+        """The events of the first so many bytes, after which the client leaves."""
+        data = self._response.read(size)
+        assert len(data) == size
+        self.leave()
+        return EventStreamParser().feed(data)
 
     def has_ended(self) -> bool:
         return not self._events and self._response.read1(65_536) == b""
@@ -280,3 +287,46 @@ def test_what_was_handed_out_is_counted(site: Site) -> None:
     stats = site.manager.get_stats()
     assert (stats.saved_frames, stats.clients, stats.undone) == (2, 1, 0)
     assert len(reading.lines) <= stats.bytes <= len(reading.lines) + 20
+
+
+# -- texts -------------------------------------------------------------------------------------------------------------
+
+TEXTS = ["<b>é\r\n😀</b>", "e\u0301👩\u200d👧\u2028", "", "end"]
+
+
+def texts_until_end(reading: Reading) -> list[ServerEvent]:
+    """The events of a stream up to the one whose last line is that of the last text."""
+    events = [reading.next()]
+    while events[-1].data.split("\n")[-1] != "end":
+        events.append(reading.next())
+    return events
+
+
+@pytest.mark.parametrize("query", ["", "batch=0"])
+def test_texts_arrive_joined_or_each_in_a_block_of_its_own(site: Site, query: str) -> None:
+    reading = site.open(query)
+    for text in TEXTS:
+        site.manager.enqueue("message", Text(text))
+    assert site.manager.flush_all(TIMEOUT)
+    expected = [text.replace("\r\n", "\n") for text in TEXTS]
+    data = [event.data for event in texts_until_end(reading)]
+    assert data == (expected if query else ["\n".join(expected)])
+    assert b"event:" not in reading.lines.partition(b"\n\n")[2]
+
+
+@pytest.mark.parametrize("query", ["", "batch=0"])
+def test_a_client_whose_connection_is_cut_at_any_byte_of_a_text_gets_all_texts(site: Site, query: str) -> None:
+    start = site.open(query).first.id
+    for text in TEXTS:
+        site.manager.enqueue("message", Text(text))
+    assert site.manager.flush_all(TIMEOUT)
+    whole = site.ask(query, start)
+    opened, *expected = texts_until_end(whole)
+    assert opened.type == "sse_open"
+    size = len(whole.lines)
+    for cut in range(whole.lines.index(b"\n\n") + 2, size):
+        reading = site.ask(query, start)
+        before = [event for event in reading.cut_at(cut) if event.type == "message"]
+        again, *after = texts_until_end(site.ask(query, before[-1].id if before else start))
+        assert again.type == "sse_open"
+        assert before + after == expected, cut

@@ -78,6 +78,8 @@ class Home(NamedTuple):
     clock: Callable[[], float]
     """Seconds, from any start; never goes backwards."""
     control: ControlBlocks
+    offered: Callable[[], Position]
+    """Returns `Hub.offered`."""
     catch_up: Callable[[QueueClient], bytes | None]
     """`Hub.catch_up`."""
     settle: Callable[[OpenStream], None]
@@ -343,6 +345,9 @@ class QueueClient(OpenStream, Client):
         if self.poll:
             self.close()
             return None
+        offered = self._home.offered()  # in this order: what was offered until now is either queued or handed out
+        if not self._behind and self._bytes_in == self._bytes_out and offered > self.point.position:
+            self.point = ResumePoint(offered)
         self._home.settle(self)
         # Without an id if the state was not handed out: a client that comes back with an id would never get it.
         return self._home.control.bye(self.point, reason, named=not self._state)

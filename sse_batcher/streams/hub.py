@@ -87,6 +87,9 @@ class Hub:
         self._registry = Registry(options)
         self._departures = Departures(self._lock, self._registry, clock, on_disconnect)
         self._history = History(history, cursors.start)
+        self.offered: Position = cursors.start
+        """Every frame up to it was offered to its listeners: a live stream for which nothing waits has all of them.
+        Written by the delivering thread, after the offers; read without a lock, before a look at what waits."""
         self._dismissals = Dismissals()
         self.closing: ByeReason | None = None
         """Why no more clients are taken, and all streams end; None while the hub is open. Changed under the lock. Code
@@ -108,6 +111,7 @@ class Hub:
             listeners = self._registry.listeners(frame.batch.audience)
         for listener in listeners:
             listener.offer(frame)
+        self.offered = frame.position
 
     def lose(self, audience: Audience, position: Position, reason: GapReason = "publish_failed") -> None:
         """Let the clients of this audience know that they have missed something, and those that return later, too."""
@@ -119,6 +123,7 @@ class Hub:
                 listener.lose(audience, position, reason)
         for listener in listeners:
             listener.fall_behind()
+        self.offered = position
 
     # -- for the manager -----------------------------------------------------------------------------------------------
 
@@ -288,7 +293,8 @@ class Hub:
         """Move a stream's point to the head, if there is nothing for the stream in between. Otherwise change nothing.
 
         For a cursor that the client will come back with. That of a quiet channel would get old otherwise, and the floor
-        that all quiet channels have in common might rise above it.
+        that all quiet channels have in common might rise above it. A stream that was live until now is at `offered`
+        already, whatever the floors are.
         """
         with self._departures, self._lock:
             stream.point = self._settled_locked(stream.channels, stream.info.user, stream.point)
@@ -382,7 +388,13 @@ class Hub:
     def _home(self) -> Home:
         # Not kept here: its methods would make a cycle, and only the garbage collector would end a dropped hub, and the
         # reader of Redis with it.
-        return Home(self._options, self.clock, self.control, self.catch_up, self.settle, self.remove, self._make_queue)
+        return Home(
+            *(self._options, self.clock, self.control, self._offered_position),
+            *(self.catch_up, self.settle, self.remove, self._make_queue),
+        )
+
+    def _offered_position(self) -> Position:
+        return self.offered
 
     def _alone_locked(self, feed: Listener, point: ResumePoint) -> list[OpenStream]:
         """Return the streams of this feed for whose users there are frames after the point, or such frames are gone."""

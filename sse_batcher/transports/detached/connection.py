@@ -258,6 +258,8 @@ class SocketClient(OpenStream):
         if self.live and self.group.busy:
             self.fall_behind()
             return False
+        if self.live:
+            self.group.settle()
         self.group.leave(self)
         if self.dismissed == LEFT:
             self.close(LEFT)

@@ -131,8 +131,17 @@ class Group:
         if self.busy:
             self._missed_frames = True  # what has happened is found after the present send
             return
+        self.settle()
         for client in [*self.in_step, *self.ahead]:
             client.fall_behind()
+
+    def settle(self) -> None:
+        """Move up to where the feed is, before clients leave with this position. The group must not be busy.
+
+        The position of a quiet group is old otherwise, and the floor that all quiet channels, or users, have in common
+        may have risen above it: the clients would find a false gap.
+        """
+        self.position = max(self.position, self.feed.reached)
 
     def until_heartbeat(self, now: float) -> float:
         """Return the seconds until the next heartbeat is due; 0 or less if it is due now."""

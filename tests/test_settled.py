@@ -1,0 +1,120 @@
+"""The cursor of a quiet live stream that ends is the newest one, however many other channels and users were busy.
+
+The floors of few channels are remembered here. So a cursor from before the others would be too old.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sse_batcher import HistoryOptions
+from sse_batcher.event import Audience, Batch, Event
+from sse_batcher.reasons import ByeReason
+from sse_batcher.streams import history
+from sse_batcher.streams.client import QueueClient
+from sse_batcher.wire import Frame
+
+from .kit.site import Site, events
+from .kit.sse_parser import parse
+
+OTHERS = pytest.mark.parametrize("others", ["channels", "users"])
+
+
+@pytest.fixture
+def site(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setattr(history, "MAX_FLOORS", 2)
+    yield make_site(history=HistoryOptions(history_frames=3))
+
+
+def deliver(site: Site, audience: Audience) -> None:
+    position = site.delivery.position = site.delivery.position + 1
+    batch = Batch(audience, "t", (Event("t", audience, str(position)),), "manual", 0)
+    site.hub.deliver(Frame(batch, position, f"x-{position}"))
+
+
+def busy(site: Site, others: str) -> None:
+    for number in range(20):
+        deliver(site, f"other-{number}" if others == "channels" else (f"other-{number}",))
+        site.loop.run()
+
+
+@pytest.fixture
+def attached(site: Site) -> Iterator[QueueClient]:
+    client = site.hub.connect(("default",), user=7)
+    assert b"sse_open" in next(client)
+    yield client
+    client.close()
+
+
+@OTHERS
+@pytest.mark.parametrize("reason", ["lease", "kicked"])
+def test_an_attached_stream_ends_at_the_head(site: Site, attached: QueueClient, others: str, reason: ByeReason) -> None:
+    busy(site, others)
+    attached.dismiss(reason)
+    (bye,) = parse(next(attached))
+    assert (bye.type, bye.id) == ("sse_bye", "x-20")
+    assert site.hub.can_resume(("default",), bye.id, 7)
+
+
+@OTHERS
+@pytest.mark.parametrize("end", ["shutdown", "kicked"])
+def test_a_detached_stream_ends_at_the_head(site: Site, others: str, end: str) -> None:
+    client = site.hub.connect(("default",), user=7)
+    theirs = site.hand_over(client, next(client))
+    site.loop.run()
+    events(theirs)
+    busy(site, others)
+    if end == "shutdown":
+        site.hub.close("shutdown")
+    else:
+        site.hub.dismiss("kicked", 7)
+    site.loop.run()
+    (bye,) = events(theirs)
+    assert (bye.type, bye.id) == ("sse_bye", "x-20")
+    assert site.hub.can_resume(("default",), bye.id, 7)
+
+
+@pytest.mark.parametrize("audience", ["default", (7,)])
+def test_a_queued_frame_that_others_have_evicted_is_not_skipped(
+    site: Site, attached: QueueClient, audience: Audience
+) -> None:
+    deliver(site, audience)
+    for _ in range(5):
+        deliver(site, "other" if audience == "default" else (8,))
+    attached.dismiss("lease")
+    (bye,) = parse(next(attached))
+    assert bye.id == "x-0"
+    assert not site.hub.can_resume(("default",), bye.id, 7)
+
+
+def test_a_frame_that_is_not_offered_yet_is_not_skipped(
+    site: Site, attached: QueueClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream ends between the moment when the history has the frame and the moment when it is queued."""
+    byes = []
+
+    def end_first(frame: Frame) -> None:
+        attached.dismiss("lease")
+        byes.append(next(attached))
+
+    monkeypatch.setattr(QueueClient, "offer", lambda client, frame: end_first(frame))
+    deliver(site, "default")
+    (bye,) = parse(byes[0])
+    assert bye.id == "x-0"
+
+
+def test_a_detached_stream_is_not_moved_past_a_frame_that_its_loop_has_not_read(site: Site) -> None:
+    client = site.hub.connect(("default",), user=7)
+    theirs = site.hand_over(client, next(client))
+    site.loop.run()
+    events(theirs)
+    deliver(site, "default")
+    site.hub.dismiss("kicked", 7)
+    for number in range(20):
+        deliver(site, f"other-{number}")
+    site.loop.run()
+    *_, bye = events(theirs)
+    assert bye.type == "sse_bye"
+    assert bye.id in {"x-0", "x-1"}

@@ -11,6 +11,7 @@ import re
 import reprlib
 from collections import deque
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, NamedTuple, NoReturn
@@ -25,6 +26,8 @@ MAX_CHANNELS = 100
 MAX_USER = 256
 """The most characters of a user that is a `str`, and the most digits of one that is an `int`."""
 _TOO_LARGE = 10**MAX_USER
+MAX_KEY = 1_024
+"""The most characters of a key: what it takes is not counted as pending."""
 MAX_USERS = 1_000
 """The most users that one event can be for."""
 USER_BYTES = 100
@@ -221,7 +224,7 @@ def check_channels(channels: Iterable[str], *, may_be_none: bool = False) -> tup
 def check_users(user: object) -> Users:
     """Return one user, or several in a list, tuple or set, as an audience. Raises `InvalidEventError`."""
     # A named tuple, such as a row of a database, is one thing: its fields are no users, though they may look like some.
-    if not isinstance(user, (list, tuple, set, frozenset)) or hasattr(user, "_fields"):
+    if not isinstance(user, (list, tuple, AbstractSet)) or hasattr(user, "_fields"):
         return (check_user(user),)
     users = {check_user(each) for each in user}
     if not 1 <= len(users) <= MAX_USERS:
@@ -259,7 +262,10 @@ def check_key(key: object) -> Key:
     """Return the JSON of the `key` of an event, so that 1 and "1" are two keys, or raise `InvalidEventError`."""
     kind = type(key)  # and not isinstance(), which a proxy deceives
     if issubclass(kind, str):
-        return Key(encode_string(str.__str__(key)))
+        text = str.__str__(key)
+        if len(text) > MAX_KEY:
+            raise InvalidEventError(f"a key has at most {MAX_KEY} characters, not {len(text)}", field="key")
+        return Key(encode_string(text))
     if not issubclass(kind, int) or kind is bool:
         raise InvalidEventError(f"a key is a str or an int, not {kind.__name__}", field="key")
     try:

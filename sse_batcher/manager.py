@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,7 @@ class SSEManager:
         *,
         channel: str | NotGiven = NOT_GIVEN,
         key: str | int | None = None,
-        user: User | Collection[User] | NotGiven = NOT_GIVEN,
+        user: User | Sequence[User] | AbstractSet[User] | NotGiven = NOT_GIVEN,
     ) -> None:
         """Send an event to the clients of one channel, or to all streams of a user, batched with others of its type.
 

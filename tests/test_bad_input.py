@@ -440,3 +440,4 @@ def test_a_row_of_a_database_is_not_taken_for_several_users() -> None:
         with pytest.raises(InvalidEventError, match="a user is a str or an int, not Row"):
             manager.enqueue("t", 1, user=row)
         manager.enqueue("t", 1, user=[row.id])
+        manager.enqueue("t", 1, user={row.id: row.name}.keys())  # any set is several users

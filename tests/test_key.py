@@ -245,3 +245,11 @@ def test_an_sse_passes_keys_on(make_app: MakeApp) -> None:
         assert sorted(event.data for event in take_events(client, 3)[1:]) == ["2", "2"]
         with pytest.raises(InvalidEventError, match="not float"):
             sse.broadcast("row", 1, key=1.5)  # type: ignore[arg-type]
+
+
+def test_a_key_of_too_many_characters_is_refused() -> None:
+    with SSEManager() as manager:
+        manager.enqueue("t", 1, key="x" * 1_024)
+        with pytest.raises(InvalidEventError, match=r"^a key has at most 1024 characters, not 1025$") as caught:
+            manager.enqueue("t", 1, key="x" * 1_025)
+        assert caught.value.field == "key"

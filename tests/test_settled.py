@@ -23,9 +23,9 @@ OTHERS = pytest.mark.parametrize("others", ["channels", "users"])
 
 
 @pytest.fixture
-def site(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def site(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setattr(history, "MAX_FLOORS", 2)
-    yield make_site(history=HistoryOptions(history_frames=3))
+    return make_site(history=HistoryOptions(history_frames=3))
 
 
 def deliver(site: Site, audience: Audience) -> None:

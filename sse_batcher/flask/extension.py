@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -125,7 +126,7 @@ class SSE(Hooks):
         *,
         channel: str | NotGiven = NOT_GIVEN,
         key: str | int | None = None,
-        user: User | Collection[User] | NotGiven = NOT_GIVEN,
+        user: User | Sequence[User] | AbstractSet[User] | NotGiven = NOT_GIVEN,
     ) -> None:
         """Send an event to the clients of one channel, or to all streams of a user. See `SSEManager.enqueue`.
 

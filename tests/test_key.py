@@ -87,7 +87,7 @@ def test_a_number_and_its_digits_are_two_keys() -> None:
         (7, Number.SEVEN),
         ("ada", Shown("ada")),
         ("é\u2028\0\ud800", "é\u2028\0\ud800"),
-        ("x" * 100_000, "x" * 100_000),
+        ("x" * 1_024, "x" * 1_024),
         (10**4_000, 10**4_000),
     ],
     ids=["enum", "int enum", "subclass", "nasty", "long", "large"],

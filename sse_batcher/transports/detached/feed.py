@@ -99,10 +99,13 @@ class Feed:
     # -- its groups ----------------------------------------------------------------------------------------------------
 
     @property
-    def reached(self) -> Position:
-        """A position up to which all frames were given to the groups. Called by the loop's thread."""
+    def reached(self) -> Position | None:
+        """A position up to which all frames were given to the groups. None if it is not known: some are on their way.
+
+        Called by the loop's thread.
+        """
         offered = self.hub.offered  # in this order: what was offered until now was noted
-        return self.position if self._has_news or self._serving else offered
+        return None if self._has_news or self._serving else offered
 
     def group_of(self, client: QueueClient, *, chunked: bool) -> Group:
         """Return the group for this client. If there is none, a new one, which is listed with its first client."""

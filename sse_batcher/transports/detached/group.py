@@ -141,7 +141,7 @@ class Group:
         The position of a quiet group is old otherwise, and the floor that all quiet channels, or users, have in common
         may have risen above it: the clients would find a false gap.
         """
-        self.position = max(self.position, self.feed.reached)
+        self.position = max(self.position, self.feed.reached or self.position)
 
     def until_heartbeat(self, now: float) -> float:
         """Return the seconds until the next heartbeat is due; 0 or less if it is due now."""

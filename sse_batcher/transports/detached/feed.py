@@ -162,6 +162,7 @@ class Feed:
         self._serving = False
         if self.hub.closing is not None:
             for group in self._groups.values():
+                group.settle()
                 group.split_up()
 
     def check(self, now: float) -> None:

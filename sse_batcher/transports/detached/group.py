@@ -131,17 +131,18 @@ class Group:
         if self.busy:
             self._missed_frames = True  # what has happened is found after the present send
             return
-        self.settle()
         for client in [*self.in_step, *self.ahead]:
             client.fall_behind()
 
     def settle(self) -> None:
-        """Move up to where the feed is, before clients leave with this position. The group must not be busy.
+        """Move up to where the feed is, if this group was given everything up to there. For clients that are to end.
 
         The position of a quiet group is old otherwise, and the floor that all quiet channels, or users, have in common
-        may have risen above it: the clients would find a false gap.
+        may have risen above it: a client that came back with it would find a false gap.
         """
-        self.position = max(self.position, self.feed.reached or self.position)
+        reached = self.feed.reached
+        if reached is not None and not (self.busy or self._missed_frames):
+            self.position = max(self.position, reached)
 
     def until_heartbeat(self, now: float) -> float:
         """Return the seconds until the next heartbeat is due; 0 or less if it is due now."""

@@ -149,8 +149,9 @@ class SSEManager:
         try:
             if isinstance(user, NotGiven):
                 if isinstance(channel, NotGiven):
-                    channel = DEFAULT_CHANNEL
-                elif channel == BROADCAST:
+                    put(batcher, event_type, data, DEFAULT_CHANNEL, key)
+                    return
+                if channel == BROADCAST:
                     refuse(batcher, broadcast_named())
                 batcher.enqueue(event_type, data, channel=channel, key=key)
             else:

@@ -82,7 +82,9 @@ class Windows:
         if window is not None and window.deadline <= now:
             window = self._expire(window, now)
         # The class first: it takes less time than `is_text`.
-        text = self._mixed is None and event.body.__class__ is not str and is_text(event.body)
+        body = event.body
+        plain_json = body.__class__ is str and self._mixed is None
+        text = self._mixed is None and not plain_json and is_text(body)
         if window is not None and window.texts is not text and window.events:
             window = self._close(window, "kind", now)
         if window is None:
@@ -93,7 +95,8 @@ class Windows:
 
         place: object = key if self._mixed is None else (event.type, key)
         old = None if key is None else window.events.get(place)
-        size, others = self._bytes(event, rules), len(window.events)
+        # Without a call for most events.
+        size, others = len(body) + 1 if plain_json else self._bytes(event, rules), len(window.events)
         if old is not None:
             size, others = size - self._bytes(old, rules), others - 1
         if others and window.bytes + size > self._max_frame_bytes:

@@ -206,8 +206,11 @@ class Frame:
         """The bytes that batching has saved: how much longer the events would be in blocks of their own."""
         if self._saved_bytes is None:
             events = self.batch.events
-            without = sum(_event_bytes(event.type) + body_bytes(event.body) + len(self.id) for event in events)
-            self._saved_bytes = without - len(self.plain) if len(events) > 1 else 0
+            saved = 0
+            if len(events) > 1:
+                without = sum(_event_bytes(event.type) + body_bytes(event.body) + len(self.id) for event in events)
+                saved = without - len(self.plain)
+            self._saved_bytes = saved
         return self._saved_bytes
 
     @property

@@ -151,11 +151,6 @@ class History:
         of_channels = (frame for frame in self._channels.after(point) if frame.batch.audience in channels)
         return _first(of_channels, max_frames, max_bytes)
 
-    def position_before(self, position: Position) -> Position | None:
-        """Return the position of the newest frame before this one, of any channel or user; None if there is none."""
-        found = [shelf.position_before(position) for shelf in (self._channels, self._users)]
-        return max((each for each in found if each is not None), default=None)
-
     def users_after(self, point: ResumePoint) -> set[User]:
         """Return the users for whom there are frames after the point."""
         return {user for frame in self._users.after(point) for user in frame.batch.users}
@@ -234,11 +229,6 @@ class _Shelf(Generic[Name]):
         frames = self.frames
         find = bisect_left if point.part else bisect_right
         return (frames[index] for index in range(find(frames, point.position, key=_position), len(frames)))
-
-    def position_before(self, position: Position) -> Position | None:
-        """Return the position of the newest frame before this one; None if there is none."""
-        index = bisect_left(self.frames, position, key=_position)
-        return self.frames[index - 1].position if index else None
 
     def floor(self, name: Name) -> Position:
         """Return the position up to which frames of this name may be gone."""

@@ -49,8 +49,8 @@ class News(NamedTuple):
     """Channels of which frames are gone."""
     alone: list[OpenStream]
     """Streams that have to read the history on their own, since there are frames for their users, or some are gone."""
-    reached: Position
-    """Streams that are in step with the feed have everything up to it."""
+    head: Position
+    """There are no others up to this position."""
 
 
 class Hub:
@@ -268,15 +268,14 @@ class Hub:
         """
         with self._departures, self._lock:
             self._history.expire(self._cursors.now())
-            channels, user = stream.channels, stream.info.user
-            if not self._history.covers(channels, stream.point, user):
-                return False
-            frames = self._history.read(channels, stream.point, *self._slice, user)
-            if frames:
-                stream.read_on(frames)
-            else:
-                stream.go_live()
-            return True
+            return self._advance_locked(stream)
+
+    def advance_all(self, streams: Iterable[OpenStream]) -> None:
+        """As `advance` for each of these streams, in one step. Nothing happens to those of which frames are gone."""
+        with self._departures, self._lock:
+            self._history.expire(self._cursors.now())
+            for stream in streams:
+                self._advance_locked(stream)
 
     def replay(self, channels: tuple[str, ...], point: ResumePoint, user: User | None = None) -> Slice | None:
         """Return what comes after a point that is too old for the history. None if the backend does not have it either.
@@ -349,21 +348,27 @@ class Hub:
         with self._departures, self._lock:
             self._registry.unlisten(feed, channels)
 
-    def news(self, feed: Listener, channels: Collection[str], position: Position, first: Position) -> News:
+    def news(
+        self, feed: Listener, channels: Collection[str], position: Position, first: Position, alone_after: Position
+    ) -> News:
         """Return what is new for a feed.
 
         `channels`: all that its streams ask for, and ``*``. The feed has read everything up to `position`. `first` is
         the position of the first frame that was offered to it since then: it has read everything before that, too.
+        `alone_after`: up to there, it knows which streams have to read on their own.
         """
         # Not from its position on, which may be old: if there are many channels, the floor of a quiet one may have
         # risen above it, though no frame of that channel is missing.
         point = ResumePoint(first, part=1) if first > position else ResumePoint(position)
         with self._departures, self._lock:
             frames = self._history.read_all(channels, point, *self._slice)
-            alone = self._alone_locked(feed, point)
-            before = self._history.position_before(first) if alone and point.part else None
-            reached = position if before is None else max(position, before)
-            return News(frames, self._history.gone(channels, point), alone, reached)
+            alone = self._alone_locked(feed, ResumePoint(alone_after))
+            return News(frames, self._history.gone(channels, point), alone, self._history.head)
+
+    def alone(self, feed: Listener, after: Position) -> tuple[list[OpenStream], Position]:
+        """Return the streams of a feed that have to read on their own because of what came `after`, and the head."""
+        with self._departures, self._lock:
+            return self._alone_locked(feed, ResumePoint(after)), self._history.head
 
     def next_frames(
         self, feed: Listener, channels: tuple[str, ...], position: Position
@@ -400,6 +405,17 @@ class Hub:
         """Return the streams of this feed for whose users there are frames after the point, or such frames are gone."""
         users = self._history.users_after(point).union(self._history.gone_users(self._registry.users(), point))
         return self._registry.streams_of(feed, users) if users else []
+
+    def _advance_locked(self, stream: OpenStream) -> bool:
+        channels, user = stream.channels, stream.info.user
+        if not self._history.covers(channels, stream.point, user):
+            return False
+        frames = self._history.read(channels, stream.point, *self._slice, user)
+        if frames:
+            stream.read_on(frames)
+        else:
+            stream.go_live()
+        return True
 
     def _settled_locked(self, channels: tuple[str, ...], user: User | None, point: ResumePoint) -> ResumePoint:
         """Return the head, if there is nothing for such a stream between it and the point. Otherwise the point."""

@@ -9,7 +9,7 @@ A client is in one of three states:
   is the group's position.
 - *behind*: its socket was full, so it has left the group, possibly in the middle of a frame. It keeps the unsent rest
   of that one frame and nothing else. When the socket takes data again, it reads on in the history from its own
-  position.
+  position. A client with frames for its user is also behind, until its next turn, and may keep these frames so long.
 - *waiting*: it is behind, and the history no longer has what comes next. The next slice is read from the backend.
 """
 
@@ -137,6 +137,7 @@ class SocketClient(OpenStream):
 
     def read_on(self, frames: Iterable[Frame]) -> None:
         self._slice = list(frames)
+        self.group.loop.slice_bytes += _size(self._slice)
 
     def go_live(self) -> None:
         """Do nothing: the client joins its group next. The feed reads on this thread, so no frame comes in between."""
@@ -154,6 +155,14 @@ class SocketClient(OpenStream):
         if pending is not None:
             pending.answer = (older,)
             self.group.loop.post(self)
+
+    # -- for its feed --------------------------------------------------------------------------------------------------
+
+    @property
+    def needs_slice(self) -> bool:
+        """Whether the next thing that it does is to read the history. Not while its socket is full."""
+        has_more_to_do = bool(self.rest or self._slice) or self._pending is not None or self.dismissed is not None
+        return not (self.live or has_more_to_do) and self.full_since is None and self.fd >= 0
 
     # -- for its group -------------------------------------------------------------------------------------------------
 
@@ -249,6 +258,7 @@ class SocketClient(OpenStream):
         fd, self.fd = self.fd, -1
         hang_up(fd)
         self.rest = b""
+        self._take_slice()
         self.group.hub.remove(self, self.farewell or reason)
 
     def _step(self) -> bool:
@@ -275,12 +285,16 @@ class SocketClient(OpenStream):
         """Send the next slice, ask the backend for it, or go live. Returns whether the next step can follow at once."""
         if self._pending is not None:
             return self._pending.answer is not None and self._take_answer(*self._pending.answer)
-        if not self.group.hub.advance(self):
+        if not self._slice and not self.group.hub.advance(self):
             return self._ask()
         if not self._slice:
             return self._join()
+        return self._send(self._take_slice())
+
+    def _take_slice(self) -> Sequence[Frame]:
         frames, self._slice = self._slice, ()
-        return self._send(frames)
+        self.group.loop.slice_bytes -= _size(frames)
+        return frames
 
     def _join(self) -> bool:
         """Go live: the client has everything up to now. If the hub is closing, say goodbye instead."""
@@ -388,3 +402,7 @@ class SocketClient(OpenStream):
         """Tell the loop the size of the whole that `rest` is a part of, since the whole stays in memory."""
         whole = self.rest.obj if isinstance(self.rest, memoryview) else self.rest
         self.group.loop.keep(self, memoryview(whole).nbytes)
+
+
+def _size(frames: Iterable[Frame]) -> int:
+    return sum(len(frame.plain) for frame in frames)

@@ -25,6 +25,12 @@ from .replay import Replay
 if TYPE_CHECKING:
     from .loop import Loop
 
+STREAMS_PER_LOCK = 100
+"""How many streams read the history at most while the hub's lock is held once."""
+
+MAX_SLICE_BYTES = 33_554_432
+"""The bytes of frames that streams may keep before they have their turn, in all. The history may have dropped these."""
+
 HEARTBEAT_CHECKS = 20
 """How many times at most, within the time between two heartbeats, the groups are checked for one that is due."""
 
@@ -47,6 +53,8 @@ class Feed:
           if `_has_news` is false:                 2. sets `_has_news` to False
               writes `_first_news`                 3. reads the history from that position
               sets `_has_news` to True
+
+      `_has_news_for_users` is used in the same order, by `offer` and `read_ahead`.
 
       A frame that is added before step 3 is read there, and if it was noted after step 2, one more turn finds nothing.
       A frame that is added after step 3 finds `_has_news` false, and is noted.
@@ -71,11 +79,17 @@ class Feed:
         self._next_heartbeat_check = 0.0
         self._serving = False
         self._first_news: Position = self.position
+        self._noted_after: Position = self.position  # when the news were noted, all was offered up to here
         self._has_news = False
+        self._has_news_for_users = False
+        # Up to this position, the streams are known that read on alone because of frames for their users.
+        self._alone_up_to: Position = self.position
 
     # -- for the hub ---------------------------------------------------------------------------------------------------
 
     def offer(self, frame: Frame) -> None:
+        if not isinstance(frame.batch.audience, str):
+            self._has_news_for_users = True
         self._note_news(frame.position)
 
     def lose(self, audience: Audience, position: Position, reason: GapReason) -> None:
@@ -92,6 +106,7 @@ class Feed:
     def _note_news(self, position: Position) -> None:
         """Wake the loop because of what is in the history at this position, unless an earlier note is still there."""
         if not self._has_news:
+            self._noted_after = self.hub.offered
             self._first_news = position
             self._has_news = True
             self.loop.post(self)
@@ -105,7 +120,9 @@ class Feed:
         Called by the loop's thread.
         """
         offered = self.hub.offered  # in this order: what was offered until now was noted
-        return None if self._has_news or self._serving else offered
+        if self._serving:
+            return None
+        return self._noted_after if self._has_news else offered
 
     def group_of(self, client: QueueClient, *, chunked: bool) -> Group:
         """Return the group for this client. If there is none, a new one, which is listed with its first client."""
@@ -139,6 +156,34 @@ class Feed:
         lost = [self._lost[audience] for audience in audiences if audience in self._lost]
         return max(lost, default=None)
 
+    def let_read_alone(self, streams: Sequence[OpenStream], reached: Position | None = None) -> None:
+        """Let these streams go on without their groups, and read their next frames from the history now.
+
+        `reached`: all that came up to this position was given to the groups. A stream that leaves its group begins
+        there, and not at the old position of a quiet group: the floor that all quiet channels, or users, have in common
+        may have risen above that, though the stream has missed nothing.
+        """
+        for stream in streams:
+            was_live = not stream.behind
+            if was_live:  # otherwise it goes on alone already, or waits until its socket has room
+                stream.fall_behind()
+            # Not if it leaves later, because its group is busy.
+            if was_live and stream.behind and reached is not None and stream.point.position < reached:
+                stream.point = ResumePoint(reached)
+        self.read_for(streams)
+
+    def read_for(self, streams: Sequence[OpenStream]) -> None:
+        """Read the next frames of these streams from the history now, if they are about to do so themselves.
+
+        When a stream has its turn, its frames might be gone, as in `read_ahead`. Nothing is read while streams keep
+        `MAX_SLICE_BYTES` that they have not begun to send.
+        """
+        waiting = [stream for stream in streams if isinstance(stream, SocketClient) and stream.needs_slice]
+        for start in range(0, len(waiting), STREAMS_PER_LOCK):
+            if self.loop.slice_bytes >= MAX_SLICE_BYTES:
+                break
+            self.hub.advance_all(waiting[start : start + STREAMS_PER_LOCK])
+
     def replay(self, client: SocketClient) -> None:
         """Read the client's next slice from the backend, on another thread. See `SocketClient.answer`."""
         self._replay.ask(client)
@@ -151,10 +196,10 @@ class Feed:
             return  # a call that is between two of its turns finds these news before it ends
         self._serving = True
         while self._has_news:
-            first = self._first_news  # in this order: see the class
+            first, reached = self._first_news, self._noted_after  # in this order: see the class
             self._has_news = False
             # Until there are no more: the next note means that all frames before its position were read.
-            while frames := self._read(first):
+            while frames := self._read(first, max(reached, self.position)):
                 for group, part in self._by_group(frames).items():
                     group.give(part)
                     if self.loop.turn_is_over:
@@ -164,6 +209,18 @@ class Feed:
             for group in self._groups.values():
                 group.settle()
                 group.split_up()
+
+    def read_ahead(self) -> None:
+        """Read the new frames of streams whose users have some, before `serve` has its turn.
+
+        `serve` comes after what the loop already has to do. In a loop over many users, that can take so long that
+        their frames are gone from the history by then.
+        """
+        if self._has_news_for_users:
+            self._has_news_for_users = False
+            reached = self.reached  # before the look at the history
+            alone, self._alone_up_to = self.hub.alone(self, self._alone_up_to)
+            self.let_read_alone(alone, reached)
 
     def check(self, now: float) -> None:
         """Let the groups send the heartbeats that are due. `now` is by the loop's clock."""
@@ -178,16 +235,15 @@ class Feed:
                 rest = left
         self._next_heartbeat_check = now + max(rest, self._heartbeat / HEARTBEAT_CHECKS)
 
-    def _read(self, first: Position) -> list[Frame]:
+    def _read(self, first: Position, reached: Position) -> list[Frame]:
         """Read the next frames. Streams that cannot go on with their groups read on alone: they need other frames.
 
-        These are the streams of users who get frames of their own, and groups of channels that have lost some.
+        These are the streams of users who get frames of their own, and groups of channels that have lost some. `first`:
+        see `Hub.news`. `reached`: see `let_read_alone`.
         """
-        news = self.hub.news(self, self.channels, self.position, first)
-        for stream in news.alone:
-            if not stream.behind:  # otherwise it reads on anyway, as soon as its socket takes data
-                stream.fall_behind()
-                _catch_up_to(news.reached, stream)
+        news = self.hub.news(self, self.channels, self.position, first, self._alone_up_to)
+        self._alone_up_to = news.head
+        self.let_read_alone(news.alone, reached)
         for channel in news.gone:
             for group in self.channels[channel]:
                 group.split_up()
@@ -202,16 +258,6 @@ class Feed:
             for group in self.channels.get(str(frame.batch.channel), ()):
                 parts.setdefault(group, []).append(frame)
         return parts
-
-
-def _catch_up_to(reached: Position, stream: OpenStream) -> None:
-    """Move the point of a stream that has left its group up to where the feed is, so that it finds no false gap.
-
-    It had the position of its group, which is old if that is quiet. The floor that all quiet channels, or all quiet
-    users, have in common may have risen above it, though the stream has missed nothing.
-    """
-    if stream.behind and stream.point.position < reached:  # not if it leaves later, because its group is busy
-        stream.point = ResumePoint(reached)
 
 
 def _key(like: QueueClient | Group, chunked: bool) -> Key:

@@ -186,9 +186,7 @@ class Group:
         if not self._missed_frames:
             return ()
         frames, alone = self.hub.next_frames(self.feed, self.channels, self.position)
-        for stream in alone:
-            if not stream.behind:
-                stream.fall_behind()  # before the group goes on: the frames for its user come first
+        self.feed.let_read_alone(alone)  # before the group goes on: the frames for their users come first
         if not frames:
             self._missed_frames = False
             if frames is None or self.hub.closing is not None:
@@ -253,6 +251,7 @@ class Group:
         postponed, self.postponed = self.postponed, []
         for client in postponed:
             client.fall_behind()
+        self.feed.read_for(postponed)
 
     def _handle_short_send(
         self, client: SocketClient, sent: int | None, pieces: Sequence[bytes], frames: Sequence[Frame], before: Position

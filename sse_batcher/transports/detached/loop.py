@@ -181,6 +181,8 @@ class Loop:
         that has made no progress for longest comes first."""
         self.kept_bytes = 0
         """The sum of `kept`."""
+        self.slice_bytes = 0
+        """The bytes of all frames that clients have read from the history, and not begun to send."""
         self.clients: dict[int, SocketClient] = {}
         """The open streams, by file descriptor."""
         self.feeds: dict[Hub, Feed] = {}
@@ -341,6 +343,8 @@ class Loop:
             task = self._take_in(item) if isinstance(item, Adoption) else item
             if task is not None:
                 self._running.append((task, task.serve()))
+        for feed in list(self.feeds.values()):
+            feed.read_ahead()
         now = self.clock()
         if now >= self._next_tick:
             self._next_tick = now + LOOP_TICK_SECONDS

@@ -40,6 +40,7 @@ def main() -> None:
         print(f"{name:52}{value:10.1f}{ratio:8.2f}")
     print(f"\n{'':52}{'bytes':>10}")
     print(f"{f'one of {IDLE_CLIENTS:,} idle clients, as objects':52}{idle_bytes():10,.0f}")
+    print(f"{'the same, each with a user of its own':52}{idle_bytes(users=True):10,.0f}")
     print(f"{f'one of {IDLE_CLIENTS:,} idle clients, each with its thread (RSS)':52}{idle_rss():10,.0f}")
 
 
@@ -118,14 +119,14 @@ def compare_reconnects() -> list[tuple[str, float, float]]:
     return [(name, statistics.median(took), statistics.median(took) / plain) for name, took in times.items()]
 
 
-def idle_bytes() -> float:
-    """What Python holds for a client that is open and gets nothing."""
+def idle_bytes(*, users: bool = False) -> float:
+    """What Python holds for a client that is open and gets nothing. With `users`, each has one, a str."""
     with SSEManager() as manager:
         for _ in range(10):
             next(manager.subscribe())
         gc.collect()
         tracemalloc.start()
-        clients = [manager.subscribe() for _ in range(IDLE_CLIENTS)]
+        clients = [manager.subscribe(user=f"user-{n}" if users else None) for n in range(IDLE_CLIENTS)]
         for client in clients:
             next(client)
         gc.collect()

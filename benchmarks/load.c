@@ -3,8 +3,10 @@
  *   load streams PORT PATH          lines on stdin are commands, lines on stdout are answers, as JSON; where PATH ends
  *                                   with =, each client adds its number
  *       connect COUNT IN_FLIGHT TIMEOUT_MS    open as many more, each until it has the head and a block; give up
- *                                             when none has come to that for so long
+ *                                             when none has come to that for so long; "retry" is what their first blocks
+ *                                             ask for
  *       round FIRST COUNT TIMEOUT_MS          "ready"; then, once all have FIRST to FIRST + COUNT - 1, what was seen
+ *       ending FIRST COUNT TIMEOUT_MS         the same, but once the server has closed all of them
  *   load ping PORT PATH SECONDS PAUSE_US      one keep-alive connection that asks, waits for the answer, and pauses
  *
  * An event is what has `"n":NUMBER,"t":NANOSECONDS` in it, wherever that is: alone, in a batch, or cut by a read. Its t
@@ -35,13 +37,14 @@
 
 enum { MOST = 1 << 17, READ = 1 << 18, CARRY = 48, READY = 1024, ADDRESSES = 16 };
 static const uint64_t MS = 1000000;
-static const char MARK[] = "\"n\":", STAMP[] = ",\"t\":";
+static const char MARK[] = "\"n\":", STAMP[] = ",\"t\":", RETRY[] = "retry: ";
 enum { MARKED = sizeof MARK - 1, STAMPED = sizeof STAMP - 1 };
 
 struct client {
     int fd; /* -1 once it is closed */
     enum { STATUS, HEAD, BLOCK, OPEN } state;
     unsigned matched, carried; /* bytes of what ends the head or the block; bytes in carry */
+    unsigned named, retry;     /* bytes of RETRY in the first block; the number behind it, in ms */
     uint64_t next, done;       /* the number it must get next; when it had the round's last */
     char carry[CARRY];         /* the end of what was read, if it may be the beginning of a mark */
 };
@@ -52,9 +55,9 @@ static int epoll;
 static char buffer[CARRY + READ];
 
 static struct {
-    int active;
+    int active, ending;
     unsigned complete, closed; /* clients */
-    uint64_t first, end, began, deadline, events, bytes, missing, disordered, cpu;
+    uint64_t first, end, began, deadline, events, bytes, missing, disordered, cpu, ended;
 } now_round;
 
 static void fail(const char *format, ...) {
@@ -122,6 +125,7 @@ static void close_client(struct client *c) {
     close(c->fd);
     c->fd = -1;
     closed++;
+    now_round.ended = now();
     if (now_round.active && !c->done) now_round.closed++;
 }
 
@@ -144,6 +148,12 @@ static const char *prelude(struct client *c, const char *at, const char *end) {
     }
     for (; at < end && c->state != OPEN; at++) {
         const char *wanted = ends[c->state];
+        if (c->state == BLOCK && c->named < sizeof RETRY - 1)
+            c->named = *at == RETRY[c->named] ? c->named + 1 : *at == RETRY[0];
+        else if (c->state == BLOCK && c->named == sizeof RETRY - 1 && *at >= '0' && *at <= '9')
+            c->retry = c->retry * 10 + (unsigned)(*at - '0');
+        else if (c->state == BLOCK)
+            c->named = sizeof RETRY;
         c->matched = *at == wanted[c->matched] ? c->matched + 1 : *at == wanted[0];
         if (wanted[c->matched]) continue;
         c->matched = 0;
@@ -233,6 +243,20 @@ static int turn(int timeout_ms, int *commanded) {
 
 /* -- commands ------------------------------------------------------------------------------------------------------ */
 
+/* What the first blocks ask for: the least, the middle and the most, and how many come back in the busiest second. */
+static void print_retries(void) {
+    static uint64_t retries[MOST];
+    unsigned busiest = 0, from = 0;
+    for (unsigned i = 0; i < count; i++) retries[i] = clients[i].retry;
+    qsort(retries, count, sizeof *retries, ascending);
+    for (unsigned i = 0; i < count; i++) {
+        while (retries[from] + 1000 <= retries[i]) from++;
+        if (i - from + 1 > busiest) busiest = i - from + 1;
+    }
+    printf("{\"least_ms\": %" PRIu64 ", \"p50_ms\": %" PRIu64 ", \"most_ms\": %" PRIu64 ", \"busiest\": %u}", retries[0],
+           retries[count / 2], retries[count ? count - 1 : 0], busiest);
+}
+
 static void connect_clients(unsigned port, const char *path, unsigned more, unsigned in_flight, uint64_t timeout) {
     uint64_t began = now(), progress = began;
     unsigned before = opened, seen = opened, target = count + more;
@@ -246,12 +270,15 @@ static void connect_clients(unsigned port, const char *path, unsigned more, unsi
             progress = now();
         }
     }
-    printf("{\"open\": %u, \"closed\": %u, \"seconds\": %.4f}\n", opened, closed, (double)(now() - began) / 1e9);
+    printf("{\"open\": %u, \"closed\": %u, \"seconds\": %.4f, \"retry\": ", opened, closed, (double)(now() - began) / 1e9);
+    print_retries();
+    printf("}\n");
 }
 
-static void begin_round(uint64_t first, uint64_t events, uint64_t timeout) {
+static void begin_round(uint64_t first, uint64_t events, uint64_t timeout, int ending) {
     memset(&now_round, 0, sizeof now_round);
     now_round.active = 1;
+    now_round.ending = ending;
     now_round.first = first;
     now_round.end = first + events;
     now_round.deadline = now() + timeout * MS;
@@ -276,11 +303,13 @@ static void end_round(void) {
     qsort(took, complete, sizeof *took, ascending);
     int timed = complete && now_round.began; /* not if nobody had the first event */
 #define AT(share) (timed ? (double)took[(size_t)((complete - 1) * (share))] / 1e6 : -1.0)
-    printf("{\"clients\": %u, \"complete\": %u, \"closed\": %u, \"events\": %" PRIu64 ", \"bytes\": %" PRIu64
+    printf("{\"clients\": %u, \"complete\": %u, \"open\": %u, \"closed\": %u, \"events\": %" PRIu64 ", \"bytes\": %" PRIu64
            ", \"missing\": %" PRIu64 ", \"disordered\": %" PRIu64
-           ", \"first_ms\": %.3f, \"p50_ms\": %.3f, \"p99_ms\": %.3f, \"last_ms\": %.3f, \"load_cpu_ms\": %.3f}\n",
-           count, complete, now_round.closed, now_round.events, now_round.bytes, now_round.missing,
+           ", \"first_ms\": %.3f, \"p50_ms\": %.3f, \"p99_ms\": %.3f, \"last_ms\": %.3f, \"ended_ms\": %.3f, "
+           "\"load_cpu_ms\": %.3f}\n",
+           count, complete, count - closed, now_round.closed, now_round.events, now_round.bytes, now_round.missing,
            now_round.disordered, AT(0), AT(0.5), AT(0.99), AT(1),
+           timed && now_round.ended ? (double)(now_round.ended - now_round.began) / 1e6 : -1.0,
            (double)(clock_ns(CLOCK_PROCESS_CPUTIME_ID) - now_round.cpu) / 1e6);
     now_round.active = 0;
 }
@@ -292,7 +321,9 @@ static void command(unsigned port, const char *path) {
     if (sscanf(line, "connect %" SCNu64 " %" SCNu64 " %" SCNu64, &a, &b, &c) == 3)
         connect_clients(port, path, (unsigned)a, (unsigned)b, c);
     else if (sscanf(line, "round %" SCNu64 " %" SCNu64 " %" SCNu64, &a, &b, &c) == 3)
-        begin_round(a, b, c);
+        begin_round(a, b, c, 0);
+    else if (sscanf(line, "ending %" SCNu64 " %" SCNu64 " %" SCNu64, &a, &b, &c) == 3)
+        begin_round(a, b, c, 1);
     else
         fail("no such command: %s", line);
     fflush(stdout);
@@ -307,7 +338,8 @@ static void streams(unsigned port, const char *path) {
         int commanded = 0, many = turn(now_round.active ? 20 : 1000, &commanded);
         if (commanded) command(port, path);
         if (!now_round.active) continue;
-        if (now_round.complete + now_round.closed >= count || now() > now_round.deadline) {
+        unsigned over = now_round.ending ? closed : now_round.complete + now_round.closed;
+        if (over >= count || now() > now_round.deadline) {
             end_round();
             fflush(stdout);
         } else if (many < 64) {

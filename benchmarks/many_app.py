@@ -1,10 +1,12 @@
 """The app that `many.py` measures: ours, attached or detached. `gunicorn 'many_app:create_app()'`.
 
-`MANY_TRANSPORT` is the value of `SSE_TRANSPORT`; ``attached`` sets nothing. Everything else has its default.
+`MANY_TRANSPORT` is the value of `SSE_TRANSPORT`; ``attached`` sets nothing. `MANY_POLL_WAIT` is that of
+`SSE_POLL_WAIT`. Everything else has its default. A stream with ``user=NUMBER`` in its query belongs to this user.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import time
@@ -13,9 +15,10 @@ from flask import Flask, request
 from peers.event import event
 from peers.event import publish as publish_bursts
 
-from sse_batcher import SSE
+from sse_batcher import SSE, Text
 
 GROUP = 100  # calls of enqueue that are timed together, so that the clock costs nothing
+dumps = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def create_app() -> Flask:
@@ -23,11 +26,17 @@ def create_app() -> Flask:
     transport = os.environ.get("MANY_TRANSPORT", "attached")
     if transport != "attached":
         app.config["SSE_TRANSPORT"] = transport
+    if "MANY_POLL_WAIT" in os.environ:
+        app.config["SSE_POLL_WAIT"] = float(os.environ["MANY_POLL_WAIT"])
     sse = SSE(app)
 
     @sse.authorize
     def everything(channels: tuple[str, ...]) -> tuple[str, ...]:
         return channels
+
+    @sse.identify
+    def user() -> int | None:
+        return request.args.get("user", None, int)
 
     @app.get("/ping")
     def ping() -> str:
@@ -35,15 +44,47 @@ def create_app() -> Flask:
 
     @app.post("/publish")
     def publish() -> dict[str, float]:
-        """Bursts, as `peers.event` says; with `at_once=1` of critical events, which wait for no window."""
+        """Bursts, as `peers.event` says.
+
+        With `sort=critical` of events that wait for no window, with `sort=text` of texts with the same bytes, and with
+        `sort=broadcast` for all streams.
+        """
         query = request.args.to_dict()
-        kind = "hub_state" if query.get("at_once") == "1" else "tick"
+        sort = query.get("sort")
+        enqueue = sse.broadcast if sort == "broadcast" else sse.enqueue
+        kind = "hub_state" if sort == "critical" else "tick"
 
         def burst(numbers: range) -> None:
             for number in numbers:
-                sse.enqueue(kind, event(number))
+                enqueue(kind, event(number))
 
-        return publish_bursts(query, burst)
+        def burst_of_texts(numbers: range) -> None:
+            for number in numbers:
+                sse.enqueue("row", Text(dumps(event(number))))
+
+        return publish_bursts(query, burst_of_texts if sort == "text" else burst)
+
+    @app.post("/notes")
+    def notes() -> dict[str, float]:
+        """One event for each of `n` users, all with the number `first`; every `every`-th of them may have a stream.
+
+        Returns the seconds that the loop takes.
+        """
+        first, count = request.args.get("first", 0, int), request.args.get("n", 1, int)
+        every = request.args.get("every", 1, int)
+        began = time.perf_counter()
+        for number in range(count):
+            user = number // every if number % every == 0 else -number
+            sse.enqueue("note", event(first), user=user)
+        return {"seconds": time.perf_counter() - began}
+
+    @app.get("/cursor")
+    def cursor() -> str:
+        return sse.cursor()
+
+    @app.get("/stats")
+    def stats() -> dict[str, object]:
+        return sse.manager.get_stats().as_dict()
 
     @app.post("/enqueue")
     def enqueue() -> dict[str, float]:

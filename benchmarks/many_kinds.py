@@ -30,12 +30,21 @@ def kinds() -> dict[str, Kind]:
             window=100,
             ours=True,
         ),
-        "users": Kind(
+        "channels": Kind(
             "sse_batcher, detached, a channel each",
             OURS,
             flask,
             environment={"MANY_TRANSPORT": "auto"},
             path="/events?channel=default&channel=",
+            window=100,
+            ours=True,
+        ),
+        "users": Kind(
+            "sse_batcher, detached, a user each",
+            OURS,
+            flask,
+            environment={"MANY_TRANSPORT": "auto"},
+            path="/events?user=",
             window=100,
             ours=True,
         ),

@@ -18,7 +18,10 @@ class Round(NamedTuple):
 
     clients: int
     complete: int
+    open: int
+    """Clients that the server has not closed."""
     closed: int
+    """Clients that it closed before they had all."""
     events: int
     bytes: int
     missing: int
@@ -27,7 +30,18 @@ class Round(NamedTuple):
     p50_ms: float
     p99_ms: float
     last_ms: float
+    ended_ms: float
+    """Until the server had closed the last one; -1 if it has closed none."""
     load_cpu_ms: float
+
+
+class Retries(NamedTuple):
+    """What the first blocks of all clients ask for: milliseconds, and how many come back in the busiest second."""
+
+    least_ms: int
+    p50_ms: int
+    most_ms: int
+    busiest: int
 
 
 class Ping(NamedTuple):
@@ -55,6 +69,8 @@ class Load:
         self._process = subprocess.Popen(
             [str(program), "streams", str(port), path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        self.retries: Retries | None = None
+        """Of all clients, since the last `connect`."""
 
     def __enter__(self) -> Load:
         return self
@@ -71,11 +87,17 @@ class Load:
         answer = self._ask(f"connect {clients} {IN_FLIGHT} {timeout * 1_000:.0f}")
         if answer["open"] < clients or answer["closed"]:
             raise LoadError(f"{answer['open']} of {clients} streams are open after {answer['seconds']:.0f} s")
+        self.retries = Retries(**answer["retry"])
         return float(answer["seconds"])
 
-    def round(self, first: int, count: int, publish: Callable[[], None], timeout: float) -> Round:
-        """Have the events from number `first` on published, and wait until all clients have all, or for `timeout`."""
-        self._ask(f"round {first} {count} {timeout * 1_000:.0f}")
+    def round(
+        self, first: int, count: int, publish: Callable[[], None], timeout: float, *, ending: bool = False
+    ) -> Round:
+        """Have the events from number `first` on published, and wait until all clients have all, or for `timeout`.
+
+        `ending`: until the server has closed all of them, too.
+        """
+        self._ask(f"{'ending' if ending else 'round'} {first} {count} {timeout * 1_000:.0f}")
         publish()
         return Round(**self._answer())
 

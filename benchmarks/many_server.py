@@ -113,14 +113,17 @@ class Server:
         answer: dict[str, Any] = json.loads(self.request("POST", path))
         return answer
 
-    def publish(self, first: int, size: int, *, bursts: int = 1, every: float = 0, at_once: bool = False) -> float:
-        """Bursts of `size` events from number `first` on. Returns the microseconds one took to publish."""
+    def publish(self, first: int, size: int, *, bursts: int = 1, every: float = 0, sort: str = "") -> float:
+        """Bursts of `size` events from number `first` on. Returns the microseconds one took to publish.
+
+        `sort`: one that only ours has, see `many_app`.
+        """
         query = {"first": str(first), "n": str(size), "bursts": str(bursts), "every": str(every)}
         if self.kind.burst is not None:
             burst, port = self.kind.burst, self.port
             return publish(query, lambda numbers: burst(port, numbers))["took_us"]
-        if at_once:
-            query["at_once"] = "1"
+        if sort:
+            query["sort"] = sort
         answer = self.post("/publish?" + urlencode(query))
         return float(answer["took_us"])
 

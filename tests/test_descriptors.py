@@ -16,6 +16,7 @@ import pytest
 from sse_batcher import SSEManager, stream
 from sse_batcher.runtime.process import PerProcess
 from sse_batcher.transports.descriptors import (
+    MAX_RECOUNT_SECONDS,
     RECOUNT_FACTOR,
     Descriptors,
     descriptor_limit,
@@ -82,6 +83,14 @@ def test_what_others_take_and_give_back_counts_too(system: System) -> None:
     system.used = 950  # more than the reserve leaves
     system.wait()
     assert taken(found) == 0
+
+
+def test_a_count_that_was_held_up_does_not_keep_streams_out_for_long(system: System) -> None:
+    found = system.descriptors()
+    system.seconds = 1.0  # for example, its thread has waited for the GIL
+    assert taken(found) == 450
+    system.clock.now += MAX_RECOUNT_SECONDS  # all of them have ended meanwhile
+    assert taken(found) == 450
 
 
 def test_descriptors_are_counted_at_each_stream_if_counting_takes_no_time(system: System) -> None:

@@ -22,6 +22,10 @@ RECOUNT_FACTOR = 50
 """The file descriptors are not counted again for this many times as long as counting them took. Before Linux 6.2,
 counting 10,000 takes 9 ms."""
 
+MAX_RECOUNT_SECONDS = 0.5
+"""They are counted again after this time in any case: a thread that has to wait for the GIL while it counts seems to
+count for long, and meanwhile all streams that come, also those that have ended, would count as open."""
+
 DESCRIPTORS_PER_STREAM = 2
 """How many file descriptors a new stream takes until they are counted again: its connection, and our duplicate of
 it."""
@@ -63,7 +67,7 @@ class Descriptors:
         if began >= self._next_count:
             self._room = self._count_room()
             ended = self._clock()
-            self._next_count = ended + RECOUNT_FACTOR * (ended - began)
+            self._next_count = ended + min(RECOUNT_FACTOR * (ended - began), MAX_RECOUNT_SECONDS)
         if self._room >= DESCRIPTORS_PER_STREAM:
             self._room -= DESCRIPTORS_PER_STREAM
             return True

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
+from sse_batcher import Text
+
 from .sse_parser import EventStreamParser, ServerEvent
 
 Facts = tuple[int, int]
@@ -197,7 +199,7 @@ class _Trial:
             self._fail("order" if self._comes_later(due) else "loss", got, f"{self._sent[due - 1]} was next")
         begin = self._part
         events = self._sent[number - 1].events
-        values = _values(got.event)
+        values = values_of(got.event)
         expected = list(events[begin : begin + 1] if begin or not self._connection.batches else events)
         if upto != begin + len(expected):
             self._fail("loss" if upto > begin else "duplicate", got, f"{begin} events of this frame had come")
@@ -234,11 +236,18 @@ class _Trial:
         raise Violation(kind, f"{got}, {why}; it is one of {self._connection}")
 
 
-def _values(event: ServerEvent) -> list[tuple[str, Any]]:
-    """The events of a block, as (type, data)."""
-    data = event.json
+def values_of(event: ServerEvent) -> list[tuple[str, Any]]:
+    """The events of a block, as (type, data). Several texts are one. What is no JSON is a text."""
     if event.type == "mixed_batch":
-        return [(value["type"], value["data"]) for value in data["events"]]
+        return [(value["type"], Text(value["text"]) if "text" in value else value["data"]) for value in _events(event)]
     if event.type.endswith("_batch"):
-        return [(event.type.removesuffix("_batch"), value) for value in data["events"]]
-    return [(event.type, data)]
+        return [(event.type.removesuffix("_batch"), value) for value in _events(event)]
+    try:
+        return [(event.type, event.json)]
+    except ValueError:
+        return [(event.type, Text(event.data))]
+
+
+def _events(batch: ServerEvent) -> list[Any]:
+    events: list[Any] = batch.json["events"]
+    return events

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sse_batcher import Client, ClientOptions, HistoryOptions
-from sse_batcher.event import Batch, Event, User
+from sse_batcher.event import Audience, Batch, Event, User
 from sse_batcher.runtime.locks import new_lock
 from sse_batcher.streams.client import QueueClient, new_queue
 from sse_batcher.streams.history import ResumePoint
@@ -72,17 +72,26 @@ class Delivery:
             make_queue=make_queue,
         )
 
-    def frame(self, data: Any = None, channel: str = "default") -> Frame:
+    def frame(self, data: Any = None, channel: Audience = "default") -> Frame:
         self.position += 1
         event = Event("t", channel, json.dumps(self.position if data is None else data))
         return Frame(Batch(channel, "t", (event,), "manual", 0), self.position, f"x-{self.position}")
 
-    def deliver(self, times: int = 1, data: Any = None, channel: str = "default") -> None:
+    def deliver(self, times: int = 1, data: Any = None, channel: Audience = "default") -> None:
         for _ in range(times):
             self.hub.deliver(self.frame(data, channel))
 
-    def connect(self, *channels: str, cursor: str | None = None) -> QueueClient:
-        return self.hub.connect(channels or ("default",), cursor)
+    def lose(self, audience: Audience = "default") -> None:
+        """A frame for this channel, or for these users, will never come."""
+        self.position += 1
+        self.hub.lose(audience, self.position)
+
+    def connect(
+        self, *channels: str, cursor: str | None = None, user: User | None = None, **options: Any
+    ) -> QueueClient:
+        """A stream of these channels. Without one: of the default channel, or of a user and no channel."""
+        names = channels or (() if user is not None else ("default",))
+        return self.hub.connect(names, cursor, user=user, **options)
 
 
 def take(client: Client, count: int) -> list[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sse_batcher import SSEManager
-from sse_batcher.event import Batch, Event
+from sse_batcher.event import Audience, Batch, Event, User
 from sse_batcher.manager import process_of
 from sse_batcher.runtime.worker import Owner, Worker
 from sse_batcher.streams.client import QueueClient
@@ -97,9 +97,13 @@ class Site:
         batches: bool = True,
         chunked: bool = False,
         small: bool = False,
+        user: User | None = None,
     ) -> socket.socket:
-        """The client's end of a stream that is detached, after its first block. `small`: its buffers hold little."""
-        client = self.hub.connect(channels or ("default",), cursor, batches=batches)
+        """The client's end of a stream that is detached, after its first block. `small`: its buffers hold little.
+
+        Without a channel: of the default channel, or of a user and no channel.
+        """
+        client = self.delivery.connect(*channels, cursor=cursor, user=user, batches=batches)
         first = next(client)
         unsent = chunk(first) if chunked else first
         theirs = self.hand_over(client, unsent, chunked=chunked, small=small)
@@ -120,7 +124,7 @@ class Site:
         self.loop.adopt(Adoption(self.hub, self.manager, client, taken, self.server))
         return theirs
 
-    def deliver(self, times: int = 1, data: Any = None, channel: str = "default") -> None:
+    def deliver(self, times: int = 1, data: Any = None, channel: Audience = "default") -> None:
         self.delivery.deliver(times, data, channel)
         self.loop.run()
 

@@ -61,10 +61,11 @@ class Delivery:
     ) -> None:
         self.left: list[tuple[int, str]] = []
         self.position = 0
+        self.cursors = cursors or Numbers()
         self.hub = Hub(
             ClientOptions(**options),
             history or HistoryOptions(),
-            cursors or Numbers(),
+            self.cursors,
             on_connect=lambda client: None,
             on_disconnect=lambda client, farewell: self.left.append((client.id, farewell.reason)),
             clock=clock,

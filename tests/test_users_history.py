@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -101,6 +101,33 @@ def test_a_loss_of_unknown_users_counts_until_the_user_has_gone_on_after_it() ->
     delivery.deliver(1, channel=(7,))
     assert opened(delivery, "x-2", user=7) == ("sse_open", "x-2")
     assert opened(delivery, "x-1") == ("sse_open", "x-3")  # it has no user
+
+
+def test_a_loss_of_unknown_users_counts_for_a_user_who_has_lost_frames_before() -> None:
+    delivery = Delivery(SMALL)
+    deliver_all(delivery, [(7,), *[(8,)] * 5])
+    assert opened(delivery, "x-6", user=7) == ("sse_open", "x-6")
+    delivery.lose(EVERY_USER)
+    assert opened(delivery, "x-6", user=7)[0] == "sse_gap"
+
+
+def test_only_users_whose_frames_are_gone_are_named() -> None:
+    delivery, history = Delivery(), History(SMALL, 0)
+    for user in (7, 8, 9, 9, 9, 9, 9):
+        history.append(delivery.frame(channel=(user, "all")))
+    assert history.gone_users([7, 8, 9, 10, "all"], ResumePoint(0)) == [7, 8, "all"]
+    assert history.gone_users([7, 8, 9, 10, "all"], ResumePoint(1)) == [8, "all"]
+    assert history.gone_users([7, 8, 9, 10, "all"], ResumePoint(1, part=1)) == [7, 8, "all"]
+
+
+def test_many_users_are_looked_at_only_if_frames_are_gone() -> None:
+    class Unread(list[User]):
+        def __iter__(self) -> NoReturn:
+            raise AssertionError("each user would be looked at")
+
+    history = History(SMALL, 0)
+    history.lose((7,), 1)
+    assert history.gone_users(Unread(), ResumePoint(1)) == []
 
 
 # -- two shelves -------------------------------------------------------------------------------------------------------

@@ -58,6 +58,13 @@ class Tab:
                 return pairs + found[:-1]
             pairs += found
 
+    def rest(self) -> list[ServerEvent]:
+        """All events, to a proper end of the response."""
+        data = self._response.read()
+        self.events += self._waiting + self._parser.feed(data)
+        self._parser.close()
+        return self.events
+
     def ends(self) -> str:
         """The reason of the goodbye, after which the stream has ended."""
         self.until("sse_bye")
@@ -79,14 +86,22 @@ class UserSite:
 
     def open(self, *channels: str, user: User | None = None, process: int = 0, **query: Any) -> Tab:
         """A stream that has begun."""
+        before = self.count(process)
+        tab = self._ask(channels, user, process, query)
+        if tab.take().type != "sse_busy":
+            wait_until(lambda: self.count(process) > before, "it is at home in its transport")
+        return tab
+
+    def poll(self, *channels: str, user: User | None = None, process: int = 0, **query: Any) -> Tab:
+        """A stream that ends with its answer."""
+        return self._ask(channels, user, process, query | {"poll": 1})
+
+    def _ask(self, channels: Sequence[str], user: User | None, process: int, query: dict[str, Any]) -> Tab:
         asked = [("channel", channel) for channel in channels] + [*query.items()]
         if user is not None:
             asked.append(("user", json.dumps(user)))
-        before = self.count(process)
         tab = Tab(self._addresses[process], urlencode(asked))
         self._stack.callback(tab.close)
-        if tab.take().type != "sse_busy":
-            wait_until(lambda: self.count(process) > before, "it is at home in its transport")
         return tab
 
     def count(self, process: int = 0) -> int:

@@ -114,6 +114,25 @@ def test_a_frame_for_users_leaves_the_other_clients_in_their_group(site: Site, m
     assert [numbers(client) for client in clients] == [expected(user, [(7,), "a"]) for user in USERS]
 
 
+def test_attached_streams_of_the_same_user_are_left_alone_by_the_loop(site: Site) -> None:
+    attached, theirs = site.delivery.connect("a", user=7), site.connect("a", user=7)
+    first = next(attached)
+    site.deliver(1, channel=(7,))
+    assert not attached.behind
+    assert parse(first + next(attached))[1:] == events(theirs)
+    attached.close()
+
+
+def test_a_frame_for_several_users_is_noted_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect_all(site)
+    (feed,) = site.loop.feeds.values()
+    offered: list[Frame] = []
+    monkeypatch.setattr(feed, "offer", offered.append)
+    site.delivery.deliver(1, channel=(7, 8, "7"))
+    site.delivery.deliver(1, channel=(9,))
+    assert [frame.position for frame in offered] == [1]
+
+
 def only_for(some: list[Any], method: Callable[[Any], None]) -> Callable[[Any], None]:
     """A method that only these may call."""
 

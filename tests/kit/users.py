@@ -86,10 +86,9 @@ class UserSite:
 
     def open(self, *channels: str, user: User | None = None, process: int = 0, **query: Any) -> Tab:
         """A stream that has begun."""
-        before = self.count(process)
         tab = self._ask(channels, user, process, query)
-        if tab.take().type != "sse_busy":
-            wait_until(lambda: self.count(process) > before, "it is at home in its transport")
+        if tab.take().type != "sse_busy":  # the first block comes before the connection has changed hands
+            wait_until(lambda: self._all_have_their_transport(process), "it is attached, or detached, as it has to be")
         return tab
 
     def poll(self, *channels: str, user: User | None = None, process: int = 0, **query: Any) -> Tab:
@@ -104,11 +103,13 @@ class UserSite:
         self._stack.callback(tab.close)
         return tab
 
-    def count(self, process: int = 0) -> int:
-        """How many streams a process has, of the transport that it is asked for. One that is open may be on its way."""
+    def _all_have_their_transport(self, process: int) -> bool:
         manager = self.managers[process]
-        name = {"attached": "attached", "auto": "detached"}[transport_of(manager)]
-        return int(manager.get_stats().clients_by_transport[name])
+        counts = manager.get_stats().clients_by_transport
+        is_attached = process_of(manager).options.transport == "attached"
+        return (
+            counts["attached" if is_attached else "detached"] > 0 == counts["detached" if is_attached else "attached"]
+        )
 
     def send(self, *pairs: Pair, process: int = 0, **to: Any) -> None:
         """Enqueue these as one window: for a channel, for users, or, with neither, for all clients."""
@@ -119,10 +120,6 @@ class UserSite:
             else:
                 manager.broadcast(event_type, data)
         assert manager.flush_all(TIMEOUT)
-
-
-def transport_of(manager: SSEManager) -> str:
-    return process_of(manager).options.transport
 
 
 @contextmanager

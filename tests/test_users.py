@@ -189,10 +189,10 @@ def test_a_user_is_taken_as_a_plain_str_or_int(manager: SSEManager, given: User,
 
 
 def test_the_same_users_in_any_order_share_a_window(manager: SSEManager) -> None:
-    stream = manager.subscribe(user=1)
-    manager.enqueue("t", 1, user=[1, "a", 2])
-    manager.enqueue("t", 2, user=("a", 2, 1, 2))
-    manager.enqueue("t", 3, user={2, 1, "a"})
+    stream = manager.subscribe(user=8)
+    manager.enqueue("t", 1, user=[8, "a", 0])  # 0 and 8 are in a set in the order in which they were added
+    manager.enqueue("t", 2, user=("a", 0, 8, 0))
+    manager.enqueue("t", 3, user={0, 8, "a"})
     assert manager.flush_all(TIMEOUT)
     assert [event.type for event in take_events(stream, 2)] == ["sse_open", "t_batch"]
     stream.close()

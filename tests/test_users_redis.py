@@ -88,11 +88,12 @@ def test_a_client_that_polls_gets_in_slices_what_only_redis_has(redis: RedisServ
             assert polls > 1
 
 
-def add_entry(redis: RedisServer, number: int, users: list[User], version: bytes = b"3") -> None:
-    """A process of another version adds a batch for these users."""
+def add_entry(redis: RedisServer, number: int, users: list[User], version: bytes = b"3", **more: bytes) -> None:
+    """A process of another version adds a batch for these users, with more fields, or others."""
     audience = check_users(users)
     batch = Batch(audience, "t", (Event("t", audience, "1"),), "manual", 0)
-    redis.client.xadd(STREAM, to_fields(Entry("fedcba9876543210", number, batch)) | {b"v": version})
+    named = {name.encode(): value for name, value in more.items()}
+    redis.client.xadd(STREAM, to_fields(Entry("fedcba9876543210", number, batch)) | {b"v": version} | named)
 
 
 @both_transports
@@ -120,6 +121,20 @@ def test_an_entry_of_a_later_version_is_a_gap_for_its_users(
         assert [tab.events[0].type for tab in back.values()] == ["sse_gap"] + ["sse_open"] * 3
         site.send(("end", None))
         assert [numbers(tab) for tab in back.values()] == [[], [1, 2], [1, 2], [1, 2]]
+
+
+@both_transports
+def test_an_entry_whose_users_cannot_be_read_is_a_gap_for_all_with_a_user(redis: RedisServer, transport: str) -> None:
+    with user_site(transport, redis=redis.url, history=FORGETFUL) as site:
+        start = cursor_of(site.managers[0])
+        add_entry(redis, 1, [7], u=b"{7}")
+        wait_until(lambda: site.managers[0].get_stats().ignored == 1, "it was read")
+        site.send(("t", 1), channel="a")
+        site.send(("t", 2), channel="a")
+        back = [site.open("a", user=user, last_event_id=start) for user in USERS]
+        assert [tab.events[0].type for tab in back] == ["sse_gap"] * 3 + ["sse_open"]
+        site.send(("end", None))
+        assert [numbers(tab) for tab in back] == [[], [], [], [1, 2]]
 
 
 @both_transports

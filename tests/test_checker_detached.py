@@ -19,19 +19,22 @@ from typing import Any
 import pytest
 from hypothesis import Phase, settings
 
-from sse_batcher.event import BROADCAST, Batch, User
+from sse_batcher.backends.memory import MemoryBackend
+from sse_batcher.event import BROADCAST, Audience, Batch, User
 from sse_batcher.reasons import GapReason
 from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.streams.hub import Hub
+from sse_batcher.streams.roles import Cursors
 from sse_batcher.transports.detached.feed import Feed
 from sse_batcher.transports.detached.loop import Adoption
 from sse_batcher.transports.detached.takeover import Taken
-from sse_batcher.wire import Frame, Position, chunk
+from sse_batcher.wire import LAST_CHUNK, Frame, Position, chunk
 
 from .kit.checker import Facts, Violation
-from .kit.interleavings import MEANWHILE, WAITING, Interleavings, SteppedViewer, Turns
+from .kit.interleavings import MEANWHILE, WAITING, Interleavings, Seat, SteppedViewer
 from .kit.record import Record
 from .kit.site import SteppedLoop
+from .kit.turns import Turns
 
 USED = {"group": ("send", "sized", "taken"), "connection": ("send_to", "hang_up"), "loop": ("hang_up",)}
 """Of `sending`, by which module."""
@@ -156,31 +159,34 @@ class DetachedViewer(SteppedViewer):
         self,
         hub: Hub,
         record: Record,
-        channels: tuple[str, ...],
+        seat: Seat,
         loop: InterleavedLoop,
         network: Network,
         *,
         chunked: bool,
     ) -> None:
-        super().__init__(hub, record, channels)
+        super().__init__(hub, record, seat.channels, seat.user)
         self._loop = loop
         self._network = network
         self._chunked = chunked
         self._chunks = b""
+        self._is_complete = False
         self._pipe: Pipe | None = None
 
-    def connect(self, cursor: str | None, batches: bool) -> None:
-        with self._alone() as alone:
-            if not alone:
-                return
-            self._leave(0, 0)
-            asked = self._browser.connect(cursor, batches=batches)
-            self._told_to_end = False
-            client = self._client = self._hub.connect(self.channels, asked, batches=batches)
-            fd, self._pipe = self._network.open()
-            first = next(client)
-            taken = Taken(fd, chunk(first) if self._chunked else first, self._chunked)
+    def _open(self, cursor: str | None, batches: bool, poll: bool) -> None:
+        super()._open(cursor, batches, poll)
+        client = self._client
+        assert client is not None
+        fd, self._pipe = self._network.open()
+        first = next(client)
+        unsent = chunk(first) if self._chunked else first
+        if client.farewell is None:
+            taken = Taken(fd, unsent, self._chunked)
             self._loop.adopt(Adoption(self._hub, SimpleNamespace(drain=None), client, taken, SERVER))
+        else:  # a poll that was answered at once: the server sends that
+            self._pipe.parts.append((unsent + LAST_CHUNK * self._chunked, self._record.facts()))
+            self._pipe.closed = True
+            client.close()
 
     def take(self, most: int) -> None:
         with self._alone() as alone:
@@ -191,11 +197,16 @@ class DetachedViewer(SteppedViewer):
                 self._arrive(ends[0] if ends else ROOM)
                 self._loop.run()
                 if not self._pipe.on_its_way:
-                    if self._pipe.closed:
-                        if not self._told_to_end:
-                            raise Violation("end", f"nobody told it to: {self.life[-1]}")
-                        self._leave(0, 0)
-                    return
+                    if not self._pipe.closed:
+                        return
+                    self._check_end()
+                    self._has_ended()
+
+    def _check_end(self) -> None:
+        if not (self._told_to_end or self.life[-1].poll):
+            raise Violation("end", f"nobody told it to: {self.life[-1]}")
+        if self._chunked and not self._is_complete:
+            raise Violation("end", f"the response was cut off: {self.life[-1]}")
 
     def take_all(self) -> None:
         self.take(100 * len(self._record.sent) + 100)
@@ -216,6 +227,7 @@ class DetachedViewer(SteppedViewer):
             self._pipe.left = True
         self._client = self._pipe = None
         self._chunks = b""
+        self._is_complete = False
 
     def _arrive(self, size: int) -> None:
         assert self._pipe is not None
@@ -234,6 +246,7 @@ class DetachedViewer(SteppedViewer):
             end = match.end() + int(match[1], 16)
             if len(self._chunks) < end + 2:
                 break
+            self._is_complete = end == match.end()
             assert self._chunks[end : end + 2] == b"\r\n"
             text += self._chunks[match.end() : end]
             self._chunks = self._chunks[end + 2 :]
@@ -254,15 +267,15 @@ SERVER: Any = SimpleNamespace(is_stopping=lambda: False)
 
 
 class DetachedInterleavings(Interleavings):
-    """The same hub, viewers at the loop's connections, and the loop. Two of them are in one group."""
+    """The same hubs, viewers at the loop's connections, and the loop. Two of them are in one group."""
 
-    CHANNELS = (("a",), ("a",), ("a", "b"))
+    VIEWERS = (Seat(("a",), 7), Seat(("a",), 8), Seat(("a", "b"), 7, hub=1))
 
     def __init__(self) -> None:
         super().__init__()
         self.others = [self.loop.run]
 
-    def viewer(self, channels: tuple[str, ...]) -> SteppedViewer:
+    def viewer(self, seat: Seat) -> SteppedViewer:
         if not hasattr(self, "loop"):
             self.network = Network(self.turns, self.record.facts)
             self.loop = InterleavedLoop(self.network)
@@ -270,7 +283,8 @@ class DetachedInterleavings(Interleavings):
                 for name in names:
                     self.patch.setattr(f"sse_batcher.transports.detached.{module}.{name}", getattr(self.network, name))
             self.patch.setattr(Feed, "__setattr__", stepped(self.turns))
-        return DetachedViewer(self.hub, self.record, channels, self.loop, self.network, chunked="b" in channels)
+        hub = self.hubs[seat.hub]
+        return DetachedViewer(hub, self.record, seat, self.loop, self.network, chunked="b" in seat.channels)
 
     def teardown(self) -> None:
         try:
@@ -281,7 +295,47 @@ class DetachedInterleavings(Interleavings):
     def leave_all(self) -> None:
         super().leave_all()
         self.loop.run()
-        assert (len(self.loop), self.loop.feeds, self.hub.is_empty()) == (0, {}, True)
+        assert (len(self.loop), self.loop.feeds) == (0, {})
+        assert all(hub.is_empty() for hub in self.hubs)
+
+
+class Archive(MemoryBackend):
+    """What one hub knows of positions, and a backend that still has what the hub's history has not."""
+
+    def __init__(self, backend: MemoryBackend, turns: Turns) -> None:
+        super().__init__()
+        self.format, self.parse = backend.format, backend.parse  # type: ignore[method-assign]
+        self._turns = turns
+        self._kept: list[tuple[Position, Batch | None]] = []
+
+    def keep(self, hub: Hub, patch: pytest.MonkeyPatch) -> None:
+        """Keep what is delivered to this hub; of what was lost, that it was."""
+        deliver, lose = hub.deliver, hub.lose
+
+        def keep(frame: Frame) -> None:
+            self._kept.append((frame.position, frame.batch))
+            deliver(frame)
+
+        def keep_nothing(audience: Audience, position: Position, reason: GapReason = "publish_failed") -> None:
+            self._kept.append((position, None))
+            lose(audience, position, reason)
+
+        patch.setattr(hub, "deliver", keep)
+        patch.setattr(hub, "lose", keep_nothing)
+
+    def replay(self, channels: Iterable[str], point: ResumePoint, user: User | None) -> Slice | None:
+        self._turns.place()
+        asked = {*channels, BROADCAST}
+        first = bisect_left if point.part else bisect_right
+        rest = self._kept[first(self._kept, point.position, key=itemgetter(0)) :]
+        frames = []
+        for position, batch in rest[:3]:
+            if batch is None:
+                return None
+            if batch.channel in asked or user in batch.users:
+                frames.append(Frame(batch, position, self.format(position)))
+        self._turns.place()
+        return Slice(frames, position)
 
 
 class ReplayedInterleavings(DetachedInterleavings):
@@ -289,35 +343,15 @@ class ReplayedInterleavings(DetachedInterleavings):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept: list[tuple[Position, Batch | None]] = []
-        deliver, lose = self.hub.deliver, self.hub.lose
-
-        def keep(frame: Frame) -> None:
-            self.kept.append((frame.position, frame.batch))
-            deliver(frame)
-
-        def keep_nothing(channel: str, position: Position, reason: GapReason = "publish_failed") -> None:
-            self.kept.append((position, None))
-            lose(channel, position, reason)
-
-        self.patch.setattr(self.hub, "deliver", keep)
-        self.patch.setattr(self.hub, "lose", keep_nothing)
-        self.patch.setattr(self.backend, "replay", self.replay)
+        for archive, hub in zip(self.archives, self.hubs, strict=True):
+            archive.keep(hub, self.patch)
         self.others.append(self.loop.replays)
 
-    def replay(self, channels: Iterable[str], cursor: ResumePoint, user: User | None) -> Slice | None:
-        self.turns.place()
-        asked = {*channels, BROADCAST}
-        first = bisect_left if cursor.part else bisect_right
-        rest = self.kept[first(self.kept, cursor.position, key=itemgetter(0)) :]
-        frames = []
-        for position, batch in rest[:3]:
-            if batch is None:
-                return None
-            if batch.channel in asked:
-                frames.append(Frame(batch, position, self.backend.format(position)))
-        self.turns.place()
-        return Slice(frames, position)
+    def cursors_of(self, number: int) -> Cursors:
+        if not hasattr(self, "archives"):
+            self.archives: list[Archive] = []
+        self.archives.append(Archive(self.backend, self.turns))
+        return self.archives[-1]
 
 
 def test_of_all_interleavings_with_one_switch_none_breaks_the_promise() -> None:
@@ -326,11 +360,12 @@ def test_of_all_interleavings_with_one_switch_none_breaks_the_promise() -> None:
         MEANWHILE,
         [*([n] for n in range(16)), *([100, 0, n] for n in range(16)), *([100, n] for n in range(16))],
     ):
-        for kind in (DetachedInterleavings, ReplayedInterleavings):
+        for number, kind in enumerate((DetachedInterleavings, ReplayedInterleavings)):
+            poll = (turns[-1] + number) % 2 == 1
             machine = kind()
             try:
-                machine.at_once(0, waiting, [thing], True, turns)
-                machine.at_once(2, waiting, [thing], False, turns)
+                machine.at_once(0, waiting, [thing], True, turns, for_user=poll)
+                machine.at_once(2, waiting, [thing], False, turns, not poll, poll)
             except Violation as violation:
                 raise AssertionError(f"at_once(0, {waiting}, {[thing]}, ..., {turns})") from violation
             finally:

@@ -15,15 +15,15 @@ from .kit.interleavings import (
 )
 
 
-def test_of_all_interleavings_with_one_switch_none_breaks_the_promise() -> None:
-    for waiting, things, first, places in product(
-        WAITING, [*product(MEANWHILE), *product(MEANWHILE, MEANWHILE)], BOTH, range(12)
-    ):
+@pytest.mark.parametrize(("poll", "for_user"), [(False, False), (False, True), (True, False), (True, True)])
+def test_of_all_interleavings_with_one_switch_none_breaks_the_promise(poll: bool, for_user: bool) -> None:
+    pairs = [] if poll or for_user else [*product(MEANWHILE, MEANWHILE)]
+    for waiting, things, first, places in product(WAITING, [*product(MEANWHILE), *pairs], BOTH, range(12)):
         machine = Interleavings()
         try:
-            machine.at_once(0, waiting, things, first, [places])
+            machine.at_once(0, waiting, things, first, [places], for_user, poll)
         except Violation as violation:
-            raise AssertionError(f"at_once(0, {waiting}, {things}, {first}, [{places}])") from violation
+            raise AssertionError(f"at_once(0, {waiting}, {things}, {first}, [{places}], ...)") from violation
         finally:
             machine.teardown()
 

@@ -1,135 +1,41 @@
-"""A hub and its viewers whose threads take turns: a state machine that draws what happens, and in which order."""
+"""Hubs and their viewers whose threads take turns: a state machine that draws what happens, and in which order."""
 
 from __future__ import annotations
 
-import queue
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count, takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
-import greenlet  # type: ignore[import-untyped]
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from sse_batcher import Client, ClientOptions, HistoryOptions
-from sse_batcher.event import Batch, Event
+from sse_batcher import Client, ClientOptions, HistoryOptions, Text
+from sse_batcher.backends.memory import MemoryBackend
+from sse_batcher.event import Audience, Batch, Event, User
 from sse_batcher.streams.hub import Hub
+from sse_batcher.streams.roles import Cursors
 from sse_batcher.wire import HEARTBEAT
 
 from .checker import Browser, Violation, judge
-from .record import Record, RecordedBackend
-
-
-class Turns:
-    """Threads that take turns, as greenlets: each goes on until it comes to a place where another may come in."""
-
-    def __init__(self) -> None:
-        self._places = 0
-        self.failed = False
-
-    def place(self) -> None:
-        self._places += 1
-        if self._places > MOST_PLACES:
-            raise Violation("livelock", "a thread waits forever")
-        here = greenlet.getcurrent()
-        if here.parent is not None and not self.failed:
-            here.parent.switch()
-
-    def run(self, works: Iterable[Callable[[], object]], turns: Iterable[int]) -> None:
-        """Each goes on for as many places as its turn says, and after the last turn to its end."""
-        running = [greenlet.greenlet(work) for work in works]
-        places = iter(turns)
-        try:
-            while running:
-                for thread in running:
-                    for _ in range(next(places, 100)):
-                        if not thread.dead:
-                            thread.switch()
-                running = [thread for thread in running if not thread.dead]
-        finally:
-            self.failed = bool(running)  # one of them; the others end where they are
-            for thread in running:
-                with suppress(Violation):
-                    thread.throw()
-
-
-MOST_PLACES = 10_000
-"""More places than all that happens has."""
-
-
-class SteppedLock:
-    """A lock of greenlets. What it is asked for, it answers as `threading.RLock` does."""
-
-    def __init__(self, turns: Turns) -> None:
-        self._turns = turns
-        self._owner: Any = None
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        self._turns.place()
-        while blocking and timeout < 0 and self._owner is not None:
-            self._turns.place()
-        if self._owner is not None:
-            return False
-        self._owner = greenlet.getcurrent()
-        return True
-
-    def release(self) -> None:
-        if not self._is_owned():
-            raise RuntimeError("cannot release un-acquired lock")
-        self._owner = None
-        self._turns.place()
-
-    def _is_owned(self) -> bool:
-        return self._owner is greenlet.getcurrent()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.release()
-
-
-class SteppedQueue:
-    """Waits for nothing: where it is empty, the time for a heartbeat has come."""
-
-    def __init__(self, turns: Turns) -> None:
-        self._turns = turns
-        self._items: deque[Any] = deque()
-
-    def put(self, item: Any) -> None:
-        self._turns.place()
-        self._items.append(item)
-
-    def get_nowait(self) -> Any:
-        self._turns.place()
-        if not self._items:
-            raise queue.Empty
-        item = self._items.popleft()
-        self._turns.place()  # with the item in hand
-        return item
-
-    def get(self, *, timeout: float) -> Any:
-        return self.get_nowait()
-
-    def qsize(self) -> int:
-        return len(self._items)
+from .record import Record
+from .turns import SteppedLock, SteppedQueue, Turns
 
 
 class SteppedViewer:
     """A browser, and the server's end of its connection. What was taken last is still on its way."""
 
-    def __init__(self, hub: Hub, record: Record, channels: tuple[str, ...]) -> None:
+    def __init__(self, hub: Hub, record: Record, channels: tuple[str, ...], user: User | None) -> None:
         self.channels = channels
+        self.user = user
         self.ids: list[str] = []
         self._hub = hub
         self._record = record
         self._facts = record.facts()
-        self._browser = Browser(channels, lambda: self._facts)
+        self._browser = Browser(channels, lambda: self._facts, user)
         self.life = self._browser.life
         self._client: Client | None = None
         self._on_its_way = b""
@@ -140,19 +46,22 @@ class SteppedViewer:
         """The id it had so many blocks ago."""
         return self.ids[-1 - back] if back < len(self.ids) else self._browser.last_id
 
-    def connect(self, cursor: str | None, batches: bool) -> None:
+    def connect(self, cursor: str | None, batches: bool, poll: bool) -> None:
         with self._alone() as alone:
             if alone:
                 self._leave(0, 0)
-                asked = self._browser.connect(cursor, batches=batches)
-                self._told_to_end = False
-                self._client = self._hub.connect(self.channels, asked, batches=batches)
+                self._open(cursor, batches, poll)
 
-    def connect_again(self, back: int, batches: bool) -> None:
-        self.connect(self.id(back), batches)
+    def connect_again(self, back: int, batches: bool, poll: bool) -> None:
+        self.connect(self.id(back), batches, poll)
+
+    def _open(self, cursor: str | None, batches: bool, poll: bool) -> None:
+        asked = self._browser.connect(cursor, batches=batches, poll=poll)
+        self._told_to_end = False
+        self._client = self._hub.connect(self.channels, asked, batches=batches, user=self.user, poll=poll)
 
     def take(self, most: int) -> None:
-        """Take so many blocks, or all there are."""
+        """Take so many blocks, or all there are. A poll that was answered is followed by the next one."""
         with self._alone() as alone:
             while alone and most > 0 and self._client is not None:
                 most -= 1
@@ -162,7 +71,15 @@ class SteppedViewer:
                 if self._on_its_way == HEARTBEAT:
                     return
                 if not self._on_its_way:
-                    self._leave(0, 0)
+                    self._has_ended()
+
+    def _has_ended(self) -> None:
+        """The server has ended the connection, in good order."""
+        connection = self.life[-1]
+        connection.answered = connection.poll and not self._told_to_end
+        self._leave(0, 0)
+        if connection.answered:
+            self._open(None, connection.batches, poll=True)
 
     def take_all(self) -> None:
         """Take all there is, while nothing else happens."""
@@ -212,6 +129,14 @@ class SteppedViewer:
             self._busy = not alone
 
 
+class Seat(NamedTuple):
+    """Whose stream a viewer has, and the hub that it comes to."""
+
+    channels: tuple[str, ...]
+    user: User | None
+    hub: int = 0
+
+
 QUEUE = 3
 
 
@@ -224,21 +149,43 @@ NUMBERS = st.integers(0, 2)
 BLOCKS = st.integers(0, 3)
 
 
-FRAME = st.sampled_from(["a", "b", "*", "z"]), st.sampled_from(["t", "u"]), st.integers(1, 3)
+AUDIENCES: list[Audience] = ["a", "b", "*", "z", (7,), (7, 8), (9,)]
+"""Some frames are for users, and some for no viewer."""
+
+
+POLLS = st.sampled_from([False, False, True])
+"""A third of the connections are polls."""
+
+
+FRAME = (
+    st.sampled_from(AUDIENCES),
+    st.sampled_from(["t", "u"]),
+    st.integers(1, 3),
+    st.sampled_from([False, False, True]),
+)
+"""Its audience, type and size, and whether it is of texts, as a third of all frames are."""
 
 
 THING = st.one_of(
     st.tuples(st.just("publish"), *FRAME),
     st.tuples(st.just("lose"), *FRAME),
     st.tuples(st.just("take"), st.sampled_from([1, 2, 100])),
-    st.tuples(st.just("return"), BLOCKS, st.booleans()),
+    st.tuples(st.just("return"), BLOCKS, st.booleans(), POLLS),
     st.tuples(st.just("cut"), BLOCKS, BLOCKS),
     st.tuples(st.just("end")),
     st.tuples(st.just("kick")),
 )
 
 
-MEANWHILE = [("take", 100), ("return", 0, True), ("return", 2, False), ("end",), ("kick",), ("lose", "a", "t", 1)]
+MEANWHILE = [
+    ("take", 100),
+    ("return", 0, True, False),
+    ("return", 2, False, True),
+    ("end",),
+    ("kick",),
+    ("lose", "a", "t", 1, False),
+    ("publish", (7,), "t", 1, True),
+]
 
 
 WAITING = [0, QUEUE, QUEUE + 1, 2 * QUEUE + 2]
@@ -246,53 +193,64 @@ WAITING = [0, QUEUE, QUEUE + 1, 2 * QUEUE + 2]
 
 
 class Interleavings(RuleBasedStateMachine):
-    """A hub and three viewers: what happens to them, one thing after the other, and at once."""
+    """Two hubs of one backend and three viewers: what happens to them, one thing after the other, and at once."""
 
-    CHANNELS: tuple[tuple[str, ...], ...] = (("a",), ("b",), ("a", "b"))
+    VIEWERS: tuple[Seat, ...] = (Seat(("a",), 7), Seat(("b",), 8), Seat(("a", "b"), 7, hub=1))
 
     def __init__(self) -> None:
         super().__init__()
         self.turns = Turns()
         self.patch = pytest.MonkeyPatch()
         self.record = Record(HISTORY)
-        self.backend = RecordedBackend(self.record)
+        self.backend = MemoryBackend()
+        self.backend.connect(self.record)
         self.publisher = SteppedLock(self.turns)  # a backend delivers one frame at a time
         self.numbers = count(1)
         self.start = self.backend.format(self.backend.start)
-        self.hub = Hub(
+        self.hubs = [self.make_hub(number) for number in range(2)]
+        self.record.stand_before(*self.hubs)
+        self.viewers: Sequence[SteppedViewer] = [self.viewer(seat) for seat in self.VIEWERS]
+        self.others: list[Callable[[], None]] = []  # what goes on at the same time, whatever happens
+
+    def make_hub(self, number: int) -> Hub:
+        """Make the hub of one process. All have the positions of one backend."""
+        return Hub(
             ClientOptions(queue_frames=QUEUE),
             HISTORY,
-            self.backend,
+            self.cursors_of(number),
             on_connect=lambda client: None,
             on_disconnect=lambda client, farewell: None,
             lock=SteppedLock(self.turns),  # type: ignore[arg-type]
             make_queue=lambda: SteppedQueue(self.turns),  # type: ignore[arg-type,return-value]
         )
-        self.backend.connect(self.hub)
-        self.viewers: Sequence[SteppedViewer] = [self.viewer(channels) for channels in self.CHANNELS]
-        self.others: list[Callable[[], None]] = []  # what goes on at the same time, whatever happens
 
-    def viewer(self, channels: tuple[str, ...]) -> SteppedViewer:
-        return SteppedViewer(self.hub, self.record, channels)
+    def cursors_of(self, number: int) -> Cursors:
+        return self.backend
 
-    def publish(self, channel: str, event_type: str, size: int, *, lost: bool = False) -> None:
+    def viewer(self, seat: Seat) -> SteppedViewer:
+        return SteppedViewer(self.hubs[seat.hub], self.record, seat.channels, seat.user)
+
+    def publish(self, audience: Audience, event_type: str, size: int, texts: bool, *, lost: bool = False) -> None:
         with self.publisher:
-            events = tuple(Event(event_type, channel, str(next(self.numbers))) for _ in range(size))
+            numbers = [next(self.numbers) for _ in range(size)]
+            bodies = [Text(f"row {number} \N{PARTY POPPER}\n") if texts else str(number) for number in numbers]
+            events = tuple(Event(event_type, audience, body) for body in bodies)
             self.record.fail = lost
             with suppress(OSError):
-                self.backend.publish(Batch(channel, event_type, events, "manual", 0))
+                self.backend.publish(Batch(audience, event_type, events, "manual", 0, "--" if texts else None))
 
-    def lose(self, channel: str, event_type: str, size: int) -> None:
-        self.publish(channel, event_type, size, lost=True)
+    def lose(self, audience: Audience, event_type: str, size: int, texts: bool) -> None:
+        self.publish(audience, event_type, size, texts, lost=True)
 
     def bury(self, id: str | None, over: int) -> None:
         """Publish so much that the frame of this id is only just in the history, or only just out of it."""
         frame = (id or self.start).partition(".")[0]
-        newer = [sent.lost for sent in takewhile(lambda sent: sent.id != frame, reversed(self.record.sent))].count(
-            False
-        )
-        for _ in range(HISTORY.history_frames - newer - 1 + over):
-            self.publish("z", "t", 1)
+        newer = [*takewhile(lambda sent: sent.id != frame, reversed(self.record.sent))]
+        own = [sent for sent in self.record.sent if sent.id == frame]
+        audience: Audience = "z" if not own or isinstance(own[0].audience, str) else (9,)
+        kept = [isinstance(sent.audience, str) == isinstance(audience, str) for sent in newer if not sent.lost]
+        for _ in range(HISTORY.history_frames - kept.count(True) - 1 + over):
+            self.publish(audience, "t", 1, False)
 
     def work(self, number: int, thing: tuple[Any, ...]) -> Callable[[], None]:
         viewer = self.viewers[number]
@@ -319,15 +277,24 @@ class Interleavings(RuleBasedStateMachine):
         things=st.lists(st.sampled_from(MEANWHILE), min_size=1, max_size=2),
         first=st.booleans(),
         turns=st.lists(st.sampled_from([*range(10), 100, 100]), max_size=4),
+        for_user=st.booleans(),
+        poll=POLLS,
     )
     def at_once(
-        self, number: int, waiting: int, things: Sequence[tuple[Any, ...]], first: bool, turns: Sequence[int]
+        self,
+        number: int,
+        waiting: int,
+        things: Sequence[tuple[Any, ...]],
+        first: bool,
+        turns: Sequence[int],
+        for_user: bool = False,
+        poll: bool = False,
     ) -> None:
         """Something happens to a viewer while a frame is published, which comes first or last."""
         viewer = self.viewers[number]
-        viewer.connect(None, True)
+        viewer.connect(None, True, poll)
         viewer.take_all()
-        publish = ("publish", viewer.channels[0], "t", 1)
+        publish = ("publish", (viewer.user,) if for_user else viewer.channels[0], "t", 1, False)
         for _ in range(waiting):
             self.work(number, publish)()
         works = [self.work(number, thing) for thing in ([publish, *things] if first else [*things, publish])]
@@ -344,6 +311,9 @@ class Interleavings(RuleBasedStateMachine):
         taken=st.integers(0, 2),
         back=BLOCKS,
         batches=st.booleans(),
+        for_user=st.booleans(),
+        texts=st.booleans(),
+        poll=POLLS,
     )
     def away(
         self,
@@ -356,35 +326,39 @@ class Interleavings(RuleBasedStateMachine):
         taken: int,
         back: int,
         batches: bool,
+        for_user: bool,
+        texts: bool,
+        poll: bool,
     ) -> None:
         """A viewer is cut off, maybe inside a frame, misses frames, some of which are lost, and returns.
 
         Its place comes to the edge of the history before that, or after it has taken some blocks.
         """
         viewer = self.viewers[number]
+        own: list[Audience] = [viewer.channels[0], (viewer.user,) if viewer.user is not None else "*"]
         if size:
-            viewer.connect(None, False)
+            viewer.connect(None, False, poll)
             viewer.take_all()
-            self.publish(viewer.channels[0], "t", size)
+            self.publish(own[for_user], "t", size, texts)
             viewer.take(1)
         viewer.cut(blocks, more)
         id = viewer.id(back)
         for lost in missed:
-            self.publish(viewer.channels[0], "t", 1, lost=lost)
+            self.publish(own[not for_user], "t", 1, texts, lost=lost)
         if taken:
-            viewer.connect(id, batches)
+            viewer.connect(id, batches, poll)
             viewer.take(taken)
         if over is not None:
             self.bury(id, over)
         if not taken:
-            viewer.connect(id, batches)
+            viewer.connect(id, batches, poll)
         viewer.take_all()
 
     def teardown(self) -> None:
         try:
             for viewer in [] if self.turns.failed else self.viewers:
                 viewer.take_all()
-                viewer.connect(None, True)
+                viewer.connect(None, True, False)
                 viewer.take_all()
                 judge(self.start, self.record.sent, viewer.life)
             if not self.turns.failed:

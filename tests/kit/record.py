@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
 
 from sse_batcher import HistoryOptions
 from sse_batcher.backends.memory import MemoryBackend
+from sse_batcher.event import Audience
+from sse_batcher.reasons import GapReason
 from sse_batcher.streams.roles import Receiver
-from sse_batcher.wire import Frame
+from sse_batcher.wire import Frame, Position
 
 from .checker import Facts, Sent
 
@@ -20,34 +21,41 @@ class Record:
         self.sent: list[Sent] = []
         self.fail = False
         self._room = history.history_frames
-        self._kept: list[int] = []  # the numbers of the frames that were not lost
-        self._receiver: Receiver | None = None
+        # The numbers of the frames that were not lost.
+        self._of_channels: list[int] = []
+        self._of_users: list[int] = []
+        self._receivers: list[Receiver] = []
 
     def facts(self) -> Facts:
         """See `tests.kit.checker.Facts`."""
-        gone = self._kept[-self._room - 1] if len(self._kept) > self._room else 0
-        return len(self.sent), gone
+        gone = [kept[-self._room - 1] if len(kept) > self._room else 0 for kept in (self._of_channels, self._of_users)]
+        return Facts(len(self.sent), *gone)
 
     @property
     def stands(self) -> bool:
-        return self._receiver is not None
+        return bool(self._receivers)
 
-    def stand_before(self, receiver: Receiver) -> Record:
-        self._receiver = receiver
+    def stand_before(self, *receivers: Receiver) -> Record:
+        """Pass on to these, each of which is as a process of its own."""
+        self._receivers += receivers
         return self
 
     def deliver(self, frame: Frame) -> None:
-        events = tuple((event.type, event.data) for event in frame.batch.events)
-        self.sent.append(Sent(frame.id, frame.batch.channel, events, lost=self.fail))
+        batch = frame.batch
+        events = tuple((event.type, event.data) for event in batch.events)
+        self.sent.append(Sent(frame.id, batch.audience, events, self.fail, batch.join))
         if self.fail:
             raise OSError("lost on purpose")
-        self._kept.append(len(self.sent))
-        assert self._receiver is not None
-        self._receiver.deliver(frame)
+        kept = self._of_channels if isinstance(batch.audience, str) else self._of_users
+        kept.append(len(self.sent))
+        assert self._receivers
+        for receiver in self._receivers:
+            receiver.deliver(frame)
 
-    def lose(self, channel: str, position: Any, reason: str = "publish_failed") -> None:
-        assert self._receiver is not None
-        self._receiver.lose(channel, position, reason)
+    def lose(self, audience: Audience, position: Position, reason: GapReason = "publish_failed") -> None:
+        assert self._receivers
+        for receiver in self._receivers:
+            receiver.lose(audience, position, reason)
 
     def dismiss(self, reason: str, user: Hashable = None, channel: str | None = None) -> None:
         raise AssertionError("no client is kicked here")

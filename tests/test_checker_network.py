@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import socket
 import threading
 import time
@@ -13,17 +14,18 @@ from itertools import count, cycle
 from pathlib import Path
 from random import Random
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 import pytest
 
-from sse_batcher import BatchOptions, ClientOptions, HistoryOptions, SSEManager, stream
+from sse_batcher import BatchOptions, ClientOptions, HistoryOptions, SSEManager, Text, stream
 from sse_batcher.backends import Backend
 from sse_batcher.backends.redis.backend import RedisBackend, open_redis
 from sse_batcher.cli import serving
+from sse_batcher.event import BROADCAST, Audience
 from sse_batcher.options import TRANSPORTS
 
-from .kit.checker import Browser, Violation, judge, judge_publishing
+from .kit.checker import Browser, Facts, Violation, judge, judge_publishing
 from .kit.fault_proxy import FaultProxy, Faults
 from .kit.record import Record, RecordedBackend
 from .kit.redisserver import cursor_of, redis_server
@@ -44,7 +46,7 @@ class Service:
         self.managers = managers
         self.record = record
         self.start = cursor_of(managers[0])
-        self.facts = record.facts if len(managers) == 1 else lambda: (10**9, 0)
+        self.facts = record.facts if len(managers) == 1 else lambda: Facts(10**9)
         self._proxies = cycle(proxies)
 
     @property
@@ -52,19 +54,30 @@ class Service:
         """Of the server whose turn it is."""
         return next(self._proxies)
 
-    def read(self, browser: Browser, faults: Faults, *, batches: bool = True, patience: float = TIMEOUT) -> Reading:
-        return Reading(self, browser, faults, batches, patience)
+    def read(
+        self,
+        browser: Browser,
+        faults: Faults,
+        *,
+        batches: bool = True,
+        poll: bool = False,
+        patience: float = TIMEOUT,
+    ) -> Reading:
+        return Reading(self, browser, faults, batches, poll, patience)
 
 
 class Reading:
     """One connection of a browser."""
 
-    def __init__(self, service: Service, browser: Browser, faults: Faults, batches: bool, patience: float) -> None:
+    def __init__(
+        self, service: Service, browser: Browser, faults: Faults, batches: bool, poll: bool, patience: float
+    ) -> None:
         self._browser = browser
         self._patience = patience
         self._socket = service.proxy.connect(faults, patience)
-        asked = browser.connect(batches=batches)
-        query = "&".join([f"channel={channel}" for channel in browser.channels] + ["batch=0"] * (not batches))
+        asked = browser.connect(batches=batches, poll=poll)
+        parts = [f"channel={channel}" for channel in browser.channels] + [f"user={json.dumps(browser.user)}"]
+        query = quote("&".join(parts + ["batch=0"] * (not batches) + ["poll=1"] * poll), safe="&=")
         headers = {"Last-Event-ID": asked} if asked else {}
         self._http = http.client.HTTPConnection("proxy")
         self._http.sock = self._socket
@@ -83,6 +96,8 @@ class Reading:
                     came = time.monotonic()
                 elif time.monotonic() > came + self._patience:  # nothing but heartbeats
                     return
+            # `read1` raises if the chunks are not complete. If the head is not complete, there seem to be none.
+            self._browser.life[-1].answered = self._response is not None and self._response.chunked
 
     def __enter__(self) -> Reading:
         return self
@@ -137,8 +152,9 @@ def recorded_redis(url: str, frames: int, record: Record) -> RedisBackend:
 def app_of(manager: SSEManager) -> Callable[..., Iterable[bytes]]:
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         environ["werkzeug.socket"].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        channels = parse_qs(environ["QUERY_STRING"])["channel"]
-        status, headers, body = stream(manager, environ, channels)
+        query = parse_qs(environ["QUERY_STRING"])
+        user = json.loads(query["user"][0])
+        status, headers, body = stream(manager, environ, query["channel"], user=user)
         start_response(status, headers)
         return body
 
@@ -152,18 +168,22 @@ def app_of(manager: SSEManager) -> Callable[..., Iterable[bytes]]:
 def test_a_stream_that_is_cut_at_any_byte_goes_on_where_it_was(
     monkeypatch: pytest.MonkeyPatch, batches: bool, reset: bool, transport: str
 ) -> None:
+    """Also within a character of several bytes, and within a frame for its user."""
     batching = BatchOptions(batch_window=10, max_batch_size=3)
     with serving_through_faults(monkeypatch, LARGE, batching, transport=transport) as service:
         manager = service.managers[0]
-        first = Browser(("a",), service.facts)
+        first = Browser(("a",), service.facts, 7)
         with service.read(first, Faults()) as reading:
             next(reading.events())
-        for number in range(5):
+        for number in range(3):
             manager.enqueue("t", number, channel="a")
+        for text in ("\N{PARTY POPPER}\n", "e\N{COMBINING ACUTE ACCENT}"):
+            manager.enqueue("row", Text(text), channel="a")
+        manager.enqueue("t", 3, user=[7, "7"])
         assert manager.flush_all(TIMEOUT)
         frames = len(service.record.sent)
         for cut in count():
-            browser = Browser(("a",), service.facts)
+            browser = Browser(("a",), service.facts, 7)
             browser.life, browser.last_id = list(first.life), first.last_id
             with service.read(browser, Faults(cut_after=cut, reset=reset), batches=batches) as reading:
                 for event in reading.events():
@@ -195,7 +215,7 @@ class Chaos:
         self.service = service
         self.seed = seed
         self.browsers: list[Browser] = []
-        self.published: list[tuple[str, str, list[Any]]] = []
+        self.published: list[tuple[Audience, str, list[Any]]] = []
         self.errors: list[BaseException] = []
         self._changed = threading.Condition()  # guards the three below
         self._connections = 0
@@ -241,19 +261,24 @@ class Chaos:
         """Bursts, each after the browsers have come back some more times."""
         random = Random(f"{self.seed} publisher {number}")
         manager = self.service.managers[number % len(self.service.managers)]
-        lanes: dict[tuple[str, str], list[Any]] = {}
+        lanes: dict[tuple[Audience, str], list[Any]] = {}
         bursts = 40
         for burst in range(bursts):
             due = burst * self.BROWSERS * self.CONNECTIONS // (2 * bursts)
             self._wait_for(lambda due=due: self._connections >= due, "enough connections")  # type: ignore[misc]
             for _ in range(random.randrange(1, 25)):
-                lane = random.choice(["a", "b", "c", "*"]), random.choice(["t", "u"])
-                data = {"by": number, "n": len(lanes.setdefault(lane, [])), "pad": "x" * random.randrange(600)}
-                lanes[lane].append(data)
-                if lane[0] == "*":
-                    manager.broadcast(lane[1], data)
+                audience, event_type = random.choice(AUDIENCES), random.choice(["t", "u"])
+                lane = lanes.setdefault((audience, event_type), [])
+                data: Any = {"by": number, "n": len(lane), "pad": "x" * random.randrange(600)}
+                if random.randrange(3) == 0:
+                    data = Text(f"row {number} {len(lane)}\n" + "\N{PARTY POPPER}" * random.randrange(150))
+                lane.append(data)
+                if audience == BROADCAST:
+                    manager.broadcast(event_type, data)
+                elif isinstance(audience, str):
+                    manager.enqueue(event_type, data, channel=audience)
                 else:
-                    manager.enqueue(lane[1], data, channel=lane[0])
+                    manager.enqueue(event_type, data, user=audience)
         assert manager.flush_all(TIMEOUT)
         with self._changed:
             self.published += [(*lane, values) for lane, values in lanes.items()]
@@ -265,13 +290,16 @@ class Chaos:
             self._changed.notify_all()
 
     def _browse(self, number: int) -> None:
-        """Come back again and again, and once more at the end, to read all there is."""
+        """Come back again and again, and once more at the end, to read all there is. A third of all poll."""
         random = Random(f"{self.seed} browser {number}")
-        browser = Browser(random.choice([("a",), ("b",), ("a", "b")]), self.service.facts)
+        channels, user = random.choice([("a",), ("b",), ("a", "b")]), random.choice([7, 7, "7", 8, None])
+        poll = number % 3 == 0
+        browser = Browser(channels, self.service.facts, user)
         self.browsers.append(browser)
         for _ in range(self.CONNECTIONS):
             faults = self._faults(random)
-            with self.service.read(browser, faults, batches=random.random() < 0.7, patience=0.3) as reading:
+            batches = random.random() < 0.7
+            with self.service.read(browser, faults, batches=batches, poll=poll, patience=0.3) as reading:
                 with self._changed:
                     self._connections += 1
                     self._changed.notify_all()
@@ -286,12 +314,15 @@ class Chaos:
                     if taken == last:
                         break
         self._wait_for(lambda: not self._publishing, "the end of publishing")
-        with self.service.read(browser, Faults()) as reading:
-            for event in reading.events():
-                if event.id == self.service.record.sent[-1].id:
-                    browser.life[-1].drained = len(self.service.record.sent)
-                    return
-        raise AssertionError(f"the last connection ended before the end: {browser.life[-1]}")
+        while True:
+            with self.service.read(browser, Faults(), poll=poll) as reading:
+                for event in reading.events():
+                    if event.id == self.service.record.sent[-1].id:
+                        browser.life[-1].drained = len(self.service.record.sent)
+                        return
+            # A poll that was answered is followed by the next one, until the client has all.
+            if not browser.life[-1].answered or not poll:
+                raise AssertionError(f"the last connection ended before the end: {browser.life[-1]}")
 
     @staticmethod
     def _faults(random: Random) -> Faults:
@@ -352,5 +383,7 @@ def test_two_processes_and_a_redis_whose_connections_are_cut(monkeypatch: pytest
     assert counts["sse_gap"] == 0
     assert counts["sse_open"] > chaos.BROWSERS
 
+
+AUDIENCES: list[Audience] = ["a", "b", "c", BROADCAST, (7,), (8, "7"), (7, 8), (99,)]
 
 SEED = 4

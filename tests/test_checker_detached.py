@@ -11,6 +11,7 @@ import select
 import socket
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import product
 from operator import itemgetter
 from types import SimpleNamespace
@@ -112,7 +113,8 @@ class Network:
 
     def close(self) -> None:
         for fd in self._pipes:
-            os.close(fd)
+            with suppress(OSError):  # the loop has closed it, after a violation
+                os.close(fd)
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
         self._turns.place()
@@ -267,9 +269,9 @@ SERVER: Any = SimpleNamespace(is_stopping=lambda: False)
 
 
 class DetachedInterleavings(Interleavings):
-    """The same hubs, viewers at the loop's connections, and the loop. Two of them are in one group."""
+    """The same hubs, viewers at the loop's connections, and the loop. Three of them are in one group."""
 
-    VIEWERS = (Seat(("a",), 7), Seat(("a",), 8), Seat(("a", "b"), 7, hub=1))
+    VIEWERS = (Seat(("a",), 7), Seat(("a",), 8), Seat(("a", "b"), 7, hub=1), Seat(("a",), None))
 
     def __init__(self) -> None:
         super().__init__()
@@ -372,8 +374,27 @@ def test_of_all_interleavings_with_one_switch_none_breaks_the_promise() -> None:
                 machine.teardown()
 
 
+@pytest.mark.parametrize("kind", [DetachedInterleavings, ReplayedInterleavings])
+def test_of_all_moments_at_which_a_frame_for_a_user_comes_none_breaks_the_promise(
+    kind: type[DetachedInterleavings],
+) -> None:
+    """Its group is busy with the first frame, and knows of the second, or not, when it comes before the fourth."""
+    frames = [("publish", audience, "t", 1, False) for audience in ("a", "a", "a")]
+    for name, before, meanwhile in product(("publish", "lose"), range(10, 20), range(0, 25, 2)):
+        machine = kind()
+        own = (name, (7,), "t", 1, True)
+        replays = [0] * (len(machine.others) - 1)
+        turns = [100, before, *replays, 100, 0, 0, meanwhile, *replays, 100, 100]
+        try:
+            machine.burst([*frames[:2], own, frames[2]], turns)
+        except Violation as violation:
+            raise AssertionError(f"burst(..., {turns})") from violation
+        finally:
+            machine.teardown()
+
+
 SEARCH = settings(
-    max_examples=400,
+    max_examples=320,
     stateful_step_count=12,
     deadline=None,
     report_multiple_bugs=False,

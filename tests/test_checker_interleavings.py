@@ -34,7 +34,7 @@ BOTH = (True, False)
 @pytest.mark.timeout(180)  # to find a small example, if there is one
 class TestInterleavings(Interleavings.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(
-        max_examples=700,
+        max_examples=500,
         stateful_step_count=12,
         deadline=None,
         report_multiple_bugs=False,

@@ -39,8 +39,13 @@ class SteppedViewer:
         self.life = self._browser.life
         self._client: Client | None = None
         self._on_its_way = b""
-        self._told_to_end = False
+        self._told: Client | None = None  # the stream that was told to end
         self._busy = False  # in the hands of one of the threads
+
+    @property
+    def audiences(self) -> list[Audience]:
+        """One of its channels, and its user."""
+        return [self.channels[0], "*" if self.user is None else (self.user,)]
 
     def id(self, back: int) -> str | None:
         """The id it had so many blocks ago."""
@@ -57,8 +62,13 @@ class SteppedViewer:
 
     def _open(self, cursor: str | None, batches: bool, poll: bool) -> None:
         asked = self._browser.connect(cursor, batches=batches, poll=poll)
-        self._told_to_end = False
         self._client = self._hub.connect(self.channels, asked, batches=batches, user=self.user, poll=poll)
+
+    def stay(self) -> None:
+        """Be connected, and have taken all there is."""
+        if self._client is None:
+            self.connect(None, True, False)
+        self.take_all()
 
     def take(self, most: int) -> None:
         """Take so many blocks, or all there are. A poll that was answered is followed by the next one."""
@@ -104,10 +114,13 @@ class SteppedViewer:
         self._tell(lambda client: client.dismiss("kicked"))
 
     def _tell(self, end: Callable[[Client], None]) -> None:
-        client = self._client
-        if client is not None:
-            end(client)
-            self._told_to_end |= client is self._client
+        if self._client is not None:
+            self._told = self._client
+            end(self._client)
+
+    @property
+    def _told_to_end(self) -> bool:
+        return self._client is not None and self._client is self._told
 
     def _leave(self, blocks: int, more: int) -> None:
         ends = [0] + [match.end() for match in re.finditer(b"\n\n", self._on_its_way)]
@@ -143,7 +156,7 @@ QUEUE = 3
 HISTORY = HistoryOptions(history_frames=6)
 
 
-NUMBERS = st.integers(0, 2)
+NUMBERS = st.integers(0, 3)
 
 
 BLOCKS = st.integers(0, 3)
@@ -253,7 +266,7 @@ class Interleavings(RuleBasedStateMachine):
             self.publish(audience, "t", 1, False)
 
     def work(self, number: int, thing: tuple[Any, ...]) -> Callable[[], None]:
-        viewer = self.viewers[number]
+        viewer = self.viewers[number % len(self.viewers)]
         name, *details = thing
         what: dict[str, Callable[..., None]] = {
             "publish": self.publish,
@@ -291,15 +304,32 @@ class Interleavings(RuleBasedStateMachine):
         poll: bool = False,
     ) -> None:
         """Something happens to a viewer while a frame is published, which comes first or last."""
-        viewer = self.viewers[number]
+        viewer = self.viewers[number % len(self.viewers)]
         viewer.connect(None, True, poll)
         viewer.take_all()
-        publish = ("publish", (viewer.user,) if for_user else viewer.channels[0], "t", 1, False)
+        publish = ("publish", viewer.audiences[for_user], "t", 1, False)
         for _ in range(waiting):
             self.work(number, publish)()
         works = [self.work(number, thing) for thing in ([publish, *things] if first else [*things, publish])]
         self.turns.run([*works, *self.others], turns)
         viewer.take_all()
+
+    @rule(
+        frames=st.lists(
+            st.sampled_from(["publish", "publish", "lose"]).flatmap(lambda name: st.tuples(st.just(name), *FRAME)),
+            min_size=2,
+            max_size=5,
+        ),
+        turns=st.lists(st.sampled_from([0, 0, *range(1, 10), 100, 100]), max_size=16),
+    )
+    def burst(self, frames: Sequence[tuple[Any, ...]], turns: Sequence[int]) -> None:
+        """Frames come one after the other while all viewers are there, and are sent some of them meanwhile."""
+        for viewer in self.viewers:
+            viewer.stay()
+        first, *rest = (self.work(0, frame) for frame in frames)
+        self.turns.run([first, *self.others, *rest], turns)
+        for viewer in self.viewers:
+            viewer.take_all()
 
     @rule(
         number=NUMBERS,
@@ -334,8 +364,8 @@ class Interleavings(RuleBasedStateMachine):
 
         Its place comes to the edge of the history before that, or after it has taken some blocks.
         """
-        viewer = self.viewers[number]
-        own: list[Audience] = [viewer.channels[0], (viewer.user,) if viewer.user is not None else "*"]
+        viewer = self.viewers[number % len(self.viewers)]
+        own = viewer.audiences
         if size:
             viewer.connect(None, False, poll)
             viewer.take_all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import pytest
@@ -13,33 +12,10 @@ from sse_batcher.streams import history as histories
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.streams.history import History, ResumePoint
 
-from .kit.delivery import Delivery, Queues, take
+from .kit.delivery import Delivery, Queues, bye, connect_user, deliver_all, opened, take
 from .kit.sse_parser import parse
 
 SMALL = HistoryOptions(history_frames=5)
-
-
-def connect(delivery: Delivery, *channels: str, **options: Any) -> QueueClient:
-    """A stream that has begun."""
-    client = delivery.connect(*channels, **options)
-    assert [event for event, _, _ in take(client, 1)] == ["sse_open"]
-    return client
-
-
-def bye(client: QueueClient) -> str:
-    """The position that the goodbye names. The stream ends."""
-    client.dismiss("lease")
-    ((event, _, id),) = take(client, 1)
-    assert event == "sse_bye"
-    return id
-
-
-def opened(delivery: Delivery, cursor: str, *channels: str, **options: Any) -> tuple[str, str]:
-    """How a stream that comes back begins: the type of the first block, and its position."""
-    client = delivery.connect(*channels, cursor=cursor, **options)
-    ((event, _, id),) = take(client, 1)
-    client.close()
-    return event, id
 
 
 def received(client: QueueClient) -> list[tuple[str, str]]:
@@ -54,11 +30,6 @@ MIXTURE: list[Audience] = ["a", (7,), (8,), "b", (7, 8), BROADCAST, "a", (7,)]
 """All but the third and fourth frame are for a stream of the channel a and the user 7."""
 
 
-def deliver_all(delivery: Delivery, audiences: Iterable[Audience]) -> None:
-    for audience in audiences:
-        delivery.deliver(1, channel=audience)
-
-
 # -- lost frames -------------------------------------------------------------------------------------------------------
 
 
@@ -70,8 +41,8 @@ def test_a_lost_frame_is_a_gap_for_its_audience_alone(audience: Audience, missed
     delivery = Delivery()
     users: list[User | None] = [7, 8, "7", None]
     channels = {7: ("a",), 8: (), "7": ("b",), None: ("a", "b")}
-    clients = {user: connect(delivery, *channels[user], user=user) for user in users}
-    others = {user: connect(delivery, *channels[user], user=user) for user in users}
+    clients = {user: connect_user(delivery, *channels[user], user=user) for user in users}
+    others = {user: connect_user(delivery, *channels[user], user=user) for user in users}
     cursors = {user: bye(client) for user, client in others.items()}
     delivery.lose(audience)
     delivery.deliver(1, channel=BROADCAST)
@@ -84,7 +55,7 @@ def test_a_lost_frame_is_a_gap_for_its_audience_alone(audience: Audience, missed
 
 def test_a_lost_frame_for_users_gives_its_reason() -> None:
     delivery = Delivery()
-    client = connect(delivery, user=7)
+    client = connect_user(delivery, user=7)
     delivery.lose((7,))
     ((event, data, _),) = take(client, 1)
     assert (event, data["reason"]) == ("sse_gap", "publish_failed")
@@ -192,57 +163,6 @@ def test_a_frame_for_several_users_is_kept_once_and_gone_for_all_of_them() -> No
     assert delivery.hub.count()["history_frames"] == 5
 
 
-# -- many others -------------------------------------------------------------------------------------------------------
-
-MANY_USERS: list[Audience] = [(user,) for user in range(50_000)]
-MANY_CHANNELS: list[Audience] = [f"channel-{number % 22_000}" for number in range(25_000)]
-
-
-@pytest.mark.parametrize("audiences", [MANY_USERS, MANY_CHANNELS], ids=["users", "channels"])
-def test_many_frames_of_others_make_no_false_gap(audiences: list[Audience]) -> None:
-    delivery = Delivery()
-    delivery.deliver(2, channel="quiet")
-    delivery.deliver(2, channel=("quiet",))
-    clients = [connect(delivery, "quiet"), connect(delivery, user="quiet"), connect(delivery, "quiet", user="quiet")]
-    deliver_all(delivery, audiences)
-    head = f"x-{delivery.position}"
-    assert [opened(delivery, "x-4", *client.channels, user=client.info.user) for client in clients] == (
-        [("sse_open", head)] * 3
-    )
-    slow = clients[2]
-    slow.fall_behind()  # as if it had overflowed
-    delivery.deliver(1, "to both", ("quiet", 1))
-    delivery.deliver(1, "to both", "quiet")
-    assert [data for _, data, _ in take(slow, 2)] == ["to both"] * 2
-    for client in clients:
-        cursor = bye(client)
-        assert opened(delivery, cursor, *client.channels, user=client.info.user)[0] == "sse_open"
-
-
-def test_a_loop_over_many_users_evicts_nothing_of_a_channel() -> None:
-    delivery = Delivery()
-    delivery.deliver(3, channel="a")
-    client = delivery.connect("a", cursor="x-0")
-    deliver_all(delivery, MANY_USERS)
-    assert [event for event, _, _ in take(client, 4)] == ["sse_open", "t", "t", "t"]
-    assert bye(client) == f"x-{delivery.position}"
-
-
-def test_a_quiet_stream_that_comes_back_again_and_again_never_meets_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even if others have taken all floors, as long as they do not do so between two of its visits."""
-    monkeypatch.setattr(histories, "MAX_FLOORS", 4)
-    delivery = Delivery(HistoryOptions(history_frames=2))
-    cursor = "x-0"
-    for number in range(20):
-        for step in range(3):
-            deliver_all(delivery, [f"channel-{number}-{step}", (f"user-{number}-{step}",)])
-        client = delivery.connect("quiet", cursor=cursor, user="quiet")
-        ((event, _, _),) = take(client, 1)
-        assert event == "sse_open"
-        cursor = bye(client)
-        assert cursor == f"x-{delivery.position}"
-
-
 def test_channels_and_users_have_floors_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(histories, "MAX_FLOORS", 2)
     delivery, history, start = Delivery(), History(HistoryOptions(history_frames=1), 0), ResumePoint(0)
@@ -267,7 +187,7 @@ def frames_of_others(delivery: Delivery) -> None:
 @pytest.mark.parametrize("user", [None, 7])
 def test_the_goodbye_names_the_head_if_nothing_of_the_streams_own_lies_between(user: User | None) -> None:
     delivery = Delivery()
-    client = connect(delivery, "a", user=user)
+    client = connect_user(delivery, "a", user=user)
     delivery.deliver(1, channel="a")
     take(client, 1)
     frames_of_others(delivery)
@@ -281,7 +201,7 @@ OWN: list[Audience] = ["a", BROADCAST, (7,), (1, 7)]
 @pytest.mark.parametrize("audience", OWN)
 def test_the_goodbye_does_not_skip_a_frame_that_is_still_queued(audience: Audience) -> None:
     delivery = Delivery()
-    client = connect(delivery, "a", user=7)
+    client = connect_user(delivery, "a", user=7)
     frames_of_others(delivery)
     delivery.deliver(1, channel=audience)
     frames_of_others(delivery)
@@ -295,7 +215,7 @@ def test_the_goodbye_does_not_skip_a_frame_that_is_still_queued(audience: Audien
 def test_the_goodbye_does_not_skip_a_frame_that_comes_in_between(audience: Audience) -> None:
     """The hub has it in the history, and has not offered it yet, when the stream asks where it stands."""
     delivery = Delivery()
-    client = connect(delivery, "a", user=7)
+    client = connect_user(delivery, "a", user=7)
     frames_of_others(delivery)
     offer = client.offer
     said: list[str] = []
@@ -313,7 +233,7 @@ def test_the_goodbye_does_not_skip_a_frame_that_comes_in_between(audience: Audie
 @pytest.mark.parametrize("audience", OWN)
 def test_the_goodbye_does_not_skip_a_frame_that_was_lost(audience: Audience) -> None:
     delivery = Delivery()
-    client = connect(delivery, "a", user=7)
+    client = connect_user(delivery, "a", user=7)
     delivery.lose(audience)
     frames_of_others(delivery)
     cursor = bye(client)
@@ -324,7 +244,7 @@ def test_the_goodbye_does_not_skip_a_frame_that_was_lost(audience: Audience) -> 
 @pytest.mark.parametrize("audience", OWN)
 def test_the_goodbye_does_not_skip_a_frame_that_was_evicted(audience: Audience) -> None:
     delivery = Delivery(HistoryOptions(history_frames=1))
-    client = connect(delivery, "a", user=7)
+    client = connect_user(delivery, "a", user=7)
     delivery.deliver(1, channel=audience)
     frames_of_others(delivery)
     cursor = bye(client)
@@ -343,13 +263,13 @@ def test_the_goodbye_does_not_skip_the_rest_of_a_frame(audience: Audience, evict
         assert opened(delivery, "x-1.1", "a", user=7, batches=False)[0] == "sse_gap"
         return
     delivery.deliver(1, channel=(8,) if isinstance(audience, str) else "b")
-    client = connect(delivery, "a", cursor="x-1.1", user=7, batches=False)
+    client = connect_user(delivery, "a", cursor="x-1.1", user=7, batches=False)
     assert bye(client) == "x-1.1"
 
 
 def test_the_goodbye_of_a_stream_that_reads_the_history_names_what_it_has_got() -> None:
     delivery = Delivery(queue_frames=2)
-    client = connect(delivery, "a", user=7)
+    client = connect_user(delivery, "a", user=7)
     for _ in range(3):
         delivery.deliver(1, channel=(7,))
         delivery.deliver(1, channel="a")
@@ -363,7 +283,7 @@ def test_a_frame_that_comes_while_the_stream_comes_back_is_not_skipped() -> None
     queues = Queues()
     delivery = Delivery(make_queue=queues)
     frames_of_others(delivery)
-    client = connect(delivery, "a", cursor="x-0", user=7)
+    client = connect_user(delivery, "a", cursor="x-0", user=7)
     queues[0].meet_before_wait(lambda: delivery.deliver(1, channel=(7,)))
     assert [id for _, _, id in take(client, 1)] == ["x-3"]
 
@@ -388,7 +308,7 @@ def test_whether_a_client_can_resume_depends_on_its_user() -> None:
 
 def test_a_slow_user_reads_frames_for_users_and_of_channels_in_order() -> None:
     delivery = Delivery(queue_frames=2)
-    client = connect(delivery, "a", user=7)
+    client = connect_user(delivery, "a", user=7)
     deliver_all(delivery, MIXTURE)
     assert [id for _, id in received(client)] == ["x-1", "x-2", "x-5", "x-6", "x-7", "x-8"]
 

@@ -238,3 +238,31 @@ def just_after(monkeypatch: pytest.MonkeyPatch, thing: object, method: str, happ
 def connect(hub: Hub, user: Hashable = None) -> Client:
     """A stream of the default channel, of this user."""
     return hub.connect(("default",), user=user)
+
+
+def connect_user(delivery: Delivery, *channels: str, **options: Any) -> QueueClient:
+    """A stream that has begun."""
+    client = delivery.connect(*channels, **options)
+    assert [event for event, _, _ in take(client, 1)] == ["sse_open"]
+    return client
+
+
+def bye(client: QueueClient) -> str:
+    """The position that the goodbye names. The stream ends."""
+    client.dismiss("lease")
+    ((event, _, id),) = take(client, 1)
+    assert event == "sse_bye"
+    return id
+
+
+def opened(delivery: Delivery, cursor: str, *channels: str, **options: Any) -> tuple[str, str]:
+    """How a stream that comes back begins: the type of the first block, and its position."""
+    client = delivery.connect(*channels, cursor=cursor, **options)
+    ((event, _, id),) = take(client, 1)
+    client.close()
+    return event, id
+
+
+def deliver_all(delivery: Delivery, audiences: Iterable[Audience]) -> None:
+    for audience in audiences:
+        delivery.deliver(1, channel=audience)

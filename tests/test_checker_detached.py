@@ -40,7 +40,7 @@ from .kit.turns import Turns
 USED = {"group": ("send", "sized", "taken"), "connection": ("send_to", "hang_up"), "loop": ("hang_up",)}
 """Of `sending`, by which module."""
 
-ROOM = 300
+ROOM = 200
 """Bytes that a connection takes before it is full."""
 
 
@@ -217,7 +217,7 @@ class DetachedViewer(SteppedViewer):
                 raise Violation("end", f"it was told to end, and goes on: {self.life[-1]}")
             if self._pipe.on_its_way:
                 raise Violation("duplicate", f"there is no end of {self.life[-1]}")
-            self.life[-1].drained = len(self._record.sent)
+            self._has_all()
 
     def end(self) -> None:
         self.kick()  # one that is detached ends with all others, or so

@@ -99,7 +99,13 @@ class SteppedViewer:
                 raise Violation("end", f"it was told to end, and goes on: {self.life[-1]}")
             if self._on_its_way != HEARTBEAT:
                 raise Violation("duplicate", f"there is no end of {self.life[-1]}")
-            self.life[-1].drained = len(self._record.sent)
+            self._has_all()
+
+    def _has_all(self) -> None:
+        connection = self.life[-1]
+        connection.drained = len(self._record.sent)
+        if connection.poll and len(connection.got) > 1:
+            raise Violation("poll", f"it has its answer, and goes on: {connection}")
 
     def cut(self, blocks: int, more: int) -> None:
         """The connection ends after so many blocks of what is on its way, and so many bytes."""

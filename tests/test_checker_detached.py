@@ -40,7 +40,7 @@ from .kit.turns import Turns
 USED = {"group": ("send", "sized", "taken"), "connection": ("send_to", "hang_up"), "loop": ("hang_up",)}
 """Of `sending`, by which module."""
 
-ROOM = 200
+ROOM = 150
 """Bytes that a connection takes before it is full."""
 
 

@@ -175,8 +175,8 @@ class DetachedViewer(SteppedViewer):
         self._is_complete = False
         self._pipe: Pipe | None = None
 
-    def _open(self, cursor: str | None, batches: bool, poll: bool) -> None:
-        super()._open(cursor, batches, poll)
+    def come(self, cursor: str | None, batches: bool, poll: bool) -> None:
+        super().come(cursor, batches, poll)
         client = self._client
         assert client is not None
         fd, self._pipe = self._network.open()

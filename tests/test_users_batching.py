@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 
+from sse_batcher import BatchOptions
 from sse_batcher.batching.batcher import put
-from sse_batcher.event import BROADCAST, Audience, check_users
+from sse_batcher.batching.window import Windows
+from sse_batcher.event import BROADCAST, Audience, Event, check_users
 
 from .kit.batching import SteppedBatcher
 
@@ -84,12 +87,21 @@ def test_a_key_replaces_among_the_same_users_alone() -> None:
 
 @pytest.mark.parametrize("options", [{"mixed": True}, {"leading": True}, {}])
 def test_windows_leave_no_trace_of_their_users(options: dict[str, Any]) -> None:
-    batcher = SteppedBatcher(dedup_key=None, **options)
+    batch_options = BatchOptions(dedup_key=None, **options)
+    windows = Windows(batch_options)
+    user = "".join(["a", "da"])
+    before = sys.getrefcount(user)
+
+    def add(event_type: str, audience: Audience, now: float) -> None:
+        windows.add(Event(event_type, audience, "1"), batch_options.rules(event_type), None, now)
+
     for number in range(100):
-        add(batcher, [number, "all"], [number])
-        add(batcher, [number], event_type="u")
-    add(batcher, [7], event_type="error")
-    batcher.advance(10)
-    windows = batcher.engine._windows
-    assert (windows._open, windows._audiences_of) == ({}, {})
-    assert batcher.get_stats().pending_events == 0
+        add("t", (number, user), number / 1000)
+        add("u", (user,), number / 1000)
+    add("error", (user,), 0.1)
+    assert sys.getrefcount(user) > before
+    windows.close_due(10)
+    windows.close_due(20)  # those that `leading` has opened
+    windows.next_deadline()
+    windows.closed.clear()
+    assert sys.getrefcount(user) == before

@@ -75,7 +75,7 @@ def site(
 
 
 def tabs(stack: ExitStack, site: Server, user: str, count: int) -> list[Stream]:
-    """At least so many streams of a user, who is given as JSON, on both workers."""
+    """At least so many streams of a user on both workers. The user is given as JSON."""
     streams: list[Stream] = []
     while len(streams) < count or len({stream.response.headers["X-Process"] for stream in streams}) < 2:
         streams.append(stack.enter_context(Stream(site, {"X-User": user})))

@@ -66,7 +66,7 @@ class Connection:
     drained: int | None = None
     """It had taken everything that there was when so many frames had been sent."""
     answered: bool = False
-    """The server has ended it in good order, and was not told to."""
+    """The server has ended it in good order, and not because the test wanted it."""
 
 
 class Browser:

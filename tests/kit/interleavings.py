@@ -39,7 +39,7 @@ class SteppedViewer:
         self.life = self._browser.life
         self._client: Client | None = None
         self._on_its_way = b""
-        self._told: Client | None = None  # the stream that was told to end
+        self._told: Client | None = None  # the stream that has to end
         self._busy = False  # in the hands of one of the threads
 
     @property
@@ -55,12 +55,12 @@ class SteppedViewer:
         with self._alone() as alone:
             if alone:
                 self._leave(0, 0)
-                self._open(cursor, batches, poll)
+                self.come(cursor, batches, poll)
 
     def connect_again(self, back: int, batches: bool, poll: bool) -> None:
         self.connect(self.id(back), batches, poll)
 
-    def _open(self, cursor: str | None, batches: bool, poll: bool) -> None:
+    def come(self, cursor: str | None, batches: bool, poll: bool) -> None:
         asked = self._browser.connect(cursor, batches=batches, poll=poll)
         self._client = self._hub.connect(self.channels, asked, batches=batches, user=self.user, poll=poll)
 
@@ -89,7 +89,7 @@ class SteppedViewer:
         connection.answered = connection.poll and not self._told_to_end
         self._leave(0, 0)
         if connection.answered:
-            self._open(None, connection.batches, poll=True)
+            self.come(None, connection.batches, poll=True)
 
     def take_all(self) -> None:
         """Take all there is, while nothing else happens."""

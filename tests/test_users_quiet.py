@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from sse_batcher import HistoryOptions
@@ -97,3 +99,20 @@ def test_many_frames_of_others_make_no_false_gap_in_detached_streams(site: Site,
         head = f"x-{site.delivery.position}"
         assert (goodbye.type, goodbye.id) == ("sse_bye", head)
         assert opened(site.delivery, head, "quiet", user=user) == ("sse_open", head)
+
+
+@pytest.mark.parametrize("kind", ["users", "channels"])
+def test_a_quiet_user_whose_frame_comes_after_more_others_than_floors_gets_it(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The stream leaves its group, whose position is older than the common floor."""
+    monkeypatch.setattr(histories, "MAX_FLOORS", 2)
+    site = make_site(history=HistoryOptions(history_frames=3))
+    detached, attached = site.connect("quiet", user="quiet"), connect_user(site.delivery, "quiet", user="quiet")
+    for number in range(20):
+        site.deliver(1, channel=(f"user-{number}",) if kind == "users" else f"channel-{number}")
+    site.deliver(1, channel=("quiet",))
+    site.deliver(1, channel="quiet")
+    assert [(event.type, event.id) for event in events(detached)] == [("t", "x-21"), ("t", "x-22")]
+    assert [id for _, _, id in take(attached, 2)] == ["x-21", "x-22"]
+    attached.close()

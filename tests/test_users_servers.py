@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from .kit.redisserver import RedisServer, redis_fixture
 from .kit.servers import HOST, Server, Stream, running
+from .kit.waiting import TIMEOUT
 
 pytestmark = pytest.mark.external
 
@@ -75,14 +77,25 @@ def site(
 
 
 def tabs(stack: ExitStack, site: Server, user: str, count: int) -> list[Stream]:
-    """At least so many streams of a user on both workers. The user is given as JSON."""
-    streams: list[Stream] = []
-    while len(streams) < count or len({stream.response.headers["X-Process"] for stream in streams}) < 2:
-        streams.append(stack.enter_context(Stream(site, {"X-User": user})))
-        opening = streams[-1].block()
-        assert opening is not None
-        assert opening.event == "sse_open"
-    return streams
+    """So many streams of a user, the last one on another worker than the others. The user is given as JSON.
+
+    One worker may take all connections for a while, so streams that are not needed are closed: each holds a thread.
+    """
+    streams: dict[str, list[Stream]] = {}
+    deadline = time.monotonic() + TIMEOUT
+    while len(streams) < 2 or max(map(len, streams.values())) < count - 1:
+        assert time.monotonic() < deadline, "only one worker takes connections"
+        with ExitStack() as unless_it_is_needed:
+            stream = unless_it_is_needed.enter_context(Stream(site, {"X-User": user}))
+            opening = stream.block()
+            assert opening is not None
+            assert opening.event == "sse_open"
+            on_this_worker = streams.setdefault(stream.response.headers["X-Process"], [])
+            if len(on_this_worker) < count - 1:
+                on_this_worker.append(stream)
+                stack.push(unless_it_is_needed.pop_all())
+    fewer, more = sorted(streams.values(), key=len)
+    return [*more, fewer[0]]
 
 
 def numbers(stream: Stream) -> list[Any]:

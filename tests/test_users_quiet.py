@@ -116,3 +116,32 @@ def test_a_quiet_user_whose_frame_comes_after_more_others_than_floors_gets_it(
     assert [(event.type, event.id) for event in events(detached)] == [("t", "x-21"), ("t", "x-22")]
     assert [id for _, _, id in take(attached, 2)] == ["x-21", "x-22"]
     attached.close()
+
+
+@turns_of(1)
+@pytest.mark.parametrize("kind", ["users", "channels"])
+def test_a_frame_during_the_heartbeat_of_a_quiet_group_is_no_gap_after_more_others_than_floors(
+    site: Site, make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The group reads on by itself, from a position before the others, and so do the streams with a user."""
+    monkeypatch.setattr(histories, "MAX_FLOORS", 2)
+    site = make_site(history=HistoryOptions(history_frames=3), loop={"sends_per_turn": 1, "turn_seconds": 0})
+    users = (None, 7, "7", None)
+    clients = [site.connect("quiet", user=user) for user in users] + [site.connect("another", user=8)]
+    for number in range(20):
+        site.deliver(1, channel=(f"user-{number}",) if kind == "users" else f"channel-{number}")
+    site.clock.now += 15
+    site.loop.turn(0)
+    site.loop.turn(0)
+    assert any(ours.group.busy for ours in site.loop.clients.values())
+    site.delivery.deliver(1, channel="quiet")
+    site.delivery.deliver(1, channel=(7,))
+    site.delivery.deliver(1, channel="*")
+    site.loop.run()
+    assert [[event.id for event in events(client) if event.type == "t"] for client in clients] == [
+        ["x-21", "x-23"],
+        ["x-21", "x-22", "x-23"],
+        ["x-21", "x-23"],
+        ["x-21", "x-23"],
+        ["x-23"],
+    ]

@@ -135,10 +135,11 @@ class Group:
             client.fall_behind()
 
     def settle(self) -> None:
-        """Move up to where the feed is, if this group was given everything up to there. For clients that are to end.
+        """Move up to where the feed is, if this group was given everything up to there.
 
-        The position of a quiet group is old otherwise, and the floor that all quiet channels, or users, have in common
-        may have risen above it: a client that came back with it would find a false gap.
+        For clients that are to end, and before the group is busy with something else than frames. The position of a
+        quiet group is old otherwise, and the floor that all quiet channels, or users, have in common may have risen
+        above it: what goes on from there would find a false gap.
         """
         reached = self.feed.reached
         if reached is not None and not (self.busy or self._missed_frames):
@@ -151,6 +152,7 @@ class Group:
     def serve(self) -> Iterator[None]:
         """Send a heartbeat if it is due. Yields between turns."""
         if not self.busy and self.until_heartbeat(self.loop.clock()) <= 0:
+            self.settle()  # if frames come meanwhile, it reads on from here
             yield from self._send([self.heartbeat_block])
             yield from self._hand_out(self._read_missed())
 

@@ -231,6 +231,25 @@ def test_the_goodbye_does_not_skip_a_frame_that_comes_in_between(audience: Audie
 
 
 @pytest.mark.parametrize("audience", OWN)
+def test_the_goodbye_does_not_skip_a_loss_that_comes_in_between(audience: Audience) -> None:
+    """The history knows of it, and the stream does not, when the stream asks where it stands."""
+    delivery = Delivery()
+    client = connect_user(delivery, "a", user=7)
+    frames_of_others(delivery)
+    fall_behind = client.fall_behind
+    said: list[str] = []
+
+    def end_first() -> None:
+        said.append(bye(client))
+        fall_behind()
+
+    client.fall_behind = end_first  # type: ignore[method-assign]
+    delivery.lose(audience)
+    assert said == ["x-2"]
+    assert opened(delivery, "x-2", "a", user=7)[0] == "sse_gap"
+
+
+@pytest.mark.parametrize("audience", OWN)
 def test_the_goodbye_does_not_skip_a_frame_that_was_lost(audience: Audience) -> None:
     delivery = Delivery()
     client = connect_user(delivery, "a", user=7)

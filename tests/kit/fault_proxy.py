@@ -67,7 +67,8 @@ class FaultProxy:
         client.bind((HOST, 0))
         with self._lock:
             self._faults[client.getsockname()[1]] = faults
-        client.connect(self._listener.getsockname())
+        with suppress(ConnectionResetError):  # so soon: whatever is done with the connection fails in the same way
+            client.connect(self._listener.getsockname())
         return client
 
     def _accept(self) -> None:

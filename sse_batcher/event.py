@@ -10,7 +10,7 @@ import math
 import re
 import reprlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import Enum
@@ -69,9 +69,16 @@ class Text(str):
     """Text that goes out as it is, instead of JSON: HTML, Markdown, log lines, tokens.
 
     It is not escaped. For HTML, use a template with autoescape, or ``markupsafe.Markup("<b>{}</b>").format(name)``.
+    Make it last: what the methods and operators of a `Text` return is a plain `str`, which is sent as JSON. Raises
+    `InvalidEventError` unless the text is a `str`.
     """
 
     __slots__ = ()
+
+    def __new__(cls, text: str) -> Text:
+        if not isinstance(text, str):
+            raise InvalidEventError(f"a Text is made from a str, not from {type(text).__name__}", field="data")
+        return super().__new__(cls, text)
 
 
 class Key(str):
@@ -224,11 +231,16 @@ def check_channels(channels: Iterable[str], *, may_be_none: bool = False) -> tup
 def check_users(user: object) -> Users:
     """Return one user, or several in a list, tuple or set, as an audience. Raises `InvalidEventError`."""
     # A named tuple, such as a row of a database, is one thing: its fields are no users, though they may look like some.
-    if not isinstance(user, (list, tuple, AbstractSet)) or hasattr(user, "_fields"):
+    several = isinstance(user, (list, tuple, AbstractSet)) and not hasattr(user, "_fields")
+    if not several and isinstance(user, (Mapping, Iterator)):
+        raise InvalidEventError(f"several users are a list, tuple or set, not {type(user).__name__}", field="user")
+    if not several:
         return (check_user(user),)
+    assert isinstance(user, Collection)
     users = {check_user(each) for each in user}
     if not 1 <= len(users) <= MAX_USERS:
-        raise InvalidEventError(f"an event is for 1 to {MAX_USERS} users, not {len(users)}", field="user")
+        advice = "split them up" if users else "leave the call out"
+        raise InvalidEventError(f"an event is for 1 to {MAX_USERS} users, not {len(users)}: {advice}", field="user")
     return tuple(sorted(users, key=_user_order))  # the same users in any order share a window
 
 
@@ -293,6 +305,15 @@ def check_text(text: str) -> Text:
     return text if isinstance(text, Text) else Text(text)
 
 
+def check_no_html(data: object) -> None:
+    """Raise `InvalidEventError` for HTML that is not a `Text`: it would arrive as a JSON string, with its quotes."""
+    if isinstance(data, str) and hasattr(data, "__html__"):
+        raise InvalidEventError(
+            f"the data is HTML ({type(data).__name__}): send it as Text(html), or as a JSON string with str(html)",
+            field="data",
+        )
+
+
 def check_pair(pair: object) -> tuple[Any, Any]:
     """Return one event of a snapshot, ``(event_type, data)``, or raise `InvalidEventError`."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -302,7 +323,8 @@ def check_pair(pair: object) -> tuple[Any, Any]:
 
 def _check_name(name: object, field: str) -> str:
     if not isinstance(name, str):
-        raise InvalidEventError(f"the {field} must be a string, not {type(name).__name__}", field=field)
+        hint = ": for several channels, call once for each" if isinstance(name, (list, tuple, set)) else ""
+        raise InvalidEventError(f"the {field} must be a string, not {type(name).__name__}{hint}", field=field)
     name = str.__str__(name)  # for an enum that is a str: its value
     if not 1 <= len(name) <= MAX_NAME:
         raise InvalidEventError(f"the {field} must have 1 to {MAX_NAME} characters, not {len(name)}", field=field)
@@ -385,6 +407,8 @@ def encode_data(encode: Encode, data: Any, field: str = "data") -> str:
         what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         if what.startswith("Out of range float"):  # Python's message does not name the place
             what = _not_finite(data, field) or what
+        elif what.endswith("is not JSON serializable"):
+            what += ". json_default=, or the JSON provider of a Flask app, can convert such objects"
         raise InvalidEventError(f"the {field} cannot be sent as JSON: {what}", field=field) from error
 
 

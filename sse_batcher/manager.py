@@ -28,6 +28,7 @@ from .event import (
     broadcast_named,
     check_channel,
     check_channels,
+    check_no_html,
     check_pair,
     check_text,
     check_type,
@@ -241,10 +242,7 @@ class SSEManager:
         process.backend.open(None)
         cursor, encode = process.format(process.hub.head), process.encode
         state = [check_pair(pair) for pair in take()]
-        blocks = [
-            (check_type(event_type), check_text(data) if isinstance(data, Text) else encode_data(encode, data))
-            for event_type, data in state
-        ]
+        blocks = [(check_type(event_type), _body(data, encode)) for event_type, data in state]
         ids = [*[None] * (len(blocks) - 1), cursor]
         named = zip(blocks, ids, strict=False)  # without blocks, there is one id too many
         return Snapshot(cursor, b"".join(block(event=name, data=text, id=id) for (name, text), id in named))
@@ -336,3 +334,11 @@ def _check_users(user: object, channel: object) -> Users:
             "an event is for a channel or for users, not both: leave channel= or user= out, or call twice", field="user"
         )
     return check_users(user)
+
+
+def _body(data: Any, encode: Encode) -> str:
+    """Return the data of one event of a state, as it is sent. Raises `InvalidEventError`."""
+    if isinstance(data, Text):
+        return check_text(data)
+    check_no_html(data)
+    return encode_data(encode, data)

@@ -106,11 +106,11 @@ class ProcessState:
         self.revalidator = Revalidator(may_stay, settings.clients.revalidate_every, self.hub, self.questions)
         self.backend.connect(self.hub)
         self._cut_off = CutOffWarning(self.hub, None if self.reaches_others or parent is None else parent.hub)
+        self._other_type = OtherTypeWarning(self.hub)
         # Not a method of this object: that would be a cycle, and only the garbage collector would end the threads.
         self.batcher = EventBatcher(
-            Publisher(self.backend, announcer, self._cut_off), settings.batching, encode=self.encode
+            Publisher(self.backend, announcer, self._cut_off, self._other_type), settings.batching, encode=self.encode
         )
-        self._once = LogOnce(_log)
         self._draining = False
         """Whether a drain is under way and has not ended the streams yet. Two drains at once: a harmless race."""
 
@@ -160,7 +160,7 @@ class ProcessState:
         # Here first, even if the others cannot be reached. What comes back from the backend finds nothing left to end.
         ended = self.hub.dismiss("kicked", user, channel)
         if not ended and user is not None:
-            self._warn_of_other_type(user)
+            self._other_type.warn("kick", "ended", user)
         self.backend.kick(user, channel)
         return ended
 
@@ -265,20 +265,6 @@ class ProcessState:
         self.questions.close(0)  # an answer of the app that is still to come is of no use
         return self.app_thread.close(deadline.left()) and closed and ended and delivered
 
-    def _warn_of_other_type(self, user: User) -> None:
-        """Warn, once, if this user has no stream but the user that differs only in its type has one."""
-        other: User | None = str(user)
-        if isinstance(user, str):
-            other = int(user) if user.isascii() and user.isdecimal() and str(int(user)) == user else None
-        if self.hub.has_user(other) and not self.hub.has_user(user):
-            self._once.log(
-                logging.WARNING,
-                "kick(user=%r) ended no stream, but there are streams of the user %r: these are two users. Give kick() "
-                "what identify returns",
-                user,
-                other,
-            )
-
 
 class Announcer:
     """Sends a manager's signals, and logs each stream that ends, on the app thread."""
@@ -324,16 +310,43 @@ class CutOffWarning:
             )
 
 
+class OtherTypeWarning:
+    """Warns, once for each method, of a user without a stream, if the user that differs only in its type has one."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._once = LogOnce(_log)
+
+    def warn(self, method: str, did: str, user: User) -> None:
+        """Warn if there is a reason. `method` was called with this `user`, and `did` something to no stream here."""
+        other: User | None = str(user)
+        if isinstance(user, str):
+            other = int(user) if user.isascii() and user.isdecimal() and str(int(user)) == user else None
+        if other is not None and self._hub.has_user(other) and not self._hub.has_user(user):
+            self._once.log(
+                logging.WARNING,
+                f"{method}(user=%r) {did} no stream, but there are streams of the user %r: these are two users. Give "
+                f"{method}() what identify returns",
+                user,
+                other,
+            )
+
+
 class Publisher:
     """What the batcher of a manager hands its batches to. Called by one thread at a time."""
 
-    def __init__(self, backend: Backend, announcer: Announcer, cut_off: CutOffWarning) -> None:
+    def __init__(
+        self, backend: Backend, announcer: Announcer, cut_off: CutOffWarning, other_type: OtherTypeWarning
+    ) -> None:
         self._backend = backend
         self._announcer = announcer
         self._cut_off = cut_off
+        self._other_type = other_type
 
     def __call__(self, batch: Batch) -> None:
         self._cut_off.warn()
+        if len(batch.users) == 1:
+            self._other_type.warn("enqueue", "reached", batch.users[0])
         self._backend.publish(batch)
         self._announcer.send(signals.batch_flushed, batch=batch)
 

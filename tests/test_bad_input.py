@@ -77,7 +77,7 @@ CIRCLE = (ValueError, RecursionError)
 
 # By name: the type, the data, the channel; the field that is wrong, the message, its cause.
 BAD: dict[str, tuple[Any, Any, Any, str, str, Any]] = {
-    "bytes": ("log", b"x", "default", "data", "bytes is not JSON serializable", TypeError),
+    "bytes": ("log", b"x", "default", "data", "bytes is not JSON serializable. json_default=", TypeError),
     "a set": ("log", {"a": {1, 2}}, "default", "data", "set is not JSON serializable", TypeError),
     "an object": ("log", object(), "default", "data", "object is not JSON serializable", TypeError),
     "a tuple as key": ("log", {(1, 2): 3}, "default", "data", "keys must be str, int", TypeError),

@@ -268,6 +268,26 @@ def test_a_kick_of_the_same_user_in_another_type_is_hinted_at_once(
     assert manager.kick(user=there) == 1
 
 
+@pytest.mark.parametrize(("named", "there"), [(7, "7"), ("7", 7)])
+def test_an_event_for_the_same_user_in_another_type_is_hinted_at_once(
+    make: Callable[..., SSEManager], caplog: pytest.LogCaptureFixture, named: Any, there: Any
+) -> None:
+    manager = make()
+    manager.subscribe(user=there)
+    for user in (there, [named, "ada"], "07"):
+        manager.enqueue("note", 1, user=user)
+    assert manager.flush_all(TIMEOUT)
+    assert caplog.messages == []
+    for _ in range(2):
+        manager.enqueue("note", 1, user=named)
+        assert manager.flush_all(TIMEOUT)
+    (line,) = caplog.messages
+    assert line == (
+        f"enqueue(user={named!r}) reached no stream, but there are streams of the user {there!r}: these are two users. "
+        f"Give enqueue() what identify returns"
+    )
+
+
 @pytest.mark.parametrize("user", [True, 7.5, ("a",), "", "x" * 257, 10**256, object()])
 def test_a_stream_of_a_user_that_cannot_be_is_refused(make: Callable[..., SSEManager], user: Any) -> None:
     manager = make()

@@ -104,7 +104,7 @@ def test_letters_that_only_look_the_same_are_two_keys() -> None:
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from([None, 0, 1, -1, "", "0", "1", "a"])), max_size=30))
 def test_what_is_left_is_the_newest_of_each_key(calls: list[tuple[bool, Any]]) -> None:
     for text in (True, False):
-        data = [Text(number) if text else str(number) for number in range(len(calls))]
+        data = [Text(str(number)) if text else str(number) for number in range(len(calls))]
         keys = [key for _, key in calls]
         left = [
             number
@@ -240,7 +240,7 @@ def test_an_sse_passes_keys_on(make_app: MakeApp) -> None:
         client = sse.manager.subscribe()
         for number in range(3):
             sse.enqueue("row", number, key="a")
-            sse.broadcast("row", Text(number), key="a")
+            sse.broadcast("row", Text(str(number)), key="a")
         assert sse.manager.flush_all(5)
         assert sorted(event.data for event in take_events(client, 3)[1:]) == ["2", "2"]
         with pytest.raises(InvalidEventError, match="not float"):

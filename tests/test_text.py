@@ -247,17 +247,32 @@ def test_a_text_of_a_subclass_or_behind_a_proxy_is_its_characters(text: Text, ex
     assert parse(batch_block(batches[0], "e-1"), strict=True) == [("row", expected, "e-1")]
 
 
-def test_a_markup_is_json_until_it_is_a_text() -> None:
+def test_html_that_is_no_text_is_refused() -> None:
     markup = Markup("<b>{}</b>").format("<script>")
     batches: list[Batch] = []
+    message = r"^the data is HTML \(Markup\): send it as Text\(html\), or as a JSON string with str\(html\)$"
     with EventBatcher(batches.append, BatchOptions(dedup_key=None)) as batcher:
-        batcher.enqueue("row", markup)
+        with pytest.raises(InvalidEventError, match=message) as caught:
+            batcher.enqueue("row", markup)
+        assert caught.value.field == "data"
         batcher.enqueue("row", Text(markup))
+        batcher.enqueue("row", {"inside": markup})
+        assert batcher.get_stats().refused == 1
     assert [batch.events[0].body for batch in batches] == [
-        '"<b>&lt;script&gt;</b>"',
         "<b>&lt;script&gt;</b>",
+        '{"inside":"<b>&lt;script&gt;</b>"}',
     ]
-    assert [type(batch.events[0].body) for batch in batches] == [str, Text]
+    with SSEManager() as manager, pytest.raises(InvalidEventError, match=message):
+        manager.snapshot(lambda: [("row", markup)])
+
+
+@pytest.mark.parametrize("what", [None, 7, b"<b>", {"a": 1}, ["a"]])
+def test_a_text_is_made_from_a_str(what: Any) -> None:
+    with pytest.raises(
+        InvalidEventError, match=rf"^a Text is made from a str, not from {type(what).__name__}$"
+    ) as caught:
+        Text(what)
+    assert caught.value.field == "data"
 
 
 def test_a_text_is_a_str_that_can_be_copied_and_sent_elsewhere() -> None:

@@ -221,9 +221,9 @@ NOT_USERS: list[tuple[Any, str]] = [
     (10**256, "a user that is an int has at most 256 digits"),
 ]
 NOT_LISTS: list[tuple[Any, str]] = [
-    ([], "an event is for 1 to 1000 users, not 0"),
-    (range_of(1_001), "an event is for 1 to 1000 users, not 1001"),
-    ({7: "a mapping"}, "a user is a str or an int, not dict: use a name or an id, such as str(user.id)"),
+    ([], "an event is for 1 to 1000 users, not 0: leave the call out"),
+    (range_of(1_001), "an event is for 1 to 1000 users, not 1001: split them up"),
+    ({7: "a mapping"}, "several users are a list, tuple or set, not dict"),
     ([[7]], "a user is a str or an int, not list: use a name or an id, such as str(user.id)"),
 ]
 

@@ -22,6 +22,7 @@ from ..event import (
     audience_bytes,
     check_channel,
     check_key,
+    check_no_html,
     check_text,
     check_type,
     checked,
@@ -187,6 +188,8 @@ def put(batcher: EventBatcher, event_type: str, data: Any, audience: Audience, k
             body: str = check_text(data)
             size = text_bytes(body)
         else:
+            if data.__class__ is not dict:
+                check_no_html(data)
             body = encode_data(batcher._encode, data)
             size = len(body)
             if name is None:

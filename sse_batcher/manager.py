@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from . import signals
 from .backends import open_backend
 from .batching.batcher import put, refuse
+from .encoding import Encode, encode_data, json_encoder
 from .errors import BackendError, InvalidEventError, SSEBatcherError
 from .event import (
     BROADCAST,
     DEFAULT_CHANNEL,
     NOT_GIVEN,
-    Encode,
     NotGiven,
     Text,
     User,
@@ -34,8 +34,6 @@ from .event import (
     check_type,
     check_user,
     check_users,
-    encode_data,
-    json_encoder,
 )
 from .functions import check_function
 from .options import BatchOptions, ClientOptions, HistoryOptions, batch_options

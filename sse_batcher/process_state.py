@@ -19,7 +19,8 @@ from blinker import NamedSignal
 from . import signals
 from .backends import open_backend
 from .batching.batcher import EventBatcher
-from .event import Batch, Encode, User, checked
+from .encoding import Encode, checked
+from .event import Batch, User
 from .options import BatchOptions, ClientOptions, HistoryOptions
 from .reasons import BusyReason
 from .runtime.app_thread import AppThread

@@ -25,7 +25,7 @@ ROOT = Path(sse_batcher.__file__).parent
 
 # A module imports only what stands before it. Each module has its place here, and so has the package itself.
 LAYERS = """
-    errors reasons event functions options wire stats
+    errors encoding reasons event functions options wire stats
     runtime.process runtime.locks runtime.log_once runtime.worker runtime.app_thread runtime
     batching.window batching.engine batching.batcher batching
     streams.history streams.dismissals streams.counts streams.roles streams.open_stream
@@ -48,7 +48,7 @@ ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
 
 # Modules that use no thread, clock or socket.
 PURE_MODULES = """
-    errors reasons event functions options wire stats batching.window
+    errors encoding reasons event functions options wire stats batching.window
     streams.history streams.dismissals streams.counts backends.redis.entries flask.cors
 """
 PURE = set(PURE_MODULES.split())
@@ -564,7 +564,7 @@ def test_no_test_uses_a_private_name_of_the_library() -> None:
 CONTROL_FLOW = {"StopIteration", "Empty", "OSError", "AttributeError", "NotImplementedError", "AssertionError"}
 CAUGHT_INSIDE = {"BusyError", "_UnexpectedError"}
 """Errors of the package that never leave it."""
-CHECKS = {"event", "backends.redis.entries", "backends.redis.reader", "backends.redis.connections"}
+CHECKS = {"encoding", "backends.redis.entries", "backends.redis.reader", "backends.redis.connections"}
 """Modules that raise `ValueError` and `TypeError`, which become errors of the library before a caller sees them."""
 
 

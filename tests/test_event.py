@@ -16,18 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sse_batcher import Batch, Event, InvalidEventError
-from sse_batcher.event import (
-    check_channel,
-    check_channels,
-    check_json,
-    check_own_channel,
-    check_type,
-    checked,
-    encode_data,
-    encode_json,
-    encode_string,
-    json_encoder,
-)
+from sse_batcher.encoding import check_json, checked, encode_data, encode_json, encode_string, json_encoder
+from sse_batcher.event import check_channel, check_channels, check_own_channel, check_type
 
 NAME_CHECKS = [check_type, check_channel, check_own_channel]
 

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sse_batcher import HistoryOptions
-from sse_batcher.event import Batch, Event, encode_json
+from sse_batcher.encoding import encode_json
+from sse_batcher.event import Batch, Event
 from sse_batcher.streams import history
 from sse_batcher.streams.history import History, ResumePoint
 from sse_batcher.wire import Frame, chunk

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import pytest
 
 from sse_batcher import BatchOptions, ClientOptions, EventBatcher, HistoryOptions, SSEManager
-from sse_batcher.event import encode_json
+from sse_batcher.encoding import encode_json
 from sse_batcher.flask.config import read_config
 from sse_batcher.process_state import Settings
 from sse_batcher.prometheus import SSECollector

@@ -20,7 +20,8 @@ from markupsafe import Markup
 from werkzeug.local import LocalProxy
 
 from sse_batcher import SSE, Batch, BatchOptions, Event, EventBatcher, InvalidEventError, SSEManager, Text
-from sse_batcher.event import check_text, encode_json
+from sse_batcher.encoding import encode_json
+from sse_batcher.event import check_text
 from sse_batcher.wire import Frame, batch_block, block, event_block
 
 from .kit.flask_apps import MakeApp, apps_fixture

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from sse_batcher import wire
 from sse_batcher.batching.window import NEVER, NOW, Closed, Windows
-from sse_batcher.event import Audience, Event, Text, encode_json
+from sse_batcher.encoding import encode_json
+from sse_batcher.event import Audience, Event, Text
 from sse_batcher.options import BatchOptions
 
 from .kit.batching import SteppedBatcher

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from sse_batcher import Batch, BatchOptions, Event, InvalidEventError, Text
 from sse_batcher.batching.window import Closed, Windows
-from sse_batcher.event import Audience, Users, check_channel, check_type, encode_json
+from sse_batcher.encoding import encode_json
+from sse_batcher.event import Audience, Users, check_channel, check_type
 from sse_batcher.wire import HEARTBEAT, Frame, batch_block, block, chunk, comment, control, envelope_bytes, mixed_bytes
 
 from .kit.sse_parser import EventStreamParser, GrammarError, ServerEvent, parse

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ..encoding import Encode, checked, encode_data, encode_json, encode_string
 from ..errors import InvalidEventError, SSEBatcherError
 from ..event import (
     DEFAULT_CHANNEL,
     Audience,
     Batch,
-    Encode,
     Event,
     Text,
     audience_bytes,
@@ -25,10 +25,6 @@ from ..event import (
     check_no_html,
     check_text,
     check_type,
-    checked,
-    encode_data,
-    encode_json,
-    encode_string,
     text_bytes,
 )
 from ..functions import check_function

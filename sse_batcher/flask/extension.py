@@ -15,18 +15,9 @@ from typing import Any
 from flask import Flask, Response, current_app, has_app_context, has_request_context, request
 from werkzeug.local import LocalProxy
 
+from ..encoding import Encode, encode_json, json_encoder
 from ..errors import UsageError
-from ..event import (
-    DEFAULT_CHANNEL,
-    NOT_GIVEN,
-    Encode,
-    NotGiven,
-    User,
-    check_channels,
-    check_user,
-    encode_json,
-    json_encoder,
-)
+from ..event import DEFAULT_CHANNEL, NOT_GIVEN, NotGiven, User, check_channels, check_user
 from ..manager import SSEManager
 from ..runtime.process import require_threads
 from .access import Access
@@ -249,7 +240,7 @@ class _AppEncoder:
     """
 
     is_trusted = True
-    """For `event.checked`: all of its text is made by an encoder of ours."""
+    """For `encoding.checked`: all of its text is made by an encoder of ours."""
 
     def __init__(self, app: weakref.ref[Flask]) -> None:
         self._app = app

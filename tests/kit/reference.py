@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sse_batcher import Batch, Event
-from sse_batcher.event import MIXED, check_text, encode_json
+from sse_batcher.encoding import encode_json
+from sse_batcher.event import MIXED, check_text
 from sse_batcher.wire import HEARTBEAT, batch_block, block, comment, control
 
 from .sse_parser import ServerEvent

@@ -9,6 +9,7 @@ import json
 import re
 from typing import Any, NamedTuple, cast
 
+from ...encoding import check_json
 from ...errors import SSEBatcherError
 from ...event import (
     BROADCAST,
@@ -20,7 +21,6 @@ from ...event import (
     User,
     Users,
     check_channel,
-    check_json,
     check_text,
     check_type,
     check_user,

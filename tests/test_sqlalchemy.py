@@ -139,7 +139,7 @@ def test_the_revalidate_of_the_readme_ends_the_stream_of_a_deleted_user(tmp_path
         db.create_all()
         db.session.add(User(id=7, active=True))
         db.session.commit()
-    sse.identify(lambda: "7")
+    sse.identify(lambda: 7)
     exec(code, {"sse": sse, "db": db, "User": User})
     with app.test_client().get("/events") as response:
         next(iter(response.response))

@@ -54,7 +54,8 @@ class Feed:
               writes `_first_news`                 3. reads the history from that position
               sets `_has_news` to True
 
-      `_has_news_for_users` is used in the same order, by `offer` and `read_ahead`.
+      `_noted_after` is written and read together with `_first_news`. `_has_news_for_users` is used in the same order,
+      by `offer` and `read_ahead`.
 
       A frame that is added before step 3 is read there, and if it was noted after step 2, one more turn finds nothing.
       A frame that is added after step 3 finds `_has_news` false, and is noted.
@@ -79,7 +80,7 @@ class Feed:
         self._next_heartbeat_check = 0.0
         self._serving = False
         self._first_news: Position = self.position
-        self._noted_after: Position = self.position  # when the news were noted, all was offered up to here
+        self._noted_after: Position = self.position  # up to here, all was offered before `_first_news`
         self._has_news = False
         self._has_news_for_users = False
         # Up to this position, the streams are known that read on alone because of frames for their users.
@@ -255,7 +256,9 @@ class Feed:
         """Return for each group the frames that it has to send."""
         parts: dict[Group, list[Frame]] = {}
         for frame in frames:
-            for group in self.channels.get(str(frame.batch.channel), ()):
+            channel = frame.batch.channel
+            assert channel is not None, "frames for users are not read for groups"
+            for group in self.channels.get(channel, ()):
                 parts.setdefault(group, []).append(frame)
         return parts
 

@@ -53,7 +53,7 @@ _FORBIDDEN_IN_NAMES = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 User = str | int
 Users = tuple[User, ...]
 Audience = str | Users
-"""Whom an event is for: the clients of a channel, ``*`` for all clients, or users, in a fixed order."""
+"""What an event is sent to: the clients of a channel, ``*`` for all clients, or users, in a fixed order."""
 
 EVERY_USER: Users = ()
 """All users: an audience for what was lost, if it is not known which users it was for. No event has it."""

@@ -152,7 +152,7 @@ class History:
         return _first(of_channels, max_frames, max_bytes)
 
     def users_after(self, point: ResumePoint) -> set[User]:
-        """Return the users for whom there are frames after the point."""
+        """Return the users that have frames after the point."""
         return {user for frame in self._users.after(point) for user in frame.batch.users}
 
     def gone(self, channels: Iterable[str], point: ResumePoint) -> list[str]:

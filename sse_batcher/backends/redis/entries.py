@@ -56,7 +56,7 @@ class Kick(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """A batch that cannot be read, whom it was for, and why: it has a later version, or is damaged."""
+    """A batch that cannot be read: its audience, and the reason. It has a later version, or is damaged."""
 
     audience: Audience
     reason: str
@@ -125,14 +125,14 @@ def read_fields(fields: dict[bytes, bytes]) -> Entry | None:
         if number == "0":
             return None  # not a batch
         audience = audience_of(fields)
-        # All users, and not these: there may be many entries for others, and what is to be reported has to be bounded.
+        # All users instead of these: many entries may be for other users, and the list of what to report is bounded.
         unreadable = Unreadable(audience if isinstance(audience, str) else EVERY_USER, repr(error)[:200])
         return Entry(publisher, int(number), unreadable)
     return Entry(publisher, int(number), content)
 
 
 def audience_of(fields: dict[bytes, bytes]) -> Audience:
-    """Return whom a batch is for, without reading all of it.
+    """Return the audience of a batch, without reading all of it.
 
     `EVERY_USER` if its users cannot be read, and ``*`` if it has neither users nor a channel that can be read.
     """

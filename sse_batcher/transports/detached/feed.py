@@ -94,7 +94,7 @@ class Feed:
         self._note_news(frame.position)
 
     def lose(self, audience: Audience, position: Position, reason: GapReason) -> None:
-        # One place for all users, of whom there may be many. At worst, a gap has the reason of another user's gap.
+        # One place for all users, since there may be many. At worst, a gap has the reason of another user's gap.
         self._lost[audience if isinstance(audience, str) else EVERY_USER] = position, reason
         self._lost_at = position
 
@@ -239,7 +239,7 @@ class Feed:
     def _read(self, first: Position, reached: Position) -> list[Frame]:
         """Read the next frames. Streams that cannot go on with their groups read on alone: they need other frames.
 
-        These are the streams of users who get frames of their own, and groups of channels that have lost some. `first`:
+        These are the streams of users with frames of their own, and groups of channels that have lost some. `first`:
         see `Hub.news`. `reached`: see `let_read_alone`.
         """
         news = self.hub.news(self, self.channels, self.position, first, self._alone_up_to)

@@ -1,0 +1,2 @@
+// The browser's side of sse_batcher.
+export class BatchedEventSource extends EventTarget {}

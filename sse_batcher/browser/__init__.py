@@ -6,12 +6,24 @@ Pure. The files are read once, when this package is imported.
 from __future__ import annotations
 
 import hashlib
+import re
 from importlib.resources import files
 
 SCRIPT_NAME = "sse-batcher.js"
 TYPES_NAME = "sse-batcher.d.ts"
-SCRIPT = (files(__name__) / SCRIPT_NAME).read_bytes()
-TYPES = (files(__name__) / TYPES_NAME).read_bytes()
+SOURCE = (files(__name__) / SCRIPT_NAME).read_text("utf-8")
+"""The module as it was written, for people and for bundlers."""
+TYPES = (files(__name__) / TYPES_NAME).read_text("utf-8")
+
+
+def _served(source: str) -> str:
+    """Leave out comments, indentation and empty lines. The module has no strings that look like a comment."""
+    without_comments = re.sub(r"/\*\*.*?\*/|(?<!\S)// [^\n]*", "", source, flags=re.DOTALL)
+    return re.sub(r"\s*\n\s*", "\n", without_comments).strip() + "\n"
+
+
+SCRIPT = _served(SOURCE).encode()
+"""What browsers get: the same without comments and indentation, which are a quarter of its bytes."""
 
 VERSION = hashlib.sha256(SCRIPT).hexdigest()[:12]
 """Names the content of the script, so that a cache may keep it for ever under a URL with this version."""

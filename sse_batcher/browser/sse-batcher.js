@@ -1,2 +1,740 @@
-// The browser's side of sse_batcher.
-export class BatchedEventSource extends EventTarget {}
+// The browser's side of sse_batcher: a stream that unpacks batches, recovers, and can be shared by the tabs of a
+// browser. The interface is described in sse-batcher.d.ts. This file is also the script of the shared worker.
+//
+// A Reader reads the stream. A page has one of its own, or a Tab, which gets the same from the Shared of the worker.
+
+const SLICE_MS = 20; // of work; then the page has its turn
+const WAITING_BLOCKS = 1000; // for the page's functions; then nothing more is read
+const SWITCH_MS = 5000; // without a byte: perhaps something holds streams back
+const POLL_MS = 60_000; // more than a poll waits
+const TRY_STREAM_MS = 300_000; // while polling
+const SHARED_FRAMES = 256; // kept for tabs that join
+const UNANSWERED = 1000; // messages, after which a tab is left out
+const BEAT_MS = 2000;
+const DEAD_MS = 6500; // without a message
+const ANSWER_MS = 5000;
+const WORKER = "sse_batcher ";
+
+const OWN_EVENTS = ["open", "error", "statechange"]; // of the connection
+const BEGINNING = /^sse_(open|gap)$/;
+
+/** Resolved in the next task, so that the page has its turn. Not by a timer: those of hidden tabs are slow. */
+function nextTask() {
+  const { port1, port2 } = new MessageChannel();
+  port2.postMessage(0);
+  return new Promise((resolve) => {
+    port1.onmessage = () => resolve(port1.close());
+  });
+}
+
+function parse(json) {
+  try {
+    return JSON.parse(json);
+  } catch {
+    return undefined; // the value of no JSON
+  }
+}
+
+/** How far cursor `a` is behind `b`: negative, 0, positive, or NaN if they are of two histories. */
+function compare(a, b) {
+  const [epoch, i = 0, j = 0, k = 0] = a.split("-");
+  const [other, l = 0, m = 0, n = 0] = b.split("-");
+  return epoch === other ? i - l || j - m || k - n : NaN;
+}
+
+/** Splits text into blocks: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream */
+class Parser {
+  #rest = ""; // of the text: a line that is not complete
+  #isAfterCR = false;
+  #block = { lines: [] };
+
+  *read(text) {
+    if (this.#isAfterCR && text[0] === "\n") text = text.slice(1);
+    if (text) this.#isAfterCR = text.endsWith("\r");
+    const lines = (this.#rest + text).split(/\r\n|\n|\r/);
+    this.#rest = lines.pop();
+    for (const line of lines) {
+      const [, name, value] = /^([^:]*):? ?(.*)$/s.exec(line);
+      if (name === "data") this.#block.lines.push(value);
+      else if (name === "event" || (name === "id" && !value.includes("\0"))) this.#block[name] = value;
+      else if (name === "retry" && /^\d+$/.test(value)) this.#block.retry = +value;
+      if (line) continue;
+      const { lines, event, id, retry } = this.#block;
+      this.#block = { lines: [] };
+      // Without data it is no event, but its id counts.
+      yield { type: lines.length ? event || "message" : "", data: lines.join("\n"), id, retry };
+    }
+  }
+}
+
+/**
+ * Reads a stream, or polls, until it is closed, and comes back whatever happens. Asks its `owner` what to fetch by
+ * `prepare(isRefused)`, calls its `take(block)` and `show(state, error)`, and `polled()` after each poll.
+ */
+class Reader {
+  #owner;
+  #options;
+  #isPolling;
+  #abort; // of the attempt, or of the sleep
+  #probe; // the abort of a probe
+  #isAsleep = false;
+  #isEnded; // we have ended the attempt, and try again at once
+  #isSilent; // no byte has come in this attempt
+  #isOpened; // the stream has begun in this attempt
+  #isRefused = false;
+  #heard = Infinity; // when the last byte came, while one is waited for. By the clock of the wall: a laptop may sleep
+  #heartbeat = 15; // seconds
+  #began; // the attempt
+  #tries = 0;
+  #retry;
+  #sleepUntil;
+  #notBefore = 0;
+  #tried = 0; // to change from streams to polls, or back
+  #timer = setInterval(() => this.#watch(), 1000);
+  state = "connecting";
+  isClosed = false;
+
+  constructor(options, cursor, owner) {
+    this.#options = options;
+    this.#owner = owner;
+    this.cursor = cursor;
+    this.#isPolling = options.poll === true;
+    this.#retry = options.backoff[0] * (1 + Math.random());
+    this.#run();
+  }
+
+  close() {
+    this.isClosed = true;
+    clearInterval(this.#timer);
+    this.#probe?.abort();
+    this.restart();
+  }
+
+  /** Try again now, from the cursor. */
+  restart() {
+    this.#isEnded = true;
+    this.#abort.abort();
+  }
+
+  /** Try now, if it waits; `force`: also if it seems to be open. Not before the server allows it. */
+  wake(force) {
+    if (Date.now() - this.#began < 1000) return; // each of the tabs that share it calls this
+    this.#sleepUntil = 0;
+    if (force || this.#isAsleep) this.restart();
+    else this.#watch();
+  }
+
+  /** Whether a poll has waited for a while, so that nothing stands behind the cursor. */
+  get isIdle() {
+    return this.#isOpened && Date.now() - this.#heard > 1000;
+  }
+
+  async #run() {
+    while (!this.isClosed) {
+      this.#isEnded = false;
+      const error = await this.#attempt().catch((error) => error);
+      this.#heard = Infinity;
+      if (this.isClosed) return;
+      if (this.#isPolling && this.#isOpened && (this.#isEnded || !error)) {
+        this.#sleepUntil = performance.now() + this.#retry;
+        await this.#owner.polled?.();
+      } else if (!this.#isEnded) {
+        this.#failed(error ?? { message: "the stream has ended" });
+      }
+      await this.#sleep();
+    }
+  }
+
+  async #attempt() {
+    const { signal } = (this.#abort = new AbortController());
+    this.#began = this.#heard = Date.now();
+    this.#sleepUntil = 0;
+    this.#isSilent = true;
+    this.#isOpened = false;
+    if (this.state !== "polling") this.#show("connecting");
+    if (this.#isPolling && this.#began > this.#tried + TRY_STREAM_MS) this.#tryOther();
+    const body = await this.#fetch(this.#isPolling, this.cursor, signal);
+    const decoder = new TextDecoder();
+    const parser = new Parser();
+    for (;;) {
+      const { done, value } = await body.read();
+      if (done) return;
+      this.#isSilent = false;
+      this.#heard = Infinity; // while the page is busy, no byte is waited for
+      for (const block of parser.read(decoder.decode(value, { stream: true }))) {
+        await this.#receive(block);
+        if (signal.aborted) return;
+      }
+      await nextTask();
+      this.#heard = Date.now();
+    }
+  }
+
+  async #fetch(poll, cursor, signal) {
+    const { url, headers, renews } = await this.#owner.prepare(this.#isRefused);
+    const address = new URL(url);
+    if (cursor) address.searchParams.set("last_event_id", cursor);
+    if (poll) address.searchParams.set("poll", "1");
+    const response = await fetch(address, {
+      headers: { Accept: "text/event-stream", ...headers },
+      credentials: this.#options.withCredentials ? "include" : "same-origin",
+      cache: "no-store",
+      signal,
+    });
+    const { status, body } = response;
+    const type = response.headers.get("Content-Type");
+    if (status === 200 && /^text\/event-stream/i.test(type)) return body.getReader();
+    body?.cancel();
+    const after = response.headers.get("Retry-After") ?? 0;
+    throw Object.assign(new Error(`the answer is ${status} ${type}`), {
+      status,
+      renews: renews && !this.#isRefused,
+      after: after >= 0 ? after * 1000 : Date.parse(after) - Date.now(),
+    });
+  }
+
+  #receive(block) {
+    const { type, data, id, retry } = block;
+    this.#retry = retry ?? this.#retry;
+    this.cursor = id ?? this.cursor;
+    if (type === "sse_busy") {
+      this.#notBefore = performance.now() + this.#retry;
+    } else {
+      if (BEGINNING.test(type)) this.#heartbeat = parse(data)?.heartbeat || 15;
+      const isFirst = !this.#isOpened;
+      this.#isOpened = true;
+      this.#tries = 0;
+      this.#isRefused = false;
+      const state = this.#isPolling ? "polling" : "open";
+      // Each poll begins, but the page is to see one stream.
+      if (isFirst && this.#isPolling && this.state === state && type === "sse_open") return undefined;
+      if (isFirst) this.#show(state);
+    }
+    return this.#owner.take(block);
+  }
+
+  #failed({ status = 0, message, renews, after }) {
+    const [least, most] = this.#options.backoff;
+    const now = performance.now();
+    this.#isRefused = status === 401 || status === 403;
+    // The first time, the wait is the one by which the server spreads its clients.
+    const wait = this.#tries ? Math.min(most, least * 2 ** this.#tries) * (0.5 + Math.random() / 2) : this.#retry;
+    this.#sleepUntil = this.#isRefused && renews ? 0 : now + wait;
+    if (after > 0) this.#notBefore = now + after + Math.random() * least;
+    this.#tries += 1;
+    this.#show("waiting", { status, message });
+  }
+
+  async #sleep() {
+    let wait;
+    this.#isAsleep = true;
+    while (!this.isClosed && (wait = Math.max(this.#sleepUntil, this.#notBefore) - performance.now()) > 0) {
+      this.#abort = new AbortController();
+      await new Promise((resolve) => {
+        const timer = setTimeout(resolve, wait);
+        this.#abort.signal.onabort = () => resolve(clearTimeout(timer));
+      });
+    }
+    this.#isAsleep = false;
+  }
+
+  #show(state, error) {
+    this.state = state;
+    this.#owner.show(state, error);
+  }
+
+  #watch() {
+    const quiet = Date.now() - this.#heard;
+    if (quiet > 2000 * this.#heartbeat + (this.#isPolling ? POLL_MS : 0)) {
+      this.#show("waiting", { status: 0, message: "silent for two heartbeats" });
+      this.restart();
+    } else if (this.#isSilent && quiet > SWITCH_MS && !this.#isPolling && this.#tried < this.#began) {
+      this.#tryOther();
+    }
+  }
+
+  /** Change from streams to polls, or back, if a byte comes that way. */
+  async #tryOther() {
+    if (this.#options.poll !== "auto" || this.#probe) return;
+    const began = this.#began;
+    const isPolling = !this.#isPolling;
+    this.#tried = Date.now();
+    this.#probe = new AbortController();
+    const timer = setTimeout(() => this.#probe.abort(), isPolling ? POLL_MS : SWITCH_MS);
+    const { value } = await this.#fetch(isPolling, "", this.#probe.signal)
+      .then((body) => body.read())
+      .catch(() => ({}));
+    clearTimeout(timer);
+    this.#probe.abort();
+    this.#probe = undefined;
+    // A server that is only slow has answered the stream, too, which came before the poll.
+    if (!value || (isPolling && !(this.#isSilent && this.#began === began))) return;
+    this.#isPolling = isPolling;
+    if (isPolling) this.restart();
+  }
+}
+
+/**
+ * A tab that shares a stream. Its messages, and those of the worker, are pairs: the name of a method, and a value. As
+ * long as the worker has not what stands behind the tab's cursor, the tab polls for itself.
+ */
+class Tab {
+  #options;
+  #owner;
+  #cursor;
+  #port; // undefined: the tab reads alone
+  #reader; // of its own
+  #heard;
+  #timer = setInterval(() => this.#watch(), BEAT_MS);
+  #tries = 0; // of workers, in a row
+  #isOpened = false; // the page knows that the stream has begun
+  #polledFrom;
+  #next; // polls again
+
+  constructor(options, cursor, owner) {
+    this.#options = options;
+    this.#cursor = cursor;
+    this.#owner = owner;
+    this.prepare = owner.prepare;
+    this.show = owner.show;
+    this.#meet();
+  }
+
+  close() {
+    clearInterval(this.#timer);
+    this.#leave();
+  }
+
+  wake(force) {
+    this.#watch();
+    this.#reader?.wake(force);
+    this.#say("wake", force);
+  }
+
+  #say(kind, value) {
+    this.#port?.postMessage([kind, value]);
+  }
+
+  #leave() {
+    this.#say("bye");
+    this.#port?.close();
+    this.#port = undefined;
+    this.#reader?.close();
+    this.#reader = undefined;
+  }
+
+  #meet() {
+    this.#leave();
+    this.#heard = Date.now();
+    try {
+      const { worker, name } = this.#options;
+      const shared = new SharedWorker(worker, { type: "module", name });
+      const { port } = shared;
+      shared.onerror = () => this.#port === port && this.#readAlone("no script");
+      port.onmessage = async ({ data: [kind, value] }) => {
+        if (this.#port !== port) return;
+        this.#heard = Date.now();
+        this.#tries = 0;
+        await this[kind](value);
+        port.postMessage(["ack"]);
+      };
+      this.#port = port;
+      this.#join();
+    } catch (error) {
+      this.#readAlone(error.message);
+    }
+  }
+
+  #readAlone(reason) {
+    console.warn(`sse_batcher: the stream is not shared: ${reason}`);
+    this.#tries += 1;
+    this.#leave();
+    this.#reader = new Reader(this.#options, this.#cursor, this);
+  }
+
+  #join(isNear) {
+    const { poll, backoff, withCredentials } = this.#options;
+    this.#say("join", { cursor: this.#cursor, isNear, options: { poll, backoff, withCredentials } });
+  }
+
+  /** Called each beat, and when the tab is seen again. */
+  #watch() {
+    if (!this.#port) {
+      // Perhaps the site was not there to give us the script.
+      if (this.#tries < 3 && this.#reader.state === "open") this.#meet();
+    } else if (Date.now() - this.#heard > DEAD_MS) {
+      this.#tries += 1;
+      if (this.#tries < 3) this.#meet();
+      else this.#readAlone("no answer");
+    } else if (this.#reader?.isIdle) {
+      this.#reader.restart();
+    }
+  }
+
+  // -- what the worker says ----------------------------------------------------------------------------------------
+
+  beat() {}
+
+  /** All at once: the cursor is behind the whole frame, or before it. Returns what to wait for before the answer. */
+  frame(blocks) {
+    return blocks.map((block) => this.take(block)).at(-1);
+  }
+
+  state({ state, error }) {
+    if (!this.#reader) this.show(state, error);
+  }
+
+  joined({ data, state }) {
+    this.#reader?.close();
+    this.#reader = undefined;
+    this.show(state);
+    if (!this.#isOpened) return this.take({ type: "sse_open", data, id: this.#cursor });
+  }
+
+  missed() {
+    this.#polledFrom = this.#cursor;
+    this.#next?.();
+    this.#reader ??= new Reader({ ...this.#options, poll: true }, this.#cursor, this);
+  }
+
+  dropped() {
+    this.#join();
+  }
+
+  async ask({ isRefused, answer }) {
+    answer.postMessage(await this.prepare(isRefused).catch(({ message }) => ({ message })));
+  }
+
+  // -- what the tab's own reader, or the worker, says ----------------------------------------------------------------
+
+  take(block) {
+    this.#cursor = block.id ?? this.#cursor;
+    if (BEGINNING.test(block.type)) this.#isOpened = true;
+    return this.#owner.take(block);
+  }
+
+  /** Join again. Resolved if that fails. A poll without anything shows that nothing stands behind the cursor. */
+  polled() {
+    if (!this.#port) return undefined;
+    this.#join(this.#cursor === this.#polledFrom);
+    return new Promise((resolve) => (this.#next = resolve));
+  }
+}
+
+/** What the worker does: it reads one stream for all tabs that share it. */
+class Shared {
+  #tabs = new Set(); // {port, cursor, isNear, isJoined, isWaiting, after, unanswered, heard}
+  #reader;
+  #begin; // the cursor by which the reader began
+  #frames = []; // the newest ones, each {id, blocks}
+  #since; // the cursor that they reach back to; undefined before the first frame
+  #blocks = []; // of the next frame
+  #opening; // the data of sse_open
+
+  constructor() {
+    setInterval(() => this.#tell("beat"), BEAT_MS);
+  }
+
+  add(port) {
+    const tab = { port, unanswered: 0 };
+    port.onmessage = ({ data: [kind, value] }) => this[kind](tab, value);
+  }
+
+  // -- what a tab says -----------------------------------------------------------------------------------------------
+
+  join(tab, { options, ...more }) {
+    this.#tabs.add(Object.assign(tab, more, { heard: Date.now() }));
+    if (!this.#reader) {
+      this.#begin = tab.cursor;
+      this.#reader = new Reader(options, tab.cursor, this);
+    }
+    this.#say(tab, "state", { state: this.#reader.state });
+    this.#admit(tab);
+  }
+
+  ack(tab) {
+    tab.unanswered -= 1;
+    tab.heard = Date.now();
+  }
+
+  wake(_, force) {
+    this.#reader?.wake(force);
+  }
+
+  bye(tab) {
+    this.#tabs.delete(tab);
+    if (this.#tabs.size) return;
+    this.#reader?.close();
+    this.#reader = this.#since = undefined;
+  }
+
+  // -- what the reader says ------------------------------------------------------------------------------------------
+
+  /** What to fetch. Only tabs have the page's functions: ask the one that was heard last. */
+  async prepare(isRefused) {
+    const [tab] = [...this.#tabs].sort((a, b) => b.heard - a.heard);
+    const { port1, port2 } = new MessageChannel();
+    this.#say(tab, "ask", { isRefused, answer: port2 }, [port2]);
+    const answer = await new Promise((resolve) => {
+      port1.onmessage = ({ data }) => resolve(data);
+      setTimeout(resolve, ANSWER_MS, { message: "no answer" });
+    });
+    if (answer.message) throw new Error(answer.message);
+    return answer;
+  }
+
+  take(block) {
+    const { type, data, id } = block;
+    if (type === "sse_busy") return this.#tell("frame", [block]);
+    if (BEGINNING.test(type)) {
+      this.#opening = { ...this.#opening, ...parse(data), reason: undefined };
+      this.#blocks = []; // of a snapshot that was cut
+    }
+    this.#blocks.push(block);
+    if (id === undefined) return; // the blocks of a snapshot are one frame
+    const frame = { id, blocks: this.#blocks };
+    this.#blocks = [];
+    if (!(compare(id, this.#since ?? "") >= 0)) {
+      this.#frames = [];
+      this.#since = id;
+    }
+    this.#frames.push(frame);
+    if (this.#frames.length > SHARED_FRAMES) this.#since = this.#frames.shift().id;
+    for (const tab of this.#tabs) {
+      if (tab.isJoined) this.#pass(tab, frame);
+      else if (tab.isWaiting) this.#admit(tab);
+    }
+  }
+
+  show(state, error) {
+    this.#tell("state", { state, error });
+  }
+
+  /** Let a tab have what follows its cursor, if that is here. */
+  #admit(tab) {
+    const { cursor } = tab;
+    tab.isJoined = tab.isWaiting = false;
+    // In the middle of a batch, the server has the rest.
+    const distance = cursor.includes(".") ? NaN : compare(cursor, this.#since ?? "");
+    if (this.#since === undefined) {
+      tab.isJoined = cursor === this.#begin;
+      tab.isWaiting = !tab.isJoined;
+    } else if (distance >= 0) {
+      tab.isJoined = true;
+      tab.after = cursor;
+      this.#say(tab, "joined", { data: JSON.stringify(this.#opening), state: this.#reader.state });
+      for (const frame of this.#frames) this.#pass(tab, frame);
+    } else if (distance < 0 && tab.isNear) {
+      // Read again from there. The other tabs leave out what they have.
+      tab.isWaiting = true;
+      for (const other of this.#tabs) other.after ||= this.#reader.cursor;
+      this.#begin = this.#reader.cursor = cursor;
+      this.#since = undefined;
+      this.#reader.restart();
+    } else {
+      this.#say(tab, "missed");
+    }
+  }
+
+  #pass(tab, { id, blocks }) {
+    if (tab.after && compare(id, tab.after) <= 0) return; // the tab has it
+    tab.after = undefined;
+    this.#say(tab, "frame", blocks);
+  }
+
+  #tell(kind, value) {
+    for (const tab of this.#tabs) this.#say(tab, kind, value);
+  }
+
+  #say(tab, kind, value, transfer = []) {
+    tab.unanswered += 1;
+    const isGone = tab.unanswered > UNANSWERED; // or frozen
+    tab.port.postMessage(isGone ? ["dropped"] : [kind, value], transfer);
+    if (isGone) this.bye(tab);
+  }
+}
+
+if (globalThis.SharedWorkerGlobalScope && self.name.startsWith(WORKER)) {
+  const shared = new Shared();
+  self.onconnect = ({ ports }) => shared.add(ports[0]);
+}
+
+/** The events of a block, each with `data` or, as it came, with `text`. */
+function unpack({ type, data: text }, id) {
+  const list = type.endsWith("_batch") && parse(text)?.events;
+  if (!Array.isArray(list)) return type ? [{ type, id, text }] : [];
+  const only = type.slice(0, -6);
+  return list.map((entry, index) => ({
+    ...(only === "mixed" ? entry : { type: only, data: entry }),
+    id: index + 1 < list.length ? `${id}.${index + 1}` : id,
+  }));
+}
+
+const READY_STATES = { CONNECTING: 0, OPEN: 1, CLOSED: 2 };
+
+export class BatchedEventSource extends EventTarget {
+  state = "connecting";
+  readyState = 0;
+  onopen = null;
+  onmessage = null;
+  onerror = null;
+  #options;
+  #link; // a Reader or a Tab; undefined while the page is in the back/forward cache
+  #life = new AbortController();
+  #cursor; // of what has come
+  #lastId = ""; // of what was dispatched
+  #blocks = []; // that wait for the page
+  #drained; // a promise
+  #handlers = new Map(); // "json", "text" or "batch", and the type -> a set of {handle}
+  #listened = new Set(); // types
+
+  constructor(url, options = {}) {
+    super();
+    const { channels = [], cursor = "", poll = "auto", withCredentials = false, backoff = [1000, 30_000], ...rest } = options;
+    const { share, worker = import.meta.url, url: renew, headers, ...unknown } = rest;
+    for (const name in unknown) throw new TypeError(`no option ${name}`);
+    if (!Array.isArray(channels)) throw new TypeError("channels is no list");
+    this.#options = { channels, poll, withCredentials, backoff, share, worker, renew, headers };
+    this.#cursor = cursor;
+    this.withCredentials = withCredentials;
+    this.#setUrl(url);
+    for (const type of ["open", "message", "error"]) super.addEventListener(type, (event) => this[`on${type}`]?.(event));
+    const on = (target, type, listener) => target?.addEventListener(type, listener, { signal: this.#life.signal });
+    on(self, "online", () => this.#link?.wake(true));
+    on(self.document, "visibilitychange", () => document.hidden || this.#link?.wake());
+    on(self, "pagehide", () => {
+      this.#link?.close();
+      this.#link = undefined;
+    });
+    on(self, "pageshow", () => this.#link || this.#open());
+    this.#open();
+  }
+
+  on(type, handle) {
+    return this.#add("json", type, handle);
+  }
+
+  onText(type, handle) {
+    return this.#add("text", type, handle);
+  }
+
+  onBatch(type, handle) {
+    return this.#add("batch", type, handle);
+  }
+
+  addEventListener(type, listener, options) {
+    this.#listened.add(type);
+    super.addEventListener(type, listener, options);
+  }
+
+  close() {
+    this.#life.abort();
+    this.#link?.close();
+    this.#show("closed");
+  }
+
+  #setUrl(url) {
+    const address = new URL(url, self.document?.baseURI ?? location.href);
+    const { channels } = this.#options;
+    if (channels.length) address.searchParams.delete("channel");
+    for (const channel of channels) address.searchParams.append("channel", channel);
+    this.url = address.href;
+  }
+
+  #open() {
+    const { share, withCredentials } = this.#options;
+    const owner = {
+      prepare: (isRefused) => this.#prepare(isRefused),
+      take: (block) => this.#take(block),
+      show: (state, error) => this.#show(state, error),
+    };
+    const address = new URL(this.url);
+    address.searchParams.delete("token"); // each tab has its own
+    const name = WORKER + JSON.stringify([share, address, withCredentials]);
+    const Link = share && self.SharedWorker ? Tab : Reader;
+    this.#link = new Link({ ...this.#options, name }, this.#cursor, owner);
+  }
+
+  async #prepare(isRefused) {
+    const { renew, headers } = this.#options;
+    if (isRefused && renew) this.#setUrl(await renew());
+    return { url: this.url, headers: await headers?.(), renews: Boolean(renew || headers) };
+  }
+
+  #show(state, error) {
+    if (this.state === "closed") return;
+    const { state: before, readyState } = this;
+    this.state = state;
+    this.readyState = { open: 1, polling: 1, closed: 2 }[state] ?? 0;
+    if (readyState === 0 && this.readyState === 1) this.dispatchEvent(new Event("open"));
+    if (state !== before) this.dispatchEvent(new Event("statechange"));
+    if (error) this.dispatchEvent(Object.assign(new Event("error"), error));
+  }
+
+  #add(kind, type, handle) {
+    if (typeof handle !== "function") throw new TypeError(`${handle} is no function`);
+    const entry = { handle }; // a function may be added twice
+    const handlers = this.#handlers.get(kind + type) ?? new Set();
+    this.#handlers.set(kind + type, handlers.add(entry));
+    return () => handlers.delete(entry);
+  }
+
+  /** Returns what to wait for before more is read. */
+  #take(block) {
+    this.#cursor = block.id ?? this.#cursor;
+    if (this.#blocks.push(block) === 1) this.#drained = this.#drain();
+    return this.#blocks.length > WAITING_BLOCKS && this.#drained;
+  }
+
+  async #drain() {
+    let sliceEnd = performance.now() + SLICE_MS;
+    // A block stays first until it is done, since #take() begins this if there is none.
+    for (; this.#blocks.length; this.#blocks.shift()) {
+      const [block] = this.#blocks;
+      const lists = new Map();
+      this.#lastId = block.id ?? this.#lastId;
+      for (const event of unpack(block, this.#lastId)) {
+        this.#dispatch(event, lists);
+        if (performance.now() > sliceEnd) {
+          await nextTask();
+          sliceEnd = performance.now() + SLICE_MS;
+        }
+        if (this.state === "closed") return;
+      }
+      for (const [type, list] of lists) this.#call("batch", type, list, this.#lastId);
+    }
+  }
+
+  #dispatch({ type, id, text, data }, lists) {
+    const has = (kind) => this.#handlers.get(kind + type)?.size;
+    if (has("json") || has("batch")) {
+      if (text !== undefined) data = parse(text);
+      if (data === undefined) {
+        reportError(new SyntaxError(`${type} ${id} is no JSON: use onText`));
+      } else {
+        this.#call("json", type, data, id);
+        if (has("batch")) lists.set(type, lists.get(type) ?? []).get(type).push(data);
+      }
+    }
+    const isListened = this.#listened.has(type) || (type === "message" && this.onmessage);
+    if (!isListened && !has("text")) return;
+    text ??= JSON.stringify(data);
+    this.#call("text", type, text, id);
+    if (!isListened || OWN_EVENTS.includes(type) || this.state === "closed") return;
+    this.dispatchEvent(new MessageEvent(type, { data: text, lastEventId: id, origin: new URL(this.url).origin }));
+  }
+
+  #call(kind, type, value, id) {
+    for (const { handle } of this.#handlers.get(kind + type) ?? []) {
+      if (this.state === "closed") return;
+      try {
+        handle(value, { type, id });
+      } catch (error) {
+        reportError(error); // and go on
+      }
+    }
+  }
+}
+
+Object.assign(BatchedEventSource, READY_STATES);
+Object.assign(BatchedEventSource.prototype, READY_STATES);

@@ -50,7 +50,7 @@ export interface Options {
   worker?: string | URL;
   /** "auto" (default): poll if something on the way holds streams back. true: always poll. false: never. */
   poll?: "auto" | boolean;
-  /** Returns a fresh URL, after 401 or 403. For signed URLs. */
+  /** Returns a fresh URL. Called after 401 or 403. For signed URLs. */
   url?: () => string | URL | Promise<string | URL>;
   /** Returns the headers of each request, such as `Authorization`. Another origin then sees a CORS preflight. */
   headers?: () => Record<string, string> | Promise<Record<string, string>>;
@@ -70,8 +70,8 @@ export class BatchedEventSource<Types extends object = Record<string, any>> exte
   static readonly OPEN: 1;
   static readonly CLOSED: 2;
 
-  /** `url`: the URL of the stream, or a function that returns it (see `Options.url`). It opens at once. */
-  constructor(url: string | URL | (() => string | URL | Promise<string | URL>), options?: Options);
+  /** `url`: the URL of the stream. It opens at once. Throws if it is no URL, or if there is no such option. */
+  constructor(url: string | URL, options?: Options);
 
   readonly CONNECTING: 0;
   readonly OPEN: 1;

@@ -448,7 +448,6 @@ class Shared {
       this.#begin = tab.cursor;
       this.#reader = new Reader(options, tab.cursor, this);
     }
-    this.#say(tab, "state", { state: this.#reader.state });
     this.#admit(tab);
   }
 
@@ -519,6 +518,7 @@ class Shared {
     if (this.#since === undefined) {
       tab.isJoined = cursor === this.#begin;
       tab.isWaiting = !tab.isJoined;
+      this.#say(tab, "state", { state: this.#reader.state });
     } else if (distance >= 0) {
       tab.isJoined = true;
       tab.after = cursor;

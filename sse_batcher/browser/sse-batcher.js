@@ -118,9 +118,9 @@ class Reader {
 
   /** Try now, if it waits; `force`: also if it seems to be open. Not before the server allows it. */
   wake(force) {
-    if (Date.now() - this.#began < 1000) return; // each of the tabs that share it calls this
     this.#sleepUntil = 0;
-    if (force || this.#isAsleep) this.restart();
+    // Each of the tabs that share it calls this, at the same time.
+    if (this.#isAsleep || (force && Date.now() > this.#began + 1000)) this.restart();
     else this.#watch();
   }
 
@@ -288,6 +288,7 @@ class Tab {
   #timer = setInterval(() => this.#watch(), BEAT_MS);
   #tries = 0; // of workers, in a row
   #isOpened = false; // the page knows that the stream has begun
+  #taken; // what to wait for before more is taken
   #polledFrom;
   #next; // polls again
 
@@ -397,7 +398,8 @@ class Tab {
     this.#reader ??= new Reader({ ...this.#options, poll: true }, this.#cursor, this);
   }
 
-  dropped() {
+  async dropped() {
+    await this.#taken;
     this.#join();
   }
 
@@ -410,7 +412,7 @@ class Tab {
   take(block) {
     this.#cursor = block.id ?? this.#cursor;
     if (BEGINNING.test(block.type)) this.#isOpened = true;
-    return this.#owner.take(block);
+    return (this.#taken = this.#owner.take(block));
   }
 
   /** Join again. Resolved if that fails. A poll without anything shows that nothing stands behind the cursor. */
@@ -484,7 +486,7 @@ class Shared {
 
   take(block) {
     const { type, data, id } = block;
-    if (type === "sse_busy") return this.#tell("frame", [block]);
+    if (type === "sse_busy") return this.#tell("frame", [{ ...block, id: undefined }]); // it is the cursor of this
     if (BEGINNING.test(type)) {
       this.#opening = { ...this.#opening, ...parse(data), reason: undefined };
       this.#blocks = []; // of a snapshot that was cut

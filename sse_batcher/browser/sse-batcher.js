@@ -486,7 +486,7 @@ class Shared {
 
   take(block) {
     const { type, data, id } = block;
-    if (type === "sse_busy") return this.#tell("frame", [{ ...block, id: undefined }]); // it is the cursor of this
+    if (type === "sse_busy") return this.#tell("frame", [{ ...block, id: undefined }]); // the id is not the tab's
     if (BEGINNING.test(type)) {
       this.#opening = { ...this.#opening, ...parse(data), reason: undefined };
       this.#blocks = []; // of a snapshot that was cut

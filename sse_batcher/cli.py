@@ -23,7 +23,7 @@ from .demo import report
 from .demo.scenarios import SCENARIOS
 from .demo.simulation import Demo, Setting
 from .errors import ClosedError
-from .wsgi import stream
+from .wsgi import script, stream
 
 # A browser does not send this from a foreign page without asking this server first (CORS), which never agrees.
 MARK = ("X-Requested-With", "sse_batcher")
@@ -206,6 +206,11 @@ def create_demo(demo: Demo) -> Flask:
     def events() -> Response:
         setting = Setting(_argument("window", range(1, 1_001)), _argument("size", range(1, 201)))
         status, headers, body = stream(demo.manager(setting), request.environ)
+        return Response(body, status=status, headers=headers)
+
+    @app.get("/events/sse-batcher.js")
+    def module() -> Response:
+        status, headers, body = script(request.environ)
         return Response(body, status=status, headers=headers)
 
     @app.post(f"/play/<any({','.join(SCENARIOS)}):name>")

@@ -1,4 +1,4 @@
-"""Plain WSGI: a request in, a stream out.
+"""Plain WSGI: a request in, a stream out; or the module for browsers.
 
 Runs in the server's thread. Follows PEP 3333, and the WHATWG standard for which answers make a browser come back.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote_plus
 
+from .browser import SCRIPT, VERSION
 from .errors import BackendError, InvalidEventError
 from .event import DEFAULT_CHANNEL, check_channels, check_user
 from .manager import SSEManager, process_of
@@ -22,6 +23,8 @@ from .transports.server import ServerInfo, inspect_server
 from .wire import HEADERS
 
 _METHODS = "GET, HEAD, OPTIONS"
+_ETAG = f'W/"{VERSION}"'
+"""Weak, because what compresses a response on its way must change a strong one, which then never matches."""
 _REFUSED_HTTP2 = (
     "streams are refused that come over HTTP/2 to gunicorn: it serves the requests of a connection one after another, "
     "so an open stream keeps all other requests of its browser waiting. Leave h2 out of --http-protocols, and have a "
@@ -61,10 +64,8 @@ def stream(
     """
     name = None if user is None else check_user(user)
     method = environ.get("REQUEST_METHOD", "GET")
-    if method == "OPTIONS":
-        return _text("200 OK", "", ("Allow", _METHODS))
     if method not in {"GET", "HEAD"}:
-        return _text("405 Method Not Allowed", f"use one of {_METHODS}\n", ("Allow", _METHODS))
+        return _other_method(method)
     try:
         names = check_channels(channels, may_be_none=name is not None)
     except InvalidEventError as error:
@@ -86,6 +87,42 @@ def stream(
     batches, poll = _query(environ, "batch") != "0", _query(environ, "poll") == "1"
     request = Request(names, server, cursor, batches, state, resumes, name, ticket, poll)
     return "200 OK", list(HEADERS), open_stream(manager, request)
+
+
+def script(environ: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]], list[bytes]]:
+    """Answer a WSGI request with the module for browsers, ``sse-batcher.js``: ``(status, headers, body)``.
+
+    Serve it at a path of its own, such as ``/events/sse-batcher.js``; its version changes with its content. If the
+    query has ``v=`` with this version, caches may keep the answer for a year. With another one, which a newer or an
+    older process has named, they must not keep it at all. Without a version, they ask each time, and ``If-None-Match``
+    is answered with 304. Pages of other origins may import it. GET and HEAD answer, another method is 405. Blocks on
+    nothing.
+
+    >>> def app(environ, start_response):
+    ...     status, headers, body = script(environ)
+    ...     start_response(status, headers)
+    ...     return body
+    """
+    method = environ.get("REQUEST_METHOD", "GET")
+    if method not in {"GET", "HEAD"}:
+        return _other_method(method)
+    version = _query(environ, "v")
+    headers = [("Access-Control-Allow-Origin", "*"), ("X-Content-Type-Options", "nosniff")]
+    if version is not None and version != VERSION:
+        headers.append(("Cache-Control", "no-store"))
+    else:
+        kept = "no-cache" if version is None else "public, max-age=31536000, immutable"
+        headers += [("Cache-Control", kept), ("ETag", _ETAG)]
+        if _names_etag(environ.get("HTTP_IF_NONE_MATCH", "")):
+            return "304 Not Modified", headers, []  # without Content-Type, which WSGI forbids there
+    headers += [("Content-Type", "text/javascript; charset=utf-8"), ("Content-Length", str(len(SCRIPT)))]
+    return "200 OK", headers, [] if method == "HEAD" else [SCRIPT]
+
+
+def _names_etag(condition: str) -> bool:
+    """Whether an ``If-None-Match`` names our ETag, compared weakly: RFC 9110, 8.8.3.2."""
+    tags = [tag.strip().removeprefix("W/") for tag in condition.split(",")]
+    return _ETAG.removeprefix("W/") in tags or tags == ["*"]
 
 
 def _refusal(process: ProcessState, server: ServerInfo) -> BusyReason | None:
@@ -115,6 +152,13 @@ def _query(environ: Mapping[str, Any], *names: str) -> str | None:
     query = "&" + environ.get("QUERY_STRING", "")
     values = (query.partition(f"&{name}=")[2].partition("&")[0] for name in names)
     return next((unquote_plus(value) for value in values if value), None)
+
+
+def _other_method(method: str) -> tuple[str, list[tuple[str, str]], list[bytes]]:
+    """Answer a request that is neither GET nor HEAD."""
+    if method == "OPTIONS":
+        return _text("200 OK", "", ("Allow", _METHODS))
+    return _text("405 Method Not Allowed", f"use one of {_METHODS}\n", ("Allow", _METHODS))
 
 
 def _text(status: str, text: str, *more: tuple[str, str]) -> tuple[str, list[tuple[str, str]], list[bytes]]:

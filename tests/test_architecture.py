@@ -38,7 +38,7 @@ LAYERS = """
     transports.attached transports.detached.sending transports.detached.takeover
     transports.detached.connection transports.detached.group transports.detached.replay transports.detached.feed
     transports.detached.loop transports.detached.stream transports.detached transports
-    wsgi
+    browser wsgi
     flask.cors flask.config flask.hooks flask.access flask.request_notes flask.response flask.blueprint
     flask.cli flask.page_cursor flask.extension flask
     sse_batcher
@@ -49,7 +49,7 @@ ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
 # Modules that use no thread, clock or socket.
 PURE_MODULES = """
     errors encoding reasons event functions options wire stats batching.window
-    streams.history streams.dismissals streams.counts backends.redis.entries flask.cors
+    streams.history streams.dismissals streams.counts backends.redis.entries browser flask.cors
 """
 PURE = set(PURE_MODULES.split())
 KNOWS_FLASK = {"flask", "cli"}
@@ -149,7 +149,7 @@ def test_packages_have_an_order_too() -> None:
     """The modules of a package stand together, so no package imports one that stands above it."""
     runs = [name for name, _ in itertools.groupby(name.partition(".")[0] for name in ORDER)]
     packages = [name for name in runs if name in PACKAGES - {""}]
-    assert packages == ["runtime", "batching", "streams", "backends", "transports", "flask", "demo"]
+    assert packages == ["runtime", "batching", "streams", "backends", "transports", "browser", "flask", "demo"]
 
 
 @every_module

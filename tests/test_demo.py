@@ -24,6 +24,7 @@ import pytest
 from flask.testing import FlaskClient
 
 import sse_batcher
+from sse_batcher.browser import SCRIPT
 from sse_batcher.cli import create_demo, main
 from sse_batcher.demo.scenarios import LISTS, SCENARIOS, SERVERS, Happening
 from sse_batcher.demo.simulation import Demo, Setting
@@ -357,12 +358,18 @@ def test_head_on_a_stream_ends(client: FlaskClient) -> None:
     assert client.head("/events?window=100&size=50").status_code == 200
 
 
+def test_the_module_for_browsers_is_below_the_stream(client: FlaskClient) -> None:
+    answer = client.get("/events/sse-batcher.js")
+    assert (answer.status_code, answer.content_type) == (200, "text/javascript; charset=utf-8")
+    assert answer.data == SCRIPT
+
+
 def test_what_is_pressed_while_it_ends_is_answered_with_503(client: FlaskClient, model: Demo) -> None:
     model.close()
     assert client.post("/play/one", headers=MARK).status_code == 503
 
 
-@pytest.mark.parametrize("path", ["/", "/static/demo.js", "/events", "/nowhere"])
+@pytest.mark.parametrize("path", ["/", "/static/demo.js", "/events", "/events/sse-batcher.js", "/nowhere"])
 def test_every_answer_has_the_content_security_policy(client: FlaskClient, path: str) -> None:
     with client.get(path) as answer:
         headers = answer.headers

@@ -40,7 +40,7 @@ LAYERS = """
     transports.detached.loop transports.detached.stream transports.detached transports
     browser wsgi
     flask.cors flask.config flask.hooks flask.access flask.request_notes flask.response flask.blueprint
-    flask.cli flask.page_cursor flask.extension flask
+    flask.cli flask.page_functions flask.extension flask
     sse_batcher
     demo.scenarios demo.simulation demo.report demo cli __main__
 """

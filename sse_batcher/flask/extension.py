@@ -25,7 +25,7 @@ from .blueprint import NAME, Collisions, Views, create_blueprint
 from .cli import create_commands
 from .config import FlaskConfig, KeysAtStart, naming_keys, read_config
 from .hooks import Functions, Hooks, Revalidate
-from .page_cursor import add_page_cursor
+from .page_functions import add_page_functions
 from .request_notes import RequestNotes
 from .response import Responder
 
@@ -84,7 +84,7 @@ class SSE(Hooks):
             collisions.log(app.url_map)
             _at_first_request(app, lambda: collisions.log(current_app.url_map))  # then all routes are there
         app.cli.add_command(create_commands(part.manager, lambda: keys.compare_once(current_app.config)))
-        add_page_cursor(app, part.notes, names_backend=config.names_backend)
+        add_page_functions(app, part.notes, names_backend=config.names_backend)
         _at_first_request(app, lambda: keys.compare_once(current_app.config))
 
     def for_app(self, app: Flask) -> Hooks:

@@ -15,7 +15,7 @@ from .request_notes import RequestNotes
 _log = logging.getLogger("sse_batcher.page")
 
 
-def add_page_cursor(app: Flask, notes: RequestNotes, *, names_backend: bool) -> None:
+def add_page_functions(app: Flask, notes: RequestNotes, *, names_backend: bool) -> None:
     """Give the templates of this app an `sse_cursor()`. `names_backend`: the config has a key `SSE_BACKEND`."""
     once = LogOnce(_log)
 

@@ -13,17 +13,19 @@ from flask import Blueprint, Response, abort, current_app, has_request_context, 
 from flask.blueprints import BlueprintSetupState
 from werkzeug.routing import Map, Rule
 
+from ..browser import SCRIPT_NAME
 from ..errors import InvalidEventError
 from ..event import DEFAULT_CHANNEL, check_channels
 from ..manager import SSEManager, process_of
 from ..transports.server import inspect_server
 from .access import Access
 from .request_notes import RequestNotes
-from .response import Responder
+from .response import Responder, script_response
 
 _log = logging.getLogger("sse_batcher.blueprint")
 
 NAME = "sse_batcher"
+SCRIPT_ENDPOINT = f"{NAME}.script"
 _HOST = "sse_host"
 """The variable part of our rules that stands for any host, in apps with host matching."""
 
@@ -48,6 +50,10 @@ class Views:
         if not channels:
             abort(403)
         return self._responder.respond(channels, self._access.user(), ticket)
+
+    def script(self) -> Response:
+        """The module for browsers. For any client, also from other origins. ``?v=`` names its version."""
+        return script_response()
 
     def health(self) -> Response:
         """Whether this process can serve streams: 200, or 503 with the reason. And when the backend last answered.
@@ -80,7 +86,12 @@ class Views:
 def create_blueprint(views: Views, url_prefix: str) -> Blueprint:
     """Make the blueprint of one app. `url_prefix` has no slash at its end, and is empty for the root."""
     blueprint = Blueprint(NAME, __name__, url_prefix=url_prefix or None)
-    routes = [("/", "stream", views.stream), ("/health", "health", views.health), ("/stats", "stats", views.stats)]
+    routes = [
+        ("/", "stream", views.stream),
+        (f"/{SCRIPT_NAME}", "script", views.script),
+        ("/health", "health", views.health),
+        ("/stats", "stats", views.stats),
+    ]
     _add_routes(blueprint, [("", "stream", views.stream), *routes] if url_prefix else routes)
     blueprint.url_value_preprocessor(views.note_ticket)
     blueprint.after_request(views.allow_origin)

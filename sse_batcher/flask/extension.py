@@ -21,11 +21,11 @@ from ..event import DEFAULT_CHANNEL, NOT_GIVEN, NotGiven, User, check_channels, 
 from ..manager import SSEManager
 from ..runtime.process import require_threads
 from .access import Access
-from .blueprint import NAME, Collisions, Views, create_blueprint
+from .blueprint import NAME, SCRIPT_ENDPOINT, Collisions, Views, create_blueprint
 from .cli import create_commands
 from .config import FlaskConfig, KeysAtStart, naming_keys, read_config
 from .hooks import Functions, Hooks, Revalidate
-from .page_functions import add_page_functions
+from .page_functions import add_page_functions, script_url
 from .request_notes import RequestNotes
 from .response import Responder
 
@@ -84,7 +84,7 @@ class SSE(Hooks):
             collisions.log(app.url_map)
             _at_first_request(app, lambda: collisions.log(current_app.url_map))  # then all routes are there
         app.cli.add_command(create_commands(part.manager, lambda: keys.compare_once(current_app.config)))
-        add_page_functions(app, part.notes, names_backend=config.names_backend)
+        add_page_functions(app, part.notes, names_backend=config.names_backend, script_endpoint=part.script_endpoint)
         _at_first_request(app, lambda: keys.compare_once(current_app.config))
 
     def for_app(self, app: Flask) -> Hooks:
@@ -132,6 +132,15 @@ class SSE(Hooks):
     def cursor(self) -> str:
         """Return where the history of the current app's manager stands. See `SSEManager.cursor`."""
         return self.manager.cursor()
+
+    def script_url(self) -> str:
+        """Return the URL of the module for browsers, ``sse-batcher.js``, with its version.
+
+        `sse_script_url()` does the same in templates. The URL is made by `url_for`, so this needs an app context, and
+        outside a request the config key `SERVER_NAME`, too. Raises `UsageError` if `SSE_URL_PREFIX` is None, because
+        the app then has no such route.
+        """
+        return script_url(self._part_of(_real(current_app)).script_endpoint)
 
     def kick(self, *, user: str | int | NotGiven = NOT_GIVEN, channel: str | NotGiven = NOT_GIVEN) -> int:
         """End the streams of a user, or of a channel, or of a user in a channel. See `SSEManager.kick`.
@@ -203,6 +212,7 @@ class _AppPart:
         self.access = Access(own, shared, limits_users=limits_users)
         self.responder = Responder(self.manager, self.access, config.cors, names_backend=config.names_backend)
         self.notes = RequestNotes(app, self.manager)
+        self.script_endpoint = None if config.url_prefix is None else SCRIPT_ENDPOINT
         self.hooks = Hooks(own, self.pass_on)
         self._passed_on: Revalidate | None = None
         self.pass_on()

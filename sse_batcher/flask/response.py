@@ -1,4 +1,4 @@
-"""The response with a stream, for the blueprint's view and for views of the app's own.
+"""Responses with a stream, for the blueprint's view and for views of the app's own; and with the module for browsers.
 
 Request threads, in the view. Everything about the request is settled there. The stream itself runs without a context,
 so that it holds no database connection.
@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from flask import Response, current_app, request
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 from werkzeug.wsgi import ClosingIterator
@@ -21,7 +22,7 @@ from ..errors import UsageError
 from ..manager import SSEManager, process_of
 from ..runtime.log_once import LogOnce
 from ..wire import HEADERS
-from ..wsgi import last_event_id, stream
+from ..wsgi import last_event_id, script, stream
 from .access import Access
 from .cors import Cors
 
@@ -112,3 +113,31 @@ class _Endless(BaseResponse):
 def _endless(response_class: type[Response]) -> type[Response]:
     """The app's own class of responses, for one that has no end."""
     return type("StreamResponse", (_Endless, response_class), {})
+
+
+def script_response() -> Response:
+    """Answer the current request with the module for browsers."""
+    status, headers, body = script(request.environ)
+    response_class = _public(current_app.response_class)  # type: ignore[arg-type]  # as above
+    return response_class(body, status=status, headers=headers)
+
+
+class _Public(BaseResponse):
+    """A response that is the same for all clients, and that caches may share.
+
+    An app with permanent sessions sends its cookie with each response, and ``Vary: Cookie``. Then no cache could use
+    this one twice, or it would give the cookie of one user to others.
+    """
+
+    def get_wsgi_headers(self, environ: dict[str, Any]) -> Headers:
+        """As usual, without cookies. The session is saved too late for a function that is called after the request."""
+        self.vary.discard("cookie")  # in lower case, which Werkzeug needs
+        headers = super().get_wsgi_headers(environ)
+        headers.remove("Set-Cookie")
+        return headers
+
+
+@functools.lru_cache
+def _public(response_class: type[Response]) -> type[Response]:
+    """The app's own class of responses, for one that caches may share."""
+    return type("PublicResponse", (_Public, response_class), {})

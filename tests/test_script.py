@@ -1,4 +1,4 @@
-"""The module for browsers as it is served, found and copied: `script`, the route, `sse_script_url`.
+"""The module for browsers as it is served, found and copied: `script`, the route, `sse_script_url`, `flask sse client`.
 
 What the module does is tested in browsers.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
@@ -279,6 +280,84 @@ def test_an_app_keeps_its_own_class_of_responses(make_app: MakeApp) -> None:
 
     assert get(app, "/events/sse-batcher.js").data == SCRIPT
     assert issubclass(classes[0], Own)
+
+
+# -- flask sse client --------------------------------------------------------------------------------------------------
+
+NAMES = ("sse-batcher.js", "sse-batcher.d.ts")
+
+
+@pytest.fixture
+def write(make_app: MakeApp) -> Callable[..., tuple[int, str]]:
+    """Runs ``flask sse client`` with these arguments: its exit code and what it prints."""
+    app, _sse = make_app()
+
+    def run(*arguments: object) -> tuple[int, str]:
+        result = app.test_cli_runner().invoke(args=["sse", "client", *map(str, arguments)])
+        return result.exit_code, result.output
+
+    return run
+
+
+Write = Callable[..., tuple[int, str]]
+
+
+def test_the_module_and_its_types_are_written(write: Write, tmp_path: Path) -> None:
+    said = "".join(f"{tmp_path / name} was written\n" for name in NAMES)
+    assert write(tmp_path) == (0, said)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES)
+    for name, content in zip(NAMES, (SCRIPT, TYPES), strict=True):
+        note, _, rest = (tmp_path / name).read_bytes().partition(b"\n")
+        assert re.fullmatch(rb'// sse_batcher for browsers, version (\w+)\. Written by "flask sse client".*', note)
+        assert VERSION.encode() in note
+        assert rest == content
+
+
+def test_a_second_run_changes_nothing(write: Write, tmp_path: Path) -> None:
+    write(tmp_path)
+    before = [(tmp_path / name).stat().st_mtime_ns for name in NAMES]
+    assert write(tmp_path) == (0, "".join(f"{tmp_path / name} is up to date\n" for name in NAMES))
+    assert [(tmp_path / name).stat().st_mtime_ns for name in NAMES] == before
+
+
+def test_a_run_after_an_upgrade_overwrites_the_files_of_the_last_one(write: Write, tmp_path: Path) -> None:
+    write(tmp_path)
+    written = [(tmp_path / name).read_bytes() for name in NAMES]
+    for name in NAMES:
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes().replace(VERSION.encode(), b"0123456789ab") + b"// old\n")
+    assert write(tmp_path) == (0, "".join(f"{tmp_path / name} was written\n" for name in NAMES))
+    assert [(tmp_path / name).read_bytes() for name in NAMES] == written
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("content", [b"", b"export {};\n", SCRIPT, b"\xff\x00"])
+def test_a_file_of_someone_else_is_left_alone(write: Write, tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    code, said = write(tmp_path)
+    assert code == 1
+    assert said == f"Error: {path} was not written by this command: remove it, or name another folder\n"
+    assert (path.read_bytes(), len([*tmp_path.iterdir()])) == (content, 1)
+
+
+def test_a_folder_must_be_there(write: Write, tmp_path: Path) -> None:
+    code, said = write(tmp_path / "nowhere")
+    assert code == 2
+    assert f"Invalid value for 'FOLDER': Directory '{tmp_path / 'nowhere'}' does not exist" in said
+    (tmp_path / "file").touch()
+    code, said = write(tmp_path / "file")
+    assert code == 2
+    assert "is a file" in said
+    assert write()[0] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_cannot_be_written_is_an_error(write: Write, tmp_path: Path) -> None:
+    (tmp_path / NAMES[1]).mkdir()
+    code, said = write(tmp_path)
+    assert (code, said) == (1, f"Error: cannot write {tmp_path / NAMES[1]}: Is a directory\n")
+    assert not (tmp_path / NAMES[0]).exists()
 
 
 # -- the files ---------------------------------------------------------------------------------------------------------

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 from flask.cli import AppGroup, with_appcontext
 
+from ..browser import SCRIPT, SCRIPT_NAME, TYPES, TYPES_NAME, VERSION
 from ..errors import InvalidEventError
 from ..event import BROADCAST, DEFAULT_CHANNEL, Text
 from ..manager import SSEManager, process_of
 
 PUBLISH_SECONDS = 10.0
+_MARK = "// sse_batcher for browsers, "
+"""What the files that ``flask sse client`` writes begin with, so that it can find the files of an earlier run."""
 
 
 def create_commands(manager: SSEManager, compare_config: Callable[[], None]) -> AppGroup:
-    """Make ``flask sse publish TYPE DATA`` for one app. `compare_config` logs config keys that were set too late."""
+    """Make the commands for one app. `compare_config` logs config keys that were set too late."""
     group = AppGroup("sse", help="Server-Sent Events.")
 
     @group.command("publish")
@@ -56,4 +60,33 @@ def create_commands(manager: SSEManager, compare_config: Callable[[], None]) -> 
         if not manager.shutdown(PUBLISH_SECONDS):
             raise click.ClickException("the backend did not take the event in time")
 
+    @group.command("client")
+    @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+    def client(folder: Path) -> None:
+        """Write sse-batcher.js and its types (.d.ts) into FOLDER, for bundlers such as Vite.
+
+        Run it again after each upgrade of sse_batcher. It overwrites the files that it has written itself, and no
+        others.
+        """
+        write_client(folder)
+
     return group
+
+
+def write_client(folder: Path) -> None:
+    """Write the module for browsers and its types, and say so. If one of them cannot be replaced, write neither."""
+    note = f'{_MARK}version {VERSION}. Written by "flask sse client", which overwrites it: do not edit.\n'
+    files = {folder / name: note.encode() + content for name, content in [(SCRIPT_NAME, SCRIPT), (TYPES_NAME, TYPES)]}
+    try:
+        there = {path: path.read_bytes() for path in files if path.exists()}
+        for path, content in there.items():
+            if not content.startswith(_MARK.encode()):
+                raise click.ClickException(f"{path} was not written by this command: remove it, or name another folder")
+        for path, content in files.items():
+            if there.get(path) == content:
+                click.echo(f"{path} is up to date")
+            else:
+                path.write_bytes(content)
+                click.echo(f"{path} was written")
+    except OSError as error:
+        raise click.ClickException(f"cannot write {error.filename}: {error.strerror}") from error

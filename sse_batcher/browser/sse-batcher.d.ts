@@ -83,7 +83,9 @@ export class BatchedEventSource<Types extends object = Record<string, any>> exte
   readonly state: State;
   onopen: ((event: Event) => void) | null;
   onmessage: ((event: MessageEvent<string>) => void) | null;
-  onerror: ((event: ConnectionErrorEvent) => void) | null;
+  // Read as a handler of any Event, so that the whole object can be assigned to an `EventSource`.
+  get onerror(): ((event: Event) => void) | null;
+  set onerror(handle: ((event: ConnectionErrorEvent) => void) | null);
 
   /** Call with the parsed JSON of each event of this type, alone or out of a batch, in order. Returns how to stop it. */
   on<K extends string>(type: K, handle: (data: DataOf<Types, K>, info: EventInfo) => void): () => void;
@@ -107,6 +109,12 @@ export class BatchedEventSource<Types extends object = Record<string, any>> exte
     type: string,
     listener: ((event: MessageEvent<string>) => void) | EventListenerObject | null,
     options?: boolean | AddEventListenerOptions,
+  ): void;
+
+  removeEventListener(
+    type: string,
+    listener: ((event: any) => void) | EventListenerObject | null,
+    options?: boolean | EventListenerOptions,
   ): void;
 
   /** End at once, also in the middle of a batch. Nothing goes on. */

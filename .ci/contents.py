@@ -19,6 +19,7 @@ with tarfile.open(sdist) as archive:
     in_sdist = {member.name.partition("/")[2] for member in archive if member.isfile()}
 
 assert {"sse_batcher/py.typed", "sse_batcher/demo/static/demo.html"} <= package
+assert {"sse_batcher/browser/sse-batcher.js", "sse_batcher/browser/sse-batcher.d.ts"} <= package
 assert in_wheel == package, in_wheel ^ package  # all of the package, and no tests, benchmarks or examples
 assert "licenses/LICENSE" in about, about
 assert package | {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"} <= in_sdist, package - in_sdist

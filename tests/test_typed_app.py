@@ -19,6 +19,7 @@ def test_the_flask_app_answers() -> None:
     assert client.post("/press").status_code == 200
     assert client.post("/leave").text == "0"
     assert client.get("/events/health").status_code == 200
+    assert 'from "/events/sse-batcher.js?v=' in client.get("/page").text
     assert client.head("/team/events").status_code == 200
     with client.get("/own/events") as response:
         opened, *states = parse(next(iter(response.response)))  # type: ignore[arg-type]

@@ -38,6 +38,7 @@ from sse_batcher import (
     Text,
     TooManyClientsError,
     UsageError,
+    script,
     signals,
     stream,
 )
@@ -126,6 +127,9 @@ def create_app() -> Flask:
         assert_type(ended, int)
         return str(ended + sse.kick(user="ada", channel="team-7"))
 
+    def page() -> str:
+        return f'<script type="module">import {{ BatchedEventSource }} from "{sse.script_url()}";</script>'
+
     def team_events() -> Response:
         return sse.response(["team-7"], user="ada")
 
@@ -134,6 +138,7 @@ def create_app() -> Flask:
 
     app.add_url_rule("/press", view_func=press, methods=["POST"])
     app.add_url_rule("/leave", view_func=leave, methods=["POST"])
+    app.add_url_rule("/page", view_func=page)
     app.add_url_rule("/team/events", view_func=team_events)
     app.add_url_rule("/own/events", view_func=own_events)
     assert_type(team(), tuple[str, list[int]])
@@ -175,12 +180,17 @@ def states() -> Iterator[tuple[str, object]]:
 
 
 class App:
-    """A WSGI app with one stream."""
+    """A WSGI app with one stream, and the module for browsers."""
 
     def __init__(self, manager: SSEManager) -> None:
         self.manager = manager
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/sse-batcher.js":
+            answer = script(environ)
+            assert_type(answer, tuple[str, list[tuple[str, str]], list[bytes]])
+            start_response(*answer[:2])
+            return answer[2]
         ticket = self.manager.ticket()
         status, headers, body = stream(
             self.manager, environ, ["default"], snapshot=states, user=environ.get("REMOTE_USER"), ticket=ticket

@@ -16,6 +16,7 @@ import flask
 import pytest
 
 from sse_batcher import SSE, BatchOptions, ClientOptions, HistoryOptions, SSEManager
+from sse_batcher.browser import SCRIPT
 from sse_batcher.flask.config import KEYS
 
 from .kit.browser import chromium
@@ -106,10 +107,15 @@ def test_the_plain_wsgi_program_streams() -> None:
     program: dict[str, Any] = {}
     exec(next(block for block in blocks("python") if "def app(environ" in block), program)
     status: list[str] = []
-    body = program["app"]({"REQUEST_METHOD": "GET"}, lambda code, headers: status.append(code))
-    assert status == ["200 OK"]
+
+    def get(path: str) -> Any:
+        return program["app"]({"REQUEST_METHOD": "GET", "PATH_INFO": path}, lambda code, headers: status.append(code))
+
+    body = get("/")
     assert next(iter(body)).startswith(b"event: sse_open\n")
     body.close()
+    assert get("/sse-batcher.js") == [SCRIPT]
+    assert status == ["200 OK", "200 OK"]
     program["manager"].shutdown()
 
 
@@ -188,6 +194,14 @@ def test_every_option_is_there_with_its_key_and_default() -> None:
             else:
                 assert eval(said) == default, option.name
     assert set(re.findall(r"^\| .*?`(SSE_\w+)` \|", README, flags=re.M)) == set(KEYS)
+
+
+def test_every_url_is_there_with_its_endpoint() -> None:
+    app = flask.Flask("app", static_folder=None)
+    with SSE(app).manager:
+        rules = {rule.endpoint: rule.rule for rule in app.url_map.iter_rules() if not rule.rule.endswith("/")}
+    listed = re.findall(r"^\| `(/[^`]*)` \| `(sse_batcher\.\w+)` \|", README, flags=re.M)
+    assert {endpoint: path for path, endpoint in listed} == rules
 
 
 def test_the_batch_format_is_what_is_sent() -> None:

@@ -23,8 +23,6 @@ from .transports.server import ServerInfo, inspect_server
 from .wire import HEADERS
 
 _METHODS = "GET, HEAD, OPTIONS"
-_ETAG = f'W/"{VERSION}"'
-"""Weak, because what compresses a response on its way must change a strong one, which then never matches."""
 _REFUSED_HTTP2 = (
     "streams are refused that come over HTTP/2 to gunicorn: it serves the requests of a connection one after another, "
     "so an open stream keeps all other requests of its browser waiting. Leave h2 out of --http-protocols, and have a "
@@ -112,17 +110,18 @@ def script(environ: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]], list
         headers.append(("Cache-Control", "no-store"))
     else:
         kept = "no-cache" if version is None else "public, max-age=31536000, immutable"
-        headers += [("Cache-Control", kept), ("ETag", _ETAG)]
-        if _names_etag(environ.get("HTTP_IF_NONE_MATCH", "")):
+        # Weak: what compresses a response on its way must change a strong one, which then never matches.
+        headers += [("Cache-Control", kept), ("ETag", f'W/"{VERSION}"')]
+        if _names_version(environ.get("HTTP_IF_NONE_MATCH", "")):
             return "304 Not Modified", headers, []  # without Content-Type, which WSGI forbids there
     headers += [("Content-Type", "text/javascript; charset=utf-8"), ("Content-Length", str(len(SCRIPT)))]
     return "200 OK", headers, [] if method == "HEAD" else [SCRIPT]
 
 
-def _names_etag(condition: str) -> bool:
-    """Whether an ``If-None-Match`` names our ETag, compared weakly: RFC 9110, 8.8.3.2."""
+def _names_version(condition: str) -> bool:
+    """Whether an ``If-None-Match`` has the ETag of our version, compared weakly: RFC 9110, 8.8.3.2."""
     tags = [tag.strip().removeprefix("W/") for tag in condition.split(",")]
-    return _ETAG.removeprefix("W/") in tags or tags == ["*"]
+    return f'"{VERSION}"' in tags or tags == ["*"]
 
 
 def _refusal(process: ProcessState, server: ServerInfo) -> BusyReason | None:

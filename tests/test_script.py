@@ -18,9 +18,11 @@ from flask import Flask, Response, render_template_string, request, session
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client as WSGIClient
 
-from sse_batcher import SSE, UsageError, reasons, script
+from sse_batcher import SSE, UsageError, reasons, script, wsgi
 from sse_batcher.browser import SCRIPT, TYPES, VERSION
+from sse_batcher.cli import serving
 
+from .kit.browser import chromium
 from .kit.flask_apps import MakeApp, apps_fixture, get
 
 make_app = apps_fixture()
@@ -135,6 +137,44 @@ def test_another_method_is_405(ask: Ask, method: str) -> None:
 def test_the_headers_given_out_are_the_callers_own() -> None:
     script({})[1].append(("X-Mine", "1"))
     assert ask_wsgi()[1] == WHOLE | ASK_EACH_TIME
+
+
+@pytest.mark.external
+def test_a_browser_keeps_no_wrong_version_during_a_rolling_deploy(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[str] = []
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        if environ["PATH_INFO"] != "/sse-batcher.js":
+            start_response("200 OK", [("Content-Type", "text/html")])
+            url = f"/sse-batcher.js?{environ['QUERY_STRING']}"
+            return [f'<script type="module">import {{ name }} from "{url}"; self.got = name;</script>'.encode()]
+        status, headers, body = script(environ)
+        answers.append(status)
+        start_response(status, headers)
+        return body
+
+    def use(version: str) -> None:
+        monkeypatch.setattr(wsgi, "SCRIPT", f'export const name = "{version}";'.encode())
+        monkeypatch.setattr(wsgi, "VERSION", version)
+
+    with serving(app) as (host, port), chromium() as browser, browser.new_page() as page:
+
+        def seen(query: str) -> tuple[str, list[str]]:
+            answers.clear()
+            page.goto(f"http://{host}:{port}/?{query}")
+            return page.evaluate("self.got"), answers
+
+        use("old")  # a page of a new process gets its module from an old one
+        assert seen("v=new") == ("old", ["200 OK"])
+        assert seen("v=new") == ("old", ["200 OK"])
+        assert seen("v=old") == ("old", ["200 OK"])
+        assert seen("") == ("old", ["200 OK"])
+        use("new")
+        assert seen("v=new") == ("new", ["200 OK"])
+        assert seen("v=new") == ("new", [])
+        assert seen("v=old") == ("old", [])
+        assert seen("") == ("new", ["200 OK"])
+        assert seen("") == ("new", ["304 Not Modified"])
 
 
 # -- under Flask -------------------------------------------------------------------------------------------------------
@@ -319,7 +359,9 @@ def test_a_run_after_an_upgrade_overwrites_the_files_of_the_last_one(write: Writ
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("content", [b"", b"export {};\n", SCRIPT, b"\xff\x00"])
+@pytest.mark.parametrize(
+    "content", [b"", b"export {};\n", SCRIPT, b"\xff\x00"], ids=["empty", "other", "ours", "binary"]
+)
 def test_a_file_of_someone_else_is_left_alone(write: Write, tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)

@@ -6,7 +6,9 @@ What the module does is tested in browsers.
 from __future__ import annotations
 
 import gzip
+import json
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -18,12 +20,13 @@ from flask import Flask, Response, render_template_string, request, session
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client as WSGIClient
 
-from sse_batcher import SSE, UsageError, reasons, script, wsgi
-from sse_batcher.browser import SCRIPT, TYPES, VERSION
+from sse_batcher import SSE, UsageError, browser, reasons, script, wsgi
+from sse_batcher.browser import SCRIPT, SOURCE, TYPES, VERSION
 from sse_batcher.cli import serving
 
 from .kit.browser import chromium
 from .kit.flask_apps import MakeApp, apps_fixture, get
+from .kit.services import program
 
 make_app = apps_fixture()
 
@@ -157,7 +160,7 @@ def test_a_browser_keeps_no_wrong_version_during_a_rolling_deploy(monkeypatch: p
         monkeypatch.setattr(wsgi, "SCRIPT", f'export const name = "{version}";'.encode())
         monkeypatch.setattr(wsgi, "VERSION", version)
 
-    with serving(app) as (host, port), chromium() as browser, browser.new_page() as page:
+    with serving(app) as (host, port), chromium() as chrome, chrome.new_page() as page:
 
         def seen(query: str) -> tuple[str, list[str]]:
             answers.clear()
@@ -334,11 +337,11 @@ def test_the_module_and_its_types_are_written(write: Write, tmp_path: Path) -> N
     said = "".join(f"{tmp_path / name} was written\n" for name in NAMES)
     assert write(tmp_path) == (0, said)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES)
-    for name, content in zip(NAMES, (SCRIPT, TYPES), strict=True):
+    for name, content in zip(NAMES, (SOURCE, TYPES), strict=True):
         note, _, rest = (tmp_path / name).read_bytes().partition(b"\n")
         assert re.fullmatch(rb'// sse_batcher for browsers, version (\w+)\. Written by "flask sse client".*', note)
         assert VERSION.encode() in note
-        assert rest == content
+        assert rest.decode() == content
 
 
 def test_a_second_run_changes_nothing(write: Write, tmp_path: Path) -> None:
@@ -360,7 +363,7 @@ def test_a_run_after_an_upgrade_overwrites_the_files_of_the_last_one(write: Writ
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "content", [b"", b"export {};\n", SCRIPT, b"\xff\x00"], ids=["empty", "other", "ours", "binary"]
+    "content", [b"", b"export {};\n", SOURCE.encode(), b"\xff\x00"], ids=["empty", "other", "ours", "binary"]
 )
 def test_a_file_of_someone_else_is_left_alone(write: Write, tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
@@ -406,6 +409,53 @@ def test_the_module_imports_nothing() -> None:
     [("sse_gap", reasons.GapReason), ("sse_busy", reasons.BusyReason), ("sse_bye", reasons.ByeReason)],
 )
 def test_the_types_have_the_reasons_that_the_server_gives(event: str, known: Any) -> None:
-    declared = re.search(rf"\b{event}: {{[^}}]*?reason:([^;]*);", TYPES.decode())
+    declared = re.search(rf"\b{event}: {{[^}}]*?reason:([^;]*);", TYPES)
     assert declared
     assert re.findall(r'"(\w+)"', declared[1]) == [*get_args(known)]
+
+
+def declared(kind: str, name: str) -> list[str]:
+    """The names of the members that the types declare, `static ` before those of the class itself."""
+    types = re.sub(r"/\*.*?\*/", "", TYPES, flags=re.S)
+    (body,) = re.findall(rf"^export {kind} {name}\b.*?{{$\n(.*?)^}}$", types, flags=re.M | re.S)
+    members = re.findall(r"^  (static )?(?:readonly |get |set )?(\w+)[?<(:]", body, flags=re.M)
+    return sorted({"".join(member) for member in members} - {"constructor"})
+
+
+MEMBERS = """
+Object.assign(globalThis, { self: new EventTarget(), location: { href: "http://127.0.0.1:9/" } });  // as in a browser
+const { BatchedEventSource, ...others } = await import(process.argv[1]);
+const make = (options) => {
+  const source = new BatchedEventSource("/events", Object.fromEntries(options.map((name) => [name, undefined])));
+  source.close();
+  return source;
+};
+const named = (object) => Object.getOwnPropertyNames(object).filter((name) => name !== "constructor");
+const source = make(JSON.parse(process.argv[2]));
+const added = Object.keys(source).concat(named(BatchedEventSource.prototype));
+const statics = named(BatchedEventSource).filter((name) => !["length", "name", "prototype"].includes(name));
+let refused;
+try { make(["url", "another"]); } catch (error) { refused = String(error); }
+console.log(JSON.stringify({
+  others: Object.keys(others),
+  added: [...added, ...statics.map((name) => `static ${name}`)],
+  inherited: named(EventTarget.prototype),
+  refused,
+}));
+process.exit();
+"""
+
+
+@pytest.mark.external
+def test_the_module_has_the_members_and_options_that_its_types_declare() -> None:
+    node = program("node", package="Debian: nodejs")
+    module = (Path(browser.__file__).parent / "sse-batcher.js").as_uri()
+    command = [node, "--input-type=module", "--eval", MEMBERS, module, json.dumps(declared("interface", "Options"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["others"] == []
+    of_class = set(declared("class", "BatchedEventSource"))
+    assert {name for name in found["added"] if not name.startswith("_")} <= of_class
+    assert of_class <= {*found["added"], *found["inherited"]}
+    assert found["refused"] == "TypeError: no option another"  # so it knows all that are declared

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from flask.cli import AppGroup, with_appcontext
 
-from ..browser import SCRIPT, SCRIPT_NAME, TYPES, TYPES_NAME, VERSION
+from ..browser import SCRIPT_NAME, SOURCE, TYPES, TYPES_NAME, VERSION
 from ..errors import InvalidEventError
 from ..event import BROADCAST, DEFAULT_CHANNEL, Text
 from ..manager import SSEManager, process_of
@@ -76,7 +76,7 @@ def create_commands(manager: SSEManager, compare_config: Callable[[], None]) -> 
 def write_client(folder: Path) -> None:
     """Write the module for browsers and its types, and say so. If one of them cannot be replaced, write neither."""
     note = f'{_MARK}version {VERSION}. Written by "flask sse client", which overwrites it: do not edit.\n'
-    files = {folder / name: note.encode() + content for name, content in [(SCRIPT_NAME, SCRIPT), (TYPES_NAME, TYPES)]}
+    files = {folder / name: (note + text).encode() for name, text in [(SCRIPT_NAME, SOURCE), (TYPES_NAME, TYPES)]}
     try:
         there = {path: path.read_bytes() for path in files if path.exists()}
         for path, content in there.items():

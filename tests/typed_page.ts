@@ -43,9 +43,9 @@ const events = new BatchedEventSource<Types>("/events", {
   backoff: [1000, 30_000],
 });
 new BatchedEventSource(new URL("https://example.com/events"));
-new BatchedEventSource(() => "/events");
-new BatchedEventSource(sign, { poll: true, headers: () => ({}), worker: "/static/sse-batcher.js" });
-new BatchedEventSource(async () => new URL("https://example.com/events"), { poll: false, url: () => "/events" });
+new BatchedEventSource("/events", { poll: true, headers: () => ({}), worker: "/static/sse-batcher.js" });
+new BatchedEventSource("/events", { poll: false, url: () => "/events" });
+new BatchedEventSource("/events", { url: async () => new URL("https://example.com/events") });
 
 const channels = ["default"] as const;
 const backoff = [500, 5000] as const;
@@ -154,6 +154,8 @@ source.close();
 
 // @ts-expect-error: a URL is needed
 new BatchedEventSource();
+// @ts-expect-error: a function is an option
+new BatchedEventSource(sign);
 // @ts-expect-error: several channels are an array
 new BatchedEventSource("/events", { channels: "default" });
 // @ts-expect-error: there is no such option

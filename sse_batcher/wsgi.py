@@ -90,11 +90,10 @@ def stream(
 def script(environ: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]], list[bytes]]:
     """Answer a WSGI request with the module for browsers, ``sse-batcher.js``: ``(status, headers, body)``.
 
-    Serve it at a path of its own, such as ``/events/sse-batcher.js``; its version changes with its content. If the
-    query has ``v=`` with this version, caches may keep the answer for a year. With another one, which a newer or an
-    older process has named, they must not keep it at all. Without a version, they ask each time, and ``If-None-Match``
-    is answered with 304. Pages of other origins may import it. GET and HEAD answer, another method is 405. Blocks on
-    nothing.
+    Serve it at a path of its own, such as ``/events/sse-batcher.js``. If the query has ``v=`` with the version of this
+    process, caches may keep the answer for a year. If it has another version, as in a rolling deploy, they must not
+    keep it. Without a version, they must ask each time, and an ``If-None-Match`` with its ETag is answered with 304.
+    Pages of other origins may import it. GET and HEAD are answered; another method is 405. Does not block.
 
     >>> def app(environ, start_response):
     ...     status, headers, body = script(environ)

@@ -13,7 +13,7 @@ const UNANSWERED = 1000; // messages, after which a tab is left out
 const BEAT_MS = 2000;
 const DEAD_MS = 6500; // without a message
 const ANSWER_MS = 5000;
-const WORKER = "sse_batcher ";
+const WORKER = "sse_batcher "; // another, once the messages change: tabs and worker may be of two versions
 
 const OWN_EVENTS = ["open", "error", "statechange"]; // of the connection
 const BEGINNING = /^sse_(open|gap)$/;

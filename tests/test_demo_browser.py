@@ -6,15 +6,17 @@ import http.client
 import itertools
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import expect
+from flask import Flask
+from playwright.sync_api import Browser, Page, expect
 
-from sse_batcher.demo.scenarios import TYPES, Happening
+from sse_batcher.cli import serving
+from sse_batcher.demo.scenarios import SERVERS, TYPES, Happening
 from sse_batcher.demo.simulation import Demo
 
 from .kit.demo_page import BURST, SIDES, Open, Tab, page_fixtures
@@ -40,6 +42,8 @@ def test_a_button_shows_its_events_on_both_sides(tab: Tab, scenario: str, batche
     expect(tab.rows("plain", ":not(.note)")).to_have_count(plain)
     expect(tab.rows("batched", ":not(.note)")).to_have_count(batched)
     expect(tab.rows("batched", ".batch")).to_have_count(batched if plain > batched else 0)
+    tab.expect_drawn("batched", batched)
+    tab.expect_drawn("plain", plain)
     expect(tab.count("batched", "replaced")).to_have_text("0")
     saved = f"({batched} instead of {plain})" if plain > batched else "Nothing saved"
     expect(tab.page.get_by_role("status").first).to_contain_text(saved)
@@ -159,6 +163,10 @@ def test_clear_empties_the_page_and_counts_from_zero(tab: Tab) -> None:
     expect(tab.page.locator("#delay")).to_have_text("No event yet.")
     expect(tab.page.get_by_role("status").first).to_contain_text("Press a button")
     tab.expect_dots(False)
+    for side in SIDES:
+        tab.expect_drawn(side, 0)
+        for card in tab.cards(side).all():
+            expect(card).to_contain_text("– tools – resources – prompts")
     tab.button("five").click()
     tab.expect_counts("batched", frames=1, events=5)
     tab.expect_counts("plain", frames=5, events=5)
@@ -172,6 +180,116 @@ def test_a_button_that_fails_says_so(tab: Tab) -> None:
     tab.page.unroute("**/play/*")
     tab.button("five").click()
     expect(tab.page.get_by_role("status").first).to_contain_text("instead of 5)")
+
+
+# -- the cards -------------------------------------------------------------------------------------------------------
+
+
+def test_a_restart_draws_the_ten_cards_3_or_30_times(tab: Tab) -> None:
+    tab.set(window=BURST)
+    tab.page.evaluate(_COUNT_DRAWINGS)
+    tab.button("restart").click()
+    for side, times in (("batched", 3), ("plain", 30)):
+        tab.expect_drawn(side, times)
+        # It is true: each value of each card was written so often.
+        assert tab.page.evaluate("(side) => Array.from(window.written[side].values())", side) == [times] * 40
+        names = [card.locator("b").text_content() for card in tab.cards(side).all()]
+        assert names == list(SERVERS)
+        # A mark for each, and thirty fill the width.
+        assert tab.page.evaluate(_MARKED, side) == pytest.approx(times / 30, abs=0.01)
+        expect(tab.page.locator(f"#{side} ul")).to_have_attribute("data-flash", re.compile("a|b"))
+    batched, plain = (tab.cards(side).all_text_contents() for side in SIDES)
+    assert batched == plain
+    for text in plain:
+        assert re.fullmatch(r"server-\d\d \d\d tools \d\d resources \d\d prompts – seconds of timeout ", text)
+    tab.button("restart").click()
+    tab.expect_drawn("batched", 6)
+    tab.expect_drawn("plain", 60)
+    assert [tab.page.evaluate(_MARKED, side) for side in SIDES] == pytest.approx([0.1, 1], abs=0.01)
+
+
+_COUNT_DRAWINGS = """() => {
+    window.written = { batched: new Map(), plain: new Map() };
+    for (const [side, written] of Object.entries(window.written)) {
+        const count = ({ target }) => written.set(target, (written.get(target) ?? 0) + 1);
+        const options = { characterData: true, subtree: true };
+        new MutationObserver((all) => all.forEach(count)).observe(document.querySelector(`#${side} ul`), options);
+    }
+}"""
+_MARKED = """(side) => {
+    const tally = document.querySelector(`#${side} .tally`);
+    return parseFloat(getComputedStyle(tally, "::before").width) / tally.clientWidth;
+}"""
+
+
+def test_the_cards_flash_as_they_are_drawn_and_then_rest(tab: Tab) -> None:
+    animated = """(side) => {
+        const cards = document.querySelectorAll(`#${side} ul > li`);
+        return Promise.all(Array.from(cards, async (card) => {
+            const [animation] = card.getAnimations();
+            await animation?.finished;
+            return animation?.animationName ?? "";
+        }));
+    }"""
+    for flash in "ab":  # another name, so that it starts again
+        tab.button("one").click()
+        expect(tab.page.locator("#plain ul")).to_have_attribute("data-flash", flash)
+        assert tab.page.evaluate(animated, "plain") == [f"flash-{flash}"] * 10
+    assert tab.page.evaluate("document.querySelector('#plain ul > li').getAnimations().length") == 0
+
+
+def test_a_card_shows_an_error_until_its_server_reports_again(tab: Tab, demo: Demo) -> None:
+    demo.send([Happening(0.0, "error", {"server": SERVERS[1]}), Happening(0.0, "log", {"message": "a line"})])
+    for side in SIDES:
+        tab.expect_counts(side, events=2)
+        tab.expect_drawn(side, 1)  # a line of a log is on no card
+        expect(tab.page.locator(f"#{side} ul > li.failed")).to_have_text(re.compile(SERVERS[1]))
+    demo.send(
+        [
+            Happening(0.0, "config_changed", {"server": SERVERS[1], "timeout_s": 42}),
+            Happening(0.0, "config_changed", {"server": "unheard of", "timeout_s": 43}),
+        ]
+    )
+    for side, times in zip(SIDES, (2, 3), strict=True):
+        tab.expect_drawn(side, times)
+        expect(tab.page.locator(f"#{side} ul > li.failed")).to_have_count(0)
+        expect(tab.cards(side)).to_have_count(10)
+        expect(tab.cards(side).nth(1)).to_contain_text("42 seconds of timeout")
+
+
+def test_the_code_on_the_page_is_a_whole_program(tab: Tab, open_page: Callable[[Flask], Page]) -> None:
+    code = {name: tab.page.locator(f"#{name}").text_content() for name in ("python", "javascript", "once")}
+    app = Flask(__name__)
+    first, second, third = (code["python"] or "").splitlines()
+    names = {"app": app}
+    exec(f"{first}\n{second}", names)
+
+    @app.get("/")
+    def page() -> str:
+        draw = "const draw = (data) => document.body.append(JSON.stringify(data));"
+        return f"<body><script type=module>{code['once']}\n{draw}\n{code['javascript']}\n" + (
+            "events.on('sse_open', () => document.body.append('open '));</script>"
+        )
+
+    opened = open_page(app)
+    expect(opened.locator("body")).to_contain_text("open")
+    exec(third, names)
+    expect(opened.locator("body")).to_contain_text('{"count":12}')
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[[Flask], Page]]:
+    """Opens the page of an app."""
+    with ExitStack() as stack:
+
+        def open_page(app: Flask) -> Page:
+            host, port = stack.enter_context(serving(app))
+            context = stack.enter_context(browser.new_context())
+            page = context.new_page()
+            page.goto(f"http://{host}:{port}/")
+            return page
+
+        yield open_page
 
 
 # -- the sliders and the chart ---------------------------------------------------------------------------------------
@@ -288,7 +406,7 @@ _SETTLES = """async (moves) => {
 
 
 def test_the_page_knows_the_types_of_the_hub(tab: Tab) -> None:
-    assert tab.page.evaluate("import('/static/stream.js').then((module) => module.TYPES)") == list(TYPES)
+    assert tab.page.evaluate("import('/static/side.js').then((module) => module.TYPES)") == list(TYPES)
 
 
 def compare(tab: Tab, steps: str) -> Any:

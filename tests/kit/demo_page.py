@@ -73,6 +73,13 @@ class Tab:
         if frames is not None:
             expect(self.count(side, "frames")).to_have_text(f"{frames:,}")
 
+    def cards(self, side: str) -> Locator:
+        return self.page.locator(f"#{side} ul > li")
+
+    def expect_drawn(self, side: str, times: int) -> None:
+        """Wait until the page says so often that it drew the cards of a side."""
+        expect(self.page.locator(f"#{side} .drawn strong")).to_have_text(f"drawn {times} time{'s' * (times != 1)}")
+
     def set(self, **sliders: int) -> None:
         """Move sliders, and wait until it has happened."""
         wanted = {slider: self.page.locator(f"#{slider}").input_value() for slider in ("window", "size")} | sliders
@@ -98,7 +105,7 @@ class Tab:
     def overflow(self) -> int:
         """How many pixels the page is too wide."""
         pixels: int = self.page.evaluate(
-            "Math.max(...['body', 'ol', 'dd', 'button'].flatMap((name) => Array.from(document.querySelectorAll(name)))"
+            "Math.max(...['body', 'ol', 'ul', 'ul > li', 'dd', 'pre', 'button'].flatMap((name) => Array.from(document.querySelectorAll(name)))"
             ".map((part) => part.scrollWidth - part.clientWidth), document.documentElement.scrollWidth - innerWidth)"
         )
         return pixels

@@ -2,8 +2,8 @@
 
 import { Chart } from "./chart.js";
 import { Comparison } from "./comparison.js";
-import { clock, ms, Rows } from "./rows.js";
-import { Stream } from "./stream.js";
+import { clock, ms } from "./rows.js";
+import { Side } from "./side.js";
 
 const APPLY_AFTER_MS = 100; // a slider at rest
 const PAINT_EVERY_MS = 100;
@@ -31,28 +31,24 @@ const plain = side("plain", (gap) => {
 });
 const batched = side("batched", (gap) => {
   missed ||= gap;
-  if (plain.stream.state === "open") begin();
+  if (plain.state === "open") begin();
 });
 
 function side(name, opened) {
-  const root = $(name);
-  const made = { name, rows: new Rows(root.querySelector("ol")), counts: root.querySelectorAll("[data-count]") };
-  const state = root.querySelector(".state");
-  made.stream = new Stream({
+  const made = new Side(name, {
     opened,
     changed() {
-      const { state: kind, why } = made.stream;
-      state.textContent = why;
-      state.dataset.state = kind;
-      if (kind !== "open") comparison.stop();
+      if (made.state !== "open") comparison.stop();
       speak();
     },
     received(frame) {
       frame.clock = clock();
+      const before = comparison[name].frames;
       const known = name === "plain" ? comparison.addPlain(frame) : comparison.addBatched(frame);
       const delays = new Map(known);
       if (delays.size) chart.add(frame.at, [...delays.values()]);
       made.rows.addFrame(frame, name === "plain" ? null : delays);
+      if (comparison[name].frames > before) made.cards.addFrame(frame); // they show what is counted
       changed();
     },
   });
@@ -60,18 +56,24 @@ function side(name, opened) {
 }
 
 function openBatched() {
-  batched.stream.open(`/events?window=${sliders.window.value}&size=${sliders.size.value}`);
+  batched.open(`/events?window=${sliders.window.value}&size=${sliders.size.value}`);
 }
 
-/** Both are open: count from zero, on both sides, for the setting of now. */
+/** Both are open: the count begins, on both sides, for the setting of now. */
 function begin() {
-  comparison.start();
+  startCount();
   chart.setWindow(sliders.window.valueAsNumber);
   const before = missed && `; something was missed before (${missed})`;
   for (const { rows } of [batched, plain]) rows.addNote(`Counted from here: ${setting()}${before}`);
   begun = true;
   missed = failure = "";
   changed();
+}
+
+/** Count from zero, and forget what the servers reported before: the other side may have missed it. */
+function startCount() {
+  comparison.start();
+  for (const { cards } of [batched, plain]) cards.clear();
 }
 
 // -- what is shown ---------------------------------------------------------------------------------------------------
@@ -92,8 +94,10 @@ function paint(now) {
   // What comes without pause would glow without pause.
   const glowing = now - painted > GLOW_AFTER_MS;
   painted = now;
-  for (const { name, rows, counts } of [batched, plain]) {
+  const most = Math.max(batched.cards.drawn, plain.cards.drawn);
+  for (const { name, rows, cards, counts } of [batched, plain]) {
     rows.paint(glowing);
+    cards.paint(most);
     const shown = { ...comparison[name], replaced: comparison.replaced };
     for (const cell of counts) cell.textContent = number(shown[cell.dataset.count]);
   }
@@ -124,7 +128,7 @@ function sayNow() {
 }
 
 function problem() {
-  const lost = [batched, plain].some(({ stream }) => stream.state === "lost");
+  const lost = [batched, plain].some(({ state }) => state === "lost");
   return lost ? "The connection is lost. The streams come back by themselves when the server does." : failure;
 }
 
@@ -132,7 +136,7 @@ function problem() {
 function summary() {
   if (!begun) return ["Connecting."];
   const { batched: sent, settled, replaced } = comparison;
-  if (!settled.frames) return ["Press a button: both streams show what happens then."];
+  if (!settled.frames) return ["Press a button. Both sides get the same events: one side batched, the other not."];
   if (sent.frames === settled.frames) {
     return [`Nothing saved: each event had a frame of its own, ${count(sent.frames, "frame")} on both sides.`];
   }
@@ -205,7 +209,7 @@ $("clear").addEventListener("click", () => {
   for (const { rows } of [batched, plain]) rows.clear();
   chart.clear();
   failure = "";
-  if (comparison.running) comparison.start();
+  if (comparison.running) startCount();
   changed();
 });
 
@@ -231,7 +235,7 @@ $("reset").addEventListener("click", () => {
 
 /** The batched stream anew, as the sliders say now. Where the plain one is not open, that opens it. */
 function apply() {
-  if (plain.stream.state === "open") openBatched();
+  if (plain.state === "open") openBatched();
 }
 
 function setting() {
@@ -250,4 +254,4 @@ function showSetting() {
 }
 
 showSetting();
-plain.stream.open("/events?window=1&size=1");
+plain.open("/events?window=1&size=1");

@@ -149,6 +149,40 @@ class _Raw:
         self.connection.close()
 
 
+def test_the_meter_counts_bytes_wherever_a_chunk_ends(tab: Tab) -> None:
+    blocks = [
+        ":\nevent: sse_open\ndata: {}\nid: e-1\n\n",
+        "event: log\ndata: {}\nid: e-2\n\n",
+        ':\n:\nevent: log_batch\ndata: {"events":["\u00e9\U0001f600"],"reason":"manual","timestamp":1}\nid: e-3\n\n',
+        "data: 1\nid: e-4\n\n",
+        "event: log\ndata: {}\nid: e-5\n",  # cut
+    ]
+    passed, counted = tab.page.evaluate(_METERED, "".join(blocks))
+    assert passed == list("".join(blocks).encode())
+    assert counted == [
+        None,
+        ["log", len(blocks[1]), ""],
+        ["log_batch", len(blocks[2].encode()) - len(":\n:\n"), "manual"],
+        ["message", len(blocks[3]), ""],
+        None,
+        None,  # taken before
+    ]
+
+
+_METERED = """async (text) => {
+    const { Meter, takeBlock } = await import("/static/meter.js");
+    const { readable, writable } = new TransformStream(new Meter());
+    const writer = writable.getWriter();
+    for (const byte of new TextEncoder().encode(text)) writer.write(Uint8Array.of(byte));
+    writer.close();
+    const passed = Array.from(new Uint8Array(await new Response(readable).arrayBuffer()));
+    return [passed, ["e-1", "e-2", "e-3", "e-4", "e-5", "e-2"].map((id) => {
+        const { name, bytes, reason } = takeBlock(id) ?? {};
+        return name && [name, bytes, reason];
+    })];
+}"""
+
+
 def test_clear_empties_the_page_and_counts_from_zero(tab: Tab) -> None:
     tab.set(window=BURST)
     tab.button("restart").click()

@@ -105,7 +105,7 @@ class Tab:
     def overflow(self) -> int:
         """How many pixels the page is too wide."""
         pixels: int = self.page.evaluate(
-            "Math.max(...['body', 'ol', 'ul', 'ul > li', 'dd', 'pre', 'button'].flatMap((name) => Array.from(document.querySelectorAll(name)))"
+            "Math.max(...Array.from(document.querySelectorAll('body, ol, ul, ul > li, .sum, dd, pre, button'))"
             ".map((part) => part.scrollWidth - part.clientWidth), document.documentElement.scrollWidth - innerWidth)"
         )
         return pixels

@@ -41,7 +41,7 @@ export class Chart {
     if (this.#scheduled) return;
     this.#scheduled = true;
     const draw = () => requestAnimationFrame((now) => this.#turn(now));
-    // Where little is to move, it moves once a second, and only when there is news.
+    // With reduced motion, it moves once a second, and only if there is news.
     if (this.#calm.matches) setTimeout(draw, Math.max(0, 1000 - (performance.now() - this.#drawn)));
     else draw();
   }

@@ -27,7 +27,7 @@ export class Comparison {
     this.latest = new Map(); // key -> the number of its newest state on the batched stream
   }
 
-  /** The plain stream is open anew, perhaps to a new server, which numbers from one again. */
+  /** The plain stream is open again, perhaps to a new server, which numbers from one again. */
   renumber() {
     this.stop();
     this.#newest = 0;
@@ -99,7 +99,7 @@ function add(counts, bytes, events) {
   if (events) counts.events += events;
 }
 
-/** What the server replaces by: events of one type and one server. Null where nothing is replaced. */
+/** What the server replaces by: events of one type and one server. Null if nothing is replaced. */
 function keyOf(type, data) {
   return Object.hasOwn(data, "server") && data.server !== null ? JSON.stringify([type, data.server]) : null;
 }

@@ -233,7 +233,7 @@ $("reset").addEventListener("click", () => {
   apply();
 });
 
-/** The batched stream anew, as the sliders say now. Where the plain one is not open, that opens it. */
+/** Open the batched stream as the sliders say now. If the plain one is not open, that will do it when it opens. */
 function apply() {
   if (plain.state === "open") openBatched();
 }

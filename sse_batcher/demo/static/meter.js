@@ -1,8 +1,7 @@
-// What the streams bring, as it stands in the body of the answer. The module hides frames, since apps need none, but
-// this page counts them. So it reads along: from its import on, each stream passes through here on its way to `fetch`'s
-// caller.
+// What the streams bring, as it stands in the bodies of the answers. The module hides frames, since an app needs none,
+// but this page counts them. So from the import of this file on, each stream that is fetched passes through here.
 
-const KEPT_BLOCKS = 20_000; // blocks of types that the page does not know are never taken
+const KEPT_BLOCKS = 20_000; // those of types that the page does not know are never taken
 
 const blocks = new Map(); // id -> the block
 const fetchUnread = globalThis.fetch;
@@ -10,19 +9,19 @@ const fetchUnread = globalThis.fetch;
 globalThis.fetch = async (...request) => {
   const response = await fetchUnread(...request);
   if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) return response;
-  return new Response(response.body.pipeThrough(new TransformStream(new Reader())), response);
+  return new Response(response.body.pipeThrough(new TransformStream(new Meter())), response);
 };
 
-/** Returns the block with this id, {name, bytes, reason, at}, and forgets it. `reason` is "" if it is no batch. */
+/** Returns the block with this id, and forgets it: {name, bytes, reason, at}. `reason` is "" if it is no batch. */
 export function takeBlock(id) {
   const block = blocks.get(id);
   blocks.delete(id);
   return block;
 }
 
-/** Passes bytes on as they are, and notes each block that carries events. */
-class Reader {
-  #decoder = new TextDecoder("latin1"); // one character for each byte
+/** Passes bytes on as they are, and notes each block with an event. Those of the stream itself, `sse_...`, it leaves out. */
+export class Meter {
+  #decoder = new TextDecoder("latin1"); // makes one character of each byte
   #rest = "";
 
   transform(chunk, controller) {
@@ -34,10 +33,10 @@ class Reader {
 }
 
 function note(text) {
-  const [, name] = text.match(/^event: (.*)$/m) ?? ["", "message"];
-  if (name.startsWith("sse_")) return;
-  const [, id] = text.match(/^id: (.*)$/m);
-  const [, reason] = text.match(/"reason":"([a-z_]+)","timestamp":\d+}$/m) ?? ["", ""];
+  const name = /^event: (.*)$/m.exec(text)?.[1] ?? "message";
+  const id = /^id: (.*)$/m.exec(text)?.[1];
+  if (id === undefined || name.startsWith("sse_")) return;
+  const reason = /"reason":"([a-z_]+)","timestamp":\d+}$/m.exec(text)?.[1] ?? "";
   blocks.set(id, { name, bytes: text.length + "\n\n".length, reason, at: performance.now() });
   if (blocks.size > KEPT_BLOCKS) blocks.delete(blocks.keys().next().value);
 }

@@ -25,7 +25,7 @@ export class Rows {
     }
   }
 
-  /** A frame. `delays` maps the numbers of its events to what batching added to them, where that is known. */
+  /** A frame. `delays` maps the numbers of its events to what batching added to them, if that is known. */
   addFrame(frame, delays) {
     this.#add(() => this.#frame(frame, delays));
   }
@@ -62,7 +62,7 @@ export class Rows {
     const rows = this.#waiting.reverse().map((make) => make());
     this.#waiting = [];
     if (glowing) for (const row of rows) row.classList.add("new");
-    // Who reads further down, or in a row, is not to lose the place.
+    // A reader further down the list, or in a row, keeps their place.
     const height = this.#reading || list.scrollTop > 0 ? list.scrollHeight : null;
     list.prepend(...rows);
     if (height !== null) list.scrollTop += list.scrollHeight - height;

@@ -30,7 +30,11 @@ def chromium() -> Iterator[Browser]:
     """
     path = program("chromium", "chromium-browser", "google-chrome", package="Debian: chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=_ARGUMENTS)
+        browser = playwright.chromium.launch(
+            executable_path=path,
+            args=_ARGUMENTS,
+            ignore_default_args=["--disable-back-forward-cache"],  # people's browsers have it
+        )
         try:
             yield browser
         finally:

@@ -22,24 +22,29 @@ class Firefox:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         self._pages = 0
+        self.pid = int(self._line())
 
     def open(self, url: str) -> FirefoxPage:
-        """Another tab. Returns when it is loaded."""
+        """Open another tab, before the others, which are hidden then. Returns when it is loaded."""
         self._pages += 1
-        self.ask(self._pages, None, url)
-        return FirefoxPage(self, self._pages)
+        page = FirefoxPage(self, self._pages)
+        page.goto(url)
+        return page
 
     def ask(self, *question: object) -> Any:
         """What `firefox.mjs` answers to a line."""
         assert self._process.stdin
-        assert self._process.stdout
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        assert line, "Firefox, or Node, has ended"
-        value, error = json.loads(line)
+        value, error = json.loads(self._line())
         assert error is None, error
         return value
+
+    def _line(self) -> str:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        assert line, "Firefox, or Node, has ended"
+        return line
 
 
 class FirefoxPage:
@@ -51,7 +56,27 @@ class FirefoxPage:
 
     def evaluate(self, expression: str) -> Any:
         """The value of this expression, or of the promise that it gives, as Playwright's pages do it."""
-        return self._browser.ask(self._number, expression)
+        return self._ask("evaluate", expression)
+
+    def goto(self, url: str) -> None:
+        self._ask("goto", url)
+
+    def back(self) -> None:
+        """Go back in the history, if possible to the page as it was. Returns before it is loaded."""
+        self._ask("back")
+
+    def bring_to_front(self) -> None:
+        """Show it, which hides the tab that was shown."""
+        self._ask("front")
+
+    def set_offline(self, offline: bool) -> None:
+        self._ask("offline", offline)
+
+    def close(self) -> None:
+        self._ask("close")
+
+    def _ask(self, action: str, value: object = None) -> Any:
+        return self._browser.ask(self._number, action, value)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from wsgiref.simple_server import WSGIServer
 
 from bottle import HTTPResponse, auth_basic, get, request, run
 
-from sse_batcher import BatchOptions, ClosedError, SSEManager, stream
+from sse_batcher import BatchOptions, ClosedError, SSEManager, script, stream
 
 PASSWORD = secrets.token_urlsafe(6)
 
@@ -41,12 +41,8 @@ PAGE = """<!doctype html>
 <h1>Sensors</h1>
 <div id="sensors"></div>
 <p><b id="windows">?</b> windows look on.</p>
-<script>
-  // One function for both ways in which events of a type arrive, alone and in a batch.
-  function listen(source, type, show) {
-    source.addEventListener(type, (event) => show(JSON.parse(event.data)));
-    source.addEventListener(type + "_batch", (event) => JSON.parse(event.data).events.forEach(show));
-  }
+<script type="module">
+  import { BatchedEventSource } from "/events/sse-batcher.js";
 
   const meters = new Map();
 
@@ -59,9 +55,9 @@ PAGE = """<!doctype html>
     return meters.get(name);
   }
 
-  const source = new EventSource("/events");
-  listen(source, "reading", (data) => { meter(data.sensor).value = data.value; });
-  listen(source, "windows", (data) => { document.getElementById("windows").textContent = data.count; });
+  const events = new BatchedEventSource("/events");
+  events.on("reading", (data) => { meter(data.sensor).value = data.value; });
+  events.on("windows", (data) => { document.getElementById("windows").textContent = data.count; });
 </script>
 """
 
@@ -84,6 +80,12 @@ def events():
     # Bottle takes the first block before it sends the headers, which costs nothing, since that block is there at once.
     # It closes the body when the client leaves.
     status, headers, body = stream(manager, request.environ, ["default"])
+    return HTTPResponse(body, status, headers)
+
+
+@get("/events/sse-batcher.js")
+def module():
+    status, headers, body = script(request.environ)
     return HTTPResponse(body, status, headers)
 
 

@@ -47,12 +47,8 @@ PAGE = """<!doctype html>
   </form>
 {% endif %}
 <ul id="list"></ul>
-<script>
-  // One function for both ways in which events of a type arrive, alone and in a batch.
-  function listen(source, type, show) {
-    source.addEventListener(type, (event) => show(JSON.parse(event.data)));
-    source.addEventListener(type + "_batch", (event) => JSON.parse(event.data).events.forEach(show));
-  }
+<script type="module">
+  import { BatchedEventSource } from "{{ sse_script_url() }}";
 
   function line(kind, text) {
     const item = document.createElement("li");
@@ -61,10 +57,9 @@ PAGE = """<!doctype html>
     document.getElementById("list").prepend(item);
   }
 
-  const channels = new URLSearchParams({{ channels|tojson }}.map((name) => ["channel", name]));
-  const source = new EventSource("/events?" + channels);
-  listen(source, "notice", (data) => line("notice", data.text));
-  listen(source, "message", (data) => line("message", data.from + ": " + data.text));
+  const events = new BatchedEventSource("/events", { channels: {{ channels|tojson }} });
+  events.on("notice", (data) => line("notice", data.text));
+  events.on("message", (data) => line("message", data.from + ": " + data.text));
 
   const form = document.getElementById("write");
   if (form) form.addEventListener("submit", async (event) => {

@@ -54,7 +54,9 @@ PAGE = """<!doctype html>
 </style>
 <div id="turns"></div>
 <form id="ask"><input name="question" aria-label="Question" maxlength="500" required> <button>Ask</button></form>
-<script>
+<script type="module">
+  import { BatchedEventSource } from "{{ sse_script_url() }}";
+
   const turns = {};  // the elements of each question and answer
   let writing = null;  // the element of the answer that is being written
 
@@ -70,19 +72,17 @@ PAGE = """<!doctype html>
   }
 
   {{ turns|tojson }}.forEach(show);
-  const source = new EventSource("/events?last_event_id=" + {{ (cursor or sse_cursor())|tojson }});
-  const on = (type, handle) => source.addEventListener(type, (event) => handle(event.data));
-  on("question", (data) => {
-    const {number, question} = JSON.parse(data);
+  const events = new BatchedEventSource("/events", { cursor: "{{ cursor or sse_cursor() }}" });
+  events.on("question", ({number, question}) => {
     if (turns[number]) return;  // the view has shown it already, with its answer
     show({number, question, answer: ""});
     writing = turns[number][1];
   });
-  on("token", (text) => { if (writing) writing.textContent += text; });
-  on("turn", (data) => { show(JSON.parse(data)); writing = null; });
+  events.onText("token", (text) => { if (writing) writing.textContent += text; });
+  events.on("turn", (turn) => { show(turn); writing = null; });
   // Some tokens are lost, so what follows cannot be appended. The answer comes as a whole when it is finished.
-  on("sse_gap", () => { writing = null; });
-  on("turns", (data) => JSON.parse(data).forEach(show));
+  events.on("sse_gap", () => { writing = null; });
+  events.on("turns", (list) => list.forEach(show));
 
   const form = document.getElementById("ask");
   form.addEventListener("submit", async (event) => {

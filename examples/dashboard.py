@@ -11,7 +11,7 @@ import random
 import tempfile
 import threading
 
-from flask import Flask
+from flask import Flask, render_template_string
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -60,7 +60,9 @@ PAGE = """<!doctype html>
 <h1>Orders</h1>
 <table><thead><tr><th>Order<th>State<th>Version</thead><tbody id="rows"></tbody></table>
 <p id="counts"></p>
-<script>
+<script type="module">
+  import { BatchedEventSource } from "{{ sse_script_url() }}";
+
   let rows = {}, changes = 0, drawn = 0;
 
   function show({id, state, version}) {
@@ -81,29 +83,24 @@ PAGE = """<!doctype html>
     (await (await fetch("/orders")).json()).forEach(show);
   }
 
-  // One function for both ways in which events of a type arrive, alone and in a batch.
-  function listen(source, type, show) {
-    source.addEventListener(type, (event) => show(JSON.parse(event.data)));
-    source.addEventListener(type + "_batch", (event) => JSON.parse(event.data).events.forEach(show));
-  }
-
-  const source = new EventSource("/events");
-  listen(source, "order", show);
-  // Only once the stream is open: a change between a load and that would be in neither.
-  source.addEventListener("sse_open", load, {once: true});
+  // The stream goes on from the place where it was when this page was made. The state is loaded after that, so there
+  // is no change that is in neither.
+  const events = new BatchedEventSource("/events", { cursor: "{{ sse_cursor() }}" });
+  events.on("order", show);
   // Something was missed, or this is another database after a restart: start again.
-  source.addEventListener("sse_gap", () => {
+  events.on("sse_gap", () => {
     rows = {};
     document.getElementById("rows").replaceChildren();
     load();
   });
+  load();
 </script>
 """
 
 
 @app.get("/")
 def page():
-    return PAGE
+    return render_template_string(PAGE)
 
 
 @app.get("/orders")

@@ -20,7 +20,7 @@ from django.views.decorators.http import require_GET, require_POST
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.serving import run_simple
 
-from sse_batcher import SSEManager, stream
+from sse_batcher import SSEManager, script, stream
 
 settings.configure(
     SECRET_KEY=secrets.token_urlsafe(50),
@@ -45,15 +45,14 @@ PAGE = """<!doctype html>
   <form id="press">{% csrf_token %}<button>Press</button></form>
   <form method="post" action="/logout">{% csrf_token %}<button>Leave</button></form>
   <p>Pressed <b id="presses">?</b> times, seen in <b id="windows">?</b> windows.</p>
-  <script>
-    function show(data) {
+  <script type="module">
+    import { BatchedEventSource } from "/events/sse-batcher.js";
+
+    const events = new BatchedEventSource("/events");
+    events.on("press", (data) => {
       document.getElementById("presses").textContent = data.presses;
       document.getElementById("windows").textContent = data.windows;
-    }
-
-    const source = new EventSource("/events");
-    source.addEventListener("press", (event) => show(JSON.parse(event.data)));
-    source.addEventListener("press_batch", (event) => JSON.parse(event.data).events.forEach(show));
+    });
 
     const form = document.getElementById("press");
     form.addEventListener("submit", (event) => {
@@ -116,7 +115,14 @@ def events(environ, start_response):
     return body
 
 
-application = DispatcherMiddleware(get_wsgi_application(), {"/events": events})
+def module(environ, start_response):
+    status, headers, body = script(environ)
+    start_response(status, headers)
+    return body
+
+
+mounted = {"/events": events, "/events/sse-batcher.js": module}
+application = DispatcherMiddleware(get_wsgi_application(), mounted)
 
 if __name__ == "__main__":
     run_simple("127.0.0.1", int(os.environ.get("PORT", "5000")), application, threaded=True)

@@ -11,23 +11,12 @@ from sse_batcher import SSE  # (1)
 
 app = Flask(__name__)
 sse = SSE(app)  # (2)
-PAGE = """<!doctype html><title>Hello</title><p>Visits since you came:</p><ol id="visits"></ol><script>
+PAGE = """<!doctype html><title>Hello</title><p>Visits since you came:</p><ol id="visits"></ol><script type="module">
+  import { BatchedEventSource } from "/events/sse-batcher.js";
   const show = (data) => { visits.appendChild(document.createElement("li")).textContent = data.browser; };
-  let last = "", tries = 0;
-  function connect() {
-    const source = new EventSource("/events?last_event_id=" + last);
-    const on = (type, handle) => source.addEventListener(type, (event) => {
-      [last, tries] = [event.lastEventId, 0];
-      handle(JSON.parse(event.data));
-    });
-    on("visit", show);
-    on("visit_batch", (batch) => batch.events.forEach(show));
-    source.onerror = () => {  // a browser comes back by itself, but not after an error status, such as a proxy's 502
-      if (source.readyState !== EventSource.CLOSED) return;
-      setTimeout(connect, Math.random() * Math.min(30_000, 2_000 * 2 ** tries++));
-    };
-  }
-  connect();</script>"""
+  const events = new BatchedEventSource("/events");
+  events.on("visit", show);
+</script>"""
 
 
 @app.get("/")

@@ -1,4 +1,4 @@
-"""Live table: the server renders a table with Jinja, and each page shows the newest one, with one line of JavaScript.
+"""Live table: the server renders a table with Jinja, and each page shows the newest one.
 
 A thread adds thirty goals in a moment, once a second. All of these tables have the same `key`, so that the newest one
 replaces the others within the window: thirty changes are one event, and one swap. For a table with many rows, send
@@ -53,12 +53,15 @@ PAGE = """<!doctype html>
 </style>
 <div id="table"></div>
 <p>Swaps: <span id="swaps">0</span></p>
-<script>
+<script type="module">
+  import { BatchedEventSource } from "/events/sse-batcher.js";
+
   const [table, swaps] = document.querySelectorAll("#table, #swaps");
-  new EventSource("/events").onmessage = (event) => {
-    table.innerHTML = event.data;  // from a template that escapes
+  const events = new BatchedEventSource("/events");
+  events.onText("message", (html) => {
+    table.innerHTML = html;  // from a template that escapes
     swaps.textContent = Number(swaps.textContent) + 1;
-  };
+  });
 </script>
 """
 

@@ -88,7 +88,9 @@ PAGE = """<!doctype html>
   <span id="dropped"></span>
 </header>
 <div id="lines"></div>
-<script>
+<script type="module">
+  import { BatchedEventSource } from "/events/sse-batcher.js";
+
   const [level, follow, dropped, lines] = document.querySelectorAll("#level, #follow, #dropped, #lines");
   const scroll = () => { if (follow.checked) lines.scrollTop = lines.scrollHeight; };
   const filter = (line) => { line.hidden = Number(line.dataset.levelno) < Number(level.value); };
@@ -108,16 +110,12 @@ PAGE = """<!doctype html>
     if (data.dropped) dropped.textContent = `${data.dropped} lines were dropped`;
   }
 
-  // One function for both ways in which events of a type arrive. It scrolls once a batch, not once a line.
-  function listen(source, type) {
-    source.addEventListener(type, (event) => { show(JSON.parse(event.data)); scroll(); });
-    source.addEventListener(type + "_batch", (event) => { JSON.parse(event.data).events.forEach(show); scroll(); });
-  }
-
-  const source = new EventSource("/events");
-  listen(source, "log");
-  listen(source, "log_error");
-  source.addEventListener("sse_gap", () => text("... some lines are missing here ..."));
+  // It scrolls once a batch, not once a line.
+  const showAll = (list) => { list.forEach(show); scroll(); };
+  const events = new BatchedEventSource("/events");
+  events.onBatch("log", showAll);
+  events.onBatch("log_error", showAll);
+  events.on("sse_gap", () => text("... some lines are missing here ..."));
   level.addEventListener("change", () => { [...lines.children].forEach(filter); scroll(); });
   follow.addEventListener("change", scroll);
 </script>

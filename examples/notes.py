@@ -49,7 +49,9 @@ PAGE = """<!doctype html>
     <button>Send</button></form>
   <form method="post" action="/logout"><button>Log out</button></form>
   <ul id="list"></ul>
-  <script>
+  <script type="module">
+    import { BatchedEventSource } from "{{ sse_script_url() }}";
+
     function show({number, from, text}) {
       if (document.getElementById("note-" + number)) return;  // it was in the state already
       const item = document.createElement("li");
@@ -58,10 +60,10 @@ PAGE = """<!doctype html>
       document.getElementById("list").prepend(item);
     }
 
-    const source = new EventSource("/events");
-    source.addEventListener("notes", (event) => JSON.parse(event.data).forEach(show));
-    source.addEventListener("note", (event) => show(JSON.parse(event.data)));
-    source.addEventListener("note_batch", (event) => JSON.parse(event.data).events.forEach(show));
+    // All tabs of this user have one connection. The name is the user's, since tabs that share see the same stream.
+    const events = new BatchedEventSource("/events", { share: "user-{{ user }}" });
+    events.on("notes", (list) => list.forEach(show));
+    events.on("note", show);
 
     const form = document.getElementById("write");
     form.addEventListener("submit", async (event) => {

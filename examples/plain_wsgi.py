@@ -1,7 +1,7 @@
-"""Plain WSGI: `SSEManager` and `stream()` without Flask, here under the server of the standard library.
+"""Plain WSGI: `SSEManager`, `stream()` and `script()` without Flask, here under the server of the standard library.
 
 A thread enqueues a tick every second. `stream()` answers a request for the stream; whom it may be given to, and which
-channels, is for the app to say.
+channels, is for the app to say. `script()` answers with the module for browsers.
 
 Run `python examples/plain_wsgi.py`, and open http://127.0.0.1:5000.
 """
@@ -13,7 +13,7 @@ from contextlib import suppress
 from socketserver import ThreadingMixIn
 from wsgiref.simple_server import WSGIServer, make_server
 
-from sse_batcher import ClosedError, SSEManager, stream
+from sse_batcher import ClosedError, SSEManager, script, stream
 
 manager = SSEManager()
 
@@ -21,11 +21,11 @@ PAGE = b"""<!doctype html>
 <title>Plain WSGI</title>
 <link rel="icon" href="data:,">
 <p>The server has been up for <b id="seconds">?</b> seconds.</p>
-<script>
-  const show = (data) => { document.getElementById("seconds").textContent = data.seconds; };
-  const source = new EventSource("/events");
-  source.addEventListener("tick", (event) => show(JSON.parse(event.data)));
-  source.addEventListener("tick_batch", (event) => JSON.parse(event.data).events.forEach(show));
+<script type="module">
+  import { BatchedEventSource } from "/events/sse-batcher.js";
+
+  const events = new BatchedEventSource("/events");
+  events.on("tick", (data) => { document.getElementById("seconds").textContent = data.seconds; });
 </script>
 """
 
@@ -33,6 +33,8 @@ PAGE = b"""<!doctype html>
 def app(environ, start_response):
     if environ["PATH_INFO"] == "/events":
         status, headers, body = stream(manager, environ, ["default"])
+    elif environ["PATH_INFO"] == "/events/sse-batcher.js":
+        status, headers, body = script(environ)
     else:
         status, headers, body = "200 OK", [("Content-Type", "text/html; charset=utf-8")], [PAGE]
     start_response(status, headers)

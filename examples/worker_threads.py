@@ -21,12 +21,8 @@ PAGE = """<!doctype html>
 <title>Worker threads</title>
 <link rel="icon" href="data:,">
 <ul id="list"></ul>
-<script>
-  // One function for both ways in which events of a type arrive. `show` gets a list of their data.
-  function listen(source, type, show) {
-    source.addEventListener(type, (event) => show([JSON.parse(event.data)]));
-    source.addEventListener(type + "_batch", (event) => show(JSON.parse(event.data).events));
-  }
+<script type="module">
+  import { BatchedEventSource } from "/events/sse-batcher.js";
 
   function line(text) {
     const item = document.createElement("li");
@@ -34,12 +30,12 @@ PAGE = """<!doctype html>
     document.getElementById("list").prepend(item);
   }
 
-  const describe = (values) => (values.length === 1 ? "alone: " : "batch of " + values.length + ": ");
-  const source = new EventSource("/events");
-  listen(source, "step", (values) =>
-    line(describe(values) + values.map((data) => data.worker + " is at step " + data.step).join(", ")));
-  listen(source, "file", (values) =>
-    line(describe(values) + values[0].name + " to " + values[values.length - 1].name));
+  const describe = (list) => (list.length === 1 ? "alone: " : "batch of " + list.length + ": ");
+  const events = new BatchedEventSource("/events");
+  // onBatch gets a list: what came together. With on(), the page would get one after the other.
+  events.onBatch("step", (list) =>
+    line(describe(list) + list.map((data) => data.worker + " is at step " + data.step).join(", ")));
+  events.onBatch("file", (list) => line(describe(list) + list[0].name + " to " + list.at(-1).name));
 </script>
 """
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
 
-from sse_batcher import SSEManager
+from sse_batcher import SSEManager, Text
 
 from .kit.browser import chromium
+from .kit.made_up_streams import MadeUpStreams
 from .kit.repository import EXAMPLES
 from .kit.servers import Server, running
 from .kit.sse_parser import parse
@@ -44,12 +45,12 @@ class Visitor:
 
     def __init__(self, context: BrowserContext, server: Server) -> None:
         self.complaints: list[str] = []
-        self._context = context
+        self.context = context
         self._server = server
 
     def open(self) -> Page:
         """Another tab."""
-        page = self._context.new_page()
+        page = self.context.new_page()
         page.on("console", lambda message: self.complaints.append(message.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.goto(self._server.url, wait_until="load")
@@ -153,16 +154,26 @@ def test_a_chat_keeps_its_order_however_fast_the_model_is() -> None:
     assert "".join(event.data for event in events[1:-1]) == answer_to(HOSTILE) == events[-1].json["answer"]
 
 
+def listen_beside_the_page(page: Page) -> None:
+    """Read a stream of this visitor: the page then has all `tokens`, and says when a turn is `done`."""
+    page.evaluate(
+        """() => new Promise((resolve) => {
+          const source = new EventSource("/events");
+          Object.assign(window, {tokens: [], done: false});
+          source.addEventListener("token", (event) => tokens.push(event.data));
+          source.addEventListener("turn", () => { window.done = true; });
+          source.onopen = resolve;
+        })"""
+    )
+
+
 @external
 def test_tokens_are_joined_without_anything_between_them(browser: Browser, tmp_path: Path) -> None:
     with example("chat.py", tmp_path) as server, visitor(browser, server) as ann:
         page = ann.open()
-        page.evaluate(
-            "window.tokens = []; source.addEventListener('token', (event) => tokens.push(event.data));"
-            "source.addEventListener('turn', () => { window.done = true; })"
-        )
+        listen_beside_the_page(page)
         ask(page, "How many?")
-        page.wait_for_function("window.done", timeout=15_000)
+        page.wait_for_function("done", timeout=15_000)
         tokens = page.evaluate("tokens")
     assert "".join(tokens) == answer_to("How many?")
     assert len(tokens) < len(re.findall(r"\w{1,4}\s*|\W\s*", "".join(tokens))) / 2
@@ -176,24 +187,17 @@ def test_a_page_that_has_missed_tokens_shows_the_answer_once_it_is_finished(brow
         until(page, lambda: last(page) == answer_to("first"), "the first answer")
         ask(page, "second")
         until(page, lambda: 50 < len(last(page)) < 200, "the second answer comes")
-        # As after a sleep, when its cursor is too old: it gets the state, and nothing is appended any more.
-        shown = page.evaluate("""() => {
-            source.dispatchEvent(new MessageEvent("sse_gap", {data: "{}"}));
-            turns[1][1].textContent = "?";
-            window.tokens = 0;
-            source.addEventListener("token", () => { tokens += 1; });
-            fetch("/events?last_event_id=too-old").then(async (response) => {
-              const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-              let text = "";
-              while (!text.includes("event: turns")) text += (await reader.read()).value;
-              const data = text.match(/event: turns\\ndata: (.*)\\n/)[1];
-              source.dispatchEvent(new MessageEvent("turns", {data}));
-              reader.cancel();
-            });
-            return turns[2][1].textContent;
-        }""")
-        until(page, lambda: page.evaluate("turns[1][1].textContent") == answer_to("first"), "the state came")
-        until(page, lambda: page.evaluate("tokens") >= 2, "more tokens come")
+        # As after a long sleep, when its cursor is too old: it gets the state, and nothing is appended any more.
+        page.route(
+            re.compile("/events\\?"), lambda route: route.continue_(url=f"{server.url}/events?last_event_id=too-old")
+        )
+        page.evaluate("document.querySelector('.answer').textContent = '?'")
+        ann.context.set_offline(True)
+        ann.context.set_offline(False)
+        until(page, lambda: page.locator(".answer").first.text_content() == answer_to("first"), "the state came")
+        shown = last(page)
+        listen_beside_the_page(page)
+        page.wait_for_function("tokens.length >= 2")
         assert last(page) == shown
         until(page, lambda: last(page) == answer_to("second"), "the second answer")
 
@@ -202,16 +206,21 @@ def test_a_page_that_has_missed_tokens_shows_the_answer_once_it_is_finished(brow
 def test_a_page_whose_view_has_shown_an_answer_shows_it_once(browser: Browser, tmp_path: Path) -> None:
     with example("chat.py", tmp_path) as server, visitor(browser, server) as ann:
         page = ann.open()
+        listen_beside_the_page(page)
         ask(page, "first")
-        page.wait_for_function("turns[1] && !writing", timeout=15_000)
+        page.wait_for_function("done", timeout=15_000)
+        streams = MadeUpStreams(page)
         page.reload(wait_until="load")
         # As if the answer had been written between the note of the cursor and the view.
-        page.evaluate(
-            """[["question", '{"number": 1, "question": "first"}'], ["token", "You "]].forEach(
-              ([type, data]) => source.dispatchEvent(new MessageEvent(type, {data})))"""
+        streams.answer(
+            ("sse_open", {"heartbeat": 15}),
+            ("question", {"number": 1, "question": "first"}),
+            ("token", Text("You ")),
+            ("question", {"number": 2, "question": "second"}),
         )
-        assert last(page) == answer_to("first")
-        assert page.locator(".question").all_text_contents() == ["first"]
+        page.wait_for_selector(".question >> nth=1")
+        assert page.locator(".question").all_text_contents() == ["first", "second"]
+        assert page.locator(".answer").all_text_contents() == [answer_to("first"), ""]
 
 
 # -- live table --------------------------------------------------------------------------------------------------------
@@ -249,8 +258,8 @@ def test_thirty_changes_are_one_swap(browser: Browser, tmp_path: Path) -> None:
 def log_in(visitor: Visitor, user: str) -> Page:
     page = visitor.open()
     page.select_option("[name=user]", user)
-    with page.expect_response(re.compile("/events")):  # then the stream is open
-        page.click("text=Log in")
+    page.click("text=Log in")
+    page.wait_for_selector("#list", state="attached")
     return page
 
 

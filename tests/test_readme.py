@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import fields
 from datetime import UTC, date, datetime
@@ -16,12 +17,13 @@ import flask
 import pytest
 
 from sse_batcher import SSE, BatchOptions, ClientOptions, HistoryOptions, SSEManager
-from sse_batcher.browser import SCRIPT
+from sse_batcher.browser import SCRIPT, TYPES
 from sse_batcher.flask.config import KEYS
 
 from .kit.browser import chromium
 from .kit.repository import README, ROOT, blocks
 from .kit.servers import GTHREAD, HOST, Server, Stream, faults_in, running
+from .kit.services import program
 from .kit.sse_parser import take_events
 
 
@@ -63,12 +65,20 @@ runpy.run_path("app.py", run_name="__main__")
 def test_the_whole_program_runs_as_it_stands(tmp_path: Path, command: tuple[str, ...]) -> None:
     (tmp_path / "app.py").write_text(blocks("python")[0])
     with running(command, tmp_path) as server, server.watched():
-        assert 'new EventSource("/events")' in server.request("GET", "/")
+        assert 'from "/events/sse-batcher.js"' in server.request("GET", "/")
         with Stream(server) as stream:
-            lines = stream.until("message")[-1].data.split("\n")
-        assert [line.partition(":")[0] for line in lines] == ["alpha", "beta", "gamma"]
+            events = stream.until("tools_batch")[-1].data["events"]
+        assert [event["server"] for event in events] == ["alpha", "beta", "gamma"]
         assert faults_in(server.output()) == []
         assert "replaced" not in server.output()  # a first program warns of nothing
+
+
+@pytest.mark.external
+def test_the_page_of_the_whole_program_shows_its_events(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(blocks("python")[0])
+    with running((*GTHREAD[:-1], "app:app"), tmp_path) as server, chromium() as browser, browser.new_page() as page:
+        page.goto(server.url, wait_until="load")
+        page.wait_for_function("/^(alpha|beta|gamma): \\d tools$/m.test(log.textContent)")
 
 
 def test_importing_the_whole_program_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,16 +116,16 @@ def test_data_looks_under_flask_as_is_said() -> None:
 def test_the_plain_wsgi_program_streams() -> None:
     program: dict[str, Any] = {}
     exec(next(block for block in blocks("python") if "def app(environ" in block), program)
-    status: list[str] = []
+    statuses: list[str] = []
 
     def get(path: str) -> Any:
-        return program["app"]({"REQUEST_METHOD": "GET", "PATH_INFO": path}, lambda code, headers: status.append(code))
+        return program["app"]({"PATH_INFO": path}, lambda status, headers: statuses.append(status))
 
-    body = get("/")
+    body = get("/events")
     assert next(iter(body)).startswith(b"event: sse_open\n")
     body.close()
-    assert get("/sse-batcher.js") == [SCRIPT]
-    assert status == ["200 OK", "200 OK"]
+    assert get("/events/sse-batcher.js") == [SCRIPT]
+    assert statuses == ["200 OK", "200 OK"]
     program["manager"].shutdown()
 
 
@@ -136,7 +146,7 @@ from flask import Flask, abort, render_template_string
 from sse_batcher import SSE
 
 app = Flask(__name__)
-app.config.update(SSE_URL_PREFIX=None, SSE_BATCH_WINDOW=0.5)
+app.config.update(SSE_URL_PREFIX="/other", SSE_BATCH_WINDOW=0.5)
 sse = SSE(app)
 
 def may_see_order(number):
@@ -152,7 +162,7 @@ def change():
 
 @pytest.fixture
 def orders(tmp_path: Path) -> Iterator[Server]:
-    """The program with views of its own, in an app without other routes for streams."""
+    """The program with views of its own."""
     (block,) = (block for block in blocks("python") if "sse.response([" in block)
     (tmp_path / "app.py").write_text(ORDERS + block)
     with running((*GTHREAD[:-1], "app:app"), tmp_path) as server, server.watched():
@@ -160,7 +170,7 @@ def orders(tmp_path: Path) -> Iterator[Server]:
 
 
 def test_the_view_of_ones_own_decides_which_requests_get_the_stream(orders: Server) -> None:
-    assert 'new EventSource("/orders/7/events")' in orders.request("GET", "/orders/7")
+    assert 'new BatchedEventSource("/orders/7/events")' in orders.request("GET", "/orders/7")
     for path, status in [("/orders/7/events", 200), ("/orders/8/events", 403), ("/events", 404)]:
         connection = orders.connect()
         connection.request("GET", path)
@@ -202,6 +212,32 @@ def test_every_url_is_there_with_its_endpoint() -> None:
         rules = {rule.endpoint: rule.rule for rule in app.url_map.iter_rules() if not rule.rule.endswith("/")}
     listed = re.findall(r"^\| `(/[^`]*)` \| `(sse_batcher\.\w+)` \|", README, flags=re.M)
     assert {endpoint: path for path, endpoint in listed} == rules
+
+
+def test_every_option_of_the_browsers_module_is_there() -> None:
+    interface = TYPES.partition("export interface Options {")[2].partition("\n}")[0]
+    section = README.partition("\n## In the browser\n")[2].partition("\n### ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, flags=re.M)) == set(
+        re.findall(r"^  (\w+)\?:", interface, flags=re.M)
+    )
+    (states,) = re.findall(r"^export type State = (.*);$", TYPES, flags=re.M)
+    assert all(f"`{state}`" in section for state in re.findall(r'"(\w+)"', states))
+
+
+@pytest.mark.external
+def test_its_scripts_are_javascript(tmp_path: Path) -> None:
+    inline = re.findall(r"<script[^>]*>([^<].*?)</script>", "".join(blocks("html")), flags=re.DOTALL)
+    assert len(inline) >= 2
+    for number, script in enumerate(blocks("js") + inline):
+        (tmp_path / f"{number}.mjs").write_text(script)
+    check = "for (const file of process.argv.slice(1)) execFileSync(process.execPath, ['--check', file])"
+    command = [
+        program("node", package="Debian: nodejs"),
+        "-e",
+        'const {execFileSync} = require("child_process");' + check,
+    ]
+    done = subprocess.run([*command, *tmp_path.glob("*.mjs")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_batch_format_is_what_is_sent() -> None:

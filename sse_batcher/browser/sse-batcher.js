@@ -49,9 +49,9 @@ class Parser {
   #block = { lines: [] };
 
   *read(text) {
-    if (this.#isAfterCR && text[0] === "\n") text = text.slice(1);
+    const start = this.#isAfterCR && text[0] === "\n" ? 1 : 0;
     if (text) this.#isAfterCR = text.endsWith("\r");
-    const lines = (this.#rest + text).split(/\r\n|\n|\r/);
+    const lines = (this.#rest + text.slice(start)).split(/\r\n|\n|\r/);
     this.#rest = lines.pop();
     for (const line of lines) {
       const [, name, value] = /^([^:]*):? ?(.*)$/s.exec(line);
@@ -590,10 +590,10 @@ export class BatchedEventSource extends EventTarget {
   #handlers = new Map(); // "json", "text" or "batch", and the type -> a set of {handle}
   #listened = new Set(); // types
 
-  constructor(url, options = {}) {
+  constructor(url, options) {
     super();
-    const { channels = [], cursor = "", poll = "auto", withCredentials = false, backoff = [1000, 30_000], ...rest } = options;
-    const { share, worker = import.meta.url, url: renew, headers, ...unknown } = rest;
+    const { channels = [], cursor = "", poll = "auto", withCredentials = false, ...rest } = options ?? {};
+    const { backoff = [1000, 30_000], share, worker = import.meta.url, url: renew, headers, ...unknown } = rest;
     for (const name in unknown) throw new TypeError(`no option ${name}`);
     if (!Array.isArray(channels)) throw new TypeError("channels is no list");
     this.#options = { channels, poll, withCredentials, backoff, share, worker, renew, headers };

@@ -1,7 +1,7 @@
 """htmx 2: the server renders a list of seats. A change is sent as HTML, and replaces the seat with its id.
 
-The page needs no JavaScript of its own. After an error status, such as a proxy's 502, htmx 2 comes back without its
-cursor: what was sent meanwhile is not sent again, and the snapshot makes up for it.
+The page needs no JavaScript of its own but two lines: they let htmx read the stream with `BatchedEventSource`, which
+comes back with its cursor also after an error status, such as a proxy's 502. htmx alone comes back without it.
 
 Run `python examples/htmx2.py`, and open http://127.0.0.1:5000 in several windows.
 """
@@ -31,6 +31,10 @@ PAGE = """<!doctype html>
 <title>Seats</title><link rel="icon" href="data:,">
 <script src="{{ config.CDN }}/npm/htmx.org@2/dist/htmx.min.js"></script>
 <script src="{{ config.CDN }}/npm/htmx-ext-sse@2/dist/sse.min.js"></script>
+<script type="module">
+  import { BatchedEventSource } from "{{ sse_script_url() }}";
+  htmx.createEventSource = (url) => new BatchedEventSource(url);
+</script>
 <ol hx-ext="sse" sse-connect="/events" sse-swap="message" hx-swap="none">{{ seats }}</ol>
 <form hx-post="/seats" hx-swap="none">
   Seat <input name="seat" type="number" min="1" max="4" value="1" required>

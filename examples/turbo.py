@@ -1,7 +1,7 @@
 """Turbo: the server renders a list of seats. A change is sent as a <turbo-stream>, which replaces the seat.
 
-The page needs no JavaScript of its own. After an error status, such as a proxy's 502, <turbo-stream-source> does not
-come back: the page has to be loaded again.
+The page needs no JavaScript of its own but two lines: they let <turbo-stream-source> read the stream with
+`BatchedEventSource`, which comes back also after an error status, such as a proxy's 502. Turbo alone does not.
 
 Run `python examples/turbo.py`, and open http://127.0.0.1:5000 in several windows.
 """
@@ -31,7 +31,11 @@ CHANGES = """{% for seat, name in seats %}<turbo-stream action="replace" target=
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Seats</title><link rel="icon" href="data:,">
-<script src="{{ config.CDN }}/npm/@hotwired/turbo@8/dist/turbo.es2017-umd.js"></script>
+<script type="module">
+  import { BatchedEventSource } from "{{ sse_script_url() }}";
+  window.EventSource = BatchedEventSource; // before Turbo opens the stream
+</script>
+<script type="module" src="{{ config.CDN }}/npm/@hotwired/turbo@8/dist/turbo.es2017-esm.js"></script>
 <turbo-stream-source src="/events"></turbo-stream-source>
 <ol>{{ seats }}</ol>
 <form method="post" action="/seats">

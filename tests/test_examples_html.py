@@ -1,7 +1,7 @@
 """The examples with HTML: what pages of htmx 2, htmx 4, Turbo and Datastar show in a real browser, and what they miss.
 
-The libraries are the real files of their packages. The pages have no script of their own, so a script of the tests
-notes what each library gets.
+The libraries are the real files of their packages. The pages have no script of their own but the two lines by which
+htmx 2 and Turbo read the stream with our module, so a script of the tests notes what each library gets.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import re
 import runpy
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode, urlsplit
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, Response
+from playwright.sync_api import Browser, Page, Request, Response, Route
 
 from sse_batcher import SSEManager, Text
 
@@ -43,11 +43,13 @@ NOTES = """
   document.addEventListener("htmx:sseMessage", (event) => note(event.detail.data));
   document.addEventListener("htmx:sse:after:message", ({detail: {message}}) => message.event || note(message.data));
   document.addEventListener("datastar-fetch", ({detail: {argsRaw}}) => argsRaw.elements && note(argsRaw.elements));
-  window.EventSource = class extends EventSource {
-    constructor(...values) {
-      super(...values);
-      if (window.Turbo) this.addEventListener("message", (event) => note(event.data));
-    }
+  const sources = new WeakSet();
+  const {addEventListener} = EventTarget.prototype;
+  EventTarget.prototype.addEventListener = function (type, ...values) {
+    addEventListener.call(this, type, ...values);
+    if (type !== "message" || !this?.url || sources.has(this)) return;
+    sources.add(this);  // an EventSource, or one of ours
+    addEventListener.call(this, type, (event) => window.Turbo && note(event.data));
   };
   window.names = () => [...document.querySelectorAll("li")].map((item) => item.textContent).join("|");
   const look = () => {
@@ -68,11 +70,25 @@ class Example(NamedTuple):
 
     name: str
     event_type: str = "message"
+    with_module: bool = False
+    """Whether its stream is read by `BatchedEventSource`. Otherwise the browser does not get the module."""
+
+    @property
+    def module_script(self) -> str:
+        """The lines of its page that use the module."""
+        use = {
+            "htmx2": "htmx.createEventSource = (url) => new BatchedEventSource(url);",
+            "turbo": "window.EventSource = BatchedEventSource; // before Turbo opens the stream",
+        }
+        first = '  import { BatchedEventSource } from "{{ sse_script_url() }}";\n'
+        return f'<script type="module">\n{first}  {use[self.name]}\n</script>\n' if self.with_module else ""
 
 
-HTMX2, HTMX4, TURBO = Example("htmx2"), Example("htmx4"), Example("turbo")
-DATASTAR = Example("datastar", event_type="datastar-patch-elements")
+HTMX2, TURBO = Example("htmx2", with_module=True), Example("turbo", with_module=True)
+HTMX2_ALONE, TURBO_ALONE = Example("htmx2"), Example("turbo")
+HTMX4, DATASTAR = Example("htmx4"), Example("datastar", event_type="datastar-patch-elements")
 ALL = [HTMX2, HTMX4, TURBO, DATASTAR]
+ALSO_ALONE = [*ALL, HTMX2_ALONE, TURBO_ALONE]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +115,7 @@ class Tab:
         page.on("dialog", lambda dialog: (self.complaints.append("a script ran"), dialog.dismiss()))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("console", lambda message: self.complaints.append(message.text))
-        page.on("request", lambda request: "/events" in request.url and self.requests.append(request))
+        page.on("request", lambda request: is_stream(request) and self.requests.append(request))
 
     def open(self, url: str) -> None:
         """Show the example, and wait until its stream has begun with the snapshot."""
@@ -118,8 +134,13 @@ class Tab:
         )
 
     def cursors(self) -> list[str | None]:
-        """The cursor of each request for the stream, from its header."""
-        return [request.all_headers().get("last-event-id") for request in self.requests]
+        """The cursor of each request for the stream, from its URL or its header."""
+        queries = [parse_qs(urlsplit(request.url).query) for request in self.requests]
+        headers = [request.all_headers() for request in self.requests]
+        return [
+            query.get("last_event_id", [header.get("last-event-id")])[0]
+            for query, header in zip(queries, headers, strict=True)
+        ]
 
     def received(self) -> list[list[str]]:
         """The names in each text that has come."""
@@ -142,9 +163,15 @@ class Tab:
         self.page.wait_for_function(condition, arg=value, timeout=1000 * TIMEOUT)
 
 
+def is_stream(request: Request) -> bool:
+    return urlsplit(request.url).path == "/events"
+
+
 @pytest.fixture
-def tab(browser: Browser) -> Iterator[Tab]:
+def tab(browser: Browser, example: Example) -> Iterator[Tab]:
     with browser.new_page() as page:
+        if not example.with_module:
+            page.route("**/sse-batcher.js*", lambda route: route.abort())
         yield Tab(page)
 
 
@@ -165,7 +192,7 @@ def post(server: Server, path: str, **form: Any) -> None:
 
 
 def name_of(example: Example) -> str:
-    return example.name
+    return f"{example.name}-with-module" if example.with_module else example.name
 
 
 def each(*examples: Example) -> Any:
@@ -235,9 +262,11 @@ def test_the_forms_of_the_page_work(server: Server, tab: Tab) -> None:
     assert tab.complaints == []
 
 
-@pytest.mark.parametrize("example", ALL, ids=name_of)
+@each(*ALL)
 def test_the_page_has_no_script_of_its_own(example: Example) -> None:
     page = load(example)["PAGE"]
+    assert example.module_script in page
+    page = page.replace(example.module_script, "")
     assert "<script" in page
     assert not re.search(r"<script(?![^>]* src=)|\bon\w+=|hx-on|javascript:|\|safe", page)
 
@@ -265,10 +294,11 @@ class Site:
         return running((*command, *(f"--bind={place}" for place in places)), self._folder, **self._environment)
 
     def change(self, old: str, new: str) -> None:
-        """Run the example with this changed."""
-        text = (EXAMPLES / f"{self._example.name}.py").read_text()
+        """Run the example with this changed, too."""
+        changed = self._folder / f"{self._example.name}.py"
+        text = (changed if changed.exists() else EXAMPLES / changed.name).read_text()
         assert old in text
-        (self._folder / f"{self._example.name}.py").write_text(text.replace(old, new))
+        changed.write_text(text.replace(old, new))
         self._environment["PYTHONPATH"] = str(self._folder)
 
     @contextmanager
@@ -305,10 +335,10 @@ MISSED = [(1, "first"), (2, "second"), (1, "third"), (4, "fourth")]
 ONE_BY_ONE = [[name] for _, name in MISSED]
 AFTER = ["third", "second", HOSTILE, "fourth"]
 RESUMING = [HTMX4, DATASTAR]
-"""Libraries that make the requests for the stream themselves. The others leave them to an `EventSource`."""
+"""Libraries that make the requests for the stream themselves. The others leave them to an `EventSource`, or to us."""
 
 
-@each(*ALL)
+@each(*ALSO_ALONE)
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL], ids=lambda ending: ending.name)
 def test_nothing_is_lost_while_the_server_is_away(site: Site, tab: Tab, ending: signal.Signals) -> None:
     with site.serving() as server:
@@ -345,20 +375,23 @@ def end(server: Server, ending: signal.Signals) -> None:
 
 
 @contextmanager
-def outage(site: Site, tab: Tab) -> Iterator[None]:
-    """Wait until the page has met a 502, send what it misses, and start the server, which has stopped behind nginx."""
+def outage(site: Site, tab: Tab, begin: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Wait until the page has met a 502, send what it misses, and start the server, which has stopped behind nginx.
+
+    `begin` makes the page meet it, if it would not by itself.
+    """
 
     def is_refused(response: Response) -> bool:
-        return "/events" in response.url and response.status == 502
+        return is_stream(response.request) and response.status == 502
 
     with tab.page.expect_response(is_refused, timeout=1000 * TIMEOUT):
-        pass
+        begin()
     site.send(*MISSED)
     with site.serving():
         yield
 
 
-@each(*RESUMING)
+@each(*ALL)
 def test_nothing_is_lost_behind_a_proxy_that_answers_502(site: Site, tab: Tab) -> None:
     with site.behind_nginx():
         with site.serving() as server:
@@ -369,7 +402,51 @@ def test_nothing_is_lost_behind_a_proxy_that_answers_502(site: Site, tab: Tab) -
             assert tab.received() == ONE_BY_ONE
 
 
-@each(HTMX2)
+@each(TURBO)
+def test_a_source_that_is_handed_to_turbo_loses_nothing(site: Site, tab: Tab) -> None:
+    site.change(
+        "window.EventSource = BatchedEventSource; // before Turbo opens the stream",
+        'await import("{{ config.CDN }}/npm/@hotwired/turbo@8/dist/turbo.es2017-esm.js");\n'
+        '  Turbo.connectStreamSource(new BatchedEventSource("/events"));',
+    )
+    site.change('<turbo-stream-source src="/events"></turbo-stream-source>', "")
+    with site.behind_nginx():
+        with site.serving() as server:
+            tab.open(site.url)
+            server.stop(signal.SIGTERM)
+        with outage(site, tab):
+            tab.wait_until_shown(*AFTER)
+            assert tab.received() == ONE_BY_ONE
+
+
+@each(HTMX2, TURBO)
+def test_nothing_is_lost_if_the_first_request_gets_a_502(site: Site, tab: Tab, example: Example) -> None:
+    site.change('"/events"', '"/events?last_event_id={{ sse_cursor() }}"')
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    def release() -> None:
+        for route in held:
+            route.continue_()
+        tab.page.unroute("**/events?*")
+
+    tab.page.route("**/events?*", hold)
+    with site.behind_nginx():
+        with site.serving() as server:
+            tab.page.goto(site.url, wait_until="load")
+            while 'last_event_id=unknown"' in tab.page.content():  # this process has not heard from Redis yet
+                held.clear()
+                tab.page.reload(wait_until="load")
+            server.stop(signal.SIGTERM)
+        tab.page.evaluate("forget()")
+        with outage(site, tab, begin=release):
+            tab.wait_until_shown(*AFTER)
+            assert tab.received() == ONE_BY_ONE
+
+
+@each(HTMX2_ALONE)
 def test_htmx_2_comes_back_after_a_502_without_its_cursor(site: Site, tab: Tab) -> None:
     with site.behind_nginx():
         with site.serving() as server:
@@ -386,7 +463,7 @@ def test_htmx_2_comes_back_after_a_502_without_its_cursor(site: Site, tab: Tab) 
     assert tab.cursors()[-1] is None
 
 
-@each(HTMX2)
+@each(HTMX2_ALONE)
 def test_htmx_2_gets_all_since_the_page_was_made_if_its_url_has_the_cursor(site: Site, tab: Tab) -> None:
     with site.behind_nginx():
         site.change('"/events"', '"/events?last_event_id={{ sse_cursor() }}"')
@@ -403,7 +480,7 @@ def test_htmx_2_gets_all_since_the_page_was_made_if_its_url_has_the_cursor(site:
             assert tab.received() == [["before"], ["before"], *ONE_BY_ONE]  # the first one again
 
 
-@each(TURBO)
+@each(TURBO_ALONE)
 def test_turbo_does_not_come_back_after_a_502(site: Site, tab: Tab) -> None:
     with site.behind_nginx():
         with site.serving() as server:
@@ -429,6 +506,115 @@ def test_datastar_does_not_come_back_after_an_orderly_end_by_default(site: Site,
         tab.page.wait_for_function("window.finished", timeout=1000 * TIMEOUT)
 
 
+# -- code that was written for an EventSource --------------------------------------------------------------------------
+
+PROGRAMS = """async ([url, cdn, withModule]) => {
+  const {BatchedEventSource} = await import("/events/sse-batcher.js");
+  const {default: ReconnectingEventSource} =
+    await import(`${cdn}/npm/reconnecting-eventsource@1/build/esm/reconnecting-eventsource.js`);
+  window.expected = 5;  // programs that get all
+  window.opened = 0;  // sources
+  window.refused = new Set();  // of those
+  window.EventSource = class extends (withModule ? BatchedEventSource : EventSource) {
+    constructor(...values) {
+      super(...values);
+      let isOpened = false;
+      this.addEventListener("sse_open", () => {
+        if (!isOpened) opened += 1;
+        isOpened = true;
+      });
+      this.addEventListener("error", ({status}) => {
+        if (isOpened && (this.readyState === EventSource.CLOSED || status === 502)) refused.add(this);
+      });
+    }
+  };
+  window.numbers = {};
+  const note = (name) => (event) => (numbers[name] ??= []).push(JSON.parse(event.data).number);
+  const programs = {
+    "a listener": () => {
+      new EventSource(url).addEventListener("order", note("a listener"));
+    },
+    "readyState in onerror": function open() {
+      const source = new EventSource(url);
+      source.addEventListener("order", note("readyState in onerror"));
+      source.onerror = () => source.readyState === EventSource.CLOSED && setTimeout(open, 200);
+    },
+    // After two events, another source goes on behind the second one.
+    "lastEventId": () => {
+      const read = (source, limit) => {
+        let count = 0;
+        source.addEventListener("order", (event) => {
+          note("lastEventId")(event);
+          if (++count !== limit) return;
+          source.close();
+          const separator = url.includes("?") ? "&" : "?";
+          read(new EventSource(`${url}${separator}last_event_id=${event.lastEventId}`));
+        });
+      };
+      read(new EventSource(url), 2);
+    },
+    "reconnecting-eventsource": () => {
+      const source = new ReconnectingEventSource(url, {eventSourceClass: EventSource, max_retry_time: 200});
+      source.addEventListener("order", note("reconnecting-eventsource"));
+    },
+    "VueUse": () => {
+      const {data} = VueUse.useEventSource(url, ["order"], {autoReconnect: {delay: 200}});
+      Vue.watch(data, (text) => note("VueUse")({data: text}), {flush: "sync"});
+    },
+  };
+  for (const program of Object.values(programs)) program();
+}"""
+
+
+@each(HTMX2, HTMX2_ALONE)
+def test_programs_for_an_eventsource_lose_nothing_with_the_module(
+    site: Site, tab: Tab, example: Example, cdn_url: str
+) -> None:
+    page = tab.page
+    page.unroute("**/sse-batcher.js*")
+
+    def send(*numbers: int) -> None:
+        """In one batch, if there are several."""
+        for number in numbers:
+            site.publisher.enqueue("order", {"number": number})
+        assert site.publisher.flush_all(TIMEOUT)
+
+    def wait_until_all_have(number: int) -> dict[str, list[int]]:
+        everywhere = "(number) => Object.values(numbers).filter((list) => list.includes(number)).length >= expected"
+        page.wait_for_function(everywhere, arg=number, timeout=1000 * TIMEOUT)
+        numbers: dict[str, list[int]] = page.evaluate("numbers")
+        return numbers
+
+    with site.behind_nginx():
+        with site.serving() as server:
+            page.goto(f"{site.url}/events/health", wait_until="load")  # of the same origin, without the example
+            for path in ("vue@3/dist/vue.global.prod.js", "@vueuse/shared@14/dist/index.iife.min.js"):
+                page.add_script_tag(url=f"{cdn_url}/npm/{path}")
+            page.add_script_tag(url=f"{cdn_url}/npm/@vueuse/core@14/dist/index.iife.min.js")
+            # Without the module, programs have to do without batches.
+            url = "/events" if example.with_module else "/events?batch=0"
+            page.evaluate(PROGRAMS, [url, cdn_url, example.with_module])
+            page.wait_for_function("opened === 5", timeout=1000 * TIMEOUT)
+            send(1, 2, 3)
+            wait_until_all_have(3)
+            server.stop(signal.SIGTERM)
+        with outage(site, tab, begin=lambda: page.wait_for_function("refused.size === 5", timeout=1000 * TIMEOUT)):
+            send(4, 5, 6)
+            if not example.with_module:
+                page.evaluate("expected = 3")  # the others make no further source
+                page.wait_for_function("opened === 9", timeout=1000 * TIMEOUT)
+            send(7)
+            numbers = wait_until_all_have(7)
+    alone = {
+        "a listener": [1, 2, 3],
+        "lastEventId": [1, 2, 3],
+        "readyState in onerror": [1, 2, 3, 7],
+        "VueUse": [1, 2, 3, 7],
+        "reconnecting-eventsource": [*range(1, 8)],  # it sends the cursor itself
+    }
+    assert numbers == ({name: [*range(1, 8)] for name in alone} if example.with_module else alone)
+
+
 # -- hidden tabs, and a first connection that fails --------------------------------------------------------------------
 
 
@@ -447,14 +633,15 @@ def test_a_hidden_tab_has_no_stream_and_misses_nothing(server: Server, tab: Tab)
     assert returned
 
 
-@each(*ALL)
+@each(*ALSO_ALONE)
 def test_only_some_try_again_after_a_first_connection_that_failed(server: Server, tab: Tab, example: Example) -> None:
     tab.page.clock.install()
     tab.page.route("**/events*", lambda route: route.fulfill(status=502, body="Bad Gateway"), times=1)
     with tab.page.expect_response(lambda response: response.status == 502):
         tab.page.goto(server.url, wait_until="load")
-    tab.page.clock.run_for(120_000)  # milliseconds
-    if example in (HTMX2, DATASTAR):
+    if not example.with_module:  # that needs only one or two seconds
+        tab.page.clock.run_for(120_000)  # milliseconds
+    if example not in (HTMX4, TURBO_ALONE):
         tab.wait_until_received(4)
         assert len(tab.requests) == 2
     else:

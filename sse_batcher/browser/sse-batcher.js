@@ -270,7 +270,7 @@ class Reader {
     // A server that is only slow has answered the stream, too, which came before the poll.
     if (!value || (isPolling && !(this.#isSilent && this.#began === began))) return;
     this.#isPolling = isPolling;
-    if (isPolling) this.restart();
+    this.restart(); // else a poll would end as a stream
   }
 }
 

@@ -587,6 +587,7 @@ export class BatchedEventSource extends EventTarget {
   #lastId = ""; // of what was dispatched
   #blocks = []; // that wait for the page
   #drained; // a promise
+  #sliceEnd = 0; // also that of small blocks, one after the other
   #handlers = new Map(); // "json", "text" or "batch", and the type -> a set of {handle}
   #listened = new Set(); // types
 
@@ -689,19 +690,18 @@ export class BatchedEventSource extends EventTarget {
   }
 
   async #drain() {
-    let sliceEnd = performance.now() + SLICE_MS;
     // A block stays first until it is done, since #take() begins this if there is none.
     for (; this.#blocks.length; this.#blocks.shift()) {
       const [block] = this.#blocks;
       const lists = new Map();
       this.#lastId = block.id ?? this.#lastId;
       for (const event of unpack(block, this.#lastId)) {
-        this.#dispatch(event, lists);
-        if (performance.now() > sliceEnd) {
+        if (performance.now() > this.#sliceEnd) {
           await nextTask();
-          sliceEnd = performance.now() + SLICE_MS;
+          this.#sliceEnd = performance.now() + SLICE_MS;
         }
         if (this.state === "closed") return;
+        this.#dispatch(event, lists);
       }
       for (const [type, list] of lists) this.#call("batch", type, list, this.#lastId);
     }

@@ -6,6 +6,7 @@
 const SLICE_MS = 20; // of work; then the page has its turn
 const WAITING_BLOCKS = 1000; // for the page's functions; then nothing more is read
 const SWITCH_MS = 5000; // without a byte: perhaps something holds streams back
+const GRACE_MS = 1000; // for the stream, once a poll has brought a byte
 const POLL_MS = 60_000; // more than a poll waits
 const TRY_STREAM_MS = 300_000; // while polling
 const SHARED_FRAMES = 256; // kept for tabs that join
@@ -24,6 +25,14 @@ function nextTask() {
   port2.postMessage(0);
   return new Promise((resolve) => {
     port1.onmessage = () => resolve(port1.close());
+  });
+}
+
+/** Resolved after this time, or as soon as the signal says so. */
+function pause(milliseconds, signal) {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, milliseconds);
+    signal.onabort = () => resolve(clearTimeout(timer));
   });
 }
 
@@ -230,10 +239,7 @@ class Reader {
     this.#isAsleep = true;
     while (!this.isClosed && (wait = Math.max(this.#sleepUntil, this.#notBefore) - performance.now()) > 0) {
       this.#abort = new AbortController();
-      await new Promise((resolve) => {
-        const timer = setTimeout(resolve, wait);
-        this.#abort.signal.onabort = () => resolve(clearTimeout(timer));
-      });
+      await pause(wait, this.#abort.signal);
     }
     this.#isAsleep = false;
   }
@@ -265,9 +271,10 @@ class Reader {
       .then((body) => body.read())
       .catch(() => ({}));
     clearTimeout(timer);
+    // A server that was only slow answers the stream, too, about now.
+    if (value && isPolling) await pause(GRACE_MS, this.#probe.signal);
     this.#probe.abort();
     this.#probe = undefined;
-    // A server that is only slow has answered the stream, too, which came before the poll.
     if (!value || (isPolling && !(this.#isSilent && this.#began === began))) return;
     this.#isPolling = isPolling;
     this.restart(); // else a poll would end as a stream

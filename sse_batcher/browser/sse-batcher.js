@@ -677,8 +677,9 @@ export class BatchedEventSource extends EventTarget {
     this.state = state;
     this.readyState = { open: 1, polling: 1, closed: 2 }[state] ?? 0;
     if (readyState === 0 && this.readyState === 1) this.dispatchEvent(new Event("open"));
-    if (state !== before) this.dispatchEvent(new Event("statechange"));
-    if (error) this.dispatchEvent(Object.assign(new Event("error"), error));
+    // Each of them may close this.
+    if (state !== before && this.state === state) this.dispatchEvent(new Event("statechange"));
+    if (error && this.state === state) this.dispatchEvent(Object.assign(new Event("error"), error));
   }
 
   #add(kind, type, handle) {

@@ -10,10 +10,11 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
 from playwright.sync_api import Error as PlaywrightError
 
@@ -240,6 +241,15 @@ class _WebKit(Engine):
 
     def open(self, url: str) -> Tab:
         return _WebKitTab(self._webkit.open(url))
+
+
+@pytest.fixture(scope="module")
+def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engine]]:
+    """The engines that the chosen tests of a module need: those with the name of an engine in their parameters."""
+    tests = [item.name for item in request.session.items if item.path == request.path]
+    names = [name for name in ENGINES if any(f"[{name}" in test for test in tests)]
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(started(name, tmp_path_factory.mktemp(name))) for name in names}
 
 
 @contextmanager

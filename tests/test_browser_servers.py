@@ -1,0 +1,189 @@
+"""The browser's module in Chromium, Firefox and WebKit, with real servers: outages, proxies, other origins.
+
+All that takes time happens once, side by side: in each engine, a page for each of the sites.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import pytest
+
+from sse_batcher import SSEManager
+
+from .kit import engines as kit
+from .kit import nginx
+from .kit.engines import ENGINES, Engine, Tab
+from .kit.redisserver import redis_server
+from .kit.servers import HOST, Server, running
+from .kit.services import program
+from .kit.waiting import wait_until
+
+pytestmark = [pytest.mark.external, pytest.mark.timeout(300)]
+
+engines = kit.engines
+
+OUTAGE = 5.0
+"""Seconds for which the first site is gone."""
+SLOW = 7.0
+"""Seconds for which the third site does not answer: longer than the module waits before it suspects a proxy."""
+GUNICORN = ("-m", "gunicorn", "--workers=1", "-k", "gthread", "--threads=16")
+TCP = (*GUNICORN, f"--bind={HOST}:{{port}}", "pageapp:app")
+UNIX = (*GUNICORN, f"--bind={HOST}:{{port}}", "--bind=unix:app.sock", "pageapp:app")
+
+
+class Seen(NamedTuple):
+    """What pages have seen by now, by engine."""
+
+    events: dict[str, list[Any]]
+    states: dict[str, list[str]]
+    errors: dict[str, list[int]]
+
+
+class Pages:
+    """The same page in each engine."""
+
+    def __init__(self, engines: dict[str, Engine], site: Server, **query: str) -> None:
+        self._url = f"{site.url}/page.html?{urlencode(query)}"
+        self._tabs = {name: self._open(engine) for name, engine in engines.items()}
+
+    def _open(self, engine: Engine) -> Tab:
+        return engine.open(self._url)
+
+    def all(self, expression: str) -> dict[str, Any]:
+        """The value of an expression in each engine."""
+        return {name: tab.evaluate(expression) for name, tab in self._tabs.items()}
+
+    def wait(self, expression: str) -> None:
+        """Wait until it is true in each engine. Those in which it is not show what they have seen."""
+        wait_until(lambda: all(self.all(expression).values()), f"{expression} {self.seen}", timeout=25.0)
+
+    @property
+    def seen(self) -> Seen:
+        return Seen(*(self.all(f"page.{name}") for name in ("seen", "states", "errors")))
+
+
+class Outcome(NamedTuple):
+    """What came of each of the sites."""
+
+    outage: Seen
+    held: Seen
+    slow: Seen
+    known: Seen
+    stranger: Seen
+    foreign: Seen
+
+
+def other_origins(engines: dict[str, Engine], named: Server, unnamed: Server, other: Server) -> tuple[Seen, Seen, Seen]:
+    """What pages of another origin see: with cookies, without cookies, and if the server does not name their origin."""
+    private = f"{other.url}/events?channel=private"
+    known = Pages(engines, named, url=private, credentials="1")
+    known.all("document.cookie = 'pageapp=known'")  # of this host: its port does not count
+    stranger = Pages(engines, named, url=private)
+    foreign = Pages(engines, unnamed, url=f"{other.url}/events")
+    known.wait("page.source.state === 'open'")
+    other.request("POST", "/publish?channel=private", [0, 1])
+    known.wait("page.seen.length === 2")
+    stranger.wait("page.errors.length")
+    foreign.wait("page.errors.length")
+    for pages in (known, stranger, foreign):
+        pages.all("page.source.close()")
+    return known.seen, stranger.seen, foreign.seen
+
+
+@pytest.fixture(scope="module")
+def outcome(engines: dict[str, Engine], tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    with ExitStack() as stack:
+
+        def site(name: str, location: str) -> tuple[Server, Callable[..., Server]]:
+            """Start the nginx of a site. Returns it, and what starts the app behind it."""
+            folder = tmp_path_factory.mktemp(name)
+            path = program("nginx", package="Debian: nginx-light")
+            arguments = nginx.arguments_of(path, location, host=HOST, upstream="unix:app.sock")
+            server = stack.enter_context(running(arguments, folder))
+            return server, lambda **environment: stack.enter_context(running(UNIX, folder, **environment))
+
+        redis = stack.enter_context(redis_server(tmp_path_factory.mktemp("redis")))
+        publisher = stack.enter_context(SSEManager(backend=redis.url))
+        gone, start_gone = site("gone", nginx.KEEPING)
+        held, start_held = site("held", nginx.HOLDING)
+        app = start_gone(BACKEND=redis.url)
+        behind = start_held()
+        other = stack.enter_context(running(TCP, tmp_path_factory.mktemp("other"), ORIGINS=gone.url))
+
+        def publish(*numbers: int) -> None:
+            for number in numbers:
+                publisher.enqueue("n", number)
+            assert publisher.flush_all(10)
+
+        with_outage = Pages(engines, gone)
+        with_outage.wait("page.source.state === 'open'")
+        publish(0)
+        with_outage.wait("page.seen.length === 1")
+
+        behind_proxy = Pages(engines, held, cursor=behind.request("GET", "/cursor"))
+        behind.request("POST", "/publish", [0, 1, 2])
+
+        origins = other_origins(engines, gone, held, other)
+        os.killpg(other.process.pid, signal.SIGSTOP)
+        slow = Pages(engines, gone, url=f"{other.url}/events")
+        stopped = time.monotonic()
+        app.kill()
+        with_outage.wait("page.errors.includes(502)")
+        publish(1, 2)
+        publish(3)
+        threading.Event().wait(max(0.0, stopped + OUTAGE - time.monotonic()))
+        start_gone(BACKEND=redis.url)
+        publish(4)
+        behind_proxy.wait("page.seen.length >= 3")
+        behind.request("POST", "/publish", [3])
+        threading.Event().wait(max(0.0, stopped + SLOW - time.monotonic()))
+        os.killpg(other.process.pid, signal.SIGCONT)
+        slow.wait("page.source.state === 'open'")
+        other.request("POST", "/publish", [0, 1])
+        slow.wait("page.seen.length >= 2")
+        with_outage.wait("page.seen.length >= 5")
+        behind_proxy.wait("page.seen.length >= 4")
+        return Outcome(with_outage.seen, behind_proxy.seen, slow.seen, *origins)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nothing_is_lost_in_an_outage_behind_nginx(outcome: Outcome, engine: str) -> None:
+    assert outcome.outage.events[engine] == [0, 1, 2, 3, 4]
+    assert 502 in outcome.outage.errors[engine]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_page_polls_behind_a_proxy_that_holds_streams_back(outcome: Outcome, engine: str) -> None:
+    assert outcome.held.events[engine] == [0, 1, 2, 3]
+    assert outcome.held.states[engine] == ["polling"]
+    assert outcome.held.errors[engine] == []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_server_that_is_only_slow_is_not_polled(outcome: Outcome, engine: str) -> None:
+    assert outcome.slow.events[engine] == [0, 1]
+    assert outcome.slow.states[engine] == ["open"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_another_origin_reads_the_stream_with_its_cookies(outcome: Outcome, engine: str) -> None:
+    assert outcome.known.events[engine] == [0, 1]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_another_origin_sends_no_cookies_unless_the_page_says_so(outcome: Outcome, engine: str) -> None:
+    assert set(outcome.stranger.errors[engine]) == {403}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_origin_that_is_not_named_reads_nothing(outcome: Outcome, engine: str) -> None:
+    assert set(outcome.foreign.errors[engine]) == {0}
+    assert outcome.foreign.events[engine] == []

@@ -255,7 +255,7 @@ class _Stream:
         return not is_last
 
     def pause(self, milliseconds: float | None) -> bool:
-        """Wait, None: for ever. Raises `_LeftError` as soon as the client leaves."""
+        """Wait, None: without end. Raises `_LeftError` as soon as the client leaves."""
         deadline = float("inf") if milliseconds is None else time.monotonic() + milliseconds / 1000
         while not self._ended.is_set():
             remaining = deadline - time.monotonic()

@@ -100,7 +100,7 @@ def webkit() -> Iterator[WebKit]:
 
 @contextmanager
 def _display() -> Iterator[str]:
-    """A display that nobody sees; its name. Xvfb chooses a free number."""
+    """An invisible display; its name. Xvfb chooses a free number."""
     path = program("Xvfb", package="Debian: xvfb")
     reading, writing = os.pipe()
     command = [path, "-displayfd", str(writing), "-screen", "0", "1024x768x24", "-nolisten", "tcp"]

@@ -199,6 +199,17 @@ test("close() while it polls leaves nothing running", async (t) => {
   t.equal((await stream.requests()).length, 2, "requests");
 });
 
+test("close() while it asks whether polls pass leaves nothing running", async (t) => {
+  clock.install();
+  const stream = await t.stream([{after: null}], [{after: null}]);
+  const source = await t.open(stream.url);
+  await t.until(async () => (await stream.requests()).length === 1, "the stream");
+  clock.skip(5100);
+  await t.until(async () => (await stream.requests()).length === 2, "the poll");
+  source.close();
+  await check(t, stream, 2, () => 0);
+});
+
 test("close() in a handler of the connection is the last that happens", async (t) => {
   for (const type of ["open", "statechange", "error"]) {
     const answer = type === "error" ? {status: 500} : {body: [open("c-0"), event("n", 1, "c-1")], end: "hold"};

@@ -170,14 +170,14 @@ test("the waits grow, and are spread", async (t) => {
   const source = await t.open(stream.url, {poll: false, backoff: [1000, 30_000]});
   const leap = () => {
     clock.skip(5000);
-    return delays.length >= 12;
+    return delays.length >= 16;
   };
-  await t.until(leap, "twelve waits");
+  await t.until(leap, "sixteen waits");
   source.close();
   const waits = delays.filter((ms) => ms > 100);
   t.ok(waits.every((ms) => ms <= 30_000), `at most 30 s: ${waits}`);
   t.ok(Math.max(...waits.slice(7)) > 5000, `they grow: ${waits}`);
-  t.ok(new Set(waits).size > 5, `they are spread: ${waits}`);
+  t.ok(waits.slice(7).some((ms) => ms < 29_000), `they are spread: ${waits}`);
 });
 
 test("a page in the back/forward cache has no stream, and goes on from its cursor", async (t) => {

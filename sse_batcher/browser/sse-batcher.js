@@ -295,7 +295,6 @@ class Tab {
   #timer = setInterval(() => this.#watch(), BEAT_MS);
   #tries = 0; // of workers, in a row
   #isOpened = false; // the page knows that the stream has begun
-  #taken; // what to wait for before more is taken
   #polledFrom;
   #next; // polls again
 
@@ -385,6 +384,7 @@ class Tab {
 
   /** All at once: the cursor is behind the whole frame, or before it. Returns what to wait for before the answer. */
   frame(blocks) {
+    if (this.#reader) return undefined; // these follow an older cursor
     return blocks.map((block) => this.take(block)).at(-1);
   }
 
@@ -392,22 +392,18 @@ class Tab {
     if (!this.#reader) this.show(state, error);
   }
 
-  joined({ data, state }) {
+  joined({ cursor, state, data }) {
+    if (cursor !== this.#cursor) return this.missed(); // the tab has gone on since it asked
     this.#reader?.close();
     this.#reader = undefined;
     this.show(state);
-    if (!this.#isOpened) return this.take({ type: "sse_open", data, id: this.#cursor });
+    if (data && !this.#isOpened) return this.take({ type: "sse_open", data, id: this.#cursor });
   }
 
   missed() {
     this.#polledFrom = this.#cursor;
     this.#next?.();
     this.#reader ??= new Reader({ ...this.#options, poll: true }, this.#cursor, this);
-  }
-
-  async dropped() {
-    await this.#taken;
-    this.#join();
   }
 
   async ask({ isRefused, answer }) {
@@ -419,7 +415,7 @@ class Tab {
   take(block) {
     this.#cursor = block.id ?? this.#cursor;
     if (BEGINNING.test(block.type)) this.#isOpened = true;
-    return (this.#taken = this.#owner.take(block));
+    return this.#owner.take(block);
   }
 
   /** Join again. Resolved if that fails. A poll without anything shows that nothing stands behind the cursor. */
@@ -432,13 +428,12 @@ class Tab {
 
 /** What the worker does: it reads one stream for all tabs that share it. */
 class Shared {
-  #tabs = new Set(); // {port, cursor, isNear, isJoined, isWaiting, after, unanswered, heard}
+  #tabs = new Set(); // {port, cursor, isJoined, isWaiting, after, unanswered, heard}
   #reader;
-  #begin; // the cursor by which the reader began
   #frames = []; // the newest ones, each {id, blocks}
-  #since; // the cursor that they reach back to; undefined before the first frame
+  #since; // the cursor that they reach back to
   #blocks = []; // of the next frame
-  #opening; // the data of sse_open
+  #opening; // the data of sse_open; undefined before it has come
 
   constructor() {
     setInterval(() => this.#tell("beat"), BEAT_MS);
@@ -451,13 +446,15 @@ class Shared {
 
   // -- what a tab says -----------------------------------------------------------------------------------------------
 
-  join(tab, { options, ...more }) {
-    this.#tabs.add(Object.assign(tab, more, { heard: Date.now() }));
+  join(tab, { cursor, isNear, options }) {
+    this.#tabs.add(Object.assign(tab, { cursor, heard: Date.now() }));
     if (!this.#reader) {
-      this.#begin = tab.cursor;
-      this.#reader = new Reader(options, tab.cursor, this);
+      this.#since = cursor;
+      this.#frames = [];
+      this.#opening = undefined;
+      this.#reader = new Reader(options, cursor, this);
     }
-    this.#admit(tab);
+    this.#admit(tab, isNear);
   }
 
   ack(tab) {
@@ -473,7 +470,7 @@ class Shared {
     this.#tabs.delete(tab);
     if (this.#tabs.size) return;
     this.#reader?.close();
-    this.#reader = this.#since = undefined;
+    this.#reader = undefined;
   }
 
   // -- what the reader says ------------------------------------------------------------------------------------------
@@ -500,11 +497,11 @@ class Shared {
     }
     this.#blocks.push(block);
     if (id === undefined) return; // the blocks of a snapshot are one frame
-    const frame = { id, blocks: this.#blocks };
+    const frame = { id: id.split(".")[0], blocks: this.#blocks }; // a part of a batch belongs to it
     this.#blocks = [];
-    if (!(compare(id, this.#since ?? "") >= 0)) {
+    if (!(compare(frame.id, this.#since) >= 0)) {
       this.#frames = [];
-      this.#since = id;
+      this.#since = frame.id;
     }
     this.#frames.push(frame);
     if (this.#frames.length > SHARED_FRAMES) this.#since = this.#frames.shift().id;
@@ -518,31 +515,26 @@ class Shared {
     this.#tell("state", { state, error });
   }
 
-  /** Let a tab have what follows its cursor, if that is here. */
-  #admit(tab) {
+  /** Let a tab have what follows its cursor, if that is here or, for a tab that `isNear`, can be read again. */
+  #admit(tab, isNear) {
     const { cursor } = tab;
-    tab.isJoined = tab.isWaiting = false;
+    const reader = this.#reader;
     // In the middle of a batch, the server has the rest.
-    const distance = cursor.includes(".") ? NaN : compare(cursor, this.#since ?? "");
-    if (this.#since === undefined) {
-      tab.isJoined = cursor === this.#begin;
-      tab.isWaiting = !tab.isJoined;
-      this.#say(tab, "state", { state: this.#reader.state });
-    } else if (distance >= 0) {
-      tab.isJoined = true;
-      tab.after = cursor;
-      this.#say(tab, "joined", { data: JSON.stringify(this.#opening), state: this.#reader.state });
-      for (const frame of this.#frames) this.#pass(tab, frame);
-    } else if (distance < 0 && tab.isNear) {
+    const distance = (cursor + reader.cursor).includes(".") ? NaN : compare(cursor, this.#since);
+    tab.isJoined = false;
+    tab.isWaiting = distance !== 0 && !this.#opening;
+    if (tab.isWaiting) return this.#say(tab, "state", { state: reader.state });
+    if (distance < 0 && isNear) {
       // Read again from there. The other tabs leave out what they have.
-      tab.isWaiting = true;
-      for (const other of this.#tabs) other.after ||= this.#reader.cursor;
-      this.#begin = this.#reader.cursor = cursor;
-      this.#since = undefined;
-      this.#reader.restart();
-    } else {
-      this.#say(tab, "missed");
-    }
+      for (const other of this.#tabs) other.after ||= reader.cursor;
+      this.#frames = [];
+      this.#since = reader.cursor = cursor;
+      reader.restart();
+    } else if (!(distance >= 0)) return this.#say(tab, "missed");
+    tab.isJoined = true;
+    tab.after = this.#opening && cursor;
+    this.#say(tab, "joined", { cursor, state: reader.state, data: JSON.stringify(this.#opening) });
+    for (const frame of this.#frames) this.#pass(tab, frame);
   }
 
   #pass(tab, { id, blocks }) {
@@ -558,7 +550,7 @@ class Shared {
   #say(tab, kind, value, transfer = []) {
     tab.unanswered += 1;
     const isGone = tab.unanswered > UNANSWERED; // or frozen
-    tab.port.postMessage(isGone ? ["dropped"] : [kind, value], transfer);
+    tab.port.postMessage(isGone ? ["missed"] : [kind, value], transfer);
     if (isGone) this.bye(tab);
   }
 }

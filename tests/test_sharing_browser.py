@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -13,14 +13,19 @@ from playwright.sync_api import Browser, BrowserContext, Page
 from playwright.sync_api import Error as PlaywrightError
 
 from .kit.browser import chromium
+from .kit.engines import Engine, started
+from .kit.engines import Tab as EngineTab
 from .kit.shared_site import SharedSite, shared_site
 from .kit.waiting import wait_until
 
 pytestmark = pytest.mark.external
 
 EVENTS = 2_000
-SECONDS = 9.0
+SECONDS = 8.0
 TABS = 10
+FEW_EVENTS = 800
+FEW_SECONDS = 5.0
+FEW_TABS = 5
 
 
 class Tab:
@@ -85,7 +90,7 @@ def site() -> Iterator[SharedSite]:
         yield site
 
 
-def expect_state(tabs: list[Tab], state: str) -> None:
+def expect_state(tabs: Iterable[Tab], state: str) -> None:
     wait_until(lambda: all(tab.state() == state for tab in tabs), f"each tab is {state}")
 
 
@@ -204,3 +209,80 @@ def test_each_tab_gets_each_event_once_while_tabs_and_the_worker_die(
     assert min(chaos.done[action] for action in ("open", "freeze", "close", "crash", "kill")) > 0
     assert site.most <= 2
     wait_until(lambda: site.open == 1, "one stream is left")
+
+
+# -- Firefox and WebKit ------------------------------------------------------------------------------------------------
+
+
+class Few:
+    """Some tabs of another browser, and what its driver can do to them, from a seed."""
+
+    def __init__(self, engine: Engine, site: SharedSite, seed: int) -> None:
+        self.tabs: list[EngineTab] = []
+        self.site = site
+        self._engine = engine
+        self._random = random.Random(seed)
+        self._may_kill = engine.can_kill
+
+    def open(self) -> None:
+        self.tabs.append(self._engine.open(self.site.url + self._random.choice(["/", "/?cursor=1"])))
+
+    def step(self) -> None:
+        if len(self.tabs) < 3 or (len(self.tabs) < FEW_TABS and self._random.random() < 0.5):
+            self.open()
+        elif self._random.random() < 0.5:
+            tab = self._random.choice(self.tabs)
+            tab.hide()
+            tab.show()
+        else:
+            tab = self.tabs.pop(self._random.randrange(2))  # the oldest ones have made the worker
+            tab.close()
+
+    def kill_after(self, event: int) -> None:
+        """Once, after this event: kill the process of a tab, if the driver can. Other tabs may end with it."""
+        if self._may_kill and self.site.published > event:
+            self._may_kill = False
+            self.tabs.pop(0).kill()
+            self.tabs = [tab for tab in self.tabs if self._is_alive(tab)]
+
+    def all(self, expression: str) -> list[Any]:
+        return [tab.evaluate(expression) for tab in self.tabs]
+
+    def _is_alive(self, tab: EngineTab) -> bool:
+        try:
+            return bool(tab.evaluate("true"))
+        except Exception:  # each driver has its own
+            return False
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Engine]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(started(name, tmp_path_factory.mktemp(name))) for name in ("firefox", "webkit")]
+
+
+def test_tabs_of_firefox_and_webkit_get_each_event_once(engines: list[Engine]) -> None:
+    with ExitStack() as stack:
+        browsers = [Few(engine, stack.enter_context(shared_site()), seed=5) for engine in engines]
+        for few in browsers:
+            for _ in range(3):
+                few.open()
+        wait_until(lambda: all(few.all("source.state") == ["open"] * 3 for few in browsers), "each tab is open")
+        assert [few.site.open for few in browsers] == [1, 1]
+        for few in browsers:
+            few.all("window.first = 1")
+        publishing = [few.site.publish(FEW_EVENTS, FEW_SECONDS) for few in browsers]
+        while any(thread.is_alive() for thread in publishing):
+            for few in browsers:
+                few.step()
+                few.kill_after(FEW_EVENTS // 3)
+        wait_until(lambda: all({*few.all("source.state")} == {"open"} for few in browsers), "each tab is open")
+        last = FEW_EVENTS + 1
+        for few in browsers:
+            few.site.publish().join()
+        wait_until(lambda: all({*few.all("got.at(-1)")} == {last} for few in browsers), "each tab has the last event")
+        for few in browsers:
+            for got, first in few.all("[got, window.first]"):
+                assert got == list(range(got[0], last + 1))
+                assert got[0] <= (first or last)
+            assert few.site.most <= 2

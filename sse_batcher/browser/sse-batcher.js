@@ -477,7 +477,7 @@ class Shared {
 
   /** What to fetch. Only tabs have the page's functions: ask the one that was heard last. */
   async prepare(isRefused) {
-    const [tab] = [...this.#tabs].sort((a, b) => b.heard - a.heard);
+    const tab = [...this.#tabs].sort((a, b) => a.heard - b.heard).at(-1);
     const { port1, port2 } = new MessageChannel();
     this.#say(tab, "ask", { isRefused, answer: port2 }, [port2]);
     const answer = await new Promise((resolve) => {
@@ -490,7 +490,7 @@ class Shared {
 
   take(block) {
     const { type, data, id } = block;
-    if (type === "sse_busy") return this.#tell("frame", [{ ...block, id: undefined }]); // the id is not the tab's
+    if (type === "sse_busy") return this.#tell("frame", [{ type, data }]); // its id is not the tab's
     if (BEGINNING.test(type)) {
       this.#opening = { ...this.#opening, ...parse(data), reason: undefined };
       this.#blocks = []; // of a snapshot that was cut

@@ -4,13 +4,10 @@
 // A Reader reads the stream. A page has one of its own, or a Tab, which gets the same from the Shared of the worker.
 
 const SLICE_MS = 20; // of work; then the page has its turn
-const WAITING_BLOCKS = 1000; // for the page's functions; then nothing more is read
+const MANY = 1000; // blocks that wait for the page, or messages that a tab has not answered
 const SWITCH_MS = 5000; // without a byte: perhaps something holds streams back
-const GRACE_MS = 1000; // for the stream, once a poll has brought a byte
 const POLL_MS = 60_000; // more than a poll waits
-const TRY_STREAM_MS = 300_000; // while polling
 const SHARED_FRAMES = 256; // kept for tabs that join
-const UNANSWERED = 1000; // messages, after which a tab is left out
 const BEAT_MS = 2000;
 const DEAD_MS = 6500; // without a message
 const ANSWER_MS = 5000;
@@ -31,7 +28,7 @@ function nextTask() {
 /** Resolved after this time, or as soon as the signal says so. */
 function pause(milliseconds, signal) {
   return new Promise((resolve) => {
-    const timer = setTimeout(resolve, milliseconds);
+    const timer = setTimeout(resolve, Math.min(milliseconds, 1e9)); // a longer one would end at once
     signal.onabort = () => resolve(clearTimeout(timer));
   });
 }
@@ -133,11 +130,6 @@ class Reader {
     else this.#watch();
   }
 
-  /** Whether a poll has waited for a while, so that nothing stands behind the cursor. */
-  get isIdle() {
-    return this.#isOpened && Date.now() - this.#heard > 1000;
-  }
-
   async #run() {
     while (!this.isClosed) {
       this.#isEnded = false;
@@ -161,7 +153,7 @@ class Reader {
     this.#isSilent = true;
     this.#isOpened = false;
     if (this.state !== "polling") this.#show("connecting");
-    if (this.#isPolling && this.#began > this.#tried + TRY_STREAM_MS) this.#tryOther();
+    if (this.#isPolling && this.#began > this.#tried + 300_000) this.#tryOther(); // every five minutes
     const body = await this.#fetch(this.#isPolling, this.cursor, signal);
     const decoder = new TextDecoder();
     const parser = new Parser();
@@ -194,11 +186,11 @@ class Reader {
     const type = response.headers.get("Content-Type");
     if (status === 200 && /^text\/event-stream/i.test(type)) return body.getReader();
     body?.cancel();
-    const after = response.headers.get("Retry-After") ?? 0;
+    const after = response.headers.get("Retry-After"); // seconds, or a date
     throw Object.assign(new Error(`the answer is ${status} ${type}`), {
       status,
       renews: renews && !this.#isRefused,
-      after: after >= 0 ? after * 1000 : Date.parse(after) - Date.now(),
+      after: after * 1000 || Date.parse(after) - Date.now(),
     });
   }
 
@@ -211,12 +203,12 @@ class Reader {
     } else {
       if (BEGINNING.test(type)) this.#heartbeat = parse(data)?.heartbeat || 15;
       const isFirst = !this.#isOpened;
+      const state = this.#isPolling ? "polling" : "open";
       this.#isOpened = true;
       this.#tries = 0;
       this.#isRefused = false;
-      const state = this.#isPolling ? "polling" : "open";
       // Each poll begins, but the page is to see one stream.
-      if (isFirst && this.#isPolling && this.state === state && type === "sse_open") return undefined;
+      if (isFirst && type === "sse_open" && state === "polling" && state === this.state) return undefined;
       if (isFirst) this.#show(state);
     }
     return this.#owner.take(block);
@@ -256,6 +248,8 @@ class Reader {
       this.restart();
     } else if (this.#isSilent && quiet > SWITCH_MS && !this.#isPolling && this.#tried < this.#began) {
       this.#tryOther();
+    } else if (this.#isOpened && quiet > 1000 && this.#options.isJoining) {
+      this.restart(); // the poll waits, so nothing stands behind the cursor
     }
   }
 
@@ -272,7 +266,7 @@ class Reader {
       .catch(() => ({}));
     clearTimeout(timer);
     // A server that was only slow answers the stream, too, about now.
-    if (value && isPolling) await pause(GRACE_MS, this.#probe.signal);
+    if (value && isPolling) await pause(1000, this.#probe.signal);
     this.#probe.abort();
     this.#probe = undefined;
     if (!value || (isPolling && !(this.#isSilent && this.#began === began))) return;
@@ -360,8 +354,8 @@ class Tab {
   }
 
   #join(isNear) {
-    const { poll, backoff, withCredentials } = this.#options;
-    this.#say("join", { cursor: this.#cursor, isNear, options: { poll, backoff, withCredentials } });
+    const options = { ...this.#options, renew: undefined, headers: undefined }; // functions cannot be sent
+    this.#say("join", { cursor: this.#cursor, isNear, options });
   }
 
   /** Called each beat, and when the tab is seen again. */
@@ -373,8 +367,6 @@ class Tab {
       this.#tries += 1;
       if (this.#tries < 3) this.#meet();
       else this.#readAlone("no answer");
-    } else if (this.#reader?.isIdle) {
-      this.#reader.restart();
     }
   }
 
@@ -403,7 +395,7 @@ class Tab {
   missed() {
     this.#polledFrom = this.#cursor;
     this.#next?.();
-    this.#reader ??= new Reader({ ...this.#options, poll: true }, this.#cursor, this);
+    this.#reader ??= new Reader({ ...this.#options, poll: true, isJoining: true }, this.#cursor, this);
   }
 
   async ask({ isRefused, answer }) {
@@ -549,7 +541,7 @@ class Shared {
 
   #say(tab, kind, value, transfer = []) {
     tab.unanswered += 1;
-    const isGone = tab.unanswered > UNANSWERED; // or frozen
+    const isGone = tab.unanswered > MANY; // or frozen
     tab.port.postMessage(isGone ? ["missed"] : [kind, value], transfer);
     if (isGone) this.bye(tab);
   }
@@ -604,10 +596,7 @@ export class BatchedEventSource extends EventTarget {
     const on = (target, type, listener) => target?.addEventListener(type, listener, { signal: this.#life.signal });
     on(self, "online", () => this.#link?.wake(true));
     on(self.document, "visibilitychange", () => document.hidden || this.#link?.wake());
-    on(self, "pagehide", () => {
-      this.#link?.close();
-      this.#link = undefined;
-    });
+    on(self, "pagehide", () => (this.#link = this.#link?.close()));
     on(self, "pageshow", () => this.#link || this.#open());
     this.#open();
   }
@@ -660,7 +649,7 @@ export class BatchedEventSource extends EventTarget {
   async #prepare(isRefused) {
     const { renew, headers } = this.#options;
     if (isRefused && renew) this.#setUrl(await renew());
-    return { url: this.url, headers: await headers?.(), renews: Boolean(renew || headers) };
+    return { url: this.url, headers: await headers?.(), renews: !!(renew || headers) };
   }
 
   #show(state, error) {
@@ -686,7 +675,7 @@ export class BatchedEventSource extends EventTarget {
   #take(block) {
     this.#cursor = block.id ?? this.#cursor;
     if (this.#blocks.push(block) === 1) this.#drained = this.#drain();
-    return this.#blocks.length > WAITING_BLOCKS && this.#drained;
+    return this.#blocks.length > MANY && this.#drained;
   }
 
   async #drain() {

@@ -493,7 +493,7 @@ export const cases = {
   async "what a tab was told before it polled on does not come twice"(script) {
     // The worker leaves the tab out while the tab asks to join: the tab is told both.
     for (let seed = 0; seed < 20; seed += 1) {
-      const world = new World(script.replace("UNANSWERED = 1000", "UNANSWERED = 8"), { seed, isRandom: true });
+      const world = new World(script.replace("MANY = 1000", "MANY = 8"), { seed, isRandom: true });
       const { server } = world;
       const pages = [await world.open(), await world.open()];
       for (let i = 0; i < 150; i += 1) {

@@ -20,9 +20,11 @@ test("poll: true polls from the first request on", async (t) => {
     {body: [open("c-2")], end: "hold"},
   ]);
   const source = await t.open(stream.url, {poll: true}), states = t.states(source), errors = [];
+  const openings = t.record(source, "sse_open");
   source.onerror = () => errors.push(source.state);
   await t.same(t.record(source, "n"), [["n", 1, "c-1"], ["n", 2, "c-2.1"], ["n", 3, "c-2"]], "events");
   t.equal([source.state, source.readyState, errors], ["polling", 1, []], "state");
+  t.equal(openings.map(([, , id]) => id), ["c-0"], "the page sees one stream");
   const requests = await stream.requests();
   t.equal(requests.map(({query}) => [query.poll, query.last_event_id]), [
     [["1"], undefined], [["1"], ["c-1"]], [["1"], ["c-2"]],
@@ -110,7 +112,7 @@ test("a slow server is not taken for a proxy that holds streams back", async (t)
 
 test("a server that was slow may answer a poll before the stream", async (t) => {
   clock.install();
-  const answer = {body: [open("c-0"), event("n", 1, "c-1")], after: 700, end: "hold", beat: 5000};
+  const answer = {body: [open("c-0"), event("n", 1, "c-1")], after: 300, end: "hold", beat: 5000};
   const stream = await t.stream([answer], [{body: [open("c-0")]}]);
   const source = await t.open(stream.url), seen = t.record(source, "n"), states = t.states(source);
   await t.until(has(stream, "stream", 1), "the stream");

@@ -157,6 +157,9 @@ test("online and visibilitychange make it try at once", async (t) => {
   clock.skip(2000);
   document.dispatchEvent(new Event("visibilitychange"));
   await t.until(() => source.state === "open", "it opens");
+  clock.skip(2000);
+  dispatchEvent(new Event("online")); // the stream may be dead
+  await t.until(async () => await count(stream) === 4 && source.state === "open", "it opens again");
 });
 
 test("the waits grow, and are spread", async (t) => {

@@ -14,6 +14,7 @@ An answer is an object, and all of its fields may be missing:
 
 - ``status`` (200), ``headers``: of the head. With status 0, the connection ends without any answer.
 - ``after``: ms before the head. null: never.
+- ``polls``: before that, it waits for so many requests with ``poll=1``.
 - ``body``: a list of texts, which are sent each by itself, and numbers, which are pauses in ms.
 - ``history``: a list of [id, text]. The texts behind the id that the client has come with follow the ``body``,
   and those of the list ``last`` follow them.
@@ -37,6 +38,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -185,10 +187,15 @@ class ScriptedServer:
             answer = answers[min(number, len(answers)) - 1]
         stream = _Stream(connection, answer, self._ended)
         try:
+            while self._polls(name) < answer.get("polls", 0):
+                stream.pause(1000 * _TICK)
             if stream.pause(answer.get("after", 0)):
                 self._answer(stream, name, answer, request)
         except (_LeftError, OSError):
             request.left = self._now()
+
+    def _polls(self, name: str) -> float:
+        return inf if self._ended.is_set() else sum("poll" in each.query for each in self.requests(name))
 
     def _answer(self, stream: _Stream, name: str, answer: dict[str, Any], request: Request) -> None:
         headers = {
@@ -256,7 +263,7 @@ class _Stream:
 
     def pause(self, milliseconds: float | None) -> bool:
         """Wait, None: without end. Raises `_LeftError` as soon as the client leaves."""
-        deadline = float("inf") if milliseconds is None else time.monotonic() + milliseconds / 1000
+        deadline = inf if milliseconds is None else time.monotonic() + milliseconds / 1000
         while not self._ended.is_set():
             remaining = deadline - time.monotonic()
             if remaining <= 0:

@@ -112,7 +112,7 @@ test("a slow server is not taken for a proxy that holds streams back", async (t)
 
 test("a server that was slow may answer a poll before the stream", async (t) => {
   clock.install();
-  const answer = {body: [open("c-0"), event("n", 1, "c-1")], after: 300, end: "hold", beat: 5000};
+  const answer = {body: [open("c-0"), event("n", 1, "c-1")], polls: 1, after: 200, end: "hold", beat: 5000};
   const stream = await t.stream([answer], [{body: [open("c-0")]}]);
   const source = await t.open(stream.url), seen = t.record(source, "n"), states = t.states(source);
   await t.until(has(stream, "stream", 1), "the stream");

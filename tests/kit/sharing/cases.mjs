@@ -344,7 +344,8 @@ export const cases = {
     token = 2;
     server.cut();
     server.publish();
-    await world.run(3000);
+    await world.run(1200); // the server's retry, and no wait after that
+    assert.equal(pages[0].source.state, "open");
     pages[2].thaw();
     await world.run(3000);
     check(world, pages);
@@ -362,6 +363,7 @@ export const cases = {
       publish(server, 50);
       await world.run(20);
     }
+    assert.equal(other.realm.ways.toTab.size, MOST_UNANSWERED + 1);
     other.thaw();
     await world.run(10_000);
     server.publish();
@@ -405,7 +407,15 @@ export const cases = {
     server.publish();
     await world.run();
     check(world, [third, fourth]);
-    assert.deepEqual([third, fourth].map((page) => page.own("sse_open").length), [1, 1]);
+    third.source.close();
+    fourth.source.close();
+    await world.run();
+    const fifth = await world.open();
+    await world.run();
+    server.publish();
+    await world.run();
+    check(world, [fifth]);
+    assert.deepEqual([third, fourth, fifth].map((page) => page.own("sse_open").length), [1, 1, 1]);
   },
 
   async "the worker dies, and the tabs make another and go on from their cursors"(script) {
@@ -488,6 +498,68 @@ export const cases = {
     world.server.publish();
     await world.run();
     check(world, pages);
+  },
+
+  async "a tab cannot have the worker read again in the middle of a batch"(script) {
+    const world = new World(script);
+    const { server } = world;
+    const url = "/events?batch=0";
+    server.publishElsewhere(5);
+    const page = await world.open({ url });
+    await world.run();
+    const other = await world.open({ url, cursor: "e0-2" });
+    await world.run(1000);
+    other.realm.ways.toWorker.isStarted = false; // what it says comes later than the first part of a batch
+    await world.run(4000);
+    const [stream] = server.streams;
+    const { write } = stream;
+    stream.write = (text) => write.call(stream, text.slice(0, text.indexOf("\n\n") + 2));
+    server.publish(3);
+    await world.run();
+    assert.deepEqual(page.events, [1]);
+    other.realm.ways.toWorker.isStarted = true;
+    await world.run();
+    server.cut();
+    await world.run(5000);
+    server.publish();
+    await world.run();
+    check(world, [page, other]);
+  },
+
+  async "an answer to an older question is not taken for the newest"(script) {
+    const world = new World(script);
+    const { server } = world;
+    const joins = [];
+    let port;
+    const meet = (end) => {
+      port = end;
+      port.onmessage = ({ data: [kind, value] }) => kind === "join" && joins.push(value.cursor);
+    };
+    const say = async (kind, value) => {
+      port.postMessage([kind, value]);
+      await world.run();
+    };
+    const block = (number) => ({ type: "n", data: `${number}`, id: `e0-${number}` });
+    const page = await world.open({ cursor: "e0-0", meet });
+    await world.run();
+    await say("missed");
+    server.publish();
+    await world.run(1000); // by a poll
+    assert.deepEqual(joins, ["e0-0", "e0-1"]);
+    await say("missed"); // of a worker that has left it out
+    server.publish();
+    await world.run(1000); // by a poll again
+    assert.deepEqual(joins, ["e0-0", "e0-1", "e0-2"]);
+    await say("joined", { cursor: "e0-1", state: "open", data: "{}" });
+    await say("frame", [block(2)]);
+    assert.deepEqual(page.events, [1, 2]);
+    await world.run(1000);
+    assert.deepEqual(joins.slice(3), [], "it polls, and waits for the answer to its last question");
+    await say("joined", { cursor: "e0-2", state: "open", data: "{}" });
+    server.publish();
+    await say("frame", [block(3)]);
+    assert.equal(page.fault(), "");
+    assert.equal(page.source.state, "open");
   },
 
   async "what a tab was told before it polled on does not come twice"(script) {

@@ -37,6 +37,10 @@ export class Source {
     return isStarted && this.#tasks.length && (!realm || realm.isRunning) ? this.#tasks[0].order : Infinity;
   }
 
+  get size() {
+    return this.#tasks.length;
+  }
+
   runFirst() {
     this.#tasks.shift().run();
   }
@@ -243,15 +247,18 @@ export class World {
     this.server = new Server(this, options);
   }
 
-  /** A tab whose page opens a stream. `renew`: the option `url`. */
-  async open({ url = "/events", hasWorkers = true, renew, ...options } = {}) {
+  /** A tab whose page opens a stream. `renew`: the option `url`. `meet`: gets the worker's end of the port instead of it. */
+  async open({ url = "/events", hasWorkers = true, renew, meet, ...options } = {}) {
     const document = Object.assign(new EventTarget(), { hidden: false, baseURI: "https://site.test/page" });
     const globals = { document, location: { href: document.baseURI } };
     const realm = new Realm(this, globals);
     const world = this;
     if (hasWorkers) {
       realm.context.SharedWorker = function (script, { name }) {
-        return world.#share(realm, name);
+        if (!meet) return world.#share(realm, name);
+        const { port1, port2 } = channelOf(world, realm, undefined);
+        meet(port2);
+        return { port: port1 };
       };
     }
     this.realms.add(realm);
@@ -274,6 +281,7 @@ export class World {
     worker.users.add(realm);
     const { port1, port2 } = channelOf(this, realm, worker);
     shared.port = port1;
+    realm.ways = { toWorker: port2.inbox, toTab: port1.inbox };
     const [here, there] = [new Source(this, realm), new Source(this, worker)];
     worker.loading.then(
       () => there.post(() => worker.context.onconnect({ ports: [port2] })),

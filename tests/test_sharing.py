@@ -21,7 +21,11 @@ from .kit.services import program
 pytestmark = pytest.mark.external
 
 FOLDER = Path(__file__).parent / "kit" / "sharing"
-CASES = re.findall(r'^  async "(.*)"\(', (FOLDER / "cases.mjs").read_text(), re.MULTILINE)
+CASES = [
+    case
+    for file in sorted(FOLDER.glob("cases_*.mjs"))
+    for case in re.findall(r'^  async "(.*)"\(', file.read_text(), re.MULTILINE)
+]
 SEEDS = range(1, 41)
 """Each is a walk of 120 steps."""
 SECONDS = 50

@@ -41,7 +41,8 @@ export async function wander(script, seed) {
     if (cursors.length > 30) cursors.shift();
   };
   const open = async () => {
-    if (pages.length < MOST_TABS) pages.push(await world.open({ url, cursor: cursorOf(), poll: chance(0.2) || "auto" }));
+    if (pages.length === MOST_TABS) return;
+    pages.push(await world.open({ url, cursor: cursorOf(), poll: chance(0.2) || "auto" }));
   };
   const worker = () => [...world.workers.values()].find(({ isAlive }) => isAlive);
   const actions = [

@@ -1,8 +1,9 @@
-// Runs the cases, or the random worlds, of this folder: `node run.mjs SCRIPT cases` or `node run.mjs SCRIPT random SEED...`.
+// Runs the cases, or walks at random: `node run.mjs SCRIPT cases [NAME...]` or `node run.mjs SCRIPT random SEED...`.
 // Prints a line of JSON for each: [name, what is wrong or null].
 
 import { readFileSync } from "node:fs";
-import { cases } from "./cases.mjs";
+import { cases as faults } from "./cases_faults.mjs";
+import { cases as joining } from "./cases_joining.mjs";
 import { wander } from "./random.mjs";
 
 const [path, what, ...names] = process.argv.slice(2);
@@ -14,7 +15,7 @@ async function report(name, run) {
 }
 
 if (what === "cases") {
-  for (const [name, run] of Object.entries(cases)) {
+  for (const [name, run] of Object.entries({ ...joining, ...faults })) {
     if (!names.length || names.includes(name)) await report(name, () => run(script));
   }
 } else {

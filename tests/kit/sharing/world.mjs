@@ -247,7 +247,7 @@ export class World {
     this.server = new Server(this, options);
   }
 
-  /** A tab whose page opens a stream. `renew`: the option `url`. `meet`: gets the worker's end of the port instead of it. */
+  /** A tab whose page opens a stream. `renew`: the option `url`. `meet`: gets the worker's end of the port. */
   async open({ url = "/events", hasWorkers = true, renew, meet, ...options } = {}) {
     const document = Object.assign(new EventTarget(), { hidden: false, baseURI: "https://site.test/page" });
     const globals = { document, location: { href: document.baseURI } };

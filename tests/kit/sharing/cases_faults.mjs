@@ -180,6 +180,7 @@ export const cases = {
     world.server.publish();
     await world.run();
     check(world, pages, 2);
+    assert.deepEqual(world.warnings, []);
   },
 
   async "two users share nothing"(script) {

@@ -127,7 +127,8 @@ def test_a_page_goes_on_when_the_user_comes_back(site: Site, engine: str) -> Non
     restored = [None, False] if engine == "firefox" else [7, True]
     assert site.tab.evaluate("[page.mark, page.restored.at(-1)]") == restored
     site.wait_until_all_are_seen()
-    assert len(site.requests()) == 2
+    # Firefox ends all requests of a page when it begins to leave it. If that takes long, the stream comes back once.
+    assert len(site.requests()) in ({2, 3} if engine == "firefox" else {2})
 
 
 @every_engine

@@ -147,14 +147,14 @@ class Reader {
   }
 
   async #attempt() {
-    const { signal } = (this.#abort = new AbortController());
+    const abort = (this.#abort = new AbortController());
     this.#began = this.#heard = Date.now();
     this.#sleepUntil = 0;
     this.#isSilent = true;
     this.#isOpened = false;
     if (this.state !== "polling") this.#show("connecting");
     if (this.#isPolling && this.#began > this.#tried + 300_000) this.#tryOther(); // every five minutes
-    const body = await this.#fetch(this.#isPolling, this.cursor, signal);
+    const body = await this.#fetch(this.#isPolling, this.cursor, abort);
     const decoder = new TextDecoder();
     const parser = new Parser();
     for (;;) {
@@ -164,14 +164,14 @@ class Reader {
       this.#heard = Infinity; // while the page is busy, no byte is waited for
       for (const block of parser.read(decoder.decode(value, { stream: true }))) {
         await this.#receive(block);
-        if (signal.aborted) return;
+        if (abort.signal.aborted) return;
       }
       await nextTask();
       this.#heard = Date.now();
     }
   }
 
-  async #fetch(poll, cursor, signal) {
+  async #fetch(poll, cursor, abort) {
     const { url, headers, renews } = await this.#owner.prepare(this.#isRefused);
     const address = new URL(url);
     if (cursor) address.searchParams.set("last_event_id", cursor);
@@ -180,12 +180,12 @@ class Reader {
       headers: { Accept: "text/event-stream", ...headers },
       credentials: this.#options.withCredentials ? "include" : "same-origin",
       cache: "no-store",
-      signal,
+      signal: abort.signal,
     });
-    const { status, body } = response;
+    const { status } = response;
     const type = response.headers.get("Content-Type");
-    if (status === 200 && /^text\/event-stream/i.test(type)) return body.getReader();
-    body?.cancel();
+    if (status === 200 && /^text\/event-stream/i.test(type)) return response.body.getReader();
+    abort.abort(); // leaves the body unread, and even untouched: WebKit would report a rejection that has no handler
     const after = response.headers.get("Retry-After"); // seconds, or a date
     throw Object.assign(new Error(`the answer is ${status} ${type}`), {
       status,
@@ -261,7 +261,7 @@ class Reader {
     this.#tried = Date.now();
     this.#probe = new AbortController();
     const timer = setTimeout(() => this.#probe.abort(), isPolling ? POLL_MS : SWITCH_MS);
-    const { value } = await this.#fetch(isPolling, "", this.#probe.signal)
+    const { value } = await this.#fetch(isPolling, "", this.#probe)
       .then((body) => body.read())
       .catch(() => ({}));
     clearTimeout(timer);

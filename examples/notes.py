@@ -61,9 +61,10 @@ PAGE = """<!doctype html>
     }
 
     // All tabs of this user have one connection. The name is the user's, since tabs that share see the same stream.
-    const events = new BatchedEventSource("/events", { share: "user-{{ user }}" });
+    const events = new BatchedEventSource("/events?user={{ user }}", { share: "user-{{ user }}" });
     events.on("notes", (list) => list.forEach(show));
     events.on("note", show);
+    events.onerror = ({ status }) => { if (status === 403) location.reload(); };  // another user is logged in, or none
 
     const form = document.getElementById("write");
     form.addEventListener("submit", async (event) => {
@@ -77,6 +78,14 @@ PAGE = """<!doctype html>
   <form method="post" action="/login">{{ users("user", "User") }} <button>Log in</button></form>
 {% endif %}
 """
+
+
+@sse.authorize
+def may_listen(channels):
+    # A page stays open while its user logs out and another one logs in. It must not get the notes of the other one.
+    if request.args.get("user", type=int) != session.get("user"):
+        abort(403)
+    return [name for name in channels if name == "default"]
 
 
 @sse.identify

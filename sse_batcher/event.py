@@ -317,7 +317,8 @@ def check_pair(pair: object) -> tuple[Any, Any]:
 
 def _check_name(name: object, field: str) -> str:
     if not isinstance(name, str):
-        hint = ": for several channels, call once for each" if isinstance(name, (list, tuple, set)) else ""
+        is_several = field == "channel" and isinstance(name, (list, tuple, set))
+        hint = ": for several channels, call once for each" if is_several else ""
         raise InvalidEventError(f"the {field} must be a string, not {type(name).__name__}{hint}", field=field)
     name = str.__str__(name)  # for an enum that is a str: its value
     if not 1 <= len(name) <= MAX_NAME:

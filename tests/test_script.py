@@ -458,4 +458,4 @@ def test_the_module_has_the_members_and_options_that_its_types_declare() -> None
     of_class = set(declared("class", "BatchedEventSource"))
     assert {name for name in found["added"] if not name.startswith("_")} <= of_class
     assert of_class <= {*found["added"], *found["inherited"]}
-    assert found["refused"] == "TypeError: no option another"  # so it knows all that are declared
+    assert found["refused"] == "TypeError: unknown option another"  # so it knows all that are declared

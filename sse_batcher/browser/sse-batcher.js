@@ -10,7 +10,6 @@ const POLL_MS = 60_000; // more than a poll waits
 const SHARED_FRAMES = 256; // kept for tabs that join
 const BEAT_MS = 2000;
 const DEAD_MS = 6500; // without a message
-const ANSWER_MS = 5000;
 const WORKER = "sse_batcher "; // another, once the messages change: tabs and worker may be of two versions
 
 const OWN_EVENTS = ["open", "error", "statechange"]; // of the connection
@@ -37,11 +36,11 @@ function parse(json) {
   try {
     return JSON.parse(json);
   } catch {
-    return undefined; // the value of no JSON
+    return undefined; // no JSON has this value
   }
 }
 
-/** How far cursor `a` is behind `b`: negative, 0, positive, or NaN if they are of two histories. */
+/** Negative if cursor `a` is before `b`, positive if it is after `b`, NaN if they are of two histories. */
 function compare(a, b) {
   const [epoch, i = 0, j = 0, k = 0] = a.split("-");
   const [other, l = 0, m = 0, n = 0] = b.split("-");
@@ -68,7 +67,7 @@ class Parser {
       const { lines, event, id, retry } = this.#block;
       this.#block = { lines: [] };
       // Without data it is no event, but its id counts.
-      yield { type: lines.length ? event || "message" : "", data: lines.join("\n"), id, retry };
+      if (lines.length || id !== undefined) yield { type: lines.length ? event || "message" : "", data: lines.join("\n"), id, retry };
     }
   }
 }
@@ -88,7 +87,7 @@ class Reader {
   #isSilent; // no byte has come in this attempt
   #isOpened; // the stream has begun in this attempt
   #isRefused = false;
-  #heard = Infinity; // when the last byte came, while one is waited for. By the clock of the wall: a laptop may sleep
+  #heard = Infinity; // when the last byte came, while one is waited for. Wall-clock time, which goes on while a laptop sleeps
   #heartbeat = 15; // seconds
   #began; // the attempt
   #tries = 0;
@@ -119,7 +118,7 @@ class Reader {
   /** Try again now, from the cursor. */
   restart() {
     this.#isEnded = true;
-    this.#abort.abort();
+    this.#abort?.abort();
   }
 
   /** Try now, if it waits; `force`: also if it seems to be open. Not before the server allows it. */
@@ -131,6 +130,7 @@ class Reader {
   }
 
   async #run() {
+    await undefined; // the owner has to know its reader before it is called
     while (!this.isClosed) {
       this.#isEnded = false;
       const error = await this.#attempt().catch((error) => error);
@@ -140,7 +140,7 @@ class Reader {
         this.#sleepUntil = performance.now() + this.#retry;
         await this.#owner.polled?.();
       } else if (!this.#isEnded) {
-        this.#failed(error ?? { message: "the stream has ended" });
+        this.#failed(error ?? { message: "the stream ended" });
       }
       await this.#sleep();
     }
@@ -148,7 +148,7 @@ class Reader {
 
   async #attempt() {
     const abort = (this.#abort = new AbortController());
-    this.#began = this.#heard = Date.now();
+    this.#began = Date.now();
     this.#sleepUntil = 0;
     this.#isSilent = true;
     this.#isOpened = false;
@@ -174,6 +174,7 @@ class Reader {
   async #fetch(poll, cursor, abort) {
     const { url, headers, renews } = await this.#owner.prepare(this.#isRefused);
     const address = new URL(url);
+    this.#heard = Date.now(); // from now on, a byte is waited for
     if (cursor) address.searchParams.set("last_event_id", cursor);
     if (poll) address.searchParams.set("poll", "1");
     const response = await fetch(address, {
@@ -187,7 +188,7 @@ class Reader {
     if (status === 200 && /^text\/event-stream/i.test(type)) return response.body.getReader();
     abort.abort(); // leaves the body unread, and even untouched: WebKit would report a rejection that has no handler
     const after = response.headers.get("Retry-After"); // seconds, or a date
-    throw Object.assign(new Error(`the answer is ${status} ${type}`), {
+    throw Object.assign(new Error(`status ${status}, ${type}`), {
       status,
       renews: renews && !this.#isRefused,
       after: after * 1000 || Date.parse(after) - Date.now(),
@@ -244,12 +245,11 @@ class Reader {
   #watch() {
     const quiet = Date.now() - this.#heard;
     if (quiet > 2000 * this.#heartbeat + (this.#isPolling ? POLL_MS : 0)) {
-      this.#show("waiting", { status: 0, message: "silent for two heartbeats" });
-      this.restart();
+      this.#abort.abort({ message: "the stream is silent" });
     } else if (this.#isSilent && quiet > SWITCH_MS && !this.#isPolling && this.#tried < this.#began) {
       this.#tryOther();
     } else if (this.#isOpened && quiet > 1000 && this.#options.isJoining) {
-      this.restart(); // the poll waits, so nothing stands behind the cursor
+      this.restart(); // the poll waits, so nothing follows the cursor
     }
   }
 
@@ -277,7 +277,7 @@ class Reader {
 
 /**
  * A tab that shares a stream. Its messages, and those of the worker, are pairs: the name of a method, and a value. As
- * long as the worker has not what stands behind the tab's cursor, the tab polls for itself.
+ * long as the worker does not have what follows the tab's cursor, the tab polls for itself.
  */
 class Tab {
   #options;
@@ -354,7 +354,8 @@ class Tab {
   }
 
   #join(isNear) {
-    const options = { ...this.#options, renew: undefined, headers: undefined }; // functions cannot be sent
+    const { poll, withCredentials, backoff } = this.#options;
+    const options = { poll, withCredentials, backoff }; // functions cannot be sent
     this.#say("join", { cursor: this.#cursor, isNear, options });
   }
 
@@ -399,7 +400,7 @@ class Tab {
   }
 
   async ask({ isRefused, answer }) {
-    answer.postMessage(await this.prepare(isRefused).catch(({ message }) => ({ message })));
+    answer.postMessage(await this.prepare(isRefused).catch((error) => ({ message: `${error}` })));
   }
 
   // -- what the tab's own reader, or the worker, says ----------------------------------------------------------------
@@ -410,7 +411,7 @@ class Tab {
     return this.#owner.take(block);
   }
 
-  /** Join again. Resolved if that fails. A poll without anything shows that nothing stands behind the cursor. */
+  /** Join again. Resolved if that fails. A poll without anything shows that nothing follows the cursor. */
   polled() {
     if (!this.#port) return undefined;
     this.#join(this.#cursor === this.#polledFrom);
@@ -474,8 +475,9 @@ class Shared {
     this.#say(tab, "ask", { isRefused, answer: port2 }, [port2]);
     const answer = await new Promise((resolve) => {
       port1.onmessage = ({ data }) => resolve(data);
-      setTimeout(resolve, ANSWER_MS, { message: "no answer" });
+      setTimeout(resolve, 30_000, { message: "no answer" }); // the page may have to ask its user
     });
+    port1.close();
     if (answer.message) throw new Error(answer.message);
     return answer;
   }
@@ -525,7 +527,7 @@ class Shared {
     } else if (!(distance >= 0)) return this.#say(tab, "missed");
     tab.isJoined = true;
     tab.after = this.#opening && cursor;
-    this.#say(tab, "joined", { cursor, state: reader.state, data: JSON.stringify(this.#opening) });
+    this.#say(tab, "joined", { cursor, state: reader.state, data: cursor && JSON.stringify(this.#opening) });
     for (const frame of this.#frames) this.#pass(tab, frame);
   }
 
@@ -568,9 +570,7 @@ const READY_STATES = { CONNECTING: 0, OPEN: 1, CLOSED: 2 };
 export class BatchedEventSource extends EventTarget {
   state = "connecting";
   readyState = 0;
-  onopen = null;
-  onmessage = null;
-  onerror = null;
+  onopen = (this.onmessage = this.onerror = null);
   #options;
   #link; // a Reader or a Tab; undefined while the page is in the back/forward cache
   #life = new AbortController();
@@ -586,8 +586,8 @@ export class BatchedEventSource extends EventTarget {
     super();
     const { channels = [], cursor = "", poll = "auto", withCredentials = false, ...rest } = options ?? {};
     const { backoff = [1000, 30_000], share, worker = import.meta.url, url: renew, headers, ...unknown } = rest;
-    for (const name in unknown) throw new TypeError(`no option ${name}`);
-    if (!Array.isArray(channels)) throw new TypeError("channels is no list");
+    for (const name in unknown) throw new TypeError(`unknown option ${name}`);
+    if (!Array.isArray(channels) || share === true) throw new TypeError("channels must be a list, share a name");
     this.#options = { channels, poll, withCredentials, backoff, share, worker, renew, headers };
     this.#cursor = cursor;
     this.withCredentials = withCredentials;
@@ -664,7 +664,7 @@ export class BatchedEventSource extends EventTarget {
   }
 
   #add(kind, type, handle) {
-    if (typeof handle !== "function") throw new TypeError(`${handle} is no function`);
+    if (typeof handle !== "function") throw new TypeError(`${handle} is not a function`);
     const entry = { handle }; // a function may be added twice
     const handlers = this.#handlers.get(kind + type) ?? new Set();
     this.#handlers.set(kind + type, handlers.add(entry));
@@ -701,7 +701,7 @@ export class BatchedEventSource extends EventTarget {
     if (has("json") || has("batch")) {
       if (text !== undefined) data = parse(text);
       if (data === undefined) {
-        reportError(new SyntaxError(`${type} ${id} is no JSON: use onText`));
+        reportError(new SyntaxError(`${type} ${id} is not JSON: use onText`));
       } else {
         this.#call("json", type, data, id);
         if (has("batch")) lists.set(type, lists.get(type) ?? []).get(type).push(data);

@@ -20,6 +20,6 @@ def open_stream(manager: SSEManager, request: Request) -> AttachedStream:
     if process_of(manager).options.transport == "auto":
         return DetachedStream(manager, request)
     detach_policy.get().log_once(
-        logging.INFO, 'each stream holds a thread of the server, as long as it is open; with transport="auto" it holds none'
+        logging.INFO, 'each stream holds a thread of the server while it is open: see transport="auto"'
     )
     return AttachedStream(manager, request)

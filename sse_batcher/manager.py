@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import signals
 from .backends import open_backend
@@ -37,8 +37,8 @@ from .event import (
 )
 from .functions import check_function
 from .options import BatchOptions, ClientOptions, HistoryOptions, batch_options
-from .process_state import ProcessState, Settings
-from .runtime.process import PerProcess, close_at_exit, require_threads
+from .process_state import Parts, ProcessState, Settings
+from .runtime.process import PerProcess, close_at_exit, open_objects, require_threads
 from .stats import ManagerStats
 from .streams.client import Client
 from .streams.hub import Snapshot
@@ -310,6 +310,33 @@ def process_of(manager: SSEManager) -> ProcessState:
     return manager._process.get()
 
 
+class StandIn(Protocol):
+    """What makes the process states of managers in a test."""
+
+    def reaches(self, manager: SSEManager) -> bool:
+        """Return whether the states of this manager are made by it."""
+
+    def make_state(self, manager: SSEManager, make: Callable[[Parts], ProcessState]) -> ProcessState:
+        """Make the state of this manager, at its first use."""
+
+
+stand_ins: list[StandIn] = []
+"""For the testing kit; empty in production. The first one that reaches a manager counts."""
+
+
+def swap_state(manager: SSEManager, state: ProcessState | None) -> ProcessState | None:
+    """Put another state in the place of this process's part of a manager, for the testing kit.
+
+    None: it is made at the next use, by a stand-in if there is one. Returns the state before, None if there was none.
+    """
+    return manager._process.swap(state)
+
+
+def managers() -> list[SSEManager]:
+    """Return the managers of this process."""
+    return [each for each in open_objects() if isinstance(each, SSEManager)]
+
+
 def _new_process(reference: weakref.ref[SSEManager], settings: Settings) -> ProcessState:
     require_threads()
     manager, parent = reference(), None
@@ -317,7 +344,11 @@ def _new_process(reference: weakref.ref[SSEManager], settings: Settings) -> Proc
         close_at_exit(manager)  # again: the manager may have been made in another process, before a fork
         parent = manager._process.inherited()
     find_revalidate = functools.partial(_revalidate_of, reference)
-    return ProcessState(settings, sender=reference, find_revalidate=find_revalidate, parent=parent)
+    make = functools.partial(ProcessState, settings, sender=reference, find_revalidate=find_revalidate, parent=parent)
+    for stand_in in stand_ins:
+        if manager is not None and stand_in.reaches(manager):
+            return stand_in.make_state(manager, lambda parts: make(parts=parts))
+    return make()
 
 
 def _revalidate_of(reference: weakref.ref[SSEManager]) -> Ask | None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -25,9 +27,9 @@ from .options import BatchOptions, ClientOptions, HistoryOptions
 from .reasons import BusyReason
 from .runtime.app_thread import AppThread
 from .runtime.log_once import LogOnce
-from .runtime.worker import Deadline
+from .runtime.worker import Deadline, Owner, Worker
 from .stats import ManagerStats
-from .streams.client import QueueClient
+from .streams.client import QueueClient, Reference, new_queue
 from .streams.departures import Farewell
 from .streams.hub import Hub, Snapshot
 from .streams.open_stream import ClientInfo
@@ -66,6 +68,22 @@ class Settings:
     context: Callable[[], AbstractContextManager[object]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a `ProcessState` is made of. The defaults are for production; the testing kit has parts of its own."""
+
+    clock: Callable[[], float] = time.monotonic
+    """Returns seconds, from any start; never goes backwards."""
+    make_worker: Callable[[Owner, str], Worker] = Worker
+    """Makes the threads that run the app's functions."""
+    make_backend: Callable[[Any, int], Backend] = open_backend
+    make_batcher: Callable[..., EventBatcher] = EventBatcher
+    make_queue: Callable[[], queue.SimpleQueue[Reference | None]] = new_queue
+    """Makes the queue of a client."""
+    has_server: bool = True
+    """Whether a server's threads drive the streams. If not, they are attached, and not watched."""
+
+
 class ProcessState:
     """One process's part of a manager: what transports, `wsgi` and the Flask part need beside the public methods.
 
@@ -76,6 +94,8 @@ class ProcessState:
         returns the app's `revalidate` function, or None.
     `parent`
         the part of the process that this one was forked from, if there is one.
+    `parts`
+        what it is made of.
     """
 
     def __init__(
@@ -85,33 +105,42 @@ class ProcessState:
         sender: weakref.ref[Any],
         find_revalidate: Callable[[], Ask | None],
         parent: ProcessState | None,
+        parts: Parts | None = None,
     ) -> None:
+        parts = parts or Parts()
+        self.has_server = parts.has_server
+        """See `Parts`."""
         self.options = settings.clients
         self.reaches_others = settings.backend != "memory://"
         """Whether the backend also brings events to other processes."""
         self.encode = checked(settings.encode)
-        self.app_thread = AppThread(settings.context)
+        self.app_thread = AppThread(settings.context, parts.clock, make_worker=parts.make_worker)
         # On a thread of its own: while an answer of the app takes long, signals and log lines go on.
-        self.questions = AppThread(settings.context, name="sse_batcher-revalidate")
+        self.questions = AppThread(settings.context, parts.clock, "sse_batcher-revalidate", parts.make_worker)
         announcer = Announcer(sender, self.app_thread)
-        self.backend = open_backend(settings.backend, settings.history.history_frames)
+        self.backend = parts.make_backend(settings.backend, settings.history.history_frames)
         self.hub = Hub(
             settings.clients,
             settings.history,
             self.backend,
             on_connect=announcer.stream_opened,
             on_disconnect=announcer.stream_ended,
+            clock=parts.clock,
+            make_queue=parts.make_queue,
         )
         self._find_revalidate = find_revalidate
         may_stay = functools.partial(_may_stay, find_revalidate)
-        self.revalidator = Revalidator(may_stay, settings.clients.revalidate_every, self.hub, self.questions)
+        every = settings.clients.revalidate_every
+        self.revalidator = Revalidator(may_stay, every, self.hub, self.questions, parts.clock)
         self.backend.connect(self.hub)
         self._cut_off = CutOffWarning(self.hub, None if self.reaches_others or parent is None else parent.hub)
         self._other_type = OtherTypeWarning(self.hub)
         # Not a method of this object: that would be a cycle, and only the garbage collector would end the threads.
-        self.batcher = EventBatcher(
+        self.batcher = parts.make_batcher(
             Publisher(self.backend, announcer, self._cut_off, self._other_type), settings.batching, encode=self.encode
         )
+        self.is_closed = False
+        """Whether it was shut down."""
         self._draining = False
         """Whether a drain is under way and has not ended the streams yet. Two drains at once: a harmless race."""
 
@@ -229,14 +258,15 @@ class ProcessState:
         try:
             _log.info("the server seems to be stopping: all streams end")
             try:
-                threading.Thread(target=self._end_streams, name="sse_batcher-drain", daemon=True).start()
+                threading.Thread(target=self.end_streams, name="sse_batcher-drain", daemon=True).start()
             except RuntimeError:  # no thread can be started at the end of a process
-                self._end_streams()
+                self.end_streams()
         except BaseException:  # of a log handler or a signal handler: nothing is under way
             self._draining = False
             raise
 
-    def _end_streams(self) -> None:
+    def end_streams(self) -> None:
+        """Deliver what is pending, and let all streams end. Until `reopen`, or `Hub.reopen`, no more are taken."""
         deadline = Deadline(DRAIN_SECONDS)
         try:
             self.batcher.flush_all(deadline.left())
@@ -259,6 +289,7 @@ class ProcessState:
     def shutdown(self, timeout: float | None) -> bool:
         """See `SSEManager.shutdown`."""
         deadline = Deadline(timeout)
+        self.is_closed = True
         delivered = self.batcher.destroy(timeout) and self.backend.wait_until_delivered(deadline.left())
         self.hub.close("shutdown")
         ended = self.hub.wait_until_left(deadline.left())

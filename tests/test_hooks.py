@@ -18,6 +18,7 @@ from sse_batcher import SSE, InvalidEventError, InvalidFunctionError, UsageError
 from sse_batcher.event import check_user
 from sse_batcher.functions import check_function
 
+from .kit.ids import steady
 from .kit.sse_parser import parse
 
 LOGGER = "sse_batcher.hooks"
@@ -167,7 +168,7 @@ def test_an_invalid_answer_of_authorize_is_an_error(answer: Callable[[], Any], n
         get(app, TWO)
 
 
-@pytest.mark.parametrize("answer", [True, None, 1, "yes", [], later, Response("no", 403)], ids=repr)
+@pytest.mark.parametrize("answer", [True, None, 1, "yes", [], later, Response("no", 403)], ids=steady)
 def test_an_invalid_answer_of_allow_stats_is_an_error(answer: Any) -> None:
     app, sse = make_app()
     sse.allow_stats(lambda: answer() if answer is later else answer)
@@ -223,7 +224,7 @@ def test_a_user_of_a_subclass_becomes_a_plain_one() -> None:
 @pytest.mark.parametrize(
     "answer",
     [None, "ab", {"a": 1, "b": 2}, {"a", "b"}, ("state",), ("state", 1, 2), 7, later],
-    ids=repr,
+    ids=steady,
 )
 def test_an_invalid_snapshot_is_logged_and_answered_with_sse_busy(
     answer: Any, caplog: pytest.LogCaptureFixture

@@ -17,6 +17,7 @@ from sse_batcher.options import TRANSPORTS
 from sse_batcher.wire import HEADERS
 
 from .kit.flask_sites import making
+from .kit.ids import steady
 from .kit.servers import GTHREAD, HOST, Server, Stream, running
 from .kit.sse_parser import ServerEvent, parse, take_events
 from .kit.waiting import TIMEOUT, wait_until
@@ -225,7 +226,7 @@ def test_a_limit_for_users_needs_a_user_or_identify(make_site: MakeSite) -> None
         make_site(SSE_MAX_CLIENTS_PER_USER=1).request()
 
 
-@pytest.mark.parametrize("user", ["", True, 1.5, object()], ids=repr)
+@pytest.mark.parametrize("user", ["", True, 1.5, object()], ids=steady)
 def test_an_invalid_user_is_an_error(make_site: MakeSite, user: Any) -> None:
     site = make_site()
     site.answer = lambda: site.sse.response(user=user)

@@ -46,6 +46,7 @@ class EventBatcher:
 
     `encode` turns data into one line of ASCII JSON, in the caller's thread, where its text is checked. `clock` returns
     monotonic time in seconds, and `wall` seconds since 1970. Both are for tests, and must not call the batcher.
+    `make_engine` is for tests, too: it makes the `Engine` of a process, with the same arguments.
 
     All methods are thread-safe, and safe in a callback, a signal handler, a `__del__` and a logging handler. The first
     event starts the thread. A forked child has a new batcher, without the events of its parent. A batcher that is still
@@ -63,6 +64,7 @@ class EventBatcher:
         encode: Encode = encode_json,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        make_engine: Callable[..., Engine] = Engine,
     ) -> None:
         check_function("sink", sink)  # a coroutine function would lose all events without an error
         check_function("encode", encode)
@@ -72,7 +74,7 @@ class EventBatcher:
         # Names that were already checked. No lock: a harmless race, since at worst two threads check the same name.
         self._rules: dict[str, TypeRules] = {}
         self._channels: set[str] = set()
-        self._engine = PerProcess(functools.partial(Engine, sink, self._options, clock, wall))
+        self._engine = PerProcess(functools.partial(make_engine, sink, self._options, clock, wall))
 
     def enqueue(
         self, event_type: str, data: Any, *, channel: str = DEFAULT_CHANNEL, key: str | int | None = None

@@ -110,6 +110,10 @@ class SSE(Hooks):
             )
         return alive[0].manager
 
+    def managers(self) -> list[SSEManager]:
+        """Return the managers of all apps that have this SSE, and are alive."""
+        return [part.manager for part in self._alive()]
+
     def enqueue(
         self,
         event_type: str,

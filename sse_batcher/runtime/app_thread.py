@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from .worker import Worker
+from .worker import Owner, Worker
 
 _log = logging.getLogger("sse_batcher.helper")
 
@@ -26,7 +26,7 @@ Task = Callable[[], None]
 class AppThread:
     """Runs tasks one after the other, each inside `context()`. The first task starts the thread.
 
-    `clock` returns monotonic time in seconds. `name` is that of the thread.
+    `clock` returns monotonic time in seconds. `name` is that of the thread, and `make_worker` makes it.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class AppThread:
         context: Callable[[], AbstractContextManager[object]],
         clock: Callable[[], float] = time.monotonic,
         name: str = "sse_batcher-app",
+        make_worker: Callable[[Owner, str], Worker] = Worker,
     ) -> None:
         # Written by all threads that post. A harmless race: if two drop a task at the same time, one may be uncounted.
         self.dropped = 0
@@ -44,7 +45,7 @@ class AppThread:
         self._new_timed: queue.SimpleQueue[tuple[float, int, Task]] = queue.SimpleQueue()
         self._timed: list[tuple[float, int, Task]] = []  # a heap by time, of the thread alone
         self._closed = False
-        self._worker = Worker(self, name)
+        self._worker = make_worker(self, name)
 
     def post(self, task: Task) -> None:
         """Run `task` soon. Never waits. Thread-safe.

@@ -83,6 +83,13 @@ class PerProcess(Generic[T]):
             self._by_pid = {pid: mine}
         return mine
 
+    def swap(self, thing: T | None) -> T | None:
+        """Put another `T` in the place of this process's; None: it is made at the next use. Return the one before."""
+        pid = os.getpid()
+        before = self._by_pid.get(pid)
+        self._by_pid = {} if thing is None else {pid: thing}
+        return before
+
     def existing(self) -> T | None:
         """Return this process's `T`, if it has one already."""
         return self._by_pid.get(os.getpid())
@@ -129,6 +136,11 @@ class OpenObjects:
         references, key = self._references, id(closable)
         references[key] = weakref.ref(closable, lambda _: references.pop(key, None))
 
+    def all(self) -> list[Closable]:
+        """Return the objects that are open, and not garbage-collected."""
+        found = [reference() for reference in list(self._references.values())]
+        return [closable for closable in found if closable is not None]
+
     def close_all(self) -> None:
         """Close all objects, within `EXIT_SECONDS` together. A second call closes what was opened since the first."""
         end = self._clock() + EXIT_SECONDS
@@ -161,6 +173,11 @@ def close_at_exit(closable: Closable) -> None:
     """
     _open.get().add(closable)
     _register_job_end()
+
+
+def open_objects() -> list[Closable]:
+    """Return the objects of this process for which `close_at_exit` was called, and that are not garbage-collected."""
+    return _open.get().all()
 
 
 @atexit.register

@@ -321,7 +321,7 @@ class QueueClient(OpenStream, Client):
         try:
             reference = take(self._queue, max(0.0, min(self.options.heartbeat, rest)))
         except queue.Empty:
-            return HEARTBEAT if rest > self.options.heartbeat else None
+            return HEARTBEAT if self._home.clock() < self.lease else None
         # A frame that was taken while the queue was being emptied is in the history.
         if reference is None or self._closed or self._behind or self._dismissed is not None:
             return None

@@ -17,7 +17,10 @@ def open_stream(manager: SSEManager, request: Request) -> AttachedStream:
 
     It subscribes when it is iterated, and holds nothing before that.
     """
-    if process_of(manager).options.transport == "auto":
+    process = process_of(manager)
+    if not process.has_server:
+        return AttachedStream(manager, request)
+    if process.options.transport == "auto":
         return DetachedStream(manager, request)
     detach_policy.get().log_once(
         logging.INFO, 'each stream holds a thread of the server while it is open: see transport="auto"'

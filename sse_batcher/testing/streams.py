@@ -175,17 +175,17 @@ class Stream:
         self.read()
 
     def drop(self) -> None:
-        """Break the connection in the middle of the next block, if one is on its way. The client notices nothing.
+        """Break the connection. What has arrived stays, and `reconnect` goes on after the last complete block.
 
-        What has arrived stays. `reconnect` goes on after the last complete block.
+        If the client is stalled, the connection breaks in the middle of what the server sends next.
         """
         answer = self._answer
         if answer is None:
             raise UsageError("the connection is not there any more: reconnect() opens another one")
-        # On its way is only what a stalled client has not taken. The first half of a block is as good as none of it.
+        # Only what a stalled client has not taken is on its way.
         with self._stage.reading(self):
-            if self._stalled and (block := next(answer.body, b"")):
-                self._parser.feed(block[: len(block) // 2])
+            sent = next(answer.body, b"") if self._stalled else b""
+        self._frames += map(self._frame, self._parser.feed(sent[: len(sent) // 2]))
         self.close()
 
     def reconnect(self) -> None:

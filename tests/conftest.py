@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from hypothesis import settings
 
+import sse_batcher_pytest
 from sse_batcher import BatchOptions, EventBatcher
 from sse_batcher.runtime import process
 
@@ -33,8 +34,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-versions", action="store_true", help="test_versions.py: not only the oldest and newest")
 
 
-def pytest_configure() -> None:
-    """Ctrl-C works in the servers that tests start, even where a shell has started these in the background."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Our plugin is there, also if the package is not installed.
+
+    Ctrl-C works in the servers that tests start, even where a shell has started these in the background.
+    """
+    if not config.pluginmanager.has_plugin("sse_batcher") and not config.pluginmanager.is_blocked("sse_batcher"):
+        config.pluginmanager.register(sse_batcher_pytest, "sse_batcher")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

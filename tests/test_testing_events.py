@@ -133,7 +133,7 @@ def test_what_production_refuses_is_refused(call: Callable[[SSEManager], object]
         manager.get_stats()
     assert len(sent) == 0
     assert len(refused) == 1
-    with pytest.raises(AssertionError, match="Nothing was sent. 1 were refused"):
+    with pytest.raises(AssertionError, match=r"Nothing was sent\. 1 were refused"):
         sent.assert_sent("order")
 
 
@@ -151,9 +151,9 @@ def test_a_test_without_time_has_no_backlog() -> None:
             manager.enqueue("order", "x" * 900 + str(number))
     assert len(sent) == 100
     with SSEManager(batching=BatchOptions(max_pending_bytes=10_000, batch_window=9)) as real:
+        real.enqueue("order", "x" * 9_000)
         with pytest.raises(BacklogFullError):
-            for number in range(100):
-                real.enqueue("order", "x" * 900 + str(number))
+            real.enqueue("order", "x" * 900)
 
 
 def test_redis_is_not_asked() -> None:
@@ -205,9 +205,8 @@ def test_everything_is_undone_after_an_error() -> None:
     with SSEManager() as manager:
         stream = manager.subscribe()
         next(stream)
-        with pytest.raises(ZeroDivisionError), record() as sent:
-            manager.enqueue("recorded", 1)
-            raise ZeroDivisionError
+        with pytest.raises(InvalidEventError), record() as sent:
+            manager.enqueue("recorded", 1) or manager.enqueue("refused_batch", 1)
         manager.enqueue("delivered", 2)
         assert b"event: delivered\ndata: 2\n" in next(stream)
         assert len(sent) == 1
@@ -338,4 +337,4 @@ class UnittestTest(unittest.TestCase):
     def test_an_event_is_recorded(self) -> None:
         self.board.sse.enqueue("order", {"id": 7})
         self.sent.assert_sent("order", {"id": 7})
-        self.assertEqual(len(self.sent), 1)
+        assert len(self.sent) == 1

@@ -10,7 +10,9 @@ from pathlib import Path
 
 source, dist = map(Path, sys.argv[1:])
 (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
-package = {"sse_batcher_pytest.py"} | {path.relative_to(source).as_posix() for path in (source / "sse_batcher").rglob("*") if path.is_file()}
+package = {"sse_batcher_pytest.py"} | {
+    path.relative_to(source).as_posix() for path in (source / "sse_batcher").rglob("*") if path.is_file()
+}
 
 with zipfile.ZipFile(wheel) as archive:
     in_wheel = {name for name in archive.namelist() if ".dist-info/" not in name}

@@ -17,6 +17,7 @@ from sse_batcher import SSE, ConfigurationError, EventBatcher, UsageError
 from sse_batcher.flask.cors import Cors
 from sse_batcher.manager import process_of
 from sse_batcher.options import TRANSPORTS
+from sse_batcher.testing import StreamRefusedError, open_stream
 
 from .kit import locks
 from .kit.flask_sites import making
@@ -62,12 +63,11 @@ def first(response: TestResponse) -> tuple[str, Any]:
 def test_each_user_has_a_limit_of_their_own(make_site: MakeSite) -> None:
     site = make_site(SSE_MAX_CLIENTS_PER_USER=1)
     site.identify()
-    with site.request(X_User="ada") as opened:
-        assert first(opened)[0] == "sse_open"
-        with site.request(X_User="ada") as refused:
-            assert (refused.status_code, first(refused)) == (200, ("sse_busy", {"reason": "limit"}))
-        with site.request(X_User="bob") as other:
-            assert first(other)[0] == "sse_open"
+    ada = {"X-User": "ada"}
+    with open_stream(site.app, headers=ada) as opened, open_stream(site.app, headers=ada) as refused:
+        assert (opened.opened_with, refused.busy) == ("sse_open", "limit")
+        with open_stream(site.app, headers={"X-User": "bob"}) as other:
+            assert other.opened_with == "sse_open"
 
 
 def test_a_kicked_user_comes_back_and_authorize_decides(make_site: MakeSite) -> None:
@@ -75,13 +75,13 @@ def test_a_kicked_user_comes_back_and_authorize_decides(make_site: MakeSite) -> 
     site.identify()
     banned: set[Hashable] = set()
     site.sse.authorize(lambda channels: () if request.headers["X-User"] in banned else channels)
-    with site.request(X_User="ada") as response:
-        body = iter(response.response)
-        next(body)
+    with open_stream(site.app, headers={"X-User": "ada"}) as stream:
         banned.add("ada")
         site.sse.kick(user="ada")
-        assert [event.json for event in parse(b"".join(body))] == [{"reason": "kicked"}]  # type: ignore[arg-type]
-    assert site.request(X_User="ada").status_code == 403
+        assert stream.bye == "kicked"
+        with pytest.raises(StreamRefusedError) as refused:
+            stream.reconnect()
+    assert refused.value.status == 403
 
 
 class SlowStore(SessionInterface):

@@ -13,6 +13,7 @@ from werkzeug.test import Client as WSGIClient
 from werkzeug.test import create_environ, run_wsgi_app
 
 from sse_batcher import SSE, UsageError, signals, stream
+from sse_batcher.testing import open_stream
 from sse_batcher.wire import HEADERS
 
 from .kit.flask_apps import MakeApp, apps_fixture, get, read, status
@@ -300,14 +301,16 @@ def test_an_app_mounted_below_another_one_finds_its_stream(make_app: MakeApp) ->
 
 def test_a_browser_gets_a_batch(make_app: MakeApp) -> None:
     app, sse = make_app(SSE_BATCH_WINDOW=10)
-    with get(app) as response:
+    with open_stream(app) as stream:
         for name in "abc":
             sse.enqueue("tool_list_changed", {"server": name})
-        assert sse.manager.flush_all(5)
-        opened, batch = read(response, 2)
-    assert (opened.type, opened.json) == ("sse_open", {"heartbeat": 15.0, "channels": ["default"]})
+        stream.clock.advance(9.9)
+        assert stream.events() == []
+        stream.clock.advance(0.1)
+        opened, batch = stream.frames()
+    assert (opened.type, opened.data) == ("sse_open", {"heartbeat": 15.0, "channels": ["default"]})
     assert batch.type == "tool_list_changed_batch"
-    assert batch.json["events"] == [{"server": "a"}, {"server": "b"}, {"server": "c"}]
+    assert batch.data["events"] == [{"server": "a"}, {"server": "b"}, {"server": "c"}]
 
 
 @pytest.mark.parametrize("where", ["header", "query"])

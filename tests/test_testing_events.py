@@ -110,6 +110,7 @@ def test_what_dedup_replaces_is_recorded_with_a_mark() -> None:
         ("b", 7, False),  # of another window
     ]
     sent.assert_sent("price", {"id": "x", "price": 1})
+    assert sent.assert_sent("price") is sent[1]  # the newest
     assert "replaced by a newer one" in repr(sent[0])
 
 
@@ -179,14 +180,16 @@ def test_managers_that_are_made_later_are_recorded_too() -> None:
 def test_only_one_sse_or_one_manager_can_be_recorded() -> None:
     board, other = make_board(), SSEManager()
     received: list[str] = []
+    other.enqueue("earlier", 1)
     with record(board.sse) as sent, other:
         with signals.batch_flushed.connected_to(lambda sender, batch: received.append(batch.type), sender=other):
             other.enqueue("real", 1)
             board.sse.enqueue("order", 1)
             assert other.flush_all()
+            assert other.get_stats().enqueued == 2  # it goes on as it was
             assert other.shutdown()
     assert [event.type for event in sent] == ["order"]
-    assert received == ["real"]
+    assert received[-1] == "real"
 
 
 def test_blocks_may_be_nested() -> None:
@@ -197,6 +200,7 @@ def test_blocks_may_be_nested() -> None:
             manager.enqueue("b", 1)
             other.enqueue("c", 1)
         manager.enqueue("d", 1)
+        assert manager.get_stats().enqueued == 3  # the outer block goes on as it was
     assert [event.type for event in outer] == ["a", "b", "d"]
     assert [event.type for event in inner] == ["b", "c"]
 
@@ -233,18 +237,19 @@ def test_all_threads_are_recorded() -> None:
 
 def test_receivers_of_signals_run_in_the_test() -> None:
     manager = SSEManager()
-    batches = []
+    batches, flushed = [], []
 
     def receive(sender: SSEManager, batch: Any) -> None:
         batches.append(batch.type)
         if batch.type == "order":
             sender.enqueue("answer", 1)
-            assert sender.flush_all()
+            flushed.append(sender.flush_all())
 
     with record() as sent, signals.batch_flushed.connected_to(receive):
         manager.enqueue("order", 1)
         sent.clock.advance(0.1)
     assert batches == ["order", "answer"]
+    assert flushed == [True]
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------

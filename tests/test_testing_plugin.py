@@ -43,6 +43,10 @@ def test_it(sse_events):
     manager = SSEManager()
     manager.enqueue("order", 8)
     sse_events.assert_sent("order", 7)
+
+def test_that(sse_events):
+    SSEManager().enqueue("order", 8)
+    sse_events.assert_not_sent("order")
 """
 UNITTEST = """
 import unittest
@@ -75,7 +79,8 @@ def test_pyproject_names_the_entry_point() -> None:
 
 def test_a_failed_assertion_points_at_the_test(tmp_path: Path) -> None:
     printed = run_pytest(tmp_path, FAILING)
-    assert "1 failed" in printed
+    assert "2 failed" in printed
+    assert '>       sse_events.assert_not_sent("order")' in printed
     assert '>       sse_events.assert_sent("order", 7)' in printed
     assert "<'order' to the channel 'default': 8>" in printed
     assert "records.py" not in printed  # the traceback ends in the test

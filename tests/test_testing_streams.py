@@ -149,6 +149,9 @@ def test_a_state_is_no_text_because_the_newest_event_was_one() -> None:
         first.clock.advance(0.1)
         with open_stream(manager, snapshot=lambda: [("state", [1])]) as second:
             assert second.events() == [("state", [1])]
+            manager.enqueue("row", Text("7"))
+            first.clock.advance(0.1)
+            assert isinstance(second.events()[-1][1], Text)
 
 
 # -- connections -------------------------------------------------------------------------------------------------------
@@ -195,6 +198,15 @@ def test_a_lost_history_is_a_gap() -> None:
         opened.reconnect()
         assert (opened.opened_with, opened.gaps) == ("sse_gap", ["epoch"])
         assert [event_type for event_type, _ in opened.events()] == ["state", "greeting"]
+
+
+def test_the_history_of_one_manager_is_lost() -> None:
+    one, other = SSEManager(), SSEManager()
+    with record(one) as sent, open_stream(one) as lost, open_stream(other) as kept:
+        sent.lose_history()
+        for opened in (lost, kept):
+            opened.reconnect()
+        assert (lost.gaps, kept.gaps) == (["epoch"], [])
 
 
 def test_a_history_gets_too_old() -> None:
@@ -296,6 +308,14 @@ def test_signals_say_who_came_and_left() -> None:
         assert seen == [("a",), "left"]
 
 
+def test_a_stream_ends_when_its_time_is_over_though_the_test_does_not_look() -> None:
+    manager, seen = SSEManager(), []
+    with open_stream(manager) as opened:
+        with signals.client_disconnected.connected_to(lambda sender, client, reason, **rest: seen.append(reason)):
+            opened.clock.advance(1_800)
+            assert seen == ["lease"]
+
+
 def test_another_thread_may_send() -> None:
     manager = SSEManager()
     with open_stream(manager) as opened:
@@ -373,6 +393,31 @@ def test_a_middleware_that_passes_blocks_on_changes_nothing() -> None:
         opened.clock.advance(100)
         assert opened.events()[2:] == [("order", {"n": 1})]
         assert opened.is_open
+
+
+def test_the_response_is_closed_as_a_server_does_it() -> None:
+    class Body:
+        closed = 0
+
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"event: a\ndata: 1\nid: 1\n\n"
+
+        def close(self) -> None:
+            self.closed += 1
+
+    answers = {"/stream": ("text/event-stream", stream_body := Body()), "/page": ("text/html", page_body := Body())}
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Body:
+        media_type, body = answers[environ["PATH_INFO"]]
+        start_response("200 OK", [("Content-Type", media_type)])
+        return body
+
+    with open_stream(app, "/stream") as opened:
+        assert opened.events() == [("a", 1)]
+        assert not opened.is_open
+    with pytest.raises(StreamRefusedError, match="the app answered with 200 and no stream"), open_stream(app, "/page"):
+        pass
+    assert (stream_body.closed, page_body.closed) == (1, 1)
 
 
 # -- what would wait forever -------------------------------------------------------------------------------------------

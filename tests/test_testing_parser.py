@@ -1,0 +1,31 @@
+"""The testing kit's parser: the same as one that was written from the standard and from nothing of ours."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sse_batcher.testing.parser import Parser
+
+from .kit.sse_parser import EventStreamParser
+
+PIECES = [
+    *("event: order", "event:", "data: 1", "data:2", "data", "data:  x", "id: a-1", "id:", "id: a\0b", "retry: 500"),
+    *("retry: x", ": heartbeat", "other: x", "d\u00e9j\u00e0", "\n", "\n", "\n", "\r\n", "\r\n", "\r", "\r", "\n\n"),
+]
+
+
+@given(st.lists(st.sampled_from(PIECES)), st.integers(1, 20))
+def test_both_parsers_find_the_same_blocks(pieces: list[str], step: int) -> None:
+    stream = "".join(pieces).encode() + b"\n\n"
+    ours, theirs = Parser(), EventStreamParser()
+    steps = [stream[at : at + step] for at in range(0, len(stream), step)]
+    blocks = [block for each in steps for block in ours.feed(each)]
+    events = [event for each in steps for event in theirs.feed(each)]
+    assert [block[:3] for block in blocks] == events
+    assert (ours.last_id, ours.retry) == (theirs.last_event_id, theirs.retry)
+
+
+def test_a_block_says_whether_it_has_an_id() -> None:
+    blocks = Parser("a-1").feed(b"data: 1\n\ndata: 2\nid: a-2\n\n")
+    assert [(block.id, block.has_id) for block in blocks] == [("a-1", False), ("a-2", True)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import os
 import threading
 import unittest
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from sse_batcher import (
 from sse_batcher.testing import Recording, record
 
 from .kit.board import make_board
+from .kit.process import AsProcess
 
 
 def test_an_event_of_a_request_was_sent() -> None:
@@ -233,6 +236,18 @@ def test_all_threads_are_recorded() -> None:
     assert len(sent) == stats.enqueued == 800
     for number in range(4):
         assert [event.data for event in sent if event.type == f"t{number}"] == list(range(200))
+
+
+def test_a_forked_child_delivers_as_usual(as_process: AsProcess) -> None:
+    manager = SSEManager()
+    received: SimpleQueue[str] = SimpleQueue()
+    with record() as sent, signals.batch_flushed.connected_to(lambda sender, batch: received.put(batch.type)):
+        manager.enqueue("parent", 1)
+        with as_process(os.getpid() + 1):
+            manager.enqueue("child", 1)
+            assert manager.shutdown()
+    assert received.get_nowait() == "child"
+    assert [event.type for event in sent] == ["parent"]
 
 
 def test_receivers_of_signals_run_in_the_test() -> None:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
-from flask import Flask
+from flask import Flask, render_template_string
 
 from sse_batcher import SSE, SSEManager, UsageError, stream
 from sse_batcher.testing import live_server, record
 
+from .kit.browser import chromium
 from .kit.sse_parser import ServerEvent, parse
+
+BOARD = """<p id=it>
+<script type="module">
+import { BatchedEventSource } from "{{ sse_script_url() }}";
+const events = new BatchedEventSource("/events");
+events.on("sse_open", () => { it.textContent = "open"; });
+events.on("order", ({ id }) => { it.textContent = `order ${id}`; });
+</script>
+"""
 
 QUICK_SECONDS = 2.0
 """Much more than the end of a server takes, and much less than its time limit."""
@@ -74,6 +87,19 @@ def test_the_next_server_has_streams_again() -> None:
     sse.manager.shutdown()
 
 
+@pytest.mark.external
+def test_a_browser_gets_events() -> None:
+    app, sse = make_app()
+    app.get("/board", endpoint="board")(lambda: render_template_string(BOARD))
+    with chromium() as browser, live_server(app) as url:
+        page = browser.new_page()
+        page.goto(f"{url}/board", wait_until="load")
+        page.wait_for_selector("text=open")
+        sse.enqueue("order", {"id": 7})
+        page.wait_for_selector("text=order 7")
+    sse.manager.shutdown()
+
+
 def test_pages_are_served_in_threads_beside_streams() -> None:
     app, sse = make_app()
     with live_server(app) as url:
@@ -87,18 +113,25 @@ def test_pages_are_served_in_threads_beside_streams() -> None:
     sse.manager.shutdown()
 
 
-def test_a_connection_that_waits_delays_nothing() -> None:
-    import http.client
-
+def test_a_connection_without_a_request_delays_nothing() -> None:
+    """Browsers open such connections, to have them ready."""
     app, sse = make_app()
-    before = 0.0
     with live_server(app) as url:
-        connection = http.client.HTTPConnection(url.removeprefix("http://"))
-        connection.request("GET", "/")
-        assert connection.getresponse().read() == b"a page"
+        connection = socket.create_connection((urlsplit(url).hostname, urlsplit(url).port))
+        with urllib.request.urlopen(url, timeout=10):
+            pass  # the server has accepted the other one by now
         before = time.monotonic()
     assert time.monotonic() - before < QUICK_SECONDS
+    assert connection.recv(1) == b""
     connection.close()
+    sse.manager.shutdown()
+
+
+def test_the_requests_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    app, sse = make_app()
+    with caplog.at_level(logging.INFO, "werkzeug"), live_server(app) as url, urllib.request.urlopen(url, timeout=10):
+        pass
+    assert caplog.records == []
     sse.manager.shutdown()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import queue
 import threading
 import time
@@ -270,6 +271,7 @@ class Stage:
         self.readers: list[Reader] = []
         self.are_texts: dict[str, list[bool]] = {}
         """By the id of each frame, whether each of its events is a text."""
+        self._pid = os.getpid()
         self._holds: list[Callable[[SSEManager], bool]] = []
         self._before: weakref.WeakKeyDictionary[SSEManager, ProcessState | None] = weakref.WeakKeyDictionary()
         self.workers: weakref.WeakSet[HandWorker] = weakref.WeakSet()
@@ -304,7 +306,8 @@ class Stage:
         return [manager for manager in list(self._before) if self.reaches(manager)]
 
     def reaches(self, manager: SSEManager) -> bool:
-        return any(reaches(manager) for reaches in self._holds)
+        """Return whether this manager runs on it. In a forked child, none does."""
+        return os.getpid() == self._pid and any(reaches(manager) for reaches in self._holds)
 
     def make_state(self, manager: SSEManager, make: Callable[[Parts], ProcessState]) -> ProcessState:
         before = self._before.setdefault(manager, None)

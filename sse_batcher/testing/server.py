@@ -42,6 +42,7 @@ def live_server(app: Callable[..., Any]) -> Iterator[str]:
         )
 
     connections: set[socket.socket] = set()
+    answering: set[socket.socket] = set()  # those that serve a request
     threads: set[threading.Thread] = set()
 
     class Handler(WSGIRequestHandler):
@@ -51,6 +52,13 @@ def live_server(app: Callable[..., Any]) -> Iterator[str]:
             connections.add(self.request)
             threads.add(threading.current_thread())
             super().setup()
+
+        def run_wsgi(self) -> None:
+            answering.add(self.request)
+            try:
+                super().run_wsgi()
+            finally:
+                answering.discard(self.request)
 
         def finish(self) -> None:
             super().finish()
@@ -75,14 +83,19 @@ def live_server(app: Callable[..., Any]) -> Iterator[str]:
             process.hub.wait_until_left(deadline.left())
         server.shutdown()
         accepting.join(deadline.left())
-        for connection in list(connections):
-            with suppress(OSError):  # closed by its client meanwhile
-                connection.shutdown(socket.SHUT_RDWR)
+        _shut_down(connections - answering)
         for thread in list(threads):
             thread.join(deadline.left())
+        _shut_down(connections)  # of requests that take too long
         server.server_close()
         for process in ended:
             process.hub.reopen(0)
+
+
+def _shut_down(connections: set[socket.socket]) -> None:
+    for connection in list(connections):
+        with suppress(OSError):  # closed meanwhile
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def _managers_of(app: object) -> list[SSEManager]:

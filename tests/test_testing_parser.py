@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sse_batcher.testing.parser import Parser
@@ -15,6 +15,7 @@ PIECES = [
 ]
 
 
+@example(["data: 1", "\r\n", "data:2", "\r\n", "\n"], 8)
 @given(st.lists(st.sampled_from(PIECES)), st.integers(1, 20))
 def test_both_parsers_find_the_same_blocks(pieces: list[str], step: int) -> None:
     stream = "".join(pieces).encode() + b"\n\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -329,6 +330,18 @@ def test_another_thread_may_send() -> None:
         opened.clock.advance(0.1)
         assert len(opened.events()) == 800
         assert opened.gaps == []
+
+
+def test_a_shutdown_waits_for_no_thread_that_has_read_a_stream() -> None:
+    manager = SSEManager(batching=BatchOptions(critical_types={"news"}))
+    with open_stream(manager) as opened:
+        thread = threading.Thread(target=lambda: manager.enqueue("news", 1))
+        thread.start()
+        thread.join()
+        before = time.monotonic()
+        assert manager.shutdown(5)
+        assert time.monotonic() - before < 2
+        assert opened.events() == [("news", 1)]
 
 
 def test_a_stream_goes_with_its_block() -> None:

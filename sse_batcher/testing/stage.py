@@ -210,6 +210,11 @@ class StagedEngine(Engine):
         """As usual. The answer is there at once, or never."""
         return super().flush(reason, 0 if timeout is None else timeout)
 
+    def close(self, timeout: float | None = 5.0) -> bool:
+        """As usual. First, this thread reads all streams: a shutdown waits for those that other threads read last."""
+        self._stage.read_all()
+        return super().close(timeout)
+
     def count_refusal(self) -> None:
         super().count_refusal()
         for recorder in self._recorders():

@@ -491,7 +491,11 @@ def test_a_record_that_finds_the_backlog_full_is_counted_and_reported(
     assert capsys.readouterr().err == ""
 
 
-def test_a_wrong_log_call_harms_only_itself(viewer: Viewer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_log_call_harms_only_itself(
+    viewer: Viewer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Otherwise pytest keeps the log for its report. A worker of pytest-xdist cannot send a lone surrogate, and ends.
+    monkeypatch.setattr(viewer.log, "propagate", False)
     # Not through the logger, since pytest's own handler fails a test that makes such a call.
     viewer.handler.handle(viewer.log.makeRecord("test_examples", logging.INFO, "", 0, "%d", ("one",), None))
     viewer.log.info("x" * 1_000_000)

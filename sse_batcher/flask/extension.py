@@ -110,10 +110,6 @@ class SSE(Hooks):
             )
         return alive[0].manager
 
-    def managers(self) -> list[SSEManager]:
-        """Return the managers of all apps that have this SSE, and are alive."""
-        return [part.manager for part in self._alive()]
-
     def enqueue(
         self,
         event_type: str,
@@ -192,6 +188,10 @@ class SSE(Hooks):
     def _pass_on_all(self) -> None:
         for part in self._alive():
             part.pass_on()
+
+    def _managers(self) -> list[SSEManager]:
+        """Return the managers of all apps that have this SSE, and are alive. For the testing kit."""
+        return [part.manager for part in self._alive()]
 
     def _alive(self) -> list[_AppPart]:
         return [part for reference in list(self._parts.values()) if (part := reference()) is not None]

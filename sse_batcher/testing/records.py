@@ -305,7 +305,7 @@ def _reach(source: Any) -> Callable[[SSEManager], bool]:
         return lambda manager: True
     if isinstance(source, SSEManager):
         return lambda manager: manager is source
-    managers = getattr(source, "managers", None)
+    managers = getattr(source, "_managers", None)
     if not callable(managers):
         raise UsageError(f"record() takes an SSE or an SSEManager, or nothing for all of them, not {source!r}")
     return lambda manager: any(manager is each for each in managers())

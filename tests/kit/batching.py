@@ -7,10 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
-from unittest.mock import patch
 
 from sse_batcher import Batch, BatchOptions, EventBatcher
-from sse_batcher.batching import batcher
 from sse_batcher.batching.engine import Engine
 from sse_batcher.runtime.worker import Owner, Worker
 
@@ -140,8 +138,7 @@ class OwnBatcher(EventBatcher):
             engines.append(Engine(*arguments, make_worker=make_and_keep, inbox=inbox))
             return engines[-1]
 
-        with patch.object(batcher, "Engine", make_engine):
-            super().__init__(sink, options, **keywords)
+        super().__init__(sink, options, make_engine=make_engine, **keywords)
         self.get_stats()  # makes the engine
         self.engine, self.worker = engines[0], workers[0]
 

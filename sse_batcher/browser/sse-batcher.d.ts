@@ -9,7 +9,10 @@ export interface EventInfo {
   readonly id: string;
 }
 
-/** What the connection does now. `polling`: it is open, but by polls, since something holds streams back. */
+/**
+ * What the connection does now. `polling`: it is open, but by polls, since something holds streams back, or for the
+ * moment in which a tab joins a shared stream.
+ */
 export type State = "connecting" | "open" | "polling" | "waiting" | "closed";
 
 /** The data of the stream's own events. */
@@ -48,11 +51,14 @@ export interface Options {
   share?: string;
   /** The URL of this module, for the shared worker. Needed only if a bundler has renamed or merged the module. */
   worker?: string | URL;
-  /** "auto" (default): poll if something on the way holds streams back. true: always poll. false: never. */
+  /** "auto" (default): poll if something on the way holds streams back. true: always. false: only to join others. */
   poll?: "auto" | boolean;
   /** Returns a fresh URL. Called after 401 or 403. For signed URLs. */
   url?: () => string | URL | Promise<string | URL>;
-  /** Returns the headers of each request, such as `Authorization`. Another origin then sees a CORS preflight. */
+  /**
+   * Returns the headers of each request, such as `Authorization`. Another origin then sees a CORS preflight. If the
+   * stream is shared, this and `url` may take at most 30 s.
+   */
   headers?: () => Record<string, string> | Promise<Record<string, string>>;
   /** Send cookies to another origin, too. Default: false. */
   withCredentials?: boolean;
@@ -89,7 +95,10 @@ export class BatchedEventSource<Types extends object = Record<string, any>> exte
 
   /** Call with the parsed JSON of each event of this type, alone or out of a batch, in order. Returns how to stop it. */
   on<K extends string>(type: K, handle: (data: DataOf<Types, K>, info: EventInfo) => void): () => void;
-  /** Call with the text of each event of this type, as it came. Texts of one window are one. Returns how to stop it. */
+  /**
+   * Call with the text of each event of this type, as it came. Texts of one window are one. An event out of a batch of
+   * JSON has its JSON, made again from its value. Returns how to stop it.
+   */
   onText(type: string, handle: (text: string, info: EventInfo) => void): () => void;
   /** Call once for each frame, with the parsed JSON of all its events of this type. Returns how to stop it. */
   onBatch<K extends string>(type: K, handle: (list: DataOf<Types, K>[], info: EventInfo) => void): () => void;

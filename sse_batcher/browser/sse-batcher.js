@@ -25,9 +25,9 @@ function nextTask() {
 }
 
 /** Resolved after this time, or as soon as the signal says so. */
-function pause(milliseconds, signal) {
+function pause(ms, signal) {
   return new Promise((resolve) => {
-    const timer = setTimeout(resolve, Math.min(milliseconds, 1e9)); // a longer one would end at once
+    const timer = setTimeout(resolve, Math.min(ms, 1e9)); // a longer one would end at once
     signal.onabort = () => resolve(clearTimeout(timer));
   });
 }
@@ -66,8 +66,9 @@ class Parser {
       if (line) continue;
       const { lines, event, id, retry } = this.#block;
       this.#block = { lines: [] };
-      // Without data it is no event, but its id counts.
-      if (lines.length || id !== undefined) yield { type: lines.length ? event || "message" : "", data: lines.join("\n"), id, retry };
+      // Without data it is no event, but its id and retry count.
+      if ((lines[0] ?? id ?? retry) !== undefined)
+        yield { type: lines.length ? event || "message" : "", data: lines.join("\n"), id, retry };
     }
   }
 }
@@ -133,7 +134,8 @@ class Reader {
     await undefined; // the owner has to know its reader before it is called
     while (!this.isClosed) {
       this.#isEnded = false;
-      const error = await this.#attempt().catch((error) => error);
+      // WebKit rejects with an error of its own, not with the reason.
+      const error = await this.#attempt().catch((error) => this.#abort.signal.reason ?? error);
       this.#heard = Infinity;
       if (this.isClosed) return;
       if (this.#isPolling && this.#isOpened && (this.#isEnded || !error)) {
@@ -152,8 +154,8 @@ class Reader {
     this.#sleepUntil = 0;
     this.#isSilent = true;
     this.#isOpened = false;
-    if (this.state !== "polling") this.#show("connecting");
     if (this.#isPolling && this.#began > this.#tried + 300_000) this.#tryOther(); // every five minutes
+    if (this.state !== "polling") this.#show("connecting"); // the page may close it here
     const body = await this.#fetch(this.#isPolling, this.cursor, abort);
     const decoder = new TextDecoder();
     const parser = new Parser();
@@ -186,13 +188,15 @@ class Reader {
     const { status } = response;
     const type = response.headers.get("Content-Type");
     if (status === 200 && /^text\/event-stream/i.test(type)) return response.body.getReader();
-    abort.abort(); // leaves the body unread, and even untouched: WebKit would report a rejection that has no handler
     const after = response.headers.get("Retry-After"); // seconds, or a date
-    throw Object.assign(new Error(`status ${status}, ${type}`), {
+    // Leaves the body unread, and even untouched: WebKit would report a rejection that has no handler.
+    abort.abort({
       status,
+      message: `status ${status}, ${type}`,
       renews: renews && !this.#isRefused,
       after: after * 1000 || Date.parse(after) - Date.now(),
     });
+    throw abort.signal.reason;
   }
 
   #receive(block) {
@@ -209,7 +213,7 @@ class Reader {
       this.#tries = 0;
       this.#isRefused = false;
       // Each poll begins, but the page is to see one stream.
-      if (isFirst && type === "sse_open" && state === "polling" && state === this.state) return undefined;
+      if (isFirst && type === "sse_open" && state === "polling" && state === this.state) return;
       if (isFirst) this.#show(state);
     }
     return this.#owner.take(block);
@@ -377,7 +381,7 @@ class Tab {
 
   /** All at once: the cursor is behind the whole frame, or before it. Returns what to wait for before the answer. */
   frame(blocks) {
-    if (this.#reader) return undefined; // these follow an older cursor
+    if (this.#reader) return; // these follow an older cursor
     return blocks.map((block) => this.take(block)).at(-1);
   }
 
@@ -413,7 +417,7 @@ class Tab {
 
   /** Join again. Resolved if that fails. A poll without anything shows that nothing follows the cursor. */
   polled() {
-    if (!this.#port) return undefined;
+    if (!this.#port) return;
     this.#join(this.#cursor === this.#polledFrom);
     return new Promise((resolve) => (this.#next = resolve));
   }

@@ -122,8 +122,8 @@ def test_two_users_never_see_events_of_each_other(site: SharedSite, context: Bro
     for number in range(50):
         for user in tabs:
             site.sse.enqueue("private", f"{user}: {number}", user=user)
-    everyone = [tab for of_user in tabs.values() for tab in of_user]
-    wait_until(lambda: all(len(tab.got()) >= 50 for tab in everyone), "each tab has its events")
+    all_tabs = [tab for of_user in tabs.values() for tab in of_user]
+    wait_until(lambda: all(len(tab.got()) >= 50 for tab in all_tabs), "each tab has its events")
     for user, of_user in tabs.items():
         assert [tab.got() for tab in of_user] == [[f"{user}: {number}" for number in range(50)]] * 2
 

@@ -171,7 +171,7 @@ test("types with the names of properties", async (t) => {
   const blocks = types.flatMap((type, k) => [event(type, 1, `c-${k}`), batch(type, [2, 3], `d-${k}`)]);
   const {url} = await t.stream(held(open("c-0"), ...blocks, batch("mixed", mixed, "e"), event("last", 1, "f")));
   const source = await t.open(url), last = t.record(source, "last");
-  await t.until(() => last.length, "the last, with no one who listens to the others");
+  await t.until(() => last.length, "the last; the others have no handlers");
   const again = await t.open(url), seen = t.record(again, ...types);
   await t.same(seen, [
     ...types.flatMap((type, k) => [[type, 1, `c-${k}`], [type, 2, `d-${k}.1`], [type, 3, `d-${k}`]]),

@@ -253,3 +253,59 @@ test("an unusual policy is not needed", async (t) => {
   await t.same(t.record(await t.open(stream.url), "n"), [["n", 1, "c-1.1"], ["n", 2, "c-1"]], "events");
   t.equal(t.violations, [], "violations");
 });
+
+test("close() in a statechange after pageshow leaves nothing running", async (t) => {
+  clock.install();
+  const stream = await t.stream(held(open("c-0")));
+  const source = await t.open(stream.url);
+  await t.until(() => source.state === "open", "it opens");
+  dispatchEvent(new PageTransitionEvent("pagehide", {persisted: true}));
+  await t.until(async () => (await stream.requests())[0].left !== null, "it leaves");
+  source.addEventListener("statechange", () => source.close());
+  dispatchEvent(new PageTransitionEvent("pageshow", {persisted: true}));
+  await t.pause(100);
+  await check(t, stream, 1, () => 0);
+  t.equal(source.state, "closed", "state");
+});
+
+test("url() and headers() may take their time, and are called once", async (t) => {
+  clock.install();
+  for (const option of ["url", "headers"]) {
+    const stream = await t.stream(held(open("c-0"))), refused = await t.stream([{status: 401}]), errors = [];
+    let release, calls = 0;
+    const gate = new Promise((resolve) => { release = resolve; });
+    const ask = (value) => {
+      calls += 1;
+      return gate.then(() => value);
+    };
+    const source = option === "url"
+      ? await t.open(refused.url, {url: () => ask(stream.url)})
+      : await t.open(stream.url, {headers: () => ask({})});
+    source.onerror = ({status}) => errors.push(status);
+    await t.until(() => calls, `${option} is called`);
+    for (let k = 0; k < 4; k += 1) {
+      clock.skip(10_000);
+      await t.pause(30);
+    }
+    release();
+    await t.until(() => source.state === "open", `it opens after ${option}`);
+    t.equal([calls, errors, (await stream.requests()).length], [1, option === "url" ? [401] : [], 1], option);
+  }
+});
+
+test("a worker by a URL object, and a list that cannot be cloned, are shared", async (t) => {
+  const warnings = [], {warn} = console;
+  console.warn = (text) => warnings.push(text);
+  for (const options of [{worker: new URL("/sse-batcher.js", location)}, {channels: new Proxy(["default"], {})}]) {
+    const stream = await t.stream(held(open("c-0"), event("n", 1, "c-1")));
+    const seen = [1, 2].map(() => []);
+    for (const each of seen) {
+      const source = await t.open(stream.url, {share: stream.url, cursor: "c-0", ...options});
+      source.on("n", (data) => each.push(data));
+    }
+    await t.until(() => seen.every(({length}) => length), "both have the event");
+    await t.pause(100);
+    t.equal([seen, warnings, (await stream.requests()).length], [[[1], [1]], [], 1], "events, warnings, requests");
+  }
+  console.warn = warn;
+});

@@ -96,6 +96,26 @@ test("a socket that goes silent is given up after two heartbeats", async (t) => 
   t.ok(requests[0].left !== null, "the silent one is closed");
 });
 
+test("silence is an error like others: it waits as long as the server asks for", async (t) => {
+  clock.install();
+  const stream = await t.stream([{body: [open("c-0", 15, 60_000)], end: "hold"}, {after: null}]);
+  const source = await t.open(stream.url, {poll: false}), errors = [];
+  source.onerror = ({status, message}) => errors.push([status, message, source.state]);
+  await t.until(() => source.state === "open", "it opens");
+  await t.pause(50);
+  clock.skip(31_000);
+  await t.until(() => errors.length, "an error");
+  await t.pause(100);
+  t.equal([errors, await count(stream)], [[[0, "the stream is silent", "waiting"]], 1], "errors and requests");
+  clock.skip(30_000);
+  await t.pause(100);
+  t.equal([errors.length, await count(stream)], [1, 1], "errors and requests before it is time");
+  clock.skip(31_000);
+  await t.until(async () => await count(stream) === 2, "another request");
+  clock.skip(31_000);
+  await t.until(() => errors.length === 2, "a second error");
+});
+
 test("heartbeats keep a quiet stream open", async (t) => {
   const stream = await t.stream([{body: [open("c-0", 0.5)], end: "hold", beat: 100}]);
   const source = await t.open(stream.url);

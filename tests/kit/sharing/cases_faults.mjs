@@ -17,7 +17,7 @@ export const cases = {
     server.busy = true;
     server.cut();
     worker.isFrozen = false;
-    const third = await world.open(); // polls, and is told the same
+    const third = await world.open(); // polls, and gets sse_busy, too
     await world.run(2500);
     assert.ok(page.own("sse_busy").length > 0 && other.own("sse_busy").length > 0);
     server.busy = false;
@@ -265,8 +265,8 @@ export const cases = {
     assert.equal(page.source.state, "open");
   },
 
-  async "what a tab was told before it polled on does not come twice"(script) {
-    // The worker leaves the tab out while the tab asks to join: the tab is told both.
+  async "what a tab got before it polled again does not come twice"(script) {
+    // The worker leaves the tab out while the tab asks to join: the tab gets "missed" and "joined".
     for (let seed = 0; seed < 20; seed += 1) {
       const world = new World(script.replace("MANY = 1000", "MANY = 8"), { seed, isRandom: true });
       const { server } = world;

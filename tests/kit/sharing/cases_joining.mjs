@@ -73,7 +73,7 @@ export const cases = {
     assert.equal(other.source.state, "open");
   },
 
-  async "a tab that is ahead of the worker gets only what it has not"(script) {
+  async "a tab that is ahead of the worker gets only the events that it does not have"(script) {
     const { world, server, page } = await begun(script);
     const [worker] = [...world.workers.values()];
     worker.isFrozen = true;
@@ -89,7 +89,7 @@ export const cases = {
     assert.deepEqual(polls(world), []);
   },
 
-  async "a tab with a cursor of another history is told so"(script) {
+  async "a tab with a cursor of another history gets an sse_gap"(script) {
     const { world, server, page } = await begun(script);
     server.restart();
     await world.run(3000);

@@ -4,6 +4,8 @@
 import { readFileSync } from "node:fs";
 import { cases as faults } from "./cases_faults.mjs";
 import { cases as joining } from "./cases_joining.mjs";
+import { cases as ofPage } from "./cases_page.mjs";
+import { cases as silence } from "./cases_silence.mjs";
 import { wander } from "./random.mjs";
 
 const [path, what, ...names] = process.argv.slice(2);
@@ -15,7 +17,7 @@ async function report(name, run) {
 }
 
 if (what === "cases") {
-  for (const [name, run] of Object.entries({ ...joining, ...faults })) {
+  for (const [name, run] of Object.entries({ ...joining, ...faults, ...ofPage, ...silence })) {
     if (!names.length || names.includes(name)) await report(name, () => run(script));
   }
 } else {

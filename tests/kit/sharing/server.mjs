@@ -2,7 +2,6 @@
 
 import { Source } from "./world.mjs";
 
-const HEARTBEAT_MS = 15_000;
 const POLL_WAIT_MS = 25_000;
 const SLICE = 256;
 
@@ -24,7 +23,7 @@ class Stream {
     this.batches = address.searchParams.get("batch") !== "0";
     this.user = address.searchParams.get("user");
     this.source = new Source(server.world, realm);
-    signal.addEventListener("abort", () => this.fail(new Error("aborted")));
+    signal.addEventListener("abort", () => this.fail(signal.reason));
   }
 
   write(text) {
@@ -104,12 +103,15 @@ export class Server {
   #published = 0;
   #counts = new Map(); // by cursor: how many events had been published up to it
 
-  constructor(world, { history = 1000, snapshot = 0 } = {}) {
+  constructor(world, { history = 1000, snapshot = 0, heartbeat = 15, spread = 0 } = {}) {
     this.world = world;
     this.history = history;
     this.snapshot = snapshot; // blocks of the state that begins a stream
+    this.heartbeat = heartbeat; // seconds
+    this.spread = spread; // ms by which the retry of a stream may be longer
     this.#note();
-    const beat = { at: world.now + HEARTBEAT_MS, period: HEARTBEAT_MS, run: () => this.#beat() };
+    const period = 1000 * heartbeat;
+    const beat = { at: world.now + period, period, run: () => this.#beat() };
     this.timers.set("beat", beat);
   }
 
@@ -205,11 +207,11 @@ export class Server {
   fetch(realm, address, { signal }) {
     const cursor = address.searchParams.get("last_event_id") ?? "";
     const poll = address.searchParams.get("poll") === "1";
+    if (signal.aborted) return Promise.reject(signal.reason); // and no request
     const request = new Source(this.world, realm);
     this.requests.push({ poll, cursor, address: address.href, at: this.world.now });
     return new Promise((resolve, reject) => {
-      const stop = () => reject(new Error("aborted"));
-      if (signal.aborted) return stop();
+      const stop = () => reject(signal.reason);
       signal.addEventListener("abort", stop);
       const respond = () => {
         if (this.isSilent) return void this.#waiting.push(() => request.post(respond));
@@ -235,9 +237,10 @@ export class Server {
     const missed = cursor ? this.#missed(id, position, part) : undefined;
     const isResumed = cursor && !missed;
     const own = isResumed ? undefined : this.#state();
-    const data = { heartbeat: 15, channels: ["default"], ...(missed && { reason: missed }) };
+    const data = { heartbeat: this.heartbeat, channels: ["default"], ...(missed && { reason: missed }) };
+    const retry = stream.isPoll ? 500 : 1000 + (this.spread && Math.floor(this.world.choose() * this.spread));
     const first = isResumed ? cursor : own.length ? undefined : this.head;
-    stream.write(block(missed ? "sse_gap" : "sse_open", data, { id: first, retry: stream.isPoll ? 500 : 1000 }));
+    stream.write(block(missed ? "sse_gap" : "sse_open", data, { id: first, retry }));
     for (const text of own ?? []) stream.write(text);
     if (isResumed) this.#resume(stream, position, Number(part));
     else if (stream.isPoll) stream.end();

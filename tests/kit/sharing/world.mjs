@@ -4,6 +4,7 @@
 // `fetch` that are made here. Nothing happens but by `World.run`, one task after the other; between two tasks, promises
 // settle. Tasks of one source (a port, a stream) keep their order. With `isRandom`, sources overtake each other.
 
+import { types } from "node:util";
 import vm from "node:vm";
 import { Server } from "./server.mjs";
 
@@ -57,6 +58,7 @@ class Port {
   constructor(world, realm) {
     this.inbox = new Source(world, realm);
     this.inbox.isStarted = false;
+    world.openPorts.add(this);
   }
 
   set onmessage(handle) {
@@ -67,12 +69,14 @@ class Port {
   postMessage(value) {
     const { other } = this;
     const data = copied(value, other.inbox.realm);
+    this.inbox.world.onMessage?.(data);
     other.inbox.post(() => !other.isClosed && other.#onmessage({ data }));
   }
 
   close() {
     this.isClosed = true;
     this.inbox.drop();
+    for (const port of [this, this.other]) this.inbox.world.openPorts.delete(port);
   }
 }
 
@@ -81,6 +85,8 @@ function copied(value, realm) {
   if (value instanceof Port) value.inbox.realm = realm;
   if (typeof value === "function") throw new Error("a function cannot be cloned");
   if (value === null || typeof value !== "object" || value instanceof Port) return value;
+  const isPlain = /^\[object (Object|Array)\]$/.test(Object.prototype.toString.call(value));
+  if (!isPlain || types.isProxy(value)) throw new Error("this object cannot be cloned");
   if (Array.isArray(value)) return value.map((entry) => copied(entry, realm));
   return Object.fromEntries(Object.entries(value).map(([name, entry]) => [name, copied(entry, realm)]));
 }
@@ -206,7 +212,7 @@ export class Page {
 
   /** The page goes away in good order. What it has still sent arrives. */
   close() {
-    this.realm.context.dispatchEvent(new Event("pagehide"));
+    this.dispatch("pagehide");
     this.realm.kill();
   }
 
@@ -220,6 +226,11 @@ export class Page {
 
   thaw() {
     this.realm.isFrozen = false;
+  }
+
+  /** Into the back/forward cache, or back from there. */
+  dispatch(type) {
+    this.realm.context.dispatchEvent(new Event(type));
   }
 
   /** Shown again, as by a click on its tab. */
@@ -236,6 +247,8 @@ export class World {
   workers = new Map(); // by name
   warnings = [];
   errors = [];
+  openPorts = new Set(); // whose other end is open, too
+  onMessage; // called with each message between two realms
   canLoad = true; // the worker's script
   scriptUrl = "https://site.test/events/sse-batcher.js";
 
@@ -295,6 +308,11 @@ export class World {
 
   worker(share = "u1") {
     return [...this.workers].find(([name]) => name.includes(JSON.stringify(share)))[1];
+  }
+
+  /** Resolved after this time. For the functions of a page. */
+  pause(milliseconds) {
+    return new Promise((run) => this.server.timers.set({}, { at: this.now + milliseconds, run }));
   }
 
   /** Let this many milliseconds pass, with all that happens in them. */

@@ -1,0 +1,182 @@
+// What a page brings along: its options, its functions, and close() in a listener.
+
+import assert from "node:assert/strict";
+import { begun, check, polls, publish, streams } from "./checks.mjs";
+import { World } from "./world.mjs";
+
+const SLOW_MS = { true: 7000, false: 40_000 }; // by whether the stream is shared
+
+/** Nothing of the page happens any more. */
+async function checkClosed(world, page) {
+  const sent = world.server.requests.length;
+  publish(world.server, 3);
+  await world.run(120_000);
+  assert.equal(page.source.state, "closed");
+  assert.equal(world.server.requests.length, sent, "requests");
+  assert.equal(page.realm.timers.size, 0, "timers");
+}
+
+function closeAt(page, ...states) {
+  const { source } = page;
+  source.addEventListener("statechange", () => states.includes(source.state) && source.close());
+}
+
+export const cases = {
+  async "a worker by a URL object, and a list that cannot be cloned, are shared"(script) {
+    for (const name of ["worker", "channels"]) {
+      const world = new World(script);
+      const value = name === "worker" ? new URL(world.scriptUrl) : new Proxy(["default"], {});
+      const pages = [await world.open({ [name]: value }), await world.open({ [name]: value })];
+      await world.run();
+      world.server.publish();
+      await world.run();
+      check(world, pages);
+      assert.deepEqual(world.warnings, []);
+    }
+  },
+
+  async "close() in a statechange after pageshow"(script) {
+    for (const hasWorkers of [false, true]) {
+      const world = new World(script);
+      const page = await world.open({ hasWorkers });
+      await world.run();
+      page.dispatch("pagehide");
+      await world.run(1000);
+      closeAt(page, "connecting");
+      page.dispatch("pageshow");
+      await world.run(); // one request may be on its way
+      assert.equal(world.server.streams.size, 0);
+      await checkClosed(world, page);
+    }
+  },
+
+  async "close() in a statechange of a shared tab that was left out"(script) {
+    let port;
+    const world = new World(script);
+    const page = await world.open({ cursor: "e0-0", meet: (end) => (port = end) });
+    port.onmessage = () => {};
+    await world.run();
+    port.postMessage(["joined", { cursor: "e0-0", state: "open", data: "{}" }]);
+    await world.run();
+    closeAt(page, "connecting");
+    port.postMessage(["missed"]);
+    await world.run(0);
+    await checkClosed(world, page);
+    assert.deepEqual(world.server.requests, []);
+  },
+
+  async "close() in a statechange of each kind"(script) {
+    for (const hasWorkers of [false, true]) {
+      for (const state of ["open", "waiting", "connecting"]) {
+        const world = new World(script);
+        const page = await world.open({ hasWorkers });
+        if (state === "open") closeAt(page, state);
+        await world.run();
+        closeAt(page, state);
+        world.server.cut();
+        await world.run(3000);
+        await checkClosed(world, page);
+      }
+    }
+  },
+
+  async "close() in a statechange when streams are tried again"(script) {
+    const world = new World(script);
+    const { server } = world;
+    const open = server.fetch.bind(server);
+    server.fetch = (...values) => {
+      server.isSilent = !values[1].searchParams.has("poll"); // something holds streams back
+      return open(...values);
+    };
+    const page = await world.open({ hasWorkers: false });
+    await world.run(30_000);
+    assert.equal(page.source.state, "polling");
+    const [{ at }] = polls(world);
+    let after = 0; // requests of the page that is closed
+    server.fetch = async (realm, address, { signal }) => {
+      if (page.source.state === "closed" && !signal.aborted) after += 1;
+      throw new TypeError("down");
+    };
+    await world.run(240_000);
+    page.source.addEventListener("statechange", () => {
+      if (page.source.state === "connecting" && world.now > at + 300_000) page.source.close();
+    });
+    await world.run(70_000);
+    await checkClosed(world, page);
+    assert.equal(after, 0);
+  },
+
+  async "url() may take its time, and is called once"(script) {
+    for (const isShared of [false, true]) {
+      const world = new World(script);
+      const { server } = world;
+      let calls = 0;
+      server.accepts = (address) => address.searchParams.get("token") === "2";
+      const renew = async () => {
+        calls += 1;
+        await world.pause(SLOW_MS[isShared]);
+        return "/events?token=2";
+      };
+      const page = await world.open({ url: "/events?token=1", renew, hasWorkers: isShared });
+      await world.run(SLOW_MS[isShared] + 2000);
+      server.publish();
+      await world.run(60_000);
+      check(world, [page]);
+      assert.deepEqual([calls, page.errors, server.requests.length], [1, [401], 2]);
+    }
+  },
+
+  async "headers() may take its time, and is called once"(script) {
+    for (const isShared of [false, true]) {
+      const world = new World(script);
+      let calls = 0;
+      const headers = async () => {
+        calls += 1;
+        await world.pause(SLOW_MS[isShared]);
+        return {};
+      };
+      const page = await world.open({ headers, hasWorkers: isShared });
+      await world.run(SLOW_MS[isShared] + 2000);
+      world.server.publish();
+      await world.run(60_000);
+      check(world, [page]);
+      assert.deepEqual([calls, page.errors, world.server.requests.length], [1, [], 1]);
+    }
+  },
+
+  async "url() that rejects with undefined is called again"(script) {
+    const unhandled = [];
+    const note = (reason) => unhandled.push(reason);
+    process.on("unhandledRejection", note);
+    for (const hasWorkers of [false, true]) {
+      const world = new World(script);
+      let calls = 0;
+      world.server.accepts = (address) => address.searchParams.get("token") === "2";
+      const renew = async () => {
+        if ((calls += 1) === 1) throw undefined;
+        return "/events?token=2";
+      };
+      const page = await world.open({ url: "/events?token=1", renew, hasWorkers });
+      await world.run(20_000);
+      world.server.publish();
+      await world.run();
+      check(world, [page]);
+      assert.equal(calls, 2);
+      assert.deepEqual(page.errors, [401, 0, 401]);
+    }
+    process.off("unhandledRejection", note);
+    assert.deepEqual(unhandled, []);
+  },
+
+  async "the ports of the worker's questions are closed"(script) {
+    const { world, server, page } = await begun(script);
+    const before = world.openPorts.size;
+    for (let i = 0; i < 20; i += 1) {
+      server.cut();
+      await world.run(2000);
+    }
+    check(world, [page]);
+    assert.equal(streams(world).length, 21);
+    assert.equal(world.openPorts.size, before);
+  },
+};

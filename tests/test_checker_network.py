@@ -24,6 +24,7 @@ from sse_batcher.backends.redis.backend import RedisBackend, open_redis
 from sse_batcher.cli import serving
 from sse_batcher.event import BROADCAST, Audience
 from sse_batcher.options import TRANSPORTS
+from sse_batcher.process_state import Parts, ProcessState
 
 from .kit.checker import Browser, Facts, Violation, judge, judge_publishing
 from .kit.fault_proxy import FaultProxy, Faults
@@ -124,10 +125,19 @@ def serving_through_faults(
     record = Record(history)
     clients = ClientOptions(queue_frames=8, heartbeat=0.1, send_timeout=5.0, retry_ms=1, transport=transport)
 
+    class Recorded:
+        """Makes the states of all managers with a backend that is recorded."""
+
+        def reaches(self, manager: SSEManager) -> bool:
+            return True
+
+        def make_state(self, manager: SSEManager, make: Callable[[Parts], ProcessState]) -> ProcessState:
+            return make(Parts(make_backend=backend))
+
     def backend(url: str, frames: int) -> Backend:
         return RecordedBackend(record) if redis is None else recorded_redis(redis, frames, record)
 
-    monkeypatch.setattr("sse_batcher.process_state.open_backend", backend)
+    monkeypatch.setattr("sse_batcher.manager.stand_ins", [Recorded()])
     with ExitStack() as stack:
         managers, proxies = [], []
         for _ in range(1 if redis is None else 2):

@@ -64,6 +64,7 @@ PAGE = """<!doctype html>
     const events = new BatchedEventSource("/events?user={{ user }}", { share: "user-{{ user }}" });
     events.on("notes", (list) => list.forEach(show));
     events.on("note", show);
+    events.on("sse_gap", ({ channels }) => channels || location.reload());  // inside the stream, no state follows a gap
     events.onerror = ({ status }) => { if (status === 403) location.reload(); };  // another user is logged in, or none
 
     const form = document.getElementById("write");

@@ -51,7 +51,7 @@ class Site:
         self._history: list[tuple[str, str]] = [("b", "")]
         self._script()
         self.tab: Tab = engine.open(f"{server.url}/page.html?url=/stream/{name}&cursor=b")
-        self.wait("page.source.state === 'open'")
+        self.wait("window.page?.source.state === 'open'")
 
     def _script(self) -> None:
         self.server.script(self.name, [{"body": [OPENING], "history": self._history, "end": "hold"}])

@@ -88,7 +88,7 @@ def other_origins(engines: dict[str, Engine], named: Server, unnamed: Server, ot
     known.all("document.cookie = 'pageapp=known'")  # of this host: its port does not count
     stranger = Pages(engines, named, url=private)
     foreign = Pages(engines, unnamed, url=f"{other.url}/events")
-    known.wait("page.source.state === 'open'")
+    known.wait("window.page?.source.state === 'open'")
     other.request("POST", "/publish?channel=private", [0, 1])
     known.wait("page.seen.length === 2")
     stranger.wait("page.errors.length")
@@ -124,7 +124,7 @@ def outcome(engines: dict[str, Engine], tmp_path_factory: pytest.TempPathFactory
             assert publisher.flush_all(10)
 
         with_outage = Pages(engines, gone)
-        with_outage.wait("page.source.state === 'open'")
+        with_outage.wait("window.page?.source.state === 'open'")
         publish(0)
         with_outage.wait("page.seen.length === 1")
 
@@ -146,7 +146,7 @@ def outcome(engines: dict[str, Engine], tmp_path_factory: pytest.TempPathFactory
         behind.request("POST", "/publish", [3])
         threading.Event().wait(max(0.0, stopped + SLOW - time.monotonic()))
         os.killpg(other.process.pid, signal.SIGCONT)
-        slow.wait("page.source.state === 'open'")
+        slow.wait("window.page?.source.state === 'open'")
         other.request("POST", "/publish", [0, 1])
         slow.wait("page.seen.length >= 2")
         with_outage.wait("page.seen.length >= 5")

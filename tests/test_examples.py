@@ -186,8 +186,8 @@ def come_in_and_press(page: Page) -> None:
     # A press before the stream is open does not show: press until it does.
     page.wait_for_function(
         """() => {
-          document.querySelector("#press button").click();
-          return document.getElementById("presses").textContent !== "?";
+          document.querySelector("#press button")?.click();  // the page may not be there yet
+          return (document.getElementById("presses")?.textContent ?? "?") !== "?";
         }""",
         polling=200,
     )

@@ -165,6 +165,12 @@ def test_a_live_server_needs_real_time() -> None:
         pass
 
 
+@pytest.mark.parametrize("app", ["x", None, SSE(), SSEManager()])
+def test_what_is_no_app_is_not_served(app: Any) -> None:
+    with pytest.raises(UsageError, match=f"or another WSGI app, not {type(app).__name__}"), live_server(app):
+        pass
+
+
 def test_a_stream_of_a_live_server_is_busy_while_events_are_recorded() -> None:
     app, sse = make_app()
     with live_server(app) as url:

@@ -354,6 +354,34 @@ def test_a_stream_goes_with_its_block() -> None:
             opened.drop()
 
 
+@pytest.mark.parametrize("source", [SSEManager(), make_board().client])
+def test_a_stream_that_is_over_cannot_come_back(source: Any) -> None:
+    with open_stream(source) as opened:
+        pass
+    with pytest.raises(UsageError, match="this stream is over: its open_stream"):
+        opened.reconnect()
+    with pytest.raises(UsageError, match="this clock is over"):
+        opened.clock.advance(1)
+    assert [frame.type for frame in opened.frames()][:1] == ["sse_open"]  # what has arrived stays
+
+
+def test_a_stream_that_is_over_stays_so_while_the_time_is_held() -> None:
+    with record() as sent:
+        with open_stream(SSEManager()) as opened:
+            pass
+        sent.clock.advance(1)
+        with pytest.raises(UsageError, match="this stream is over"):
+            opened.reconnect()
+
+
+def test_a_snapshot_that_fails_can_be_seen() -> None:
+    app = Flask("app")
+    SSE(app).snapshot("default")(lambda: {}["missing"])
+    with open_stream(app) as opened:
+        assert opened.busy == "snapshot"
+        assert repr(opened) == "<Stream: closed, busy: snapshot, 1 blocks have arrived>"
+
+
 # -- sources -----------------------------------------------------------------------------------------------------------
 
 

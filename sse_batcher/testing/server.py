@@ -28,13 +28,18 @@ def live_server(app: Callable[..., Any]) -> Iterator[str]:
 
     At the end of the block, open streams end with ``sse_bye``, as when a server is restarted, and all connections are
     closed. The managers go on. These are those of a Flask app; of another app, all of this process. Raises `UsageError`
-    if time stands still in this test, because of `record`, `open_stream` or their fixtures.
+    if time stands still in this test, because of `record`, `open_stream` or their fixtures, and for what is no app.
 
     >>> with live_server(app) as url:
     ...     browser.get(url + "/board")
     """
     from werkzeug.serving import WSGIRequestHandler, make_server  # noqa: PLC0415  # only such tests need it
 
+    if not callable(app):
+        raise UsageError(
+            f"live_server() takes a Flask app, or another WSGI app, not {type(app).__name__}: for an SSE or a test "
+            f"client, give its app"
+        )
     if current_stage() is not None:
         raise UsageError(
             "a live server needs real time, which stands still in record(), open_stream() and the fixtures sse_events, "

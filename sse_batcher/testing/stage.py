@@ -88,7 +88,12 @@ class Clock:
         return self._wall + self._now - self._start
 
     def advance(self, seconds: float) -> None:
-        """Let so many seconds pass: what is due happens in its order, in this thread. Returns at once."""
+        """Let so many seconds pass: what is due happens in its order, in this thread. Returns at once.
+
+        Raises `UsageError` after the end of all blocks and fixtures that have held the time.
+        """
+        if not self._stage.is_held:
+            raise UsageError("this clock is over: the blocks and fixtures that held the time have ended")
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
             raise UsageError(f"time passes by a number of seconds, 0 or more, not {seconds!r}")
         end = self._now + seconds

@@ -91,6 +91,7 @@ class Stream:
         self._in_state = False  # whether the blocks that come are a snapshot
         self._stalled = False
         self._error: Exception | None = None
+        self._over = False
 
     # -- what has arrived ----------------------------------------------------------------------------------------------
 
@@ -191,8 +192,11 @@ class Stream:
     def reconnect(self) -> None:
         """Open the stream again after the last complete block, as a browser does. Ends the connection, if it is there.
 
-        Raises `StreamRefusedError` if the app answers with no stream this time.
+        Raises `StreamRefusedError` if the app answers with no stream this time, and `UsageError` after the end of the
+        block of `open_stream`.
         """
+        if self._over:
+            raise UsageError("this stream is over: its open_stream() block, or the test of its fixture, has ended")
         self.close()
         self._stalled = False
         self.open(self._parser.last_id or None)
@@ -226,6 +230,11 @@ class Stream:
         except BaseException:
             self.close()
             raise
+
+    def end(self) -> None:
+        """Close it for good: `reconnect` would read in real time, and wait forever."""
+        self._over = True
+        self.close()
 
     def read(self, wait: bool = True) -> None:
         """Take all that is there now, unless the client is stalled.
@@ -282,7 +291,9 @@ class Stream:
 
     def __repr__(self) -> str:
         state = "closed" if self._answer is None else "stalled" if self._stalled else "open"
-        return f"<Stream: {state}, {len(self._frames)} blocks have arrived>"
+        first = self._opening
+        busy = f", busy: {first.data['reason']}" if first is not None and first.type == "sse_busy" else ""
+        return f"<Stream: {state}{busy}, {len(self._frames)} blocks have arrived>"
 
 
 @contextmanager
@@ -327,7 +338,7 @@ def open_stream(
         try:
             yield opened
         finally:
-            opened.close()
+            opened.end()
 
 
 def _of_manager(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from sse_batcher import Text
+from sse_batcher.reasons import BusyReason, ByeReason, GapReason
 from sse_batcher.testing import Recording, Sent, Stream, record
 
 from .kit.board import make_board
@@ -29,7 +31,7 @@ def test_its_programs_are_an_app_and_tests_that_pass(tmp_path: Path) -> None:
 
 
 def test_the_message_that_it_shows_is_that_of_a_failure() -> None:
-    shown = re.findall(r"^```text\n(.*?)^```$", PAGE, flags=re.M | re.S)
+    shown = re.findall(r"^```text\n(AssertionError.*?)^```$", PAGE, flags=re.M | re.S)
     board = make_board()
     with record() as sent:
         board.sse.enqueue("order", {"id": 7}, channel="team-7")
@@ -47,3 +49,9 @@ def test_the_attributes_that_it_names_are_there() -> None:
     assert [name for owner, name in named if not hasattr(owners[owner], name)] == []
     of_an_event = re.findall(r"Each element has (.*?)\. ", PAGE)[0]
     assert [name for name in re.findall(r"`(\w+)`", of_an_event) if not hasattr(Sent, name)] == []
+
+
+def test_it_names_all_reasons() -> None:
+    for name, reasons in {"busy": BusyReason, "bye": ByeReason, "gaps": GapReason}.items():
+        listed = re.findall(rf"^- `{name}`: (.*)$", PAGE, flags=re.M)[0]
+        assert tuple(re.findall(r"`(\w+)`", listed)) == get_args(reasons)

@@ -292,6 +292,8 @@ def test_a_failed_assertion_shows_what_was_sent_the_nearest_first() -> None:
     ]
     assert "'order' was sent 3 times, not 1." in message(sent, "order", times=1)
     assert "'ordr' was not sent. This was sent, the nearest first:\n  <'order'" in message(sent, "ordr")
+    assert "'order' with the data Text '8' was not sent." in message(sent, "order", Text("8"))
+    assert "'order' containing Text '8' was not sent." in message(sent, "order", containing=Text("8"))
     with pytest.raises(AssertionError, match=r"'invoice' was sent:\n  <'invoice' to the channel 'default'"):
         sent.assert_not_sent("invoice")
 

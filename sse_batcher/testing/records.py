@@ -265,9 +265,9 @@ class _Wanted:
     def __str__(self) -> str:
         text = repr(self.type)
         if self.data is not NOT_GIVEN:
-            text += f" with the data {self.data!r}"
+            text += f" with the data {_data_shown(self.data)}"
         if self.containing is not NOT_GIVEN:
-            text += f" containing {self.containing!r}"
+            text += f" containing {_data_shown(self.containing)}"
         if self.channel is not NOT_GIVEN:
             text += " to all clients" if self.channel == "*" else f" to the channel {self.channel!r}"
         if self.user is not NOT_GIVEN:
@@ -342,6 +342,10 @@ def _shown(events: list[Sent]) -> list[str]:
     lines = [f"  {sent!r}" for sent in events[:MAX_SHOWN]]
     rest = len(events) - MAX_SHOWN
     return [*lines, f"  ... and {rest} more"] if rest > 0 else lines
+
+
+def _data_shown(data: Any) -> str:
+    return f"Text {data!r}" if isinstance(data, Text) else repr(data)
 
 
 def _audience(event: Event) -> str:

@@ -88,6 +88,18 @@ def test_any_part_may_be_left_out() -> None:
     sent.assert_not_sent("news", Text("hello"))
 
 
+def test_a_user_of_the_wrong_type_does_not_pass_as_not_sent() -> None:
+    manager = SSEManager()
+    with record() as sent:
+        manager.enqueue("order", 1, user=7)
+        with pytest.raises(UsageError, match="'7' and 7 are two users, and it was sent to 7"):
+            sent.assert_not_sent("order", user="7")
+        sent.assert_not_sent("order", user="8")
+        sent.assert_not_sent("order", 2, user="7")
+        manager.enqueue("other", 1, user="ada")
+        sent.assert_not_sent("order", user="7")  # the app has users of both types
+
+
 def test_values_that_json_does_not_have_are_compared_as_they_are_sent() -> None:
     board = make_board()
     day = datetime.date(2026, 5, 1)

@@ -147,12 +147,17 @@ class Recording(Sequence[Sent]):
         user: User | NotGiven = NOT_GIVEN,
         key: str | int | NotGiven = NOT_GIVEN,
     ) -> None:
-        """Check that no such event was sent. The arguments are those of `assert_sent`."""
+        """Check that no such event was sent. The arguments are those of `assert_sent`.
+
+        Raises `UsageError` for a `user` such as ``"7"`` if 7 got it, and no event is for a user of that type.
+        """
         __tracebackhide__ = True
         wanted = _Wanted(event_type, data, containing, channel, user, key)
         found = [sent for sent in self._sent if wanted.matches(sent)]
         if found:
             raise AssertionError("\n".join([f"{wanted} was sent:", *_shown(found)]))
+        if not isinstance(user, NotGiven):
+            self._check_type_of_user(event_type, data, containing, user, key)
 
     def clear(self) -> None:
         """Forget what was sent so far."""
@@ -181,6 +186,19 @@ class Recording(Sequence[Sent]):
 
     def __repr__(self) -> str:
         return f"<Recording: {self._sent!r}>"
+
+    def _check_type_of_user(
+        self, event_type: str, data: Any, containing: Any, user: User, key: str | int | NotGiven
+    ) -> None:
+        """Raise `UsageError` if the app uses the other type for its users: then the check would always pass."""
+        __tracebackhide__ = True
+        if any(type(each) is type(user) for sent in self._sent for each in sent.users):
+            return
+        wanted = _Wanted(event_type, data, containing, NOT_GIVEN, NOT_GIVEN, key)
+        for sent in filter(wanted.matches, self._sent):
+            for other in sent.users:
+                if str(other) == str(user):
+                    raise UsageError(f"{user!r} and {other!r} are two users, and it was sent to {other!r}: {sent!r}")
 
     def _instead(self, wanted: _Wanted) -> str:
         """Return what was sent instead, for a message."""

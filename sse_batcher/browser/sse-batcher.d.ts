@@ -93,14 +93,20 @@ export class BatchedEventSource<Types extends object = Record<string, any>> exte
   get onerror(): ((event: Event) => void) | null;
   set onerror(handle: ((event: ConnectionErrorEvent) => void) | null);
 
-  /** Call with the parsed JSON of each event of this type, alone or out of a batch, in order. Returns how to stop it. */
+  /**
+   * Call with the parsed JSON of each event of this type, alone or out of a batch, in order. Returns a function that
+   * removes the handler.
+   */
   on<K extends string>(type: K, handle: (data: DataOf<Types, K>, info: EventInfo) => void): () => void;
   /**
    * Call with the text of each event of this type, as it came. Texts of one window are one. An event out of a batch of
-   * JSON has its JSON, made again from its value. Returns how to stop it.
+   * JSON has its JSON, made again from its value. Returns a function that removes the handler.
    */
   onText(type: string, handle: (text: string, info: EventInfo) => void): () => void;
-  /** Call once for each frame, with the parsed JSON of all its events of this type. Returns how to stop it. */
+  /**
+   * Call once for each frame, with the parsed JSON of all its events of this type. Returns a function that removes the
+   * handler.
+   */
   onBatch<K extends string>(type: K, handle: (list: DataOf<Types, K>[], info: EventInfo) => void): () => void;
 
   /** `open`, `error` and `statechange` are the connection's. Others get each event by itself, as an `EventSource` would. */

@@ -6,7 +6,7 @@
 const SLICE_MS = 20; // of work; then the page has its turn
 const MANY = 1000; // blocks that wait for the page, or messages that a tab has not answered
 const SWITCH_MS = 5000; // without a byte: perhaps something holds streams back
-const POLL_MS = 60_000; // more than a poll waits
+const POLL_MS = 60_000; // longer than a poll waits by default
 const SHARED_FRAMES = 256; // kept for tabs that join
 const BEAT_MS = 2000;
 const DEAD_MS = 6500; // without a message
@@ -379,7 +379,7 @@ class Tab {
 
   beat() {}
 
-  /** All at once: the cursor is behind the whole frame, or before it. Returns what to wait for before the answer. */
+  /** All at once: the cursor is after the whole frame, or before it. Returns what to wait for before the answer. */
   frame(blocks) {
     if (this.#reader) return; // these follow an older cursor
     return blocks.map((block) => this.take(block)).at(-1);

@@ -35,17 +35,7 @@ def live_server(app: Callable[..., Any]) -> Iterator[str]:
     """
     from werkzeug.serving import WSGIRequestHandler, make_server  # noqa: PLC0415  # only such tests need it
 
-    if not callable(app):
-        raise UsageError(
-            f"live_server() takes a Flask app, or another WSGI app, not {type(app).__name__}: for an SSE or a test "
-            f"client, give its app"
-        )
-    if current_stage() is not None:
-        raise UsageError(
-            "a live server needs real time, which stands still in record(), open_stream() and the fixtures sse_events, "
-            "sse_clock and sse_stream: leave them out of this test"
-        )
-
+    _check_use(app)
     connections: set[socket.socket] = set()
     answering: set[socket.socket] = set()  # those that serve a request
     threads: set[threading.Thread] = set()
@@ -95,6 +85,19 @@ def live_server(app: Callable[..., Any]) -> Iterator[str]:
         server.server_close()
         for process in ended:
             process.hub.reopen(0)
+
+
+def _check_use(app: object) -> None:
+    if not callable(app):
+        raise UsageError(
+            f"live_server() takes a Flask app, or another WSGI app, not {type(app).__name__}: for an SSE or a test "
+            f"client, give its app"
+        )
+    if current_stage() is not None:
+        raise UsageError(
+            "a live server needs real time, which stands still in record(), open_stream() and the fixtures sse_events, "
+            "sse_clock and sse_stream: leave them out of this test"
+        )
 
 
 def _shut_down(connections: set[socket.socket]) -> None:

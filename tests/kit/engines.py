@@ -155,10 +155,10 @@ class Chromium(Engine):
         return len(workers)
 
 
-class _FirefoxTab(Tab):
-    def __init__(self, engine: _Firefox, page: FirefoxPage) -> None:
-        self._engine = engine
-        self._page = page
+class _PageTab(Tab):
+    """A tab of one of our own drivers."""
+
+    _page: FirefoxPage | WebKitPage
 
     def evaluate(self, expression: str) -> Any:
         return self._page.evaluate(expression)
@@ -171,6 +171,14 @@ class _FirefoxTab(Tab):
 
     def close(self) -> None:
         self._page.close()
+
+
+class _FirefoxTab(_PageTab):
+    _page: FirefoxPage
+
+    def __init__(self, engine: _Firefox, page: FirefoxPage) -> None:
+        self._engine = engine
+        self._page = page
 
     def kill(self) -> None:
         _kill_busiest(self._engine.firefox.pid, lambda: self.evaluate(_SPIN))
@@ -202,21 +210,11 @@ class _Firefox(Engine):
         return self._blank
 
 
-class _WebKitTab(Tab):
+class _WebKitTab(_PageTab):
+    _page: WebKitPage
+
     def __init__(self, page: WebKitPage) -> None:
         self._page = page
-
-    def evaluate(self, expression: str) -> Any:
-        return self._page.evaluate(expression)
-
-    def goto(self, url: str) -> None:
-        self._page.goto(url)
-
-    def back(self) -> None:
-        self._page.back()
-
-    def close(self) -> None:
-        self._page.close()
 
     def kill(self) -> None:
         raise NotImplementedError

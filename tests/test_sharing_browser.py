@@ -100,13 +100,14 @@ def test_ten_tabs_hold_one_stream(site: SharedSite, context: BrowserContext) -> 
     site.publish(100, 0.5).join()
     wait_until(lambda: all(len(tab.got()) == 100 for tab in tabs), "each tab has all")
     assert [tab.got() for tab in tabs] == [list(range(1, 101))] * TABS
-    assert (site.open, site.most) == (1, 1)
+    site.wait_for_streams(1)
+    assert site.most == 1
 
 
 def test_without_shared_worker_each_tab_reads_for_itself(site: SharedSite, context: BrowserContext) -> None:
     tabs = [Tab(context, f"{site.url}/?alone=1") for _ in range(3)]
     expect_state(tabs, "open")
-    assert site.open == 3
+    site.wait_for_streams(3)
     site.publish(100, 0.5).join()
     wait_until(lambda: all(len(tab.got()) == 100 for tab in tabs), "each tab has all")
     assert [tab.got() for tab in tabs] == [list(range(1, 101))] * 3
@@ -118,7 +119,7 @@ def test_two_users_never_see_events_of_each_other(site: SharedSite, context: Bro
         context.add_cookies([{"name": "user", "value": user, "url": site.url}])
         tabs[user] = [Tab(context, f"{site.url}/?share=u{user}") for _ in range(2)]
         expect_state(tabs[user], "open")
-    assert site.open == 2
+    site.wait_for_streams(2)
     for number in range(50):
         for user in tabs:
             site.sse.enqueue("private", f"{user}: {number}", user=user)
@@ -208,7 +209,7 @@ def test_each_tab_gets_each_event_once_while_tabs_and_the_worker_die(
         assert got[0] <= (tab.page.evaluate("window.first") or EVENTS + 1)
     assert min(chaos.done[action] for action in ("open", "freeze", "close", "crash", "kill")) > 0
     assert site.most <= 2
-    wait_until(lambda: site.open == 1, "one stream is left")
+    site.wait_for_streams(1)
 
 
 # -- Firefox and WebKit ------------------------------------------------------------------------------------------------
@@ -268,7 +269,8 @@ def test_tabs_of_firefox_and_webkit_get_each_event_once(engines: list[Engine]) -
             for _ in range(3):
                 few.open()
         wait_until(lambda: all(few.all("source.state") == ["open"] * 3 for few in browsers), "each tab is open")
-        assert [few.site.open for few in browsers] == [1, 1]
+        for few in browsers:
+            few.site.wait_for_streams(1)
         for few in browsers:
             few.all("window.first = 1")
         publishing = [few.site.publish(FEW_EVENTS, FEW_SECONDS) for few in browsers]

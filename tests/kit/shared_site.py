@@ -17,6 +17,8 @@ from sse_batcher.cli import serving
 from sse_batcher.signals import client_connected, client_disconnected
 from sse_batcher.streams.open_stream import ClientInfo
 
+from .waiting import wait_until
+
 # `got` has the numbers of all events, and between them the reason of each gap. The first number is at most `first`.
 _PAGE = """<!doctype html><title>shared</title><script type="module">
   if ({{ alone | tojson }}) delete globalThis.SharedWorker;
@@ -72,6 +74,10 @@ class SharedSite:
             self._stopped.wait(max(0.0, start + number * seconds / events - time.monotonic()))
             self.published += 1
             self.sse.enqueue("n", self.published)
+
+    def wait_for_streams(self, number: int) -> None:
+        """Wait until so many streams are open. A signal comes a moment after what it tells of."""
+        wait_until(lambda: self.open == number, f"{number} open streams")
 
     def connected(self, sender: object, client: ClientInfo, **more: object) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""The pytest plugin of sse_batcher: the fixtures sse_events, sse_clock and sse_stream. See docs/testing.md.
+"""The pytest plugin of sse_batcher: the fixtures sse_events, sse_clock and sse_stream. See docs/guides/testing.md.
 
 Not in the package, so that a test run that uses none of them does not import it.
 """

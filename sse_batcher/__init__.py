@@ -1,7 +1,7 @@
 """sse_batcher: push for synchronous Python web apps.
 
 Any thread calls `enqueue()`, browsers get Server-Sent Events, and bursts arrive as a few batches instead of a flood.
-How it works inside is in docs/architecture.md.
+How it works inside is in docs/explanation/architecture.md.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md"]
+DOCUMENTS = [ROOT / "docs" / "explanation" / "architecture.md", ROOT / "CONTRIBUTING.md"]
 SOURCE = "\n".join(path.read_text() for path in sorted((ROOT / "sse_batcher").rglob("*.py")))
-PAGES = [*DOCUMENTS, ROOT / "docs" / "browser.md", ROOT / "README.md"]
+PAGES = [*DOCUMENTS, ROOT / "docs" / "guides" / "browser.md", ROOT / "README.md"]
 PACKAGES = sorted((ROOT / "sse_batcher").rglob("__init__.py"))
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
@@ -60,8 +60,8 @@ def test_each_link_leads_to_a_file_or_a_heading(document: Path) -> None:
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.parent.name)
 def test_a_package_points_to_a_part_of_the_architecture(package: Path) -> None:
     docstring = ast.get_docstring(ast.parse(package.read_text())) or ""
-    assert "docs/architecture.md" in docstring
+    assert "docs/explanation/architecture.md" in docstring
     parts = re.findall(r'"([^"]+)"', docstring)
     assert parts or package.parent.name == "sse_batcher"
-    headings = re.findall(r"^## (.*)$", (ROOT / "docs" / "architecture.md").read_text(), flags=re.M)
+    headings = re.findall(r"^## (.*)$", (ROOT / "docs" / "explanation" / "architecture.md").read_text(), flags=re.M)
     assert set(parts) <= set(headings)

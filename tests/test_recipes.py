@@ -1,4 +1,4 @@
-"""The recipes of `docs/browser.md`: what stands there is built with Vite, and opened in a real browser."""
+"""The recipes of `docs/guides/browser.md`: what stands there is built with Vite, and opened in a real browser."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .kit.waiting import wait_until
 
 pytestmark = [pytest.mark.external, pytest.mark.timeout(120)]
 
-DOCUMENT = (ROOT / "docs" / "browser.md").read_text()
+DOCUMENT = (ROOT / "docs" / "guides" / "browser.md").read_text()
 PACKAGES = Path(__file__).parent / "kit" / "recipes" / "package.json"
 
 FOLDERS = {

@@ -1,4 +1,4 @@
-"""docs/testing.md: each of its programs runs, and what it shows is true."""
+"""docs/guides/testing.md: each of its programs runs, and what it shows is true."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .kit.board import make_board
 from .kit.pytest_runs import run_pytest
 from .kit.repository import ROOT
 
-PAGE = (ROOT / "docs" / "testing.md").read_text()
+PAGE = (ROOT / "docs" / "guides" / "testing.md").read_text()
 PROGRAMS = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.M | re.S)
 
 

@@ -1,6 +1,6 @@
 """Backends: they give each batch its position, and deliver it to the hub of each process.
 
-`open_backend` makes the backend for a URL. See "The way of an event" in docs/architecture.md.
+`open_backend` makes the backend for a URL. See "The way of an event" in docs/explanation/architecture.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
 """Batching: what travels together, and when.
 
-See "The way of an event" in docs/architecture.md.
+See "The way of an event" in docs/explanation/architecture.md.
 """

@@ -1,6 +1,6 @@
 """The module for browsers, `sse-batcher.js`, and its types for TypeScript.
 
-Pure. The files are read once, when this package is imported. See "In the page" in docs/architecture.md.
+Pure. The files are read once, when this package is imported. See "In the page" in docs/explanation/architecture.md.
 """
 
 from __future__ import annotations

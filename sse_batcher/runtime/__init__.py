@@ -1,4 +1,4 @@
 """Runtime: what the library has of threads, locks and processes.
 
-See "Threads" and "Locks" in docs/architecture.md.
+See "Threads" and "Locks" in docs/explanation/architecture.md.
 """

@@ -1,6 +1,7 @@
 """For tests of apps: what was sent, what a client gets, and a real server.
 
-See docs/testing.md, and "Tests of apps" in docs/architecture.md. The module `sse_batcher_pytest` has the fixtures.
+See docs/guides/testing.md, and "Tests of apps" in docs/explanation/architecture.md. The module `sse_batcher_pytest`
+has the fixtures.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Transports: how a stream gets to its client. A thread of the server drives it (attached), or the loop (detached).
 
-Runs in the server's thread that serves the request. See "The way of a request" in docs/architecture.md.
+Runs in the server's thread that serves the request. See "The way of a request" in docs/explanation/architecture.md.
 """
 
 from __future__ import annotations

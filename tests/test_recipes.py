@@ -87,14 +87,15 @@ WHOLE = """
 
 
 def recipes() -> dict[str, str]:
-    """The text of each file of the document, by its path."""
+    """The text of each file of the document, by its path. A block without a name is tested in test_docs_pages.py."""
     files = {}
     for section in re.split(r"^## ", DOCUMENT, flags=re.M):
         folder = FOLDERS.get(section.partition("\n")[0], ".")
         for text in re.findall(r"^```\w+\n(.*?)^```$", section, flags=re.M | re.S):
             name = re.match(r"(?:#|//|<!--) ([\w.-]+\.\w+)(?: -->)?\n", text)
-            assert name, text
-            files[f"{folder}/{name[1]}"] = text
+            if name:
+                path = f"templates/{name[1]}" if folder == "." and name[1].endswith(".html") else f"{folder}/{name[1]}"
+                files[path] = text
     return files
 
 
@@ -122,7 +123,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(PACKAGES, folder)
     npm_install(folder)
     files = recipes()
-    files["templates/orders.html"] = files.pop("./orders.html")
     write(folder, files | MAINS | {"build.config.js": BUILD, "whole.py": WHOLE})
     for path in MAINS:
         page = f'<!doctype html><link rel="icon" href="data:,"><div id="app"></div><script type="module" src="/{path}">'

@@ -20,7 +20,7 @@ from sse_batcher import SSEManager
 from .kit import nginx
 from .kit.engines import ENGINES, Engine, Tab, started
 from .kit.redisserver import redis_server
-from .kit.repository import EXAMPLES, blocks
+from .kit.repository import EXAMPLES
 from .kit.servers import HOST, UNIX, Server, running
 from .kit.services import program
 from .kit.waiting import TIMEOUT, wait_until
@@ -126,15 +126,21 @@ def test_hello_goes_on_after_ten_seconds_of_502(site: Server, engines: dict[str,
             until(tabs, shows_more % before, "it shows visits again", BACK_AFTER)
 
 
-def test_the_readmes_page_loses_nothing_with_redis(site: Server, engines: dict[str, Engine], tmp_path: Path) -> None:
-    (script,) = (block for block in blocks("html") if 'events.on("sse_gap", reloadState)' in block)
+NOTING = """<!doctype html><link rel="icon" href="data:,"><script>
+  const shown = [];
+  const plain = new EventSource("/events");
+</script><script type="module">
+  import { BatchedEventSource } from "{{ sse_script_url() }}";
+  window.events = new BatchedEventSource("/events");
+  events.on("tools", (tools) => shown.push(tools.n));
+  events.on("sse_gap", () => shown.push("gap"));
+</script>"""
+
+
+def test_a_page_loses_nothing_with_redis(site: Server, engines: dict[str, Engine], tmp_path: Path) -> None:
     (tmp_path / "site_with_redis.py").write_text(SITE)
-    html = f"""<!doctype html><link rel="icon" href="data:,"><script>
-      const shown = [], render = (tools) => shown.push(tools.n), reloadState = () => shown.push("gap");
-      const plain = new EventSource("/events");
-    </script>{script.replace("</script>", "window.events = events;</script>")}"""
     with redis_server(tmp_path) as redis, SSEManager(backend=redis.url) as publisher, ExitStack() as stack:
-        environment = {"BACKEND": redis.url, "PAGE": html, "PYTHONPATH": str(tmp_path)}
+        environment = {"BACKEND": redis.url, "PAGE": NOTING, "PYTHONPATH": str(tmp_path)}
 
         def publish(*numbers: int) -> None:
             for number in numbers:

@@ -311,6 +311,16 @@ def test_gunicorn_stops_with_its_worker(
     assert info.is_stopping()
 
 
+def test_gunicorn_stops_with_the_process_that_started_its_worker(
+    handle: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle(worker("gthread", ppid=os.getppid()))
+    info = inspect_server({"gunicorn.socket": Connection()})
+    assert not info.is_stopping()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert info.is_stopping()
+
+
 def test_a_worker_of_ones_own_is_named_for_what_it_is_derived_from(handle: Callable[..., None]) -> None:
     class Mine(type(worker("gthread"))):  # type: ignore[misc]
         pass
@@ -623,6 +633,7 @@ SYNC = gunicorn()
         pytest.param(GTHREAD, signal.SIGTERM, "gunicorn gthread", THREADS, id="gunicorn gthread"),
         pytest.param(GTHREAD, signal.SIGINT, "gunicorn gthread", THREADS, id="gunicorn gthread, interrupted"),
         pytest.param(GTHREAD, signal.SIGHUP, "gunicorn gthread", THREADS, id="gunicorn gthread, reloaded"),
+        pytest.param(GTHREAD, signal.SIGKILL, "gunicorn gthread", THREADS, id="gunicorn gthread, its arbiter killed"),
         pytest.param(SERVERS["gunicorn-gevent"].command, signal.SIGTERM, "gunicorn gevent", 1000, id="gunicorn gevent"),
         pytest.param(SERVERS["waitress"].command, signal.SIGINT, "waitress", THREADS, id="waitress"),
         pytest.param(SERVERS["cheroot"].command, signal.SIGINT, "cheroot", THREADS, id="cheroot"),

@@ -123,7 +123,7 @@ def _gunicorn(environ: Mapping[str, Any]) -> ServerInfo | None:
         "gevent": _get(worker, "cfg", "worker_connections"),
         "eventlet": _get(worker, "cfg", "worker_connections"),
     }.get(kind)
-    is_stopping = _stopping(lambda: worker is not None and worker.alive is False)
+    is_stopping = _stopping(lambda: worker is not None and worker.alive is False, lambda: _has_lost_its_arbiter(worker))
     # Not read from SERVER_PROTOCOL, which a client that speaks HTTP/1 can choose.
     http2 = any(key.startswith("gunicorn.http2.") for key in environ)
     lets_go = kind in {"sync", "gthread"} and _is_plain(connection) and not http2
@@ -149,6 +149,11 @@ def _gunicorn_worker() -> Any:
         if isinstance(_get(worker, "alive"), bool) and _get(worker, "cfg") is not None:
             return worker
     return None
+
+
+def _has_lost_its_arbiter(worker: Any) -> bool:
+    """Return whether the process that started this worker is gone. Then the worker ends, but its `alive` stays True."""
+    return isinstance(parent := _get(worker, "ppid"), int) and parent != os.getppid()
 
 
 def _gunicorn_kind(worker: Any) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import ast
+import importlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
+import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ import pytest
 
 from sse_batcher import ClientOptions, SSEManager
 from sse_batcher.backends.redis.connections import connector
+from sse_batcher.prometheus import PREFIX, ROWS
+from sse_batcher.stats import ManagerStats
 
 from .kit.redisserver import RedisServer, redis_fixture
 from .kit.repository import ROOT
@@ -242,8 +248,117 @@ def test_a_thread_that_is_started_after_the_fork_reaches_streams(name: str, tmp_
     (tmp_path / "gunicorn.conf.py").write_text(of_gunicorn)
     (tmp_path / "site_app.py").write_text(f"from board import app\n{of_uwsgi}")
     command = {
-        "gunicorn": ("-m", "gunicorn", "--preload", "-k", "gthread", "--threads=8", f"--bind={HOST}:{{port}}", "board:app"),
+        "gunicorn": (
+            "-m",
+            "gunicorn",
+            "--preload",
+            "-k",
+            "gthread",
+            "--threads=8",
+            f"--bind={HOST}:{{port}}",
+            "board:app",
+        ),
         "uwsgi": uwsgi(f"--http-socket={HOST}:{{port}}", "--module=site_app:app", threads=8),
     }[name]
     with running(command, tmp_path) as server, Stream(server) as stream:
         assert stream.until("tick")[-1].data != server.process.pid
+
+
+# -- monitoring --------------------------------------------------------------------------------------------------------
+
+
+@external
+def test_each_worker_has_a_port_for_its_metrics(tmp_path: Path) -> None:
+    write_programs("guides/monitoring", tmp_path)
+    [settings] = [text for text in blocks("guides/monitoring", "python") if text.startswith("# gunicorn.conf.py")]
+    first = free_ports()
+    (tmp_path / "gunicorn.conf.py").write_text(settings.replace("range(9101, 9200)", f"range({first}, {first + 99})"))
+    command = ("-m", "gunicorn", "-k", "gthread", "--workers=2", "--threads=8", f"--bind={HOST}:{{port}}", "app:app")
+
+    def clients(port: int) -> float:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=TIMEOUT) as answer:
+            return sum(
+                float(value) for value in re.findall(r"^sse_batcher_clients\{.*?} (\S+)", answer.read().decode(), re.M)
+            )
+
+    with running(command, tmp_path) as server, ExitStack() as stack:
+        for worker in workers(server):
+            stack.enter_context(stream_of(server, worker))
+        wait_until(lambda: [clients(first), clients(first + 1)] == [1, 1], "each worker counts its own stream")
+
+
+def free_ports() -> int:
+    """The first of two ports, one after the other, that are free."""
+    while True:
+        with socket.create_server((HOST, 0)) as one:
+            port: int = one.getsockname()[1]
+            with suppress(OSError, OverflowError), socket.create_server((HOST, port + 1)):
+                return port
+
+
+def test_alerts_are_about_metrics_and_labels_that_exist() -> None:
+    yaml: Any = importlib.import_module("yaml")  # has no types
+    [group] = yaml.safe_load((GUIDES / "deploy" / "prometheus-alerts.yml").read_text())["groups"]
+    metrics = {PREFIX + row.name: row.label for row in ROWS}
+    for rule in group["rules"]:
+        used = re.findall(r"(sse_batcher_\w+)(?:\{(\w+)=)?", rule["expr"])
+        assert used, rule["alert"]
+        assert rule["annotations"]["summary"]
+        for name, label in used:
+            assert label in {"", metrics[name]}, rule["alert"]
+
+
+def test_the_counters_to_watch_exist() -> None:
+    table = text_of("guides/monitoring").partition("## When to act")[2].partition("## Prometheus")[0]
+    counters = set(re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE))
+    assert len(counters) >= 12
+    assert counters <= {field.name for field in fields(ManagerStats)}
+
+
+def test_each_line_at_level_info_is_in_the_table() -> None:
+    """The beginning of each message in the code, up to its first value, is in a row with its logger."""
+    page = text_of("guides/monitoring").partition("The lines at level INFO")[2]
+    rows = re.findall(r"^\| `(sse_batcher[\w.]*)` \| (.*?) \|", page, flags=re.MULTILINE)
+    found = [(path, text) for path in sorted((ROOT / "sse_batcher").rglob("*.py")) for text in info_messages(path)]
+    assert len(found) >= len(rows) - 1
+    for path, text in found:
+        loggers = re.findall(r'getLogger\("(.*?)"\)', path.read_text())
+        beginning = re.split(r"[%{:;]", text.removeprefix("%s "))[0].strip()
+        assert any(beginning in shown and (name in loggers or not loggers) for name, shown in rows), text
+
+
+def info_messages(path: Path) -> list[str]:
+    """The messages that a module logs at level INFO."""
+    found = []
+    for call in ast.walk(ast.parse(path.read_text())):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+            given = [ast.unparse(argument) for argument in call.args]
+            if call.func.attr == "info" and "_log" in ast.unparse(call.func):
+                found.append(call.args[0])
+            elif call.func.attr in {"log", "log_once"} and given and "logging.INFO" in given[0]:
+                found.append(call.args[1])
+    return [
+        text.value if isinstance(text, ast.Constant) else ast.unparse(text)[2:]
+        for text in found
+        if not isinstance(text, ast.Name)
+    ]
+
+
+# -- what detached streams cost ----------------------------------------------------------------------------------------
+
+
+def test_the_table_of_detached_streams_is_that_of_the_benchmark() -> None:
+    measured = (ROOT / "benchmarks" / "README.md").read_text().partition("| 10,000 clients |")[2].partition("\n\n")[0]
+    rows = [[cell.strip().replace(",", "") for cell in row.split("|")[1:-1]] for row in measured.splitlines()[1:]]
+    by_memory = {name: (float(memory), float(cpu), float(last)) for name, memory, _, _, cpu, _, _, last, *_ in rows}
+    table = text_of("explanation/detached").partition("## What it costs")[2]
+    shown = re.findall(r"^\| .*? \| ([\d.]*)[ KB]*\| ([\d.]+) (m?s).*? \| ([\d.]+) µs \|$", table, flags=re.MULTILINE)
+    assert len(shown) == 7
+    for memory, last, unit, cpu in shown:
+        milliseconds = float(last) * (1000 if unit == "s" else 1)
+        assert any(
+            abs(milliseconds - of_last) <= 60
+            and abs(float(cpu) - of_cpu) < 0.5
+            and (not memory or abs(float(memory) - of_memory) < 0.5)
+            for of_memory, of_cpu, of_last in by_memory.values()
+        ), (memory, last, cpu)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 from sse_batcher import SSEManager
 
 from .kit.redisserver import RedisServer, redis_fixture
-from .kit.repository import ROOT, blocks
+from .kit.repository import ROOT
 from .kit.viewers import Viewer
 from .kit.waiting import TIMEOUT, wait_until
 
@@ -107,10 +108,13 @@ def job(number):
 """
 
 
-def test_rq_jobs_deliver_as_the_readme_says(redis: RedisServer, browser: Viewer, tmp_path: Path) -> None:
+def test_rq_jobs_deliver_as_the_guide_says(redis: RedisServer, browser: Viewer, tmp_path: Path) -> None:
     import rq
 
-    [block] = [block for block in blocks("python") if "rq.Worker" in block]
+    guide = (ROOT / "docs" / "guides" / "redis.md").read_text()
+    [block] = [
+        block for block in re.findall(r"^```python\n(.*?)^```$", guide, flags=re.M | re.S) if "rq.Worker" in block
+    ]
     assert "redis://localhost:6379/0" in block
     (tmp_path / "jobs.py").write_text(block.replace("redis://localhost:6379/0", redis.url) + JOB)
     queue = rq.Queue(connection=redis.client)

@@ -24,7 +24,7 @@ from sse_batcher.streams.hub import Hub
 
 from .kit.receiver import RecordingReceiver
 from .kit.redisserver import RedisServer, cursor_of, redis_fixture, redis_server
-from .kit.repository import README
+from .kit.repository import ROOT
 from .kit.servers import HOST
 from .kit.sse_parser import parse
 from .kit.threads import in_thread, start_in_thread
@@ -33,7 +33,8 @@ from .kit.waiting import TIMEOUT, wait_until
 
 external = pytest.mark.external
 
-[ACL] = re.findall(r"^ACL SETUSER (.*)$", README, re.MULTILINE)
+GUIDE = (ROOT / "docs" / "guides" / "redis.md").read_text()
+[ACL] = re.findall(r"^ACL SETUSER (.*)$", GUIDE, re.MULTILINE)
 RIGHTS = re.findall(r"\+(\S+)", ACL)
 PAGE = "{{ sse_cursor() }}"
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -79,13 +80,13 @@ def test_what_one_user_of_redis_is_refused_says_nothing_of_another(caplog: pytes
 
 
 def allow(server: RedisServer, rights: str) -> str:
-    """A user with the rights of the README, and then these. The URL with its name."""
+    """A user with the rights of the guide, and then these. The URL with its name."""
     server.client.execute_command("ACL", "SETUSER", *ACL.split(), *rights.split())
     return server.url.replace("//", "//app:password@")
 
 
 @external
-def test_the_rights_in_the_readme_suffice(server: RedisServer, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_rights_in_the_guide_suffice(server: RedisServer, make: Make, caplog: pytest.LogCaptureFixture) -> None:
     one, two = (make(allow(server, ""), history=FORGETFUL) for _ in range(2))
     start = cursor_of(one)
     with Viewer(one) as viewer:
@@ -138,8 +139,8 @@ def test_a_right_that_is_missing_shows_in_health_and_once_in_the_log(
     assert manager.get_stats().backend_silent > 0.5
     [line] = [text for level, text in log_lines(caplog) if level >= logging.ERROR]
     assert line.startswith(f"{name} Redis fails: ")
-    assert 'The README lists the rights that its user needs, under "Several processes, several hosts".' in line
-    assert "## Several processes, several hosts" in README
+    assert 'docs/guides/redis.md lists the rights that its user needs, under "Give its user few rights".' in line
+    assert "## Give its user few rights" in GUIDE
     caplog.clear()
     allow(server, f"+{right}")
     wait_until(lambda: manager.unhealthy_reason() is None and "works again" in caplog.text, "it is well again")
@@ -250,7 +251,7 @@ def is_busy(server: RedisServer) -> bool:
 
 @external
 def test_keys_that_redis_evicts_are_a_gap(server: RedisServer, make: Make) -> None:
-    """With a policy that the README warns of."""
+    """With a policy that the guide warns of."""
     manager = make(server.url)
     server.config("maxmemory-policy", "allkeys-lru")
     with Viewer(manager) as viewer:

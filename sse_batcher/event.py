@@ -63,8 +63,9 @@ class Text(str):
     """Text that goes out as it is, instead of JSON: HTML, Markdown, log lines, tokens.
 
     It is not escaped. For HTML, use a template with autoescape, or ``markupsafe.Markup("<b>{}</b>").format(name)``.
-    Make it last: what the methods and operators of a `Text` return is a plain `str`, which is sent as JSON. Raises
-    `InvalidEventError` unless the text is a `str`.
+    Line ends arrive as LF. NUL and lone surrogates are refused when the event is enqueued. Make it last: what the
+    methods and operators of a `Text` return is a plain `str`, which is sent as JSON. Raises `InvalidEventError` unless
+    the text is a `str`.
     """
 
     __slots__ = ()
@@ -82,14 +83,15 @@ class Key(str):
 
 
 class Event(NamedTuple):
-    """One event as it was enqueued. `body` is its data on the wire: a `Text`, or JSON, encoded in the caller's thread.
+    """One event as it was enqueued. Immutable."""
 
-    A tuple and not a dataclass, because each call of `enqueue` makes one.
-    """
-
+    # A tuple and not a dataclass, because each call of `enqueue` makes one.
     type: str
+    """Its type."""
     audience: Audience
+    """What it is sent to: a channel, or a tuple of users. See `channel` and `users`."""
     body: str
+    """Its data on the wire: a `Text`, or JSON, encoded in the thread of the call."""
 
     @property
     def channel(self) -> str | None:
@@ -119,19 +121,20 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The events of one window when it closed: one or more, in the order of delivery.
-
-    `type` is the type of its events, or ``"mixed"``. `reason` says why it closed: ``time_window``, ``size_limit``,
-    ``leading``, ``critical``, ``kind``, ``manual`` or ``shutdown``. `timestamp` says when, in milliseconds since 1970.
-    `join` is what comes between its texts when they are sent as one event; None if they are not texts, or not all.
-    """
+    """The events of one window when it closed: one or more, in the order of delivery. Immutable."""
 
     audience: Audience
+    """What it is sent to: a channel, or a tuple of users. See `channel` and `users`."""
     type: str
+    """The type of its events, or ``"mixed"``."""
     events: tuple[Event, ...]
+    """Its events, oldest first."""
     reason: BatchReason
+    """Why the window closed, such as ``"time_window"``."""
     timestamp: int
+    """When the window closed, in milliseconds since 1970."""
     join: str | None = None
+    """What comes between its texts when they are sent as one event. None if they are not texts, or not all."""
 
     @property
     def channel(self) -> str | None:

@@ -53,24 +53,26 @@ class SSEManager:
     """Batched events from any thread to any number of clients.
 
     `batching`
-        True (default), False, a `BatchOptions`, or a mapping such as
+        ``True``; ``False``: no batching; a `BatchOptions`; or a mapping such as
         ``{"enabled": True, "batchWindow": 100, "maxBatchSize": 50}``, with the window in milliseconds.
     `clients`
-        a `ClientOptions`: queue bounds, heartbeat, lease, limits, retry.
+        A `ClientOptions`: limits, heartbeat, transport. ``None``: its defaults.
     `history`
-        a `HistoryOptions`: what is kept for clients that come back or have fallen behind.
+        A `HistoryOptions`: what is kept for clients that come back or have fallen behind. ``None``: its defaults.
     `backend`
-        ``"memory://"``: the clients of this process. ``"redis://..."``: those of all processes with the same Redis; see
-        `sse_batcher.backends.redis.open_redis`. A ``redis.Redis`` object works, too.
+        ``"memory://"``: events reach the clients of this process. A ``redis://`` URL (see
+        `sse_batcher.backends.redis.open_redis`) or a ready ``redis.Redis``: those of all processes with the same Redis.
     `json_default`
-        called for data of types that JSON does not have, as in `json.JSONEncoder`. `encode` replaces the whole encoder;
-        what it returns is checked: it must be JSON on one line of ASCII.
+        A function that is called for each object that `json.dumps` does not know, and returns one that it knows, such
+        as ``str``.
+    `encode`
+        A function that replaces the whole encoder. What it returns is checked: it must be JSON on one line of ASCII.
     `revalidate`
-        ``revalidate(user)`` returns whether a user may keep the open streams, True or False. It is called on its own
-        thread, every `ClientOptions.revalidate_every` seconds for each user with a stream. If it raises, the streams
-        stay open. A coroutine function is an `InvalidFunctionError`.
+        A function: ``revalidate(user)`` returns whether a user may keep the open streams, True or False. It is called
+        on a thread of its own, every `ClientOptions.revalidate_every` seconds for each user with a stream. If it
+        raises, the streams stay open. A coroutine function is an `InvalidFunctionError`.
     `context`
-        returns a context manager in which `revalidate` and the receivers of signals run.
+        A function that returns a context manager, in which `revalidate` and the receivers of signals run.
 
     Raises `ConfigurationError` for invalid options. Starts no thread before it is used. All methods are thread-safe. A
     forked child begins without its parent's clients, events and counts. A manager that is still open at the end of the
@@ -136,10 +138,21 @@ class SSEManager:
     ) -> None:
         """Send an event to the clients of one channel, or to all streams of a user, batched with others of its type.
 
-        `channel` is ``"default"`` if neither is given. `user` is a user as `subscribe` was given it, a str or an int,
-        or up to 1,000 of them in a list, tuple or set: they are one event. Within a window, an event replaces an older
-        one of its type with the same `key`, a str or an int. None: `BatchOptions.dedup_key` decides, except for texts.
-        `data` becomes JSON; a `Text` is sent as it is, and is not escaped.
+        `event_type`
+            1 to 128 characters, none of them a control character. Types that begin with ``sse_`` or end in ``_batch``,
+            and ``mixed``, are reserved.
+        `data`
+            What `json.dumps` accepts, without NaN and infinity; and what `json_default` or, under Flask, the JSON
+            provider of the app adds. A `Text` is sent as it is, and is not escaped.
+        `channel`
+            1 to 128 characters, none of them a control character. If neither `channel` nor `user` is given, it is
+            ``"default"``.
+        `key`
+            Within a window, an event replaces an older one of its type with the same key: a str of up to 1,024
+            characters, or an int. None: `BatchOptions.dedup_key` decides, except for texts.
+        `user`
+            A user as `subscribe` was given it: a str of 1 to 256 characters, or an int. Or up to 1,000 of them in a
+            list, tuple or set: they are one event.
 
         Returns in microseconds. Raises as `EventBatcher.enqueue` does; it also refuses the channel ``*``, `user`
         together with `channel`, and the user None.
@@ -183,12 +196,23 @@ class SSEManager:
     ) -> Client:
         """Open a stream: iterating the client gives its bytes, from the events that are enqueued after this call.
 
-        `last_event_id` is the cursor of a client that comes back: it gets what came after it. The first block is
-        ``sse_open`` if nothing is missing, otherwise ``sse_gap``. A client that is new, or has missed something, then
-        gets the `snapshot`. Without `batches`, each event is a block of its own. `user` says whose stream it is, for
-        events of this user, limits, `kick` and `revalidate`: a str or an int, None if it belongs to no user. A stream
-        with a user may have no channel. A kick after the `ticket` ends the stream; if it is None, a kick after this
-        call does. Close the client when its stream ends.
+        `channels`
+            1 to 100 channels. A stream with a user may have none.
+        `last_event_id`
+            The cursor of a client that comes back: it gets what came after it. The first block is ``sse_open`` if
+            nothing is missing, otherwise ``sse_gap``.
+        `batches`
+            False: each event is a block of its own.
+        `snapshot`
+            What `SSEManager.snapshot` has returned. A client that is new, or has missed something, gets it after the
+            first block.
+        `user`
+            Whose stream it is, for events of this user, limits, `kick` and `revalidate`: a str or an int. None: it
+            belongs to no user.
+        `ticket`
+            What `SSEManager.ticket` has returned: a kick after that ends the stream. None: a kick after this call does.
+
+        Close the client when its stream ends. May wait a few seconds for the backend.
 
         Raises `InvalidEventError` for invalid channels or an invalid user, `TooManyClientsError` if a limit is reached,
         `BackendError` if it is not known at which position the stream begins, and `ClosedError` after `shutdown`.

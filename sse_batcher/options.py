@@ -64,33 +64,34 @@ class BatchOptions:
     """How events are gathered. Immutable, and checked when made: `ConfigurationError` names the option.
 
     `batch_window`
-        seconds from the first event of a window to its end, 0 to 10. 0: no batching.
+        Seconds, 0 to 10. How long a window is open after its first event. 0: no batching.
     `max_batch_size`
-        events at which a window closes early. 1: no batching.
+        Events. How many a window may have: it closes when it has so many. 1: no batching.
     `max_frame_bytes`
-        the maximum size of the data of one frame in bytes, as it goes over the wire: with the envelope of a batch, and
-        for text in UTF-8, with a ``data: `` for each line. A larger event is refused.
+        Bytes. How much data a frame may have on the wire: the length of its ``data:`` line, with the JSON around a
+        batch; or of all its ``data:`` lines, in UTF-8, if it is a text of several lines. A larger event is refused.
     `dedup_key`
-        within a window, a newer event replaces an older one of the same type and the same key. A string: the key is
-        that field of the data, if the data is a `dict` that has it. A callable ``(event_type, data) -> key or None``
-        runs in the thread that enqueues. ``None``: nothing is replaced but by `key`. Texts have no such key. The
-        default is the field ``"server"``; as long as the app has not set this option, the first replacement of each
-        type is logged as a warning.
+        Within a window, a newer event replaces an older one of the same type and the same key. A string: the key is the
+        value of that field, if the data is a dict that has it. A function ``(event_type, data) -> key or None``: it is
+        called in the thread that enqueues. ``None``: only events with a `key=` of their own replace others. A `Text`
+        has no such key. As long as the app has not set this option, the first replacement of each type is logged as a
+        warning.
     `join`
-        what comes between the texts of a window, which are sent as one event: the default is a line end. Use ``""`` for
-        the tokens of a language model.
+        What comes between the texts of a window, which arrive as one event. Use ``""`` for the tokens of a language
+        model.
     `critical_types`
-        types that are sent at once, right after the pending events of their channel.
+        Types of events that are sent at once. What waits in the same channel is sent just before them.
     `mixed`
-        all types of a channel share one window and one event, ``mixed_batch``, in total order.
+        ``True``: all types of a channel share one window and one event, ``mixed_batch``, in total order.
     `leading`
-        when idle, send the first event at once, and batch what follows within the window.
+        ``True``: the first event after a pause is sent at once, and what follows within the window is batched.
     `max_pending_bytes`
-        the maximum that may wait for the backend, counted as the data of each event on the wire plus 200 bytes, and 100
-        for each of its users, which is about the memory that it takes. Beyond that: `BacklogFullError`.
+        Bytes. How much may wait for the backend, which is about the memory that it takes: the data of each event on the
+        wire, plus 200 bytes for each event and 100 for each of its users. Above it, `enqueue` raises
+        `BacklogFullError`.
     `per_type`
-        ``{type: {option: value}}``, overrides of `batch_window`, `max_batch_size`, `dedup_key`, `join` and `leading`.
-        With `mixed`, of `dedup_key` alone.
+        ``{type: {option: value}}``, other values for some types, of `batch_window`, `max_batch_size`, `dedup_key`,
+        `join` and `leading`. With `mixed`, of `dedup_key` alone.
     """
 
     batch_window: float = 0.1
@@ -141,40 +142,44 @@ HTTP2 = ("refuse", "allow")
 class ClientOptions:
     """Limits of one client and of all, and how connections are kept alive. Immutable, and checked when made.
 
-    `queue_frames`, `queue_bytes`
-        how many frames and bytes may wait for one client. A client that falls further behind reads the history, in
-        slices of this size.
+    `queue_frames`
+        Frames. How many may wait for one client. A client that falls further behind reads the history, in slices of
+        this size.
+    `queue_bytes`
+        Bytes. How many bytes of frames may wait for one client, in the same way.
     `heartbeat`
-        after so many seconds without anything sent, a comment line is sent.
+        Seconds, up to 3,600. If a stream sends nothing for this time, it sends a comment line.
     `send_timeout`
-        if a client has taken nothing of what is being sent to it for so many seconds, its connection is closed, under
-        servers where that can be seen (all in the README's table). Otherwise a client that has stopped reading would
-        hold its thread forever.
+        Seconds, up to 3,600. If a client takes nothing of what is sent to it for this time, its connection is closed,
+        under servers that let the library see that. Otherwise a client that has stopped reading would hold its thread
+        forever.
     `max_stream_age`
-        seconds after which a stream ends by itself; the client comes back at once, with its cursor. For each stream,
-        a random factor from 0.8 to 1.0 is applied. This frees threads whose clients have gone without the proxy closing
-        the connection.
-        ``None``: no limit.
-    `max_clients`, `max_clients_per_user`
-        how many streams may be open in this process, in all and for one user. A further client gets ``sse_busy`` and
-        comes back later; no open stream is ended for it. ``None``: no such limit. File descriptors are a limit in any
+        Seconds, up to 31,536,000. A stream ends by itself after a random 80 to 100 % of this time, and the client comes
+        back at once, with its cursor. This frees threads whose clients have gone without the proxy closing the
+        connection. ``None``: no limit.
+    `max_clients`
+        Clients. How many streams may be open in one process. A further client gets ``sse_busy`` and comes back after 10
+        to 30 s; no open stream is ended for it. ``None``: as many as file descriptors allow. These are a limit in any
         case: a quarter of those that the process may have (at most 1,024) is not used for streams.
+    `max_clients_per_user`
+        Clients. How many streams one user may have open in one process, in the same way. ``None``: no limit.
     `revalidate_every`
-        seconds between two calls of `revalidate` for the same user, if the app has registered it.
+        Seconds, up to 86,400. The time between two calls of `revalidate` for the same user, if the app has registered
+        it.
     `transport`
         ``"attached"``: each open stream holds a thread of the server. ``"auto"``: if the server allows it, a stream
         leaves its thread after the first block, and one thread of this process writes to all such streams.
     `poll_wait`
-        seconds after which a poll ends that has got nothing. A poll is a stream that a client has asked for with
-        ``poll=1``.
+        Seconds, up to 3,600. A poll (a stream that a client has asked for with ``poll=1``) that has got nothing ends
+        after this time. The module for browsers takes a poll of more than 60 s for dead.
     `retry_ms`
-        milliseconds that a browser waits before it connects again. ``None``: drawn for each connection from
-        1,000 to 2,000 plus one for each open client, so that a restart does not bring all of them back at once; for a
-        poll, from 500 to 1,000 plus one for each open poll.
+        Milliseconds. How long a browser waits before it connects again. ``None``: a random time for each connection,
+        from 1,000 to 2,000 plus one for each open client, so that a restart does not bring all of them back at once;
+        for a poll, from 500 to 1,000 plus one for each open poll.
     `http2`
-        what happens to streams over HTTP/2 if gunicorn itself speaks it, not a proxy in front. Such a stream keeps all
+        What happens to streams over HTTP/2 if gunicorn itself speaks it, not a proxy in front. Such a stream keeps all
         other requests of the same browser waiting, so with ``"refuse"`` the client gets ``sse_busy`` and comes back
-        later. ``"allow"`` serves them.
+        later. ``"allow"``: it is served.
     """
 
     queue_frames: int = 256
@@ -217,13 +222,16 @@ class ClientOptions:
 class HistoryOptions:
     """What is kept for clients that come back or have fallen behind. Immutable, and checked when made.
 
-    `history_frames`, `history_bytes`
-        how many of the newest frames of channels, and how many bytes of memory for them: what is sent, the data that it
-        was made of, and the Python objects of both. As many again are kept of the frames for users. The newest frames
-        take a few MiB more if clients need them in different forms. The newest frame is always kept. What waits for a
-        client is never more than is kept here.
+    `history_frames`
+        Frames. How many of the newest frames of channels are kept, and as many again of those for users. The newest
+        frame is always kept.
+    `history_bytes`
+        Bytes. How much memory the frames of channels may take in one process, and those for users as much again: what
+        is sent, the data that it was made of, and the Python objects of both. The newest frames take a few MiB more if
+        clients need them in different forms. What waits for a client is never more than is kept here. With Redis, older
+        frames are read from the Redis stream.
     `history_age`
-        seconds after which a frame is no longer replayed. ``None``: no limit.
+        Seconds, up to 31,536,000. Older frames are not replayed; with Redis, its clock decides. ``None``: no limit.
     """
 
     history_frames: int = 10_000

@@ -52,5 +52,8 @@ ByeReason = Literal["shutdown", "lease", "kicked", "revoked", "buffered", "threa
 """
 
 EndReason = ByeReason | Literal["left", "polled"]
-"""Why a stream has ended. Without an ``sse_bye``: ``left``, the client closed the connection, or does not answer; and
-``polled``, a poll has its answer."""
+"""Why a stream has ended. Those of ``sse_bye``, and two without one.
+
+- ``left``: the client closed the connection, or does not answer.
+- ``polled``: a poll has its answer.
+"""

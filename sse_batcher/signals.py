@@ -21,17 +21,19 @@ _log = logging.getLogger("sse_batcher.signals")
 _signals = Namespace()
 
 client_connected = _signals.signal(
-    "client_connected", "A stream was opened that is no poll. Arguments: client (a `ClientInfo`)."
+    "client_connected", "A stream was opened that is no poll. Arguments: `client`, a `ClientInfo`."
 )
 client_disconnected = _signals.signal(
     "client_disconnected",
-    "A stream has ended that was no poll. Arguments: client (a `ClientInfo`), reason ('left', 'lease', 'kicked', "
-    "'revoked', 'buffered', 'threads' or 'shutdown'), duration (seconds), frames and bytes (handed to it).",
+    "A stream has ended that was no poll. Arguments: `client`, a `ClientInfo`; `reason`, that of its ``sse_bye``, or "
+    "``left`` if the client closed the connection or does not answer; `duration`, in seconds; `frames` and `bytes`, "
+    "how many were handed to it.",
 )
-batch_flushed = _signals.signal("batch_flushed", "The backend took a batch. Arguments: batch (a `Batch`).")
+batch_flushed = _signals.signal("batch_flushed", "The backend took a batch. Arguments: `batch`, a `Batch`.")
 event_refused = _signals.signal(
     "event_refused",
-    "A call of enqueue or broadcast raised. Arguments: error, event_type, channel, user, as they were given, or None.",
+    "A call of `enqueue` or `broadcast` raised. Arguments: `error`, what was raised; `event_type`, `channel` and "
+    "`user`, as they were given, or None.",
 )
 
 

@@ -42,18 +42,23 @@ def stream(
 ) -> tuple[str, list[tuple[str, str]], Iterable[bytes]]:
     """Answer a WSGI request with the stream of `channels`: ``(status, headers, iterable)``.
 
-    The app decides before this call whether the request may have these channels. `user` says whose stream it is, for
-    events of this user, limits, `SSEManager.kick` and `revalidate`: a str or an int, None if it belongs to no user. A
-    stream with a user may have no channel. A kick after this call ends the stream, even if it has not begun. If the app
-    takes long to decide, take a `ticket` before that, with `SSEManager.ticket`: then a kick after the ticket does. GET
-    streams; HEAD and OPTIONS answer and end; another method is 405, invalid channels are 400. Nothing is held until the
-    iterable is iterated. Raises `InvalidEventError` for an invalid user.
+    The app decides before this call whether the request may have these channels. The header ``Last-Event-ID`` and the
+    query say what the client asks for. GET streams; HEAD and OPTIONS answer and end; another method is 405, invalid
+    channels are 400. Nothing is held until the iterable is iterated.
 
-    The query may have ``last_event_id=`` (or ``lastEventId=``), the cursor of a client that comes back, if there is no
-    header ``Last-Event-ID``; ``batch=0``, with which each event is a block of its own; and ``poll=1``, with which the
-    stream ends as soon as the client has got something, or after `ClientOptions.poll_wait`. `snapshot` returns the
-    state as ``(event_type, data)`` pairs. It is called here, for a client that is new or has missed something, and the
-    stream goes on from that state without a gap.
+    `channels`
+        1 to 100 channels. A stream with a user may have none.
+    `snapshot`
+        A function that returns the state as ``(event_type, data)`` pairs. It is called here, for a client that is new
+        or has missed something, and the stream goes on from that state without a gap.
+    `user`
+        Whose stream it is, for events of this user, limits, `SSEManager.kick` and `revalidate`: a str or an int. None:
+        it belongs to no user.
+    `ticket`
+        A kick after this call ends the stream, even if it has not begun. If the app takes long to decide, take a ticket
+        before that, with `SSEManager.ticket`: then a kick after the ticket does.
+
+    Raises `InvalidEventError` for an invalid user.
 
     >>> def app(environ, start_response):
     ...     status, headers, body = stream(manager, environ, ["default"])

@@ -41,12 +41,20 @@ _MAX_KNOWN_NAMES = 10_000
 class EventBatcher:
     """Gathers events from any thread, and hands them as batches to `sink` on a thread of its own.
 
-    `sink(batch)` is called for one batch at a time, in order. If it raises, the batch is counted as failed, logged, and
-    not tried again. Until it returns, further events wait here, up to `max_pending_bytes`.
-
-    `encode` turns data into one line of ASCII JSON, in the caller's thread, where its text is checked. `clock` returns
-    monotonic time in seconds, and `wall` seconds since 1970. Both are for tests, and must not call the batcher.
-    `make_engine` is for tests, too: it makes the `Engine` of a process, with the same arguments.
+    `sink`
+        A function: ``sink(batch)`` is called for one `Batch` at a time, in order. If it raises, the batch is counted as
+        failed, logged, and not tried again. Until it returns, further events wait, up to
+        `BatchOptions.max_pending_bytes`.
+    `options`
+        A `BatchOptions`. None: its defaults.
+    `encode`
+        A function that turns data into one line of ASCII JSON. It is called in the thread of the caller, and what it
+        returns is checked.
+    `clock`, `wall`
+        For tests: functions that return monotonic time in seconds, and seconds since 1970. They must not call the
+        batcher.
+    `make_engine`
+        For tests, too: it makes the engine of a process, with the same arguments.
 
     All methods are thread-safe, and safe in a callback, a signal handler, a `__del__` and a logging handler. The first
     event starts the thread. A forked child has a new batcher, without the events of its parent. A batcher that is still

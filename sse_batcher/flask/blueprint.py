@@ -40,7 +40,7 @@ class Views:
         self._notes = notes
 
     def stream(self) -> Response:
-        """``GET ?channel=a&channel=b``: the stream of these channels, of ``default`` if none is named."""
+        """The stream of the channels in the query, ``?channel=a&channel=b``; of ``default`` if it names none."""
         try:
             asked = check_channels(request.args.getlist("channel") or [DEFAULT_CHANNEL])
         except InvalidEventError as error:
@@ -52,11 +52,11 @@ class Views:
         return self._responder.respond(channels, self._access.user(), ticket)
 
     def script(self) -> Response:
-        """The module for browsers. For any client, also from other origins. ``?v=`` names its version."""
+        """The module for browsers, for any client, also from other origins. ``?v=`` names its version."""
         return script_response()
 
     def health(self) -> Response:
-        """Whether this process can serve streams: 200, or 503 with the reason. And when the backend last answered.
+        """JSON that says whether this process can serve streams: 200, or 503 with the reason.
 
         Any client may ask, so it must cost no more than a small page: nothing here looks at the open streams.
         """
@@ -67,7 +67,7 @@ class Views:
         return _uncached(response)
 
     def stats(self) -> Response:
-        """The counters of this process, if the app lets this request see them."""
+        """The counters of this process, as JSON, if `allow_stats` lets this request see them."""
         allowed = self._access.shows_stats()
         if not allowed:
             abort(404 if allowed is None else 403)

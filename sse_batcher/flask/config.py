@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("sse_batcher.extension")
 
 PREFIX = "SSE_"
-_OWN = ("batching", "backend", "url_prefix", "cors_origins")
+OWN_DEFAULTS: dict[str, Any] = {"batching": True, "backend": "memory://", "url_prefix": "/events", "cors_origins": ()}
+"""What has a key, but is no keyword of an options object."""
 KEYS = tuple(
-    PREFIX + name.upper() for name in (*BATCH_OPTION_NAMES, *CLIENT_OPTION_NAMES, *HISTORY_OPTION_NAMES, *_OWN)
+    PREFIX + name.upper() for name in (*BATCH_OPTION_NAMES, *CLIENT_OPTION_NAMES, *HISTORY_OPTION_NAMES, *OWN_DEFAULTS)
 )
 """The keys of all options, and `SSE_BATCHING`, `SSE_BACKEND`, `SSE_URL_PREFIX`, `SSE_CORS_ORIGINS`."""
 _UNKNOWN_KEY = "sse_batcher does not know the config key %s and ignores it"
@@ -43,13 +44,16 @@ class FlaskConfig:
     """What the `SSE_` keys of one app say.
 
     `batching`, `clients`, `history`, `backend`
-        arguments of `SSEManager`. The manager checks the backend.
+        Arguments of `SSEManager`. The manager checks the backend.
     `url_prefix`
-        the path of our routes, without a slash at its end. None: the app gets no blueprint.
-    `cors`
-        which other origins may read the streams.
+        The path of the stream, and the beginning of those of the other routes, without a slash at its end. ``None``:
+        the app gets no routes, and a view of its own returns `SSE.response`. If a route of the app has the same path,
+        only one of the two answers, and a warning is logged.
+    `cors_origins`
+        Which other origins may read the stream: a list such as ``["https://example.com"]``, also with cookies; or
+        ``"*"`` for all of them, without cookies.
     `names_backend`
-        whether there was a key `SSE_BACKEND`.
+        Whether there was a key `SSE_BACKEND`.
     """
 
     batching: BatchOptions
@@ -57,7 +61,7 @@ class FlaskConfig:
     history: HistoryOptions
     backend: str | redis.Redis = field(repr=False)  # a URL may have a password
     url_prefix: str | None
-    cors: Cors
+    cors_origins: Cors
     names_backend: bool
 
 
@@ -74,14 +78,14 @@ def read_config(config: Mapping[str, Any]) -> FlaskConfig:
             _log.warning(_UNKNOWN_KEY, key)
     url_prefix = _url_prefix(config)
     with naming_keys():
-        cors = Cors(config.get("SSE_CORS_ORIGINS", ()))
+        cors = Cors(_own(config, "cors_origins"))
         return FlaskConfig(
             batching=_batching(config),
             clients=ClientOptions(**_options(CLIENT_OPTION_NAMES, config)),
             history=HistoryOptions(**_options(HISTORY_OPTION_NAMES, config)),
-            backend=config.get("SSE_BACKEND", "memory://"),
+            backend=_own(config, "backend"),
             url_prefix=url_prefix,
-            cors=cors,
+            cors_origins=cors,
             names_backend="SSE_BACKEND" in config,
         )
 
@@ -128,7 +132,7 @@ class KeysAtStart:
 
 def _batching(config: Mapping[str, Any]) -> BatchOptions:
     given = _options(BATCH_OPTION_NAMES, config)
-    batching = config.get("SSE_BATCHING", True)
+    batching = _own(config, "batching")
     if isinstance(batching, BatchOptions):
         twice = given
     elif isinstance(batching, Mapping):
@@ -141,7 +145,7 @@ def _batching(config: Mapping[str, Any]) -> BatchOptions:
 
 
 def _url_prefix(config: Mapping[str, Any]) -> str | None:
-    prefix = config.get("SSE_URL_PREFIX", "/events")
+    prefix = _own(config, "url_prefix")
     if prefix is None:
         return None
     if not isinstance(prefix, str) or not prefix.startswith("/"):
@@ -150,6 +154,10 @@ def _url_prefix(config: Mapping[str, Any]) -> str | None:
             option="url_prefix",
         )
     return prefix.rstrip("/")
+
+
+def _own(config: Mapping[str, Any], name: str) -> Any:
+    return config.get(_key(name), OWN_DEFAULTS[name])
 
 
 def _key(option: str) -> str:

@@ -40,7 +40,11 @@ class SSE(Hooks):
     are alive, a thread needs a `manager` that was taken inside a context.
 
     Its decorators register functions for all apps of this SSE, also for apps that come later. `for_app` has the same
-    decorators for one app.
+    decorators for one app. Each decorator returns the function as it is. It raises `InvalidFunctionError` for what
+    cannot be called or is async, and `UsageError` for a second function: which of two decides must not depend on the
+    order of imports. The same function again changes nothing.
+
+    All methods are thread-safe.
     """
 
     def __init__(self, app: Flask | None = None) -> None:
@@ -214,7 +218,7 @@ class _AppPart:
         self.manager = _create_manager(app, config)
         limits_users = config.clients.max_clients_per_user is not None
         self.access = Access(own, shared, limits_users=limits_users)
-        self.responder = Responder(self.manager, self.access, config.cors, names_backend=config.names_backend)
+        self.responder = Responder(self.manager, self.access, config.cors_origins, names_backend=config.names_backend)
         self.notes = RequestNotes(app, self.manager)
         self.script_endpoint = None if config.url_prefix is None else SCRIPT_ENDPOINT
         self.hooks = Hooks(own, self.pass_on)

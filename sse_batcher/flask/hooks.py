@@ -89,9 +89,7 @@ class Functions:
 class Hooks:
     """Decorators for the functions that decide which streams a request may have, and what a stream begins with.
 
-    Each decorator returns the function as it is. It raises `InvalidFunctionError` for what cannot be called or is
-    async, and `UsageError` for a second function: which of two decides must not depend on the order of imports. The
-    same function again changes nothing.
+    What all of them return and raise is in the docstring of `SSE`.
     """
 
     def __init__(self, functions: Functions, changed: Callable[[], None]) -> None:
@@ -183,8 +181,8 @@ class Hooks:
     def allow_stats(self, function: AllowStatsF) -> AllowStatsF:
         """Register the function that says whether a request may see the counters, at ``/events/stats``. A decorator.
 
-        ``function()`` is called in the view, and returns True or False; anything else is a `UsageError`. Without a
-        function, the page is a 404.
+        ``function()`` is called in the view, and returns True or False; anything else is a `UsageError`. False is
+        answered with 403. Without a function, the answer is 404.
         """
         self._functions.allow_stats.fill(function)
         self._changed()

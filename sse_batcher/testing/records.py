@@ -121,11 +121,21 @@ class Recording(Sequence[Sent]):
     ) -> Sent:
         """Check that such an event was sent, and return the newest one. What is not given may be anything.
 
-        `data` is all of its data. `containing` is a part: some fields of a dict, at any depth, an element of a list, or
-        a piece of a text. Values that JSON does not have, such as dates, are compared as they are sent. `channel` is
-        ``*`` for broadcasts. `user` is one of the users that it is for. `times`: so many were sent, not more. Raises
-        `AssertionError`, which shows what was sent instead, the nearest first, and `UsageError` for arguments that no
-        event can have.
+        `data`
+            All of its data. Values that JSON does not have, such as dates, are compared as they are sent.
+        `containing`
+            A part of its data: some fields of a dict, at any depth, an element of a list, or a piece of a text.
+        `channel`
+            Its channel, ``*`` for broadcasts.
+        `user`
+            One of the users that it is for.
+        `key`
+            Its key, its own or that of `BatchOptions.dedup_key`.
+        `times`
+            So many were sent, not more.
+
+        Raises `AssertionError`, which shows what was sent instead, the nearest first, and `UsageError` for arguments
+        that no event can have.
         """
         __tracebackhide__ = True
         wanted = _Wanted(event_type, data, containing, channel, user, key)

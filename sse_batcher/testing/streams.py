@@ -310,10 +310,14 @@ def open_stream(
 ) -> Iterator[Stream]:
     """Open a stream as a client does, and close it at the end. Never hangs, and nothing sleeps.
 
-    `source` is the test client of a Flask app, with its cookies; a Flask app, or another WSGI app; or an `SSEManager`.
-    Of an app, `url` is opened, with these `headers`. Of a manager, a stream of these `channels` for this `user`, with
-    `snapshot` and `query` (such as ``batch=0``) as in `sse_batcher.stream`. `last_event_id` is the cursor of a client
-    that comes back.
+    `source`
+        The test client of a Flask app, with its cookies; a Flask app, or another WSGI app; or an `SSEManager`.
+    `url`, `headers`
+        What is asked of an app.
+    `channels`, `user`, `snapshot`, `query`
+        For a manager: what `sse_batcher.stream` is given, and the query of the request, such as ``batch=0``.
+    `last_event_id`
+        The cursor of a client that comes back.
 
     All managers of the process are held on the time of the test, which `Stream.clock` or the fixture ``sse_clock``
     moves. Raises `StreamRefusedError` if the app does not answer with a stream, and `UsageError` for a wrong source.

@@ -316,8 +316,6 @@ def targets(argument: str) -> dict[str, str]:
             for each in OPTION_CLASSES
             for option in fields(each)
         }
-    if argument == "counters":
-        return {field.name: f"sse_batcher.ManagerStats.{field.name}" for field in fields(stats.ManagerStats)}
     if argument == "signals":
         return {name: f"sse_batcher.signals.{name}" for name, _, _ in signal_rows()}
     return {}
@@ -351,7 +349,9 @@ def markdown_of(page: Path) -> str:
         return "" if name == "toctree" else match[0]
 
     text = re.sub(r"^<!--.*?-->\n+", "", page.read_text(), flags=re.M | re.S)
-    return _FENCE.sub(expanded, text)
+    text = re.sub(r"\{py:obj\}`\.([\w.]+)`", r"`\1`", _FENCE.sub(expanded, text))
+    text = re.sub(r"\]\((?!\w+:)([\w./-]+)\.md([#)])", r"](\1.html.md\2", text)
+    return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def title_and_summary(page: Path) -> tuple[str, str]:

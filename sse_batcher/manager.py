@@ -299,7 +299,7 @@ class SSEManager:
         """Refuse further events and clients, deliver what is pending, and end all streams with ``sse_bye``.
 
         True if within `timeout` seconds (None: no limit) everything was delivered and every stream that another thread
-        iterates has ended. Idempotent.
+        iterates has ended. Idempotent. `close` is another name for it, and the end of a ``with`` block calls it.
         """
         return self._process.get().shutdown(timeout)
 

@@ -117,7 +117,7 @@ class EventBatcher:
         """Refuse further events, deliver what is pending, and end the thread.
 
         Returns True if the sink took everything within `timeout` seconds (None: no limit) and the thread has ended.
-        Idempotent.
+        Idempotent. `close` is another name for it, and the end of a ``with`` block calls it.
         """
         return self._engine.get().close(timeout)
 

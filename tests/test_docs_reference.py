@@ -225,11 +225,12 @@ def sends(name: str) -> Callable[[Send], Send]:
 
 def first_frame(*events: tuple[str, Any], batches: bool = True, **options: Any) -> bytes:
     """The first block after that of the beginning, when the time of a window is over."""
-    with SSEManager(batching=BatchOptions(batch_window=0.001, **options)) as manager:
+    with record() as sent, SSEManager(batching=BatchOptions(**options)) as manager:
         client = manager.subscribe(batches=batches)
         next(client)
         for event in events:
             manager.enqueue(*event)
+        sent.clock.advance(0.1)
         return next(client)
 
 

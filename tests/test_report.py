@@ -18,7 +18,7 @@ from sse_batcher.demo import report
 from sse_batcher.demo.report import MODES, Latency, MeasuringError, Row, as_json, as_table, measure
 from sse_batcher.demo.scenarios import SCENARIOS, TYPES
 
-from .kit.repository import README
+from .kit.repository import ROOT
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="segments are counted by Linux alone")
 
@@ -206,13 +206,14 @@ def test_a_scenario_is_the_same_again_for_the_same_randomness(name: str) -> None
     assert {event.type for event in events} <= set(TYPES)
 
 
-# -- the README --------------------------------------------------------------------------------------------------------
+# -- the table of the documentation ----------------------------------------------------------------------------------
 
 
-def told_in_readme() -> dict[tuple[str, str], list[str]]:
-    """The cells of the README's table, by scenario and mode, without the percentages."""
+def told_on_the_page() -> dict[tuple[str, str], list[str]]:
+    """The cells of the page's table, by scenario and mode, without the percentages."""
     rows, title = {}, ""
-    table = README[README.index("| scenario ") :].split("\n\n")[0]
+    page = (ROOT / "docs" / "explanation" / "batching.md").read_text()
+    table = page[page.index("| scenario ") :].split("\n\n")[0]
     for line in table.splitlines()[2:]:
         name, mode, *cells = (cell.strip() for cell in line.strip("|").split("|"))
         title = name or title
@@ -223,12 +224,12 @@ def told_in_readme() -> dict[tuple[str, str], list[str]]:
 @linux
 @pytest.mark.external
 @pytest.mark.timeout(180)  # it takes a minute
-def test_the_command_measures_what_the_readme_says() -> None:
+def test_the_command_measures_what_the_page_says() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sse_batcher", "--report", "--json"], check=True, capture_output=True, text=True
     )
     rows = json.loads(done.stdout)["rows"]
-    told = told_in_readme()
+    told = told_on_the_page()
     assert [(row["scenario"], row["mode"]) for row in rows] == list(told)
     assert len(rows) == 6 * len(MODES)
     assert len(done.stderr.splitlines()) == len(rows) + 1

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sse_batcher.testing import open_stream
 
+from .kit.redisserver import redis_server
 from .kit.repository import ROOT
-from .kit.services import pip_install
+from .kit.servers import GTHREAD, Server, Stream, running
+from .kit.services import pip_install, program
+from .kit.waiting import wait_until
 
 DOCS = ROOT / "docs"
 TROUBLES = (DOCS / "troubleshooting.md").read_text()
@@ -36,7 +43,10 @@ def _texts() -> list[str]:
 
 
 TEXTS = _texts()
-NOT_OURS = {'EventSource\'s response has a MIME type ("text/html") that is not "text/event-stream"', "blocked by CORS policy"}
+NOT_OURS = {
+    'EventSource\'s response has a MIME type ("text/html") that is not "text/event-stream"',
+    "blocked by CORS policy",
+}
 """What browsers say."""
 
 
@@ -87,22 +97,149 @@ def test_each_warning_and_error_of_the_log_has_an_entry() -> None:
     assert [text for text in logged if not any(_is_said(quote, text) for quote in quoted())] == []
 
 
+def files_of(page: str, *names: str) -> dict[str, str]:
+    """The programs of a page that are files, by name."""
+    found = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", (DOCS / page).read_text(), flags=re.M | re.S)
+    return {name: text for name, text in found if name in names}
+
+
 @pytest.mark.external
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of these packages
-def test_the_programs_for_pyramid_and_falcon_stream(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    packages = tmp_path_factory.mktemp("packages")
+def test_the_programs_for_pyramid_and_falcon_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = "pyramid falcon webob zope.interface zope.deprecation translationstring venusian plaster"
-    pip_install(f"{needed} plaster-pastedeploy PasteDeploy hupper setuptools<81", packages)
-    monkeypatch.syspath_prepend(packages)
-    page = (DOCS / "guides" / "wsgi.md").read_text()
-    for name in ("pyramid_live", "falcon_live"):
-        (text,) = re.findall(rf"^```python\n(# {name}\.py\n.*?)^```$", page, flags=re.M | re.S)
-        program: dict[str, object] = {"__name__": name}
-        exec(text, program)
-        with open_stream(program["app"]) as stream:
-            program["manager"].enqueue("order", {"id": 7})  # type: ignore[attr-defined]
+    pip_install(f"{needed} plaster-pastedeploy PasteDeploy hupper setuptools<81", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text in files_of("guides/wsgi.md", "pyramid_live.py", "falcon_live.py").items():
+        (tmp_path / name).write_text(text)
+        live: Any = importlib.import_module(name.removesuffix(".py"))
+        with open_stream(live.app) as stream:
+            live.manager.enqueue("order", {"id": 7})
             stream.clock.advance(0.1)
             assert stream.events() == [("order", {"id": 7})]
-        program["manager"].shutdown()  # type: ignore[attr-defined]
+        live.manager.shutdown()
+
+
+SETTINGS = """
+SECRET_KEY = "x" * 50
+ALLOWED_HOSTS = ["*"]
+ROOT_URLCONF = "site_urls"
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.sessions"]
+MIDDLEWARE = [
+    "django.middleware.gzip.GZipMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "db.sqlite3", "ATOMIC_REQUESTS": True}}
+"""
+SITE = """
+import os
+import urls
+from django.contrib.auth import login
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.http import HttpResponse
+from django.urls import path
+from live import manager
+
+def enter(request):
+    login(request, User.objects.get_or_create(username="ada")[0])
+    return HttpResponse()
+
+def leave(request):
+    User.objects.update(is_active=False)
+    return HttpResponse(manager.revalidate(User.objects.get().pk))
+
+@transaction.non_atomic_requests
+def databases(request):
+    files = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.exists(entry.path)]
+    return HttpResponse(sum("sqlite3" in name for name in files))
+
+urlpatterns = [*urls.urlpatterns, path("enter", enter), path("leave", leave), path("databases", databases)]
+"""
+WSGI = """
+import os
+os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
+from django.core.management import call_command
+from django.core.wsgi import get_wsgi_application
+from django.db import connections
+application = get_wsgi_application()
+call_command("migrate", verbosity=0)
+connections.close_all()
+"""
+
+
+class _Cookies(Stream):
+    def __init__(self, server: Server, cookie: str) -> None:
+        super().__init__(server, {"Cookie": cookie, "Accept-Encoding": "gzip"})
+
+
+@pytest.mark.parametrize("transport", ["auto", "attached"])
+def test_the_program_for_django_streams_and_holds_no_connection_to_the_database(tmp_path: Path, transport: str) -> None:
+    files = files_of("guides/wsgi.md", "live.py", "views.py", "urls.py")
+    assert len(files) == 3
+    assert 'transport="auto"' in files["live.py"]
+    files["live.py"] = files["live.py"].replace('transport="auto"', f'transport="{transport}"')
+    files |= {"settings.py": SETTINGS, "site_urls.py": SITE, "site_wsgi.py": WSGI}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with running((*GTHREAD[:-1], "site_wsgi:application"), tmp_path) as server, server.watched():
+        assert "BatchedEventSource" in server.request("GET", "/events/sse-batcher.js")
+        with Stream(server) as refused:
+            assert refused.response.status == 403
+        connection = server.connect()
+        connection.request("GET", "/enter")
+        with connection.getresponse() as response:
+            cookie = (response.headers["Set-Cookie"] or "").partition(";")[0]
+        connection.close()
+        with _Cookies(server, cookie) as stream:
+            stream.until("sse_open")
+            wait_until(lambda: server.request("GET", "/databases") == "0", "no open database")
+            connection = server.connect()
+            connection.request("POST", "/orders", headers={"Cookie": cookie})
+            with connection.getresponse() as response:
+                assert response.status == 204
+            connection.close()
+            assert stream.until("order")[-1].data == {"id": 7}
+        assert server.request("GET", "/leave") == "False"
+
+
+def test_the_after_and_the_before_are_python() -> None:
+    names = [f"{when}_{what}.py" for when in ("before", "after") for what in ("flask_sse", "socketio")]
+    files = files_of("guides/migrating.md", *names)
+    assert sorted(files) == sorted(names)
+    for text in files.values():
+        ast.parse(text)
+
+
+@pytest.mark.external
+def test_the_program_before_is_one_of_flask_sse(tmp_path: Path) -> None:
+    pip_install("flask-sse six", tmp_path / "packages")
+    (text,) = files_of("guides/migrating.md", "before_flask_sse.py").values()
+    with redis_server(tmp_path) as redis:
+        (tmp_path / "app.py").write_text(text.replace("redis://localhost:6379/0", redis.url))
+        packages = {"PYTHONPATH": str(tmp_path / "packages")}
+        with running((*GTHREAD[:-1], "app:app"), tmp_path, **packages) as server, server.watched():
+            connection = server.connect()
+            connection.putrequest("GET", "/stream?channel=team-7")
+            connection.endheaders()
+            # Its head comes with its first event.
+            wait_until(lambda: redis.client.pubsub_numsub("team-7")[0][1] == 1, "a subscriber")
+            server.request("POST", "/orders", {"id": 7})
+            with connection.getresponse() as response:
+                assert [response.readline() for _ in range(2)] == [b"event:order\n", b'data:{"id": 7}\n']
+            connection.close()
+
+
+@pytest.mark.external
+@pytest.mark.parametrize("page", ["guides/migrating.md", "guides/wsgi.md"])
+def test_the_scripts_are_javascript(page: str, tmp_path: Path) -> None:
+    text = (DOCS / page).read_text()
+    scripts = re.findall(r"^```js\n(.*?)^```$", text, flags=re.M | re.S)
+    scripts += re.findall(r"<script[^>]*>(.*?)</script>", text, flags=re.S)
+    assert scripts
+    node = program("node", package="Debian: nodejs")
+    for number, script in enumerate(scripts):
+        file = tmp_path / f"{number}.mjs"
+        file.write_text(script)
+        done = subprocess.run([node, "--check", file], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

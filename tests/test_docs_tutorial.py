@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -324,11 +324,11 @@ def test_step_5_a_client_that_comes_back_with_its_id_gets_what_it_missed(tmp_pat
             server.request("POST", "/tables/1")
             last_id = stream.until("table")[-1].id
         server.request("POST", "/tables/2")
-        connection = server.connect()
-        connection.request("GET", f"{path}{last_id}")
-        response = connection.getresponse()
-        blocks = ["".join(iter(lambda: response.readline().decode(), "\n")) for _ in range(2)]
-        connection.close()
+        with closing(server.connect()) as connection:
+            connection.request("GET", f"{path}{last_id}")
+            response = connection.getresponse()
+            blocks = ["".join(iter(lambda: response.readline().decode(), "\n")) for _ in range(2)]
+            response.close()
     assert says(5, "event: sse_open") in blocks[0]
     assert says(5, 'data: {"number":2,"state":"ordered"}') in blocks[1]
 
@@ -400,10 +400,9 @@ def test_step_7_an_order_reaches_its_team_only(tmp_path: Path, windows: Windows)
         ada.click("#table-1")
         table(bob, 1, "ordered")
         (path,) = re.findall(r"`curl -i \"http://127.0.0.1:5000(\S+)\"`", STEPS[7])
-        connection = server.connect()
-        connection.request("GET", path)
-        assert str(connection.getresponse().status) == says(7, "403")
-        connection.close()
+        with closing(server.connect()) as connection:
+            connection.request("GET", path)
+            assert str(connection.getresponse().status) == says(7, "403")
 
 
 @pytest.mark.external
@@ -446,12 +445,11 @@ def test_step_10_four_streams_stop_a_site_of_four_threads_unless_they_leave_them
         if edits:
             assert says(10, "<h1>Board") in server.request("GET", "/")
         else:
-            connection = server.connect()
+            connection = stack.enter_context(closing(server.connect()))
             connection.timeout = 1
             connection.request("GET", "/")
             with pytest.raises(TimeoutError):
                 connection.getresponse()
-            connection.close()
         threading.Event().wait(0.3)  # as `Server.stop` explains
         interrupt(server)
         assert server.process.returncode == 0

@@ -444,12 +444,10 @@ def test_step_10_four_streams_stop_a_site_of_four_threads_unless_they_leave_them
             assert stack.enter_context(Stream(server)).until("sse_open")
         if edits:
             assert says(10, "<h1>Board") in server.request("GET", "/")
+            assert server.stop(signal.SIGINT) == 0
         else:
             connection = stack.enter_context(closing(server.connect()))
             connection.timeout = 1
             connection.request("GET", "/")
             with pytest.raises(TimeoutError):
                 connection.getresponse()
-        threading.Event().wait(0.3)  # as `Server.stop` explains
-        interrupt(server)
-        assert server.process.returncode == 0

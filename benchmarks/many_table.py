@@ -65,7 +65,7 @@ def text(results: list[Result]) -> str:
 
 
 def markdown(results: list[Result]) -> str:
-    """For a README."""
+    """For a page of the documentation."""
     heading, *others = [f"| {' | '.join(row)} |" for row in rows(results)]
     return "\n".join([heading, "|---" + "|--:" * len(COLUMNS + RATIOS) + "|", *others, "", *remarks(results)])
 

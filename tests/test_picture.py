@@ -36,4 +36,4 @@ def test_the_script_makes_it(tmp_path: Path) -> None:
     program("chromium", "google-chrome", package="Debian: chromium")
     made = tmp_path / "made.webp"
     subprocess.run([sys.executable, ROOT / "docs" / "picture.py", made], cwd=ROOT, check=True)
-    assert 5 < seconds(made)
+    assert seconds(made) > 5

@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
 
 

@@ -11,13 +11,10 @@ from pathlib import Path
 import pytest
 from flask import Flask, Response, appcontext_popped, appcontext_pushed, stream_with_context
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Boolean, Integer
 from sqlalchemy.pool import QueuePool
 from werkzeug.serving import make_server
 
 from sse_batcher import SSE
-
-from .kit.repository import blocks
 
 STREAMS = 50
 POOL_SIZE = 3
@@ -121,35 +118,6 @@ def test_an_open_stream_holds_no_app_context(site: Site, open_stream: Open) -> N
     # From Flask 3.1.2 on, stream_with_context() makes a context of its own. The pool would not show it; this test does.
     open_stream("/events")
     assert site.contexts == 0
-
-
-def test_the_revalidate_of_the_readme_ends_the_stream_of_a_deleted_user(tmp_path: Path) -> None:
-    app = Flask(__name__)
-    # A file: a database in memory would have one connection, which two threads must not use at the same time.
-    app.config.update(SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path / 'users.db'}", SSE_REVALIDATE_EVERY=0.01)
-    db = SQLAlchemy(app)
-    sse = SSE(app)
-
-    class User(db.Model):  # type: ignore[name-defined, misc]
-        id = db.mapped_column(Integer, primary_key=True)
-        active = db.mapped_column(Boolean)
-
-    (code,) = [block for block in blocks("python") if "@sse.revalidate" in block]
-    with app.app_context():
-        db.create_all()
-        db.session.add(User(id=7, active=True))
-        db.session.commit()
-    sse.identify(lambda: 7)
-    exec(code, {"sse": sse, "db": db, "User": User})
-    with app.test_client().get("/events") as response:
-        next(iter(response.response))
-        with app.app_context():
-            db.session.delete(db.session.get(User, 7))
-            db.session.commit()
-        assert b'"revoked"' in b"".join(response.response)  # type: ignore[arg-type]
-    assert sse.manager.shutdown()
-    with app.app_context():
-        db.engine.dispose()
 
 
 def test_these_tests_notice_a_stream_that_holds_a_connection(site: Site, open_stream: Open) -> None:

@@ -139,7 +139,7 @@ def test_a_right_that_is_missing_shows_in_health_and_once_in_the_log(
     assert manager.get_stats().backend_silent > 0.5
     [line] = [text for level, text in log_lines(caplog) if level >= logging.ERROR]
     assert line.startswith(f"{name} Redis fails: ")
-    assert 'docs/guides/redis.md lists the rights that its user needs, under "Give its user few rights".' in line
+    assert 'The documentation lists the rights that its user needs, under "Give its user few rights".' in line
     assert "## Give its user few rights" in GUIDE
     caplog.clear()
     allow(server, f"+{right}")

@@ -186,7 +186,7 @@ def _advice(error: Exception) -> str:
     """Return what to do about an error that does not go away by itself; empty for all others."""
     exceptions = _redis().exceptions
     if isinstance(error, exceptions.NoPermissionError):
-        return ' docs/guides/redis.md lists the rights that its user needs, under "Give its user few rights".'
+        return ' The documentation lists the rights that its user needs, under "Give its user few rights".'
     if isinstance(error, exceptions.MovedError) or "MOVED " in str(error):  # redis-py 5 has no class for it here
         return (
             " In a cluster, add ?prefix={sse} to the URL, so that both keys are in one slot, and use the address of "

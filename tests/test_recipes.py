@@ -1,4 +1,4 @@
-"""The recipes of `docs/guides/browser.md`: what stands there is built with Vite, and opened in a real browser."""
+"""The recipes of `docs/guides/frameworks.md` and the page of `browser.md`: built with Vite, opened in a browser."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from .kit.browser import chromium
-from .kit.repository import ROOT
+from .kit.repository import DOCS, ROOT
 from .kit.servers import GTHREAD, HOST, Server, running
 from .kit.services import npm_install, program
 from .kit.waiting import wait_until
 
 pytestmark = [pytest.mark.external, pytest.mark.timeout(120)]
 
-DOCUMENT = (ROOT / "docs" / "guides" / "browser.md").read_text()
+DOCUMENT = "".join((DOCS / "guides" / f"{name}.md").read_text() for name in ("browser", "frameworks"))
 PACKAGES = Path(__file__).parent / "kit" / "recipes" / "package.json"
 
 FOLDERS = {

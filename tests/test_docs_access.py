@@ -26,31 +26,17 @@ from sse_batcher.stats import ManagerStats
 from sse_batcher.testing import Stream, StreamRefusedError, live_server, open_stream, record
 
 from .kit.browser import chromium
+from .kit.documents import block, blocks, check_scripts, text_of
 from .kit.redisserver import RedisServer, redis_fixture
 from .kit.repository import ROOT
 from .kit.servers import gunicorn, running
-from .kit.services import program
 from .kit.viewers import Viewer
 from .kit.waiting import wait_until
 
 TESTS = ROOT / "tests"
-CHANNELS, STATE, AUTHENTICATION = (
-    ROOT / "docs" / "guides" / f"{name}.md" for name in ("channels", "state", "authentication")
-)
-PROMISE = (ROOT / "docs" / "explanation" / "promise.md").read_text()
+CHANNELS, STATE, AUTHENTICATION = (text_of(f"guides/{name}") for name in ("channels", "state", "authentication"))
+PROMISE = text_of("explanation/promise")
 redis = redis_fixture()
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """Return the blocks of a page in this language, hidden ones not included. Those in lists lose their indent."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", page.read_text(), flags=re.M | re.S)
-    return [re.sub(f"^{indent}", "", text, flags=re.M) for indent, text in found]
-
-
-def block(page: Path, language: str, part: str) -> str:
-    """Return the only block that has this part."""
-    (found,) = (text for text in blocks(page, language) if part in text)
-    return found
 
 
 # -- the tables of faults ----------------------------------------------------------------------------------------------
@@ -341,7 +327,7 @@ def test_a_page_brings_a_fresh_token_in_its_url_or_in_a_header(browser: Browser)
     LoginManager(app).request_loader(lambda request: Visitor())
     exec(block(AUTHENTICATION, "python", "URLSafeTimedSerializer"), {"app": app, "sse": sse})
     by_url = block(AUTHENTICATION, "js", "/stream-token")
-    (by_header,) = re.findall(r"`(headers: async .*?)` \|", AUTHENTICATION.read_text())
+    (by_header,) = re.findall(r"`(headers: async .*?)` \|", AUTHENTICATION)
     by_header = by_url.splitlines()[0] + f'\nconst events = new BatchedEventSource("/events", {{ {by_header} }});'
     asked: list[tuple[bool, bool]] = []
 
@@ -405,7 +391,7 @@ def test_a_redirect_to_a_login_page_is_no_answer_and_401_is() -> None:
 
 @pytest.mark.external
 def test_the_format_for_gunicorns_log_leaves_the_token_out(tmp_path: Path) -> None:
-    (said,) = re.findall(r"`(%\(\w\)s)` \(the path without the query\)", AUTHENTICATION.read_text())
+    (said,) = re.findall(r"`(%\(\w\)s)` \(the path without the query\)", AUTHENTICATION)
     (tmp_path / "app.py").write_text("def app(environ, start):\n    start('200 OK', [])\n    return []\n")
     log = ("--access-logfile=-", f"--access-logformat={said} is its path")
     with running((*gunicorn("-k", "gthread", *log)[:-1], "app:app"), tmp_path) as server, server.watched():
@@ -418,7 +404,4 @@ def test_the_format_for_gunicorns_log_leaves_the_token_out(tmp_path: Path) -> No
 def test_the_scripts_are_javascript(tmp_path: Path) -> None:
     scripts = [text for page in (CHANNELS, STATE, AUTHENTICATION) for text in blocks(page, "js")]
     assert len(scripts) == 4
-    for number, text in enumerate(scripts):
-        (tmp_path / f"{number}.mjs").write_text(text)
-        node = [program("node", package="Debian: nodejs"), "--check", tmp_path / f"{number}.mjs"]
-        assert subprocess.run(node, capture_output=True, check=False).stderr == b""
+    check_scripts(scripts, tmp_path)

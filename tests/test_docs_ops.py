@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from sse_batcher.backends.redis.connections import connector
 from sse_batcher.prometheus import PREFIX, ROWS
 from sse_batcher.stats import ManagerStats
 
+from .kit.documents import blocks, files, text_of
 from .kit.redisserver import RedisServer, redis_fixture
 from .kit.repository import ROOT
 from .kit.servers import HOST, Server, Stream, running, uwsgi
@@ -41,22 +41,10 @@ external = pytest.mark.external
 redis = redis_fixture()
 
 
-def text_of(page: str) -> str:
-    return (DOCS / f"{page}.md").read_text()
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """The blocks of a page that are marked as this language, also those in lists."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", text_of(page), flags=re.MULTILINE | re.DOTALL)
-    return [textwrap.dedent(text) for _, text in found]
-
-
 def write_programs(page: str, folder: Path, url: str = REDIS) -> None:
     """Write each block that is a file into this folder, with the URL of a real Redis."""
-    for text in blocks(page, "python"):
-        name = re.match(r"# ([\w.]+\.py)\n", text)
-        if name:
-            (folder / name[1]).write_text(text.replace(REDIS, url))
+    for name, text in files(text_of(page)).items():
+        (folder / name).write_text(text.replace(REDIS, url))
 
 
 @contextmanager
@@ -83,7 +71,9 @@ def run(folder: Path, *arguments: str) -> None:
 
 def gunicorn_of(page: str) -> tuple[str, ...]:
     """The arguments for Python of the command on this page that starts gunicorn, on a free port."""
-    [command] = [line for text in blocks(page, "sh") for line in text.splitlines() if line.startswith("gunicorn ")]
+    [command] = [
+        line for text in blocks(text_of(page), "sh") for line in text.splitlines() if line.startswith("gunicorn ")
+    ]
     return ("-m", *command.split(), f"--bind={HOST}:{{port}}")
 
 
@@ -202,12 +192,12 @@ def test_channels_are_divided_among_streams_of_redis(redis: RedisServer, tmp_pat
 
 @external
 def test_the_command_for_detached_streams_detaches_them(tmp_path: Path) -> None:
-    program = next(text for text in blocks("guides/scaling", "python") if "SSE_TRANSPORT" in text)
+    program = next(text for text in blocks(text_of("guides/scaling"), "python") if "SSE_TRANSPORT" in text)
     (tmp_path / "app.py").write_text(LOGS + program)
     with running(gunicorn_of("guides/scaling"), tmp_path) as server, ExitStack() as stack:
         for _ in range(20):  # more than there are threads
             stack.enter_context(Stream(server)).until("sse_open")
-        [shown] = blocks("guides/scaling", "text")
+        [shown] = blocks(text_of("guides/scaling"), "text")
         logged = next(line for line in server.output().splitlines() if "streams are detached" in line)
         assert re.sub(r"\d+ file", "N file", logged) == re.sub(r"\d+ file", "N file", shown.strip())
 
@@ -243,7 +233,7 @@ def watch():
 @external
 @pytest.mark.parametrize("name", ["gunicorn", "uwsgi"])
 def test_a_thread_that_is_started_after_the_fork_reaches_streams(name: str, tmp_path: Path) -> None:
-    of_gunicorn, of_uwsgi = (text for text in blocks("guides/apps", "python") if "start_watching" in text)
+    of_gunicorn, of_uwsgi = (text for text in blocks(text_of("guides/apps"), "python") if "start_watching" in text)
     (tmp_path / "board.py").write_text(BOARD)
     (tmp_path / "gunicorn.conf.py").write_text(of_gunicorn)
     (tmp_path / "site_app.py").write_text(f"from board import app\n{of_uwsgi}")
@@ -270,7 +260,7 @@ def test_a_thread_that_is_started_after_the_fork_reaches_streams(name: str, tmp_
 @external
 def test_each_worker_has_a_port_for_its_metrics(tmp_path: Path) -> None:
     write_programs("guides/monitoring", tmp_path)
-    [settings] = [text for text in blocks("guides/monitoring", "python") if text.startswith("# gunicorn.conf.py")]
+    settings = files(text_of("guides/monitoring"))["gunicorn.conf.py"]
     first = free_ports()
     (tmp_path / "gunicorn.conf.py").write_text(settings.replace("range(9101, 9200)", f"range({first}, {first + 99})"))
     command = ("-m", "gunicorn", "-k", "gthread", "--workers=2", "--threads=8", f"--bind={HOST}:{{port}}", "app:app")

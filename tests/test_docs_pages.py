@@ -23,6 +23,7 @@ from sse_batcher.testing import live_server, open_stream
 from .kit.browser import chromium
 from .kit.cdn import cdn
 from .kit.clients import PYTHON_CLIENTS, Node
+from .kit.documents import blocks, files, text_of
 from .kit.repository import ROOT
 from .kit.servers import GTHREAD, Server, running
 from .kit.waiting import TIMEOUT, wait_until
@@ -34,28 +35,10 @@ CDN = "https://cdn.jsdelivr.net"
 HOSTILE = "\"'><img src=x onerror=alert(1)></li></template></turbo-stream><script>alert(2)</script>"
 
 
-def text_of(page: str) -> str:
-    return (ROOT / "docs" / page).read_text()
-
-
 def section(text: str, title: str) -> str:
     """What stands below this heading."""
     (found,) = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, flags=re.M | re.S)
     assert isinstance(found, str)
-    return found
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.M | re.S)
-
-
-def files(text: str) -> dict[str, str]:
-    """The blocks that are files, by the path that their first line names."""
-    found = {}
-    for block in blocks(text, r"\w+"):
-        named = re.match(r"(?:#|//|<!--|{#) ([\w./-]+\.\w+)(?: -->| -#})?\n", block)
-        if named:
-            found[named[1]] = block
     return found
 
 
@@ -125,7 +108,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
 
 # -- HTML --------------------------------------------------------------------------------------------------------------
 
-HTML = text_of("guides/html.md")
+HTML = text_of("guides/html")
 LIBRARIES = ["Plain JavaScript", "htmx 2", "htmx 4", "Turbo", "Datastar"]
 
 
@@ -193,7 +176,7 @@ def test_changes_of_the_last_moment_are_in_the_page_and_come_again() -> None:
 
 # -- the page in a browser ---------------------------------------------------------------------------------------------
 
-BROWSER = text_of("guides/browser.md")
+BROWSER = text_of("guides/browser")
 CONFIG = """
 import os
 app.config["SSE_CORS_ORIGINS"] = [f"http://localhost:{os.environ['PORT']}"]
@@ -380,7 +363,7 @@ def test_a_burst_is_drawn_once(site: Site) -> None:
 @external
 def test_a_page_gets_the_channels_that_are_granted(site: Site) -> None:
     (block,) = fragments("Read several channels")
-    assert text_of("reference/browser-module.md").count(block.splitlines()[0]) == 1  # the same example
+    assert text_of("reference/browser-module").count(block.splitlines()[0]) == 1  # the same example
     block = block.replace('"team-7"]', '"team-7", "team-8"]')
     with visitor(site.browser) as context:
         page = opened(context, site.make("channels", IMPORT, block, 'events.on("order", (data) => got.push(data));\n'))
@@ -517,7 +500,7 @@ def test_each_program_of_the_page_has_a_test() -> None:
 
 # -- the module --------------------------------------------------------------------------------------------------------
 
-MODULE = text_of("reference/browser-module.md")
+MODULE = text_of("reference/browser-module")
 
 
 def rows(title: str) -> list[str]:
@@ -581,7 +564,7 @@ def test_the_numbers_of_the_module_are_those_of_its_source() -> None:
 
 # -- clients -----------------------------------------------------------------------------------------------------------
 
-CLIENTS = text_of("reference/clients.md")
+CLIENTS = text_of("reference/clients")
 
 
 def test_every_client_that_is_tested_is_there() -> None:

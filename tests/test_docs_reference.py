@@ -30,26 +30,26 @@ from sse_batcher.manager import process_of
 from sse_batcher.prometheus import PREFIX, ROWS, SSECollector
 from sse_batcher.testing import open_stream, record
 
-from .kit.repository import ROOT
+from .kit.documents import blocks, text_of
+from .kit.repository import DOCS, ROOT
 from .kit.services import missing
 from .kit.sse_parser import take_events
 
-PAGES = ROOT / "docs"
-REFERENCE = PAGES / "reference"
+REFERENCE = DOCS / "reference"
 
 
 def page(name: str) -> str:
-    return (REFERENCE / f"{name}.md").read_text()
+    return text_of(f"reference/{name}")
 
 
 @pytest.fixture(scope="module")
 def generated() -> Iterator[ModuleType]:
     """The module that makes the tables, as Sphinx imports it."""
-    sys.path.insert(0, str(PAGES))
+    sys.path.insert(0, str(DOCS))
     import generated
 
     yield generated
-    sys.path.remove(str(PAGES))
+    sys.path.remove(str(DOCS))
     del sys.modules["generated"]
 
 
@@ -370,7 +370,7 @@ def test_a_quiet_stream_sends_what_is_said() -> None:
 
 
 def test_data_looks_under_flask_as_is_said() -> None:
-    (program,) = re.findall(r"^```python\n(.*?)^```$", page("wire-format"), flags=re.M | re.S)
+    (program,) = blocks(page("wire-format"), "python")
     data = {
         "at": datetime(2026, 1, 1, tzinfo=UTC),
         "on": date(2026, 1, 1),
@@ -480,7 +480,7 @@ def test_the_index_for_models_has_every_page(generated: ModuleType) -> None:
     ]  # fmt: skip
     links = re.findall(r"^- \[[^\]]+\]\(([^)]+)\)(?:: .+)?$", text, flags=re.M)
     assert len(links) == len([line for line in lines if line.startswith("- ")])
-    pages = {str(path.relative_to(PAGES)) for path in PAGES.rglob("*.md")} - {"index.md"}
+    pages = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")} - {"index.md"}
     assert {link.removesuffix(".html.md") + ".md" for link in links if link != "llms-full.txt"} == pages
 
 
@@ -495,7 +495,7 @@ def test_pages_for_models_have_no_directive_of_ours(generated: ModuleType) -> No
 def built(folder: Path) -> Path:
     if find_spec("sphinx") is None:
         missing("needs Sphinx (pip install --group docs)")
-    command = [sys.executable, "-m", "sphinx", "-q", "-d", folder / "doctrees", PAGES, folder / "html"]
+    command = [sys.executable, "-m", "sphinx", "-q", "-d", folder / "doctrees", DOCS, folder / "html"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "docs/reference" not in done.stderr, done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ import pytest
 
 from sse_batcher.testing import open_stream
 
+from .kit.documents import blocks, check_scripts, files, text_of
 from .kit.redisserver import redis_server
 from .kit.repository import ROOT
 from .kit.servers import GTHREAD, Server, Stream, running
-from .kit.services import pip_install, program
+from .kit.services import pip_install
 from .kit.waiting import wait_until
 
-DOCS = ROOT / "docs"
-TROUBLES = (DOCS / "troubleshooting.md").read_text()
+TROUBLES = text_of("troubleshooting")
 
 
 def _words(text: str) -> str:
@@ -97,21 +96,16 @@ def test_each_warning_and_error_of_the_log_has_an_entry() -> None:
     assert [text for text in logged if not any(_is_said(quote, text) for quote in quoted())] == []
 
 
-def files_of(page: str, *names: str) -> dict[str, str]:
-    """The programs of a page that are files, by name."""
-    found = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", (DOCS / page).read_text(), flags=re.M | re.S)
-    return {name: text for name, text in found if name in names}
-
-
 @pytest.mark.external
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of these packages
 def test_the_programs_for_pyramid_and_falcon_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = "pyramid falcon webob zope.interface zope.deprecation translationstring venusian plaster"
     pip_install(f"{needed} plaster-pastedeploy PasteDeploy hupper setuptools<81", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for name, text in files_of("guides/wsgi.md", "pyramid_live.py", "falcon_live.py").items():
-        (tmp_path / name).write_text(text)
-        live: Any = importlib.import_module(name.removesuffix(".py"))
+    programs = files(text_of("guides/wsgi"))
+    for name in ("pyramid_live", "falcon_live"):
+        (tmp_path / f"{name}.py").write_text(programs[f"{name}.py"])
+        live: Any = importlib.import_module(name)
         with open_stream(live.app) as stream:
             live.manager.enqueue("order", {"id": 7})
             stream.clock.advance(0.1)
@@ -175,12 +169,12 @@ class _Cookies(Stream):
 
 @pytest.mark.parametrize("transport", ["auto", "attached"])
 def test_the_program_for_django_streams_and_holds_no_connection_to_the_database(tmp_path: Path, transport: str) -> None:
-    files = files_of("guides/wsgi.md", "live.py", "views.py", "urls.py")
-    assert len(files) == 3
-    assert 'transport="auto"' in files["live.py"]
-    files["live.py"] = files["live.py"].replace('transport="auto"', f'transport="{transport}"')
-    files |= {"settings.py": SETTINGS, "site_urls.py": SITE, "site_wsgi.py": WSGI}
-    for name, text in files.items():
+    shown = files(text_of("guides/wsgi"))
+    programs = {name: shown[name] for name in ("live.py", "views.py", "urls.py")}
+    assert 'transport="auto"' in programs["live.py"]
+    programs["live.py"] = programs["live.py"].replace('transport="auto"', f'transport="{transport}"')
+    programs |= {"settings.py": SETTINGS, "site_urls.py": SITE, "site_wsgi.py": WSGI}
+    for name, text in programs.items():
         (tmp_path / name).write_text(text)
     with running((*GTHREAD[:-1], "site_wsgi:application"), tmp_path) as server, server.watched():
         assert "BatchedEventSource" in server.request("GET", "/events/sse-batcher.js")
@@ -205,16 +199,16 @@ def test_the_program_for_django_streams_and_holds_no_connection_to_the_database(
 
 def test_the_after_and_the_before_are_python() -> None:
     names = [f"{when}_{what}.py" for when in ("before", "after") for what in ("flask_sse", "socketio")]
-    files = files_of("guides/migrating.md", *names)
-    assert sorted(files) == sorted(names)
-    for text in files.values():
+    programs = files(text_of("guides/migrating"))
+    assert sorted(programs) == sorted(names)
+    for text in programs.values():
         ast.parse(text)
 
 
 @pytest.mark.external
 def test_the_program_before_is_one_of_flask_sse(tmp_path: Path) -> None:
     pip_install("flask-sse six", tmp_path / "packages")
-    (text,) = files_of("guides/migrating.md", "before_flask_sse.py").values()
+    text = files(text_of("guides/migrating"))["before_flask_sse.py"]
     with redis_server(tmp_path) as redis:
         (tmp_path / "app.py").write_text(text.replace("redis://localhost:6379/0", redis.url))
         packages = {"PYTHONPATH": str(tmp_path / "packages")}
@@ -231,15 +225,9 @@ def test_the_program_before_is_one_of_flask_sse(tmp_path: Path) -> None:
 
 
 @pytest.mark.external
-@pytest.mark.parametrize("page", ["guides/migrating.md", "guides/wsgi.md"])
+@pytest.mark.parametrize("page", ["guides/migrating", "guides/wsgi"])
 def test_the_scripts_are_javascript(page: str, tmp_path: Path) -> None:
-    text = (DOCS / page).read_text()
-    scripts = re.findall(r"^```js\n(.*?)^```$", text, flags=re.M | re.S)
-    scripts += re.findall(r"<script[^>]*>(.*?)</script>", text, flags=re.S)
+    text = text_of(page)
+    scripts = blocks(text, "js") + re.findall(r"<script[^>]*>(.*?)</script>", text, flags=re.S)
     assert scripts
-    node = program("node", package="Debian: nodejs")
-    for number, script in enumerate(scripts):
-        file = tmp_path / f"{number}.mjs"
-        file.write_text(script)
-        done = subprocess.run([node, "--check", file], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    check_scripts(scripts, tmp_path)

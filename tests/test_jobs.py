@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 
 from sse_batcher import SSEManager
 
+from .kit.documents import block, text_of
 from .kit.redisserver import RedisServer, redis_fixture
 from .kit.repository import ROOT
 from .kit.viewers import Viewer
@@ -111,12 +111,9 @@ def job(number):
 def test_rq_jobs_deliver_as_the_guide_says(redis: RedisServer, browser: Viewer, tmp_path: Path) -> None:
     import rq
 
-    guide = (ROOT / "docs" / "guides" / "redis.md").read_text()
-    [block] = [
-        block for block in re.findall(r"^```python\n(.*?)^```$", guide, flags=re.M | re.S) if "rq.Worker" in block
-    ]
-    assert "redis://localhost:6379/0" in block
-    (tmp_path / "jobs.py").write_text(block.replace("redis://localhost:6379/0", redis.url) + JOB)
+    program = block(text_of("guides/redis"), "python", "rq.Worker")
+    assert "redis://localhost:6379/0" in program
+    (tmp_path / "jobs.py").write_text(program.replace("redis://localhost:6379/0", redis.url) + JOB)
     queue = rq.Queue(connection=redis.client)
     for number in (1, 2, 3):
         queue.enqueue("jobs.job", number)

@@ -11,12 +11,13 @@ import flask
 import pytest
 
 from .kit.browser import chromium
-from .kit.repository import README, ROOT, blocks
+from .kit.documents import blocks
+from .kit.repository import README, ROOT
 from .kit.servers import GTHREAD, HOST, Stream, faults_in, running
 
 
 def test_its_first_two_commands_set_up_and_run_the_demo_and_the_tests() -> None:
-    demo, tests = blocks("sh")[:2]
+    demo, tests = blocks(README, "sh")[:2]
     assert demo.endswith("python -m sse_batcher\n")
     assert "pytest" in tests
 
@@ -28,7 +29,7 @@ def test_the_button_to_press_first_is_on_the_demos_page() -> None:
     assert set(named) <= set(re.findall(r"<button[^>]*>([^<]*?) *<", page))
 
 
-@pytest.mark.parametrize("text", blocks("python"), ids=lambda text: text.splitlines()[0])
+@pytest.mark.parametrize("text", blocks(README, "python"), ids=lambda text: text.splitlines()[0])
 def test_its_programs_are_python(text: str) -> None:
     ast.parse(text)
 
@@ -51,7 +52,7 @@ runpy.run_path("app.py", run_name="__main__")
     ids=["python app.py", "flask run", "gunicorn"],
 )
 def test_the_whole_program_runs_as_it_stands(tmp_path: Path, command: tuple[str, ...]) -> None:
-    (tmp_path / "app.py").write_text(blocks("python")[0])
+    (tmp_path / "app.py").write_text(blocks(README, "python")[0])
     with running(command, tmp_path) as server, server.watched():
         assert 'from "/events/sse-batcher.js"' in server.request("GET", "/")
         with Stream(server) as stream:
@@ -63,7 +64,7 @@ def test_the_whole_program_runs_as_it_stands(tmp_path: Path, command: tuple[str,
 
 @pytest.mark.external
 def test_the_page_of_the_whole_program_shows_its_events(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(blocks("python")[0])
+    (tmp_path / "app.py").write_text(blocks(README, "python")[0])
     with running((*GTHREAD[:-1], "app:app"), tmp_path) as server, chromium() as browser, browser.new_page() as page:
         page.goto(server.url, wait_until="load")
         page.wait_for_function("/^(alpha|beta|gamma): \\d tools$/m.test(log.textContent)")
@@ -72,7 +73,7 @@ def test_the_page_of_the_whole_program_shows_its_events(tmp_path: Path) -> None:
 def test_importing_the_whole_program_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flask.Flask, "run", lambda app, **options: pytest.fail("it serves when it is imported"))
     program: dict[str, Any] = {"__name__": "program"}
-    exec(blocks("python")[0].replace("while True:", "for _ in range(0):"), program)
+    exec(blocks(README, "python")[0].replace("while True:", "for _ in range(0):"), program)
     program["sse"].manager.shutdown()
 
 

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .repository import ROOT
+from .documents import files
+from .repository import DOCS
 
-GUIDES = ROOT / "docs" / "guides"
+GUIDES = DOCS / "guides"
 DEPLOY = GUIDES / "deploy"
 
 COMMAND = "gunicorn --config gunicorn.conf.py app:app"
@@ -17,8 +18,7 @@ COMMAND = "gunicorn --config gunicorn.conf.py app:app"
 
 def app_of(page: Path) -> str:
     """Return the program of a page that is ``app.py``."""
-    (program,) = re.findall(r"^```python\n(# app\.py\n.*?)^```$", page.read_text(), flags=re.M | re.S)
-    return str(program)
+    return files(page.read_text())["app.py"]
 
 
 def unit(name: str) -> list[str]:

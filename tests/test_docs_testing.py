@@ -13,11 +13,11 @@ from sse_batcher.reasons import BusyReason, ByeReason, GapReason
 from sse_batcher.testing import Recording, Sent, Stream, record
 
 from .kit.board import make_board
+from .kit.documents import blocks, text_of
 from .kit.pytest_runs import run_pytest
-from .kit.repository import ROOT
 
-PAGE = (ROOT / "docs" / "guides" / "testing.md").read_text()
-PROGRAMS = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.M | re.S)
+PAGE = text_of("guides/testing")
+PROGRAMS = blocks(PAGE, "python")
 
 
 def test_its_programs_are_an_app_and_tests_that_pass(tmp_path: Path) -> None:

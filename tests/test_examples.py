@@ -168,6 +168,12 @@ def test_a_docstring_says_how_to_run_it(path: Path) -> None:
     assert f"`python examples/{path.name}`" in path.read_text().split('"""')[1]
 
 
+def test_the_list_of_examples_has_each_of_them() -> None:
+    text = (EXAMPLES / "README.md").read_text()
+    assert sorted(re.findall(r"^\| \[.*?\]\((.*?)\)", text, flags=re.M)) == NAMES
+    assert sorted(re.findall(r"`python examples/(.*?)`", text)) == NAMES
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as browser:

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for generated.py
 
 project = "sse_batcher"
 copyright = "the authors of sse_batcher"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "generated"]
 html_theme = "furo"
 html_title = "sse_batcher"
 html_static_path = ["_static"]

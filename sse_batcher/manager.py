@@ -237,9 +237,9 @@ class SSEManager:
     def kick(self, *, user: User | NotGiven = NOT_GIVEN, channel: str | NotGiven = NOT_GIVEN) -> int:
         """End the streams of this user, or of this channel, or of this user in this channel, in all processes.
 
-        They get nothing more but ``sse_bye``. Browsers come back at once, and the app decides again whether they may
-        have a stream. A stream that is still being opened ends, too, if its `ticket` was taken before, also if the kick
-        comes from the app's `identify`.
+        They get nothing more but ``sse_bye``. Browsers come back after its ``retry``, and the app decides again whether
+        they may have a stream. A stream that is still being opened ends, too, if its `ticket` was taken before, also if
+        the kick comes from the app's `identify`.
 
         Returns how many streams of this process end; those of other processes are not counted. `user` is what
         `subscribe` was given: ``"7"`` and ``7`` are two users. Raises `InvalidEventError` for an invalid user or

@@ -112,8 +112,7 @@ class Hooks:
         With a name, ``@sse.snapshot("board")``: ``function()`` returns a tuple ``(event_type, data)``. It is called in
         the view, for a client that is new, and for one that comes back and has missed something. The client gets this
         event first, and then everything that was delivered since just before the call. If the function raises, that is
-        logged, and the client gets ``sse_busy`` and comes back; with ``abort()`` the function refuses the client for
-        good.
+        logged, and the client gets ``sse_busy`` and comes back. ``abort()`` answers with an error status instead.
 
         Without a name, ``@sse.snapshot``: ``function(channel)`` does the same for each channel that has no function of
         its own, for example those of teams or orders. It may return None if the channel has no state.

@@ -37,7 +37,9 @@ class Snapshot(NamedTuple):
     """
 
     cursor: str
+    """Where the history stood before the state was taken."""
     blocks: bytes
+    """The state, as the stream sends it."""
 
 
 class News(NamedTuple):

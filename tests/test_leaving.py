@@ -253,7 +253,7 @@ def test_a_client_that_takes_nothing_is_given_up_and_a_slow_reader_is_not(
     command = with_threads(SERVERS[name].command, 3)
     with ExitStack() as stack:
         # The history has room for all of it: the slow one does not miss anything.
-        config = {"batching": False, "send_timeout": 1, "transport": transport, "history_bytes": 100_000_000}
+        config = {"batching": False, "send_timeout": 1.5, "transport": transport, "history_bytes": 100_000_000}
         server = stack.enter_context(serving_app(command, tmp_path, **config))
         slow = stack.enter_context(_connect_with_small_buffer(server))
         stalled = stack.enter_context(_connect_with_small_buffer(server))

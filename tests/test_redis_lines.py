@@ -70,6 +70,14 @@ def assert_nothing_missed_silently(values: list[Any]) -> None:
         last = value
 
 
+def begin_again(server: RedisServer, id: str = "*") -> None:
+    """Replace the stream by one of a single entry, at once: a reader that met an empty stream would say `overflow`."""
+    with server.client.pipeline(transaction=True) as at_once:
+        at_once.delete(STREAM)
+        at_once.xadd(STREAM, {"hello": "world"}, id=id)
+        at_once.execute()
+
+
 # -- ids below what was read -------------------------------------------------------------------------------------------
 
 
@@ -81,7 +89,7 @@ def test_ids_that_go_back_are_a_gap_at_once_and_nothing_is_lost(server: RedisSer
         for viewer in (at_one, at_two):
             assert viewer.numbers(1) == [1]
         old = at_one.events[-1].id
-        server.client.delete(STREAM)
+        begin_again(server)
         send(one, 10)
         for viewer in (at_one, at_two):
             assert flat(viewer.until_type("sse_gap")) == ["epoch"]
@@ -103,10 +111,7 @@ def test_another_entry_with_the_id_of_the_one_read_last_is_another_line(server: 
     with Viewer(manager) as viewer:
         id = add(server, 1)
         viewer.numbers(1)
-        with server.client.pipeline(transaction=True) as at_once:
-            at_once.delete(STREAM)
-            at_once.xadd(STREAM, {"hello": "world"}, id=id)
-            at_once.execute()
+        begin_again(server, id)
         assert flat(viewer.until_type("sse_gap")) == ["epoch"]
 
 

@@ -323,7 +323,7 @@ def targets(argument: str) -> dict[str, str]:
 
 # -- pages as Markdown, for language models ----------------------------------------------------------------------------
 
-_FENCE = re.compile(r"^(`{3,})\{([\w-]+)\} *(.*)\n((?:.*\n)*?)\1$\n?", flags=re.M)
+_FENCE = re.compile(r"^ *(`{3,})\{([\w-]+)\} *(.*)\n((?:.*\n)*?) *\1$\n?", flags=re.M)
 
 
 def contents(pages: Path = PAGES) -> list[tuple[str, list[str]]]:
@@ -348,18 +348,20 @@ def markdown_of(page: Path) -> str:
             return f"```text\n{(page.parent / argument).read_text().rstrip()}\n```\n"
         return "" if name == "toctree" else match[0]
 
-    text = re.sub(r"^<!--.*?-->\n+", "", page.read_text(), flags=re.M | re.S)
+    text = re.sub(r"^ *<!--.*?-->\n+", "", page.read_text(), flags=re.M | re.S)
     text = re.sub(r"\{py:obj\}`\.([\w.]+)`", r"`\1`", _FENCE.sub(expanded, text))
     text = re.sub(r"\]\((?!\w+:)([\w./-]+)\.md([#)])", r"](\1.html.md\2", text)
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def title_and_summary(page: Path) -> tuple[str, str]:
-    """Return the title of a page, and its first paragraph on one line, without links."""
+    """Return the title of a page, and the first sentence below it, without links."""
     title, _, rest = re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.S).partition("\n")
-    first = rest.strip().partition("\n\n")[0]
+    first = re.split(r"(?<=\.)\s|\n\n", rest.strip().removeprefix("> "), maxsplit=1)[0]
     is_text = re.match(r"[^`#|<:!-]|`[^`]", first)
-    return title.removeprefix("# "), one_line(re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", first)) if is_text else ""
+    return title.removeprefix("# "), one_line(
+        re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"\{py:obj\}`\.", "`", first))
+    ) if is_text else ""
 
 
 def index_for_models(pages: Path = PAGES) -> str:

@@ -235,11 +235,12 @@ class SSEManager:
         return process.hub.ticket
 
     def kick(self, *, user: User | NotGiven = NOT_GIVEN, channel: str | NotGiven = NOT_GIVEN) -> int:
-        """End the streams of this user, or of this channel, or of this user in this channel, in all processes.
+        """End the streams of this user, or of this channel, or of this user in this channel.
 
-        They get nothing more but ``sse_bye``. Browsers come back after its ``retry``, and the app decides again whether
-        they may have a stream. A stream that is still being opened ends, too, if its `ticket` was taken before, also if
-        the kick comes from the app's `identify`.
+        With Redis, those of all processes; without it, those of this process. They get nothing more but ``sse_bye``.
+        Browsers come back after its ``retry``, and the app decides again whether they may have a stream. A stream that
+        is still being opened ends, too, if its `ticket` was taken before, also if the kick comes from the app's
+        `identify`.
 
         Returns how many streams of this process end; those of other processes are not counted. `user` is what
         `subscribe` was given: ``"7"`` and ``7`` are two users. Raises `InvalidEventError` for an invalid user or

@@ -70,6 +70,17 @@ def enqueue():
         sse.enqueue(event_type, data)
     return "", 204
 
+orders = []
+
+@app.post("/orders")
+def order():
+    orders.append("order")
+    return ""
+
+@app.get("/orders-sent")
+def sent():
+    return str(len(orders))
+
 @app.get("/stats")
 def stats():
     return sse.manager.get_stats().as_dict()
@@ -409,9 +420,20 @@ def test_a_page_of_nginx_waits_for_the_app_and_open_pages_come_back(site: Site, 
     with meanwhile.expect_response(lambda response: response.status == 502):
         pass  # it has looked, and stays
     assert meanwhile.title() == "Back in a moment"
+    form = chrome.new_page()
+    form.goto(nginx.url, wait_until="load")
+    with form.expect_navigation(url="**/orders"):
+        form.evaluate("""() => {
+            document.body.innerHTML = "<form method=post action=/orders></form>";
+            document.forms[0].submit();
+        }""")
+    assert form.title() == "Back in a moment"
     site.start()
     meanwhile.wait_for_function("document.title === 'The app' && window.events?.state === 'open'")
     assert meanwhile.url == f"{nginx.url}/?page=1"
+    form.wait_for_function("document.title === 'The app'")
+    assert site.app.request("GET", "/orders-sent") == "0"
+    form.close()
     before.wait_for_function("events.state === 'open'")
     site.app.enqueue(("n", "after"))
     for page in (before, meanwhile):

@@ -41,11 +41,14 @@ BIN = Path(sys.executable).parent
 """Where pip has put the programs of the packages."""
 
 
-def make_site(folder: Path, page: str = "deployment.md") -> Path:
+def make_site(folder: Path, page: str = "deployment.md", backend: str = "memory://") -> Path:
     """Write the app of this page into the folder, with the files beside the page and a virtual environment."""
     (folder / "app.py").write_text(app_of(GUIDES / page))
-    for name in ("gunicorn.conf.py", "supervisord.conf"):
-        shutil.copy(DEPLOY / name, folder)
+    shutil.copy(DEPLOY / "gunicorn.conf.py", folder)
+    shown = (DEPLOY / "supervisord.conf").read_text()
+    written = shown.replace("redis://localhost:6379/0", backend)
+    assert written != shown
+    (folder / "supervisord.conf").write_text(written)
     programs = folder / ".venv" / "bin"
     programs.mkdir(parents=True)
     (programs / "gunicorn").symlink_to(BIN / "gunicorn")
@@ -100,9 +103,9 @@ def is_gone(pid: int) -> bool:
 
 
 @contextmanager
-def supervised(folder: Path, **environment: str) -> Iterator[Supervised]:
+def supervised(folder: Path, backend: str = "memory://", **environment: str) -> Iterator[Supervised]:
     """Run supervisord with the files of the page; end it, and what it has started, in good order."""
-    make_site(folder)
+    make_site(folder, backend=backend)
     with running(("-m", "supervisor.supervisord", "-n", "-c", "supervisord.conf"), folder, **environment) as server:
         site = Supervised(server, folder)
         started: list[int] = []
@@ -223,8 +226,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Supervised, RedisServer]]:
     with redis_server(tmp_path_factory.mktemp("redis")) as redis:
-        environment = {"FLASK_SSE_BACKEND": redis.url, "FLASK_SSE_RETRY_MS": "1000"}
-        with supervised(tmp_path_factory.mktemp("site"), **environment) as site:
+        with supervised(tmp_path_factory.mktemp("site"), redis.url, FLASK_SSE_RETRY_MS="1000") as site:
             yield site, redis
 
 

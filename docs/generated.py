@@ -359,9 +359,8 @@ def title_and_summary(page: Path) -> tuple[str, str]:
     title, _, rest = re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.S).partition("\n")
     first = re.split(r"(?<=\.)\s|\n\n", rest.strip().removeprefix("> "), maxsplit=1)[0]
     is_text = re.match(r"[^`#|<:!-]|`[^`]", first)
-    return title.removeprefix("# "), one_line(
-        re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"\{py:obj\}`\.", "`", first))
-    ) if is_text else ""
+    without_links = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"\{py:obj\}`\.", "`", first))
+    return title.removeprefix("# "), one_line(without_links) if is_text else ""
 
 
 def index_for_models(pages: Path = PAGES) -> str:

@@ -95,7 +95,9 @@ def options() -> str:
         rows += [_option(option.name, texts, getattr(each(), option.name)) for option in fields(each)]
     rows.append(_option("backend", definitions(sse_batcher.SSEManager), OWN_DEFAULTS["backend"]))
     texts = definitions(FlaskConfig)
-    rows += [_option(name, texts, OWN_DEFAULTS[name], only_key=True) for name in ("url_prefix", "cors_origins")]
+    rows += [
+        _option(name, texts, OWN_DEFAULTS[name], only_key=True) for name in ("url_prefix", "cors_origins", "token_salt")
+    ]
     return table(("Option, config key", "Unit", "Default", "Meaning"), rows)
 
 

@@ -240,7 +240,7 @@ class SSEManager:
         With Redis, those of all processes; without it, those of this process. They get nothing more but ``sse_bye``.
         Browsers come back after its ``retry``, and the app decides again whether they may have a stream. A stream that
         is still being opened ends, too, if its `ticket` was taken before, also if the kick comes from the app's
-        `identify`.
+        `identify`. Under Flask, the tokens that `SSE.sign` has made for this user before are refused, too.
 
         Returns how many streams of this process end; those of other processes are not counted. `user` is what
         `subscribe` was given: ``"7"`` and ``7`` are two users. Raises `InvalidEventError` for an invalid user or

@@ -36,7 +36,8 @@ BusyReason = Literal["limit", "threads", "http2", "snapshot", "backend", "draini
 - ``threads``: the server needs its threads for other requests.
 - ``http2``: over HTTP/2 that the server itself speaks, a stream would block its browser's other requests.
 - ``snapshot``: the app's function for the state has raised an error.
-- ``backend``: the backend does not answer, so that it is not known where the stream would begin.
+- ``backend``: the backend does not answer, so that it is not known where the stream would begin, or whether the user of
+  a token was kicked.
 - ``draining``: this process is about to end.
 """
 

@@ -75,6 +75,7 @@ BAD = {
     "SSE_BATCHING": ["yes", None, 1, {"batchWindow": 0.1}, {"enabled": 1}, {"batch_window": 1}],
     "SSE_BACKEND": ["http://localhost", None],
     "SSE_URL_PREFIX": ["events", "", 7],
+    "SSE_TOKEN_SALT": ["", b"salt", 7],
     "SSE_CORS_ORIGINS": [
         "example.com",
         "https://example.com/",
@@ -117,7 +118,7 @@ def test_every_key_is_tested_here() -> None:
     assert (
         sorted(KEYS)
         == sorted(BAD)
-        == sorted([*GOOD, "SSE_BATCHING", "SSE_BACKEND", "SSE_URL_PREFIX", "SSE_CORS_ORIGINS"])
+        == sorted([*GOOD, "SSE_BATCHING", "SSE_BACKEND", "SSE_URL_PREFIX", "SSE_CORS_ORIGINS", "SSE_TOKEN_SALT"])
     )
 
 

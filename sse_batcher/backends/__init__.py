@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from ..errors import ConfigurationError
-from ..event import Batch
+from ..event import Batch, User
 from ..streams.roles import Cursors, Receiver
 from .memory import MemoryBackend
 from .redis import open_redis
@@ -33,7 +33,22 @@ class Backend(Cursors, Protocol):
         """
 
     def kick(self, user: str | int | None, channel: str | None) -> None:
-        """End the streams of this user, or of this channel, in all processes. Raises `BackendError`."""
+        """End the streams of this user, or of this channel, in all processes. Raises `BackendError`.
+
+        If there is a user, the tokens of this user that were made before are refused.
+        """
+
+    def stamp(self) -> int:
+        """Return the time for a token that is made or checked now, in microseconds since 1970.
+
+        Later than all that this process has returned, and than all its kicks. May wait until the clock is known.
+        """
+
+    def remember_kicks(self) -> None:
+        """Call before a token is made for a user, since kicks of the user must be remembered. Raises `BackendError`."""
+
+    def kicked_until(self, user: User) -> int:
+        """Return the stamp up to which tokens of this user are refused. May wait. Raises `BackendError`."""
 
     def is_known(self) -> bool:
         """Return whether the newest position is known here. If not, starts to find it; never waits."""

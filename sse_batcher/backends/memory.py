@@ -11,9 +11,11 @@ import time
 from collections.abc import Iterable
 
 from ..event import Batch, User
+from ..runtime.process import process_began
 from ..streams.history import ResumePoint, Slice
 from ..streams.roles import Receiver
 from ..wire import Frame, Position
+from .kicks import KickedUsers, Stamps
 
 # A cursor comes from outside, so each part has a maximum length, and the cursor is rebuilt from its parts.
 _CURSOR = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})(?:\.([1-9][0-9]{0,8}))?", re.ASCII)
@@ -28,6 +30,9 @@ class MemoryBackend:
         self._epoch = secrets.token_hex(4)
         self._number = 0
         self._receiver: Receiver | None = None
+        self._stamps = Stamps()
+        # Kicks are forgotten with the process. The processes before it may have kicked the user of an older token.
+        self._kicks = KickedUsers(int(process_began() * 1_000_000))
 
     def connect(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -46,7 +51,18 @@ class MemoryBackend:
     def kick(self, user: User | None, channel: str | None) -> None:
         receiver = self._receiver
         assert receiver is not None, "connect() comes first"
+        if user is not None:
+            self._kicks.add(user, self.stamp())
         receiver.dismiss("kicked", user, channel)
+
+    def stamp(self) -> int:
+        return self._stamps.next(self.now())
+
+    def remember_kicks(self) -> None:
+        """Do nothing: kicks are remembered from the beginning."""
+
+    def kicked_until(self, user: User) -> int:
+        return self._kicks.until(user)
 
     def is_known(self) -> bool:
         return True

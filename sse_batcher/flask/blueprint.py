@@ -14,18 +14,20 @@ from flask.blueprints import BlueprintSetupState
 from werkzeug.routing import Map, Rule
 
 from ..browser import SCRIPT_NAME
-from ..errors import InvalidEventError
+from ..errors import BackendError, InvalidEventError
 from ..event import DEFAULT_CHANNEL, check_channels
 from ..manager import SSEManager, process_of
 from ..transports.server import inspect_server
 from .access import Access
 from .request_notes import RequestNotes
 from .response import Responder, script_response
+from .signing import Tokens
 
 _log = logging.getLogger("sse_batcher.blueprint")
 
 NAME = "sse_batcher"
 SCRIPT_ENDPOINT = f"{NAME}.script"
+STREAM_ENDPOINT = f"{NAME}.stream"
 _HOST = "sse_host"
 """The variable part of our rules that stands for any host, in apps with host matching."""
 
@@ -33,20 +35,32 @@ _HOST = "sse_host"
 class Views:
     """The views of one app."""
 
-    def __init__(self, manager: SSEManager, access: Access, responder: Responder, notes: RequestNotes) -> None:
+    def __init__(
+        self, manager: SSEManager, access: Access, responder: Responder, notes: RequestNotes, tokens: Tokens
+    ) -> None:
         self._manager = manager
         self._access = access
         self._responder = responder
         self._notes = notes
+        self._tokens = tokens
 
     def stream(self) -> Response:
-        """The stream of the channels in the query, ``?channel=a&channel=b``; of ``default`` if it names none."""
+        """The stream of the channels in the query, ``?channel=a&channel=b``; of ``default`` if it names none.
+
+        ``?token=`` is a signed token, which stands for `authorize` and `identify`.
+        """
         try:
-            asked = check_channels(request.args.getlist("channel") or [DEFAULT_CHANNEL])
+            asked = check_channels(request.args.getlist("channel"), may_be_none=True)
         except InvalidEventError as error:
             abort(400, str(error))
         ticket = self._notes.ticket()
-        channels = self._access.granted(asked)
+        try:
+            grant = self._tokens.of_request()
+        except BackendError:
+            return self._responder.busy("backend")
+        if grant is not None:
+            return self._responder.respond(grant.granted(asked), grant.user, ticket)
+        channels = self._access.granted(asked or (DEFAULT_CHANNEL,))
         if not channels:
             abort(403)
         return self._responder.respond(channels, self._access.user(), ticket)
@@ -75,12 +89,12 @@ class Views:
 
     def note_ticket(self, endpoint: str | None, values: object) -> None:
         """Called before the app's before-request functions: `authorize` may go by a user that they look up."""
-        if endpoint == f"{NAME}.stream":
+        if endpoint == STREAM_ENDPOINT:
             self._notes.wait_for_ticket()
 
     def allow_origin(self, response: Response) -> Response:
         """Called after each request to the blueprint. Refusals of a stream can be read by other origins, too."""
-        return self._responder.allow_origin(response) if request.endpoint == f"{NAME}.stream" else response
+        return self._responder.allow_origin(response) if request.endpoint == STREAM_ENDPOINT else response
 
 
 def create_blueprint(views: Views, url_prefix: str) -> Blueprint:

@@ -30,12 +30,18 @@ if TYPE_CHECKING:
 _log = logging.getLogger("sse_batcher.extension")
 
 PREFIX = "SSE_"
-OWN_DEFAULTS: dict[str, Any] = {"batching": True, "backend": "memory://", "url_prefix": "/events", "cors_origins": ()}
+OWN_DEFAULTS: dict[str, Any] = {
+    "batching": True,
+    "backend": "memory://",
+    "url_prefix": "/events",
+    "cors_origins": (),
+    "token_salt": None,
+}
 """What has a key, but is no keyword of an options object."""
 KEYS = tuple(
     PREFIX + name.upper() for name in (*BATCH_OPTION_NAMES, *CLIENT_OPTION_NAMES, *HISTORY_OPTION_NAMES, *OWN_DEFAULTS)
 )
-"""The keys of all options, and `SSE_BATCHING`, `SSE_BACKEND`, `SSE_URL_PREFIX`, `SSE_CORS_ORIGINS`."""
+"""The keys of all options, and of `OWN_DEFAULTS`."""
 _UNKNOWN_KEY = "sse_batcher does not know the config key %s and ignores it"
 
 
@@ -52,6 +58,9 @@ class FlaskConfig:
     `cors_origins`
         Which other origins may read the stream: a list such as ``["https://example.com"]``, also with cookies; or
         ``"*"`` for all of them, without cookies.
+    `token_salt`
+        Only apps with the same salt and the same `SECRET_KEY` accept the tokens of each other. ``None``: the name of
+        the app.
     `names_backend`
         Whether there was a key `SSE_BACKEND`.
     """
@@ -62,6 +71,7 @@ class FlaskConfig:
     backend: str | redis.Redis = field(repr=False)  # a URL may have a password
     url_prefix: str | None
     cors_origins: Cors
+    token_salt: str | None
     names_backend: bool
 
 
@@ -77,6 +87,7 @@ def read_config(config: Mapping[str, Any]) -> FlaskConfig:
                 raise ConfigurationError(f"there is no config key {key}: did you mean {meant}?")
             _log.warning(_UNKNOWN_KEY, key)
     url_prefix = _url_prefix(config)
+    token_salt = _token_salt(config)
     with naming_keys():
         cors = Cors(_own(config, "cors_origins"))
         return FlaskConfig(
@@ -86,6 +97,7 @@ def read_config(config: Mapping[str, Any]) -> FlaskConfig:
             backend=_own(config, "backend"),
             url_prefix=url_prefix,
             cors_origins=cors,
+            token_salt=token_salt,
             names_backend="SSE_BACKEND" in config,
         )
 
@@ -154,6 +166,15 @@ def _url_prefix(config: Mapping[str, Any]) -> str | None:
             option="url_prefix",
         )
     return prefix.rstrip("/")
+
+
+def _token_salt(config: Mapping[str, Any]) -> str | None:
+    salt = _own(config, "token_salt")
+    if salt is None or (isinstance(salt, str) and salt):
+        return salt
+    raise ConfigurationError(
+        f"SSE_TOKEN_SALT must be a text, or None for the name of the app, not {salt!r}", option="token_salt"
+    )
 
 
 def _own(config: Mapping[str, Any], name: str) -> Any:

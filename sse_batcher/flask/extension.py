@@ -21,13 +21,14 @@ from ..event import DEFAULT_CHANNEL, NOT_GIVEN, NotGiven, User, check_channels, 
 from ..manager import SSEManager
 from ..runtime.process import require_threads
 from .access import Access
-from .blueprint import NAME, SCRIPT_ENDPOINT, Collisions, Views, create_blueprint
+from .blueprint import NAME, SCRIPT_ENDPOINT, STREAM_ENDPOINT, Collisions, Views, create_blueprint
 from .cli import create_commands
 from .config import FlaskConfig, KeysAtStart, naming_keys, read_config
 from .hooks import Functions, Hooks, Revalidate
-from .page_functions import add_page_functions, script_url
+from .page_functions import add_page_functions, script_url, stream_url
 from .request_notes import RequestNotes
 from .response import Responder
+from .signing import DEFAULT_TTL, Tokens
 
 
 class SSE(Hooks):
@@ -82,13 +83,20 @@ class SSE(Hooks):
         app.extensions[f"{NAME}.part"] = part  # keeps it alive
         keys = KeysAtStart(app.config)
         if config.url_prefix is not None:
-            views = Views(part.manager, part.access, part.responder, part.notes)
+            views = Views(part.manager, part.access, part.responder, part.notes, part.tokens)
             app.register_blueprint(create_blueprint(views, config.url_prefix))
             collisions = Collisions()
             collisions.log(app.url_map)
             _at_first_request(app, lambda: collisions.log(current_app.url_map))  # then all routes are there
         app.cli.add_command(create_commands(part.manager, lambda: keys.compare_once(current_app.config)))
-        add_page_functions(app, part.notes, names_backend=config.names_backend, script_endpoint=part.script_endpoint)
+        add_page_functions(
+            app,
+            part.notes,
+            part.tokens,
+            names_backend=config.names_backend,
+            script_endpoint=part.script_endpoint,
+            stream_endpoint=part.stream_endpoint,
+        )
         _at_first_request(app, lambda: keys.compare_once(current_app.config))
 
     def for_app(self, app: Flask) -> Hooks:
@@ -102,17 +110,7 @@ class SSE(Hooks):
     @property
     def manager(self) -> SSEManager:
         """The `SSEManager` of the current app, or of the only one. `UsageError` if that is not clear."""
-        if has_app_context():
-            return self._part_of(_real(current_app)).manager
-        alive = self._alive()
-        if not alive:
-            raise UsageError("no app has this SSE: call sse.init_app(app) first")
-        if len(alive) != 1:
-            raise UsageError(
-                f"there is no app context, and {len(alive)} apps have this SSE: take sse.manager inside an app "
-                f"context and pass it on to the thread"
-            )
-        return alive[0].manager
+        return self._current_part().manager
 
     def enqueue(
         self,
@@ -146,10 +144,59 @@ class SSE(Hooks):
         """
         return script_url(self._part_of(_real(current_app)).script_endpoint)
 
+    def sign(
+        self,
+        channels: Iterable[str] = (DEFAULT_CHANNEL,),
+        *,
+        user: str | int | NotGiven = NOT_GIVEN,
+        ttl: float = DEFAULT_TTL,
+    ) -> str:
+        """Return a token that grants the stream of these channels, and of this user, to any client that has it.
+
+        The token begins with ``sse1.`` and comes with a request as ``?token=`` or in the header ``Authorization:
+        Bearer``. It stands for `authorize` and `identify`, which are not called. A client that names channels must name
+        some of the token's; one that names none gets all of them. `revalidate` is asked at each opening.
+
+        `channels`
+            1 to 100 channels. A token with a user may have none.
+        `user`
+            Whose stream it is, as `identify` returns it. If it is left out, the stream belongs to no user, and the
+            token cannot be revoked. `kick` with this user refuses all tokens that were made for this user before.
+        `ttl`
+            Seconds in which the token opens streams, at most a week.
+
+        The token is signed with the app's `SECRET_KEY`. Those that were signed with a key of `SECRET_KEY_FALLBACKS` are
+        valid, too. With the memory backend, a token with a user is not valid after a restart, because kicks are
+        forgotten then. May wait for Redis, a few seconds at most.
+
+        Raises `InvalidEventError` for invalid channels or an invalid user, such as None, and `UsageError` for an
+        invalid `ttl`, and if there is no `SECRET_KEY`.
+
+        >>> token = sse.sign(["team-7"], user=7, ttl=60)
+        """
+        return self._current_part().tokens.sign(channels, user, ttl)
+
+    def url(
+        self,
+        channels: Iterable[str] = (DEFAULT_CHANNEL,),
+        *,
+        user: str | int | NotGiven = NOT_GIVEN,
+        ttl: float = DEFAULT_TTL,
+        external: bool = False,
+    ) -> str:
+        """Return the URL of the stream with a token: `sign` says for what, and what is raised.
+
+        `sse_url()` does the same in templates. The URL is made by `url_for`; `external`: with scheme and host. Raises
+        `UsageError` if `SSE_URL_PREFIX` is None, because the app then has no such route.
+        """
+        part = self._part_of(_real(current_app))
+        return stream_url(part.stream_endpoint, part.tokens, channels, user=user, ttl=ttl, external=external)
+
     def kick(self, *, user: str | int | NotGiven = NOT_GIVEN, channel: str | NotGiven = NOT_GIVEN) -> int:
         """End the streams of a user, or of a channel, or of a user in a channel. See `SSEManager.kick`.
 
-        Returns how many streams of this process end by it.
+        With a user, all tokens that were made for this user before are refused from now on, in all processes, also if a
+        channel is named. Returns how many streams of this process end by it.
         """
         return self.manager.kick(user=user, channel=channel)
 
@@ -200,6 +247,19 @@ class SSE(Hooks):
     def _alive(self) -> list[_AppPart]:
         return [part for reference in list(self._parts.values()) if (part := reference()) is not None]
 
+    def _current_part(self) -> _AppPart:
+        if has_app_context():
+            return self._part_of(_real(current_app))
+        alive = self._alive()
+        if not alive:
+            raise UsageError("no app has this SSE: call sse.init_app(app) first")
+        if len(alive) != 1:
+            raise UsageError(
+                f"there is no app context, and {len(alive)} apps have this SSE: take sse.manager inside an app "
+                f"context and pass it on to the thread"
+            )
+        return alive[0]
+
     def _part_of(self, app: Flask) -> _AppPart:
         reference = self._parts.get(app)
         part = None if reference is None else reference()
@@ -220,7 +280,9 @@ class _AppPart:
         self.access = Access(own, shared, limits_users=limits_users)
         self.responder = Responder(self.manager, self.access, config.cors_origins, names_backend=config.names_backend)
         self.notes = RequestNotes(app, self.manager)
+        self.tokens = Tokens(app, self.manager, config.token_salt or app.name)
         self.script_endpoint = None if config.url_prefix is None else SCRIPT_ENDPOINT
+        self.stream_endpoint = None if config.url_prefix is None else STREAM_ENDPOINT
         self.hooks = Hooks(own, self.pass_on)
         self._passed_on: Revalidate | None = None
         self.pass_on()

@@ -20,6 +20,7 @@ from werkzeug.wsgi import ClosingIterator
 
 from ..errors import UsageError
 from ..manager import SSEManager, process_of
+from ..reasons import BusyReason
 from ..runtime.log_once import LogOnce
 from ..wire import HEADERS
 from ..wsgi import last_event_id, script, stream
@@ -63,11 +64,15 @@ class Responder:
         except Exception:
             # No error status for what may pass: a browser would give up for good.
             self._log_failure(channels)
-            busy = process_of(self._manager).busy_block("snapshot", last_event_id(environ))
-            return current_app.response_class([busy], headers=list(HEADERS))
+            return self.busy("snapshot")
         # Functions that would read a response leave it out if it is to be passed on as it is, as files are.
         response_class = _endless(current_app.response_class)  # type: ignore[arg-type]  # for mypy, a class has no hash
         return response_class(body, status=status, headers=headers, direct_passthrough=True)
+
+    def busy(self, reason: BusyReason) -> Response:
+        """Answer the current request with ``sse_busy``: its stream cannot be opened now, and the client comes back."""
+        block = process_of(self._manager).busy_block(reason, last_event_id(request.environ))
+        return current_app.response_class([block], headers=list(HEADERS))
 
     def allow_origin(self, response: Response) -> Response:
         """Add the headers that let other origins read this response to the current request."""

@@ -108,6 +108,15 @@ class PerProcess(Generic[T]):
         return theirs
 
 
+_began = PerProcess(time.time)
+_began.get()
+
+
+def process_began() -> float:
+    """Return when this process began to use this library, in seconds since 1970. In a forked child: the first call."""
+    return _began.get()
+
+
 EXIT_SECONDS = 5.0
 """How long closing everything may delay the end of a process, in seconds."""
 

@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from ...errors import BackendError, InvalidEventError
@@ -22,9 +23,11 @@ from ...runtime.locks import run_if_free
 from ...streams.history import ResumePoint, Slice
 from ...streams.roles import Receiver
 from ...wire import Position
+from ..kicks import Stamps
 from .archive import Archive
 from .connections import Link, connector, errors, is_exhausted, pauses, understood
 from .entries import START, Entry, Kick, numbers, to_fields
+from .kicks import RedisKicks
 from .reader import Keys, Reader, State
 
 _log = logging.getLogger("sse_batcher.backends.redis")
@@ -43,7 +46,7 @@ _CURSOR = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,19})(?
 
 
 class RedisBackend:
-    """One process's part of the backend. `connect` makes a ``redis.Redis``. `prefix` is that of the two keys.
+    """One process's part of the backend. `connect` makes a ``redis.Redis``. `prefix` is that of the keys.
 
     Redis keeps about `frames` entries. `clock` returns monotonic time in seconds. `state` is for tests.
     """
@@ -69,6 +72,8 @@ class RedisBackend:
         self._state = State() if state is None else state
         self._reader: Reader | None = None
         self._archive = Archive(self._keys, connect, self._state, self._reading)
+        self._stamps = Stamps()
+        self._kicks = RedisKicks(self._keys.kicked, connect, self._reading)
         # Callers of `open` that may wait long. No lock guards it. A harmless race: of callers that come at the same
         # time, more than `MAX_LONG_WAITS` may wait long.
         self._long_waits: dict[object, None] = {}
@@ -108,6 +113,10 @@ class RedisBackend:
 
         def add_locked() -> None:
             try:
+                if user is not None:  # before the streams end, since they come back at once
+                    with understood():
+                        kicked = self._kicks.add(self._publishing.client, user, self._next_stamp())
+                    self._stamps.raise_to(kicked)
                 self._add_locked(to_fields(Entry(self._state.publisher, 0, Kick(user, channel))))
                 self._publishing.succeed()
             except errors() as error:
@@ -117,6 +126,22 @@ class RedisBackend:
         # The batcher's thread holds the lock as long as Redis is away.
         if not run_if_free(self._state.adding, add_locked, timeout=OPEN_SECONDS):
             raise BackendError("Redis does not answer, so the kick was not sent: try again")
+
+    def stamp(self) -> int:
+        """As in `Backend`: by the clock of Redis, so that those of several hosts may differ."""
+        if not self._state.known:
+            with suppress(BackendError):  # then it is the clock of this host
+                self.open(None)
+        return self._next_stamp()
+
+    def _next_stamp(self) -> int:
+        return self._stamps.next(self.now())
+
+    def remember_kicks(self) -> None:
+        self._kicks.begin()
+
+    def kicked_until(self, user: User) -> int:
+        return self._kicks.until(user)
 
     def _add_locked(self, fields: dict[bytes, bytes]) -> None:
         """Add an entry. Needs `State.adding`. Raises one of `errors`."""
@@ -218,6 +243,7 @@ class RedisBackend:
     def close(self, timeout: float | None) -> bool:
         self._closing.set()
         self._archive.close()
+        self._kicks.close()
         run_if_free(self._state.adding, self._publishing.drop)  # does not wait: the holder may be waiting for Redis
         return self._reader is None or self._reader.close(timeout)
 

@@ -62,11 +62,12 @@ _EPOCH = re.compile(rb"[0-9a-f]{8}")
 
 
 class Keys:
-    """The names of the two keys in Redis."""
+    """The names of the keys in Redis."""
 
     def __init__(self, prefix: str) -> None:
         self.stream = f"{prefix}:stream"
         self.epoch = f"{prefix}:epoch"
+        self.kicked = f"{prefix}:kicked"
 
 
 class State:

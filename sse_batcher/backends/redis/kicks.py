@@ -1,0 +1,113 @@
+"""The kicks of users in Redis: a sorted set, in which each kicked user has the time of the newest kick.
+
+All times are those of Redis, in microseconds since 1970. The set is read when a stream opens with a token that has a
+user, so a process also knows the kicks from before it was started. Follows https://redis.io/docs/latest/commands/zadd/
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from ...errors import BackendError
+from ...event import User
+from ...runtime.locks import new_lock, run_if_free
+from ..kicks import MAX_TOKEN_SECONDS, MICROSECONDS
+from .connections import Link, errors, understood
+
+TURN_WAIT_SECONDS = 1.0
+"""How long a stream waits until other streams have asked about their users."""
+SILENT_SECONDS = 2.0
+"""If Redis has not answered the reader for longer than this, it is not asked: each call would hold a server thread."""
+
+_SINCE = "since"
+"""The member whose time says since when kicks are known. Users are JSON, so no user is this member."""
+
+
+class RedisKicks:
+    """The set at the key `key`. `reader` is the reader's link. `connect` makes a client. Thread-safe.
+
+    It has one connection, and asks for one thread at a time. If Redis loses the set, it has lost kicks. So tokens that
+    were made before the set was begun are refused.
+    """
+
+    def __init__(self, key: str, connect: Callable[[], Any], reader: Link) -> None:
+        self._key = key
+        self._reader = reader
+        # `_asking` guards `_link`. `close` disconnects the link without it, which may be done in any thread.
+        self._asking = new_lock()
+        self._link = Link(connect, "Reading kicks from")
+        self._begun = False
+        self._closed = False
+
+    def begin(self) -> None:
+        """Have tokens accepted that are made after this call. Only the first call asks Redis. Raises `BackendError`."""
+        if not self._begun:
+            self._ask(self._begin)
+            self._begun = True
+
+    def until(self, user: User) -> int:
+        """Return the time up to which tokens of this user are refused. Raises `BackendError`."""
+
+        def ask(client: Any) -> int:
+            pipeline = client.pipeline(transaction=False)
+            pipeline.zscore(self._key, _member(user))
+            pipeline.zscore(self._key, _SINCE)
+            kicked, since = pipeline.execute()
+            return max(int(kicked or 0), self._begin(client) if since is None else int(since))
+
+        return self._ask(ask)
+
+    def add(self, client: Any, user: User, stamp: int) -> int:
+        """Note a kick, and forget those that no token can be older than. Return its time, which is `stamp` or later.
+
+        Uses the client of the caller, and raises what that raises.
+        """
+        now = max(stamp, _time(client))
+        oldest = now - MAX_TOKEN_SECONDS * MICROSECONDS
+        pipeline = client.pipeline(transaction=True)
+        pipeline.zadd(self._key, {_SINCE: now}, nx=True)
+        pipeline.zadd(self._key, {_SINCE: oldest}, xx=True, gt=True)  # so that it is not removed with old kicks
+        pipeline.zadd(self._key, {_member(user): now}, gt=True)
+        pipeline.zremrangebyscore(self._key, "-inf", f"({oldest}")
+        pipeline.execute()
+        return now
+
+    def close(self) -> None:
+        self._closed = True
+        self._link.disconnect()
+
+    def _begin(self, client: Any) -> int:
+        """Note that kicks are known since now, unless another process has begun before. Return since when they are."""
+        client.zadd(self._key, {_SINCE: _time(client)}, nx=True)
+        return int(client.zscore(self._key, _SINCE))
+
+    def _ask(self, call: Callable[[Any], int]) -> int:
+        answers: list[int] = []
+
+        def ask_locked() -> None:
+            try:
+                with understood():
+                    answers.append(call(self._link.client))
+                self._link.succeed()
+            except errors() as error:
+                if self._closed:
+                    self._link.drop()
+                else:
+                    self._link.fail(error)
+                raise BackendError(f"reading kicks from Redis failed: {error}") from error
+
+        answers_reader = self._reader.silent_for <= SILENT_SECONDS
+        if not (answers_reader and run_if_free(self._asking, ask_locked, timeout=TURN_WAIT_SECONDS)):
+            raise BackendError("Redis does not answer, so it is not known whether the user was kicked: try again")
+        return answers[0]
+
+
+def _member(user: User) -> str:
+    return json.dumps(user)
+
+
+def _time(client: Any) -> int:
+    seconds, microseconds = client.time()
+    return int(seconds) * MICROSECONDS + int(microseconds)

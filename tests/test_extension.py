@@ -58,6 +58,7 @@ def test_an_sse_shows_what_an_app_calls_and_nothing_else(make_app: MakeApp) -> N
     app, sse = make_app()
     decorators = ["allow_stats", "authorize", "identify", "revalidate", "snapshot", "user_snapshot"]
     methods = ["broadcast", "cursor", "enqueue", "for_app", "init_app", "kick", "manager", "response", "script_url"]
+    methods += ["sign", "url"]
     assert public(sse) == sorted(decorators + methods)
     assert public(sse.for_app(app)) == decorators
 

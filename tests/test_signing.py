@@ -265,6 +265,9 @@ def test_an_invalid_token_is_no_reason_to_look_at_the_cookie(site: Site) -> None
     assert site.status("sse1.", headers=bearer(valid)) == site.status(valid, headers=bearer("sse1.")) == 401
     assert site.status(query={"token": ["mine", "sse1."]}) == 401
     assert site.status(valid, headers=bearer(valid)) == 200
+    for query in ("%74oken=sse1.", "token=%73se1.", "channel=default&token=sse1%2E"):
+        with site.app.test_client().get(f"/events?{query}") as response:
+            assert response.status_code == 401
 
 
 def test_tokens_of_the_apps_own_are_left_to_authorize(site: Site) -> None:

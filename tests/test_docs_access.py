@@ -25,11 +25,13 @@ from sse_batcher.reasons import BusyReason, ByeReason, EndReason, GapReason
 from sse_batcher.stats import ManagerStats
 from sse_batcher.testing import Stream, StreamRefusedError, live_server, open_stream, record
 
+from .kit import nginx
 from .kit.browser import chromium
-from .kit.documents import block, blocks, check_scripts, text_of
+from .kit.documents import block, blocks, check_scripts, files, text_of
 from .kit.redisserver import RedisServer, redis_fixture
 from .kit.repository import ROOT
-from .kit.servers import gunicorn, running
+from .kit.servers import HOST, gunicorn, running
+from .kit.services import program
 from .kit.viewers import Viewer
 from .kit.waiting import wait_until
 
@@ -404,4 +406,40 @@ def test_the_format_for_gunicorns_log_leaves_the_token_out(tmp_path: Path) -> No
 def test_the_scripts_are_javascript(tmp_path: Path) -> None:
     scripts = [text for page in (CHANNELS, STATE, AUTHENTICATION) for text in blocks(page, "js")]
     assert len(scripts) == 4
+    check_scripts(scripts, tmp_path)
+
+
+# -- what signed-urls.md says beside its programs ----------------------------------------------------------------------
+
+
+@pytest.mark.external
+def test_the_log_of_gunicorn_has_no_signed_url(tmp_path: Path) -> None:
+    name, text = "gunicorn_log.py", files(text_of("guides/signed-urls"))["gunicorn_log.py"]
+    (tmp_path / name).write_text(text)
+    (tmp_path / "app.py").write_text("def app(environ, start):\n    start('200 OK', [])\n    return []\n")
+    with running((*gunicorn("-k", "gthread", "-c", name)[:-1], "app:app"), tmp_path) as server, server.watched():
+        server.request("GET", "/events?token=sse1.secret")
+        wait_until(lambda: '"GET /events" 200' in server.output(), "it is in the log")
+        assert "secret" not in server.output()
+
+
+@pytest.mark.external
+def test_the_log_of_nginx_has_no_signed_url(tmp_path: Path) -> None:
+    [directives] = blocks(text_of("guides/signed-urls"), "nginx")
+    format_of_log, access_log = directives.strip().splitlines()
+    location = f"return 200; {access_log.replace('/var/log/nginx', '.')}"
+    program_path = program("nginx", package="Debian: nginx-light")
+    arguments = list(nginx.arguments_of(program_path, location, host=HOST, upstream=f"{HOST}:1"))
+    arguments[-1] = arguments[-1].replace("access_log off;", f"access_log off; {format_of_log}")
+    with running(arguments, tmp_path) as server:
+        server.request("GET", "/events?token=sse1.secret")
+        log = tmp_path / "access.log"
+        wait_until(lambda: '"GET /events" 200' in log.read_text(), "it is in the log")
+        assert "secret" not in log.read_text()
+
+
+@pytest.mark.external
+def test_the_script_for_signed_urls_is_javascript(tmp_path: Path) -> None:
+    scripts = blocks(text_of("guides/signed-urls"), "js")
+    assert len(scripts) == 1
     check_scripts(scripts, tmp_path)

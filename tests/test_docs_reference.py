@@ -405,6 +405,7 @@ def test_the_stream_answers_with_the_statuses_that_are_listed() -> None:
         answers = {
             200: ["/events", "/events/", "/events?channel=default"],
             400: [f"/events?{many}", "/events?channel=%00", "/events?channel=*"],
+            401: ["/events?token=sse1.x", "/events?token=sse1.x&channel=a"],
             403: ["/events?channel=a", "/events?channel=a&channel=default"],
         }
         for status, urls in answers.items():
@@ -413,7 +414,7 @@ def test_the_stream_answers_with_the_statuses_that_are_listed() -> None:
                     assert response.status_code == status, url
         assert client.post("/events").status_code == 405
     listed = re.findall(r"^\| (\d+) \|", page("urls"), flags=re.M)
-    assert listed == ["200", "400", "403", "405"]
+    assert listed == ["200", "400", "401", "403", "405"]
 
 
 def test_the_module_is_kept_as_is_said() -> None:

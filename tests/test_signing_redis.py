@@ -26,6 +26,7 @@ from .kit.waiting import TIMEOUT, wait_until
 pytestmark = pytest.mark.external
 
 redis = redis_fixture()
+RIGHTS = ("app", "on", ">password", "~sse_batcher:*", "+@all")
 KICKED = "sse_batcher:kicked"
 APP = """
 import os
@@ -208,10 +209,21 @@ def test_the_rights_of_the_guide_are_enough(redis: RedisServer, make_site: Calla
     assert redis.client.acl_log() == []
 
 
+@pytest.mark.parametrize("right", ["zscore", "zadd"])
 def test_without_the_rights_no_stream_of_a_user_opens(
-    redis: RedisServer, make_site: Callable[..., Site], caplog: pytest.LogCaptureFixture
+    redis: RedisServer, make_site: Callable[..., Site], caplog: pytest.LogCaptureFixture, right: str
 ) -> None:
-    redis.client.execute_command("ACL", "SETUSER", *["app", "on", ">password", "~sse_batcher:*", "+@all", "-zscore"])
+    redis.client.execute_command("ACL", "SETUSER", *RIGHTS, f"-{right}")
     site = make_site(SSE_BACKEND=redis.url.replace("//", "//app:password@"))
     assert b"sse_busy" in site.answer(site.sse.sign(user=7))[1]
     assert "Reading kicks from Redis fails" in caplog.text
+
+
+@pytest.mark.parametrize("right", ["zadd", "zremrangebyscore"])
+def test_without_the_rights_no_user_is_kicked_silently(
+    redis: RedisServer, make_site: Callable[..., Site], right: str
+) -> None:
+    redis.client.execute_command("ACL", "SETUSER", *RIGHTS, f"-{right}")
+    site = make_site(SSE_BACKEND=redis.url.replace("//", "//app:password@"))
+    with pytest.raises(BackendError, match="Redis did not take the kick"):
+        site.sse.kick(user=7)

@@ -130,6 +130,12 @@ def create_app() -> Flask:
     def page() -> str:
         return f'<script type="module">import {{ BatchedEventSource }} from "{sse.script_url()}";</script>'
 
+    def signed() -> str:
+        token = sse.sign(["default", "team-7"], user="ada", ttl=0.5) + sse.sign()
+        assert_type(token, str)
+        assert_type(sse.url(("team-7",), user=7, ttl=60, external=True), str)
+        return sse.url()
+
     def team_events() -> Response:
         return sse.response(["team-7"], user="ada")
 
@@ -139,6 +145,7 @@ def create_app() -> Flask:
     app.add_url_rule("/press", view_func=press, methods=["POST"])
     app.add_url_rule("/leave", view_func=leave, methods=["POST"])
     app.add_url_rule("/page", view_func=page)
+    app.add_url_rule("/signed", view_func=signed)
     app.add_url_rule("/team/events", view_func=team_events)
     app.add_url_rule("/own/events", view_func=own_events)
     assert_type(team(), tuple[str, list[int]])
@@ -316,6 +323,7 @@ if TYPE_CHECKING:
     SSEManager(False)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     BatchOptions(0.1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     SSEManager().subscribe(user=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    SSE().sign(user=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     SSEManager().enqueue("t", 1, user=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     SSEManager().enqueue("t", 1, user=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     SSEManager().enqueue("t", 1, user=[None])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]

@@ -189,7 +189,7 @@ def _advice(error: Exception) -> str:
         return ' The documentation lists the rights that its user needs, under "Give its user few rights".'
     if isinstance(error, exceptions.MovedError) or "MOVED " in str(error):  # redis-py 5 has no class for it here
         return (
-            " In a cluster, add ?prefix={sse} to the URL, so that both keys are in one slot, and use the address of "
+            " In a cluster, add ?prefix={sse} to the URL, so that all keys are in one slot, and use the address of "
             "the node that has this slot."
         )
     if isinstance(error, exceptions.ReadOnlyError):

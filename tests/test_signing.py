@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import logging
 import random
@@ -342,6 +343,14 @@ def test_the_characters_of_a_fallback_are_no_keys(make_site: MakeSite) -> None:
     assert make_site(SECRET_KEY_FALLBACKS="key").status(forger.sse.sign()) == 401
 
 
+def test_an_empty_fallback_is_no_key(make_site: MakeSite) -> None:
+    site = make_site(SECRET_KEY_FALLBACKS=["", None, b""])
+    _, payload, _ = site.sse.sign().split(".")
+    empty = Signer("", salt="sse_batcher.token.site", key_derivation="hmac", digest_method=hashlib.sha256)
+    assert site.status(empty.sign(f"sse1.{payload}").decode()) == 401
+    assert site.status(site.sse.sign()) == 200
+
+
 def test_the_new_key_signs(make_site: MakeSite, site: Site) -> None:
     rotated = make_site(SECRET_KEY="the new key", SECRET_KEY_FALLBACKS=["the key"])
     assert site.status(rotated.sse.sign()) == 401
@@ -389,6 +398,14 @@ def test_a_kick_refuses_the_tokens_that_were_made_before(site: Site) -> None:
         assert [site.status(token) for token in (old, new, other, same_text)] == [401, 401, 200, 200]
         site.sse.kick(channel="default")
         assert [site.status(token) for token in (old, new, other, same_text)] == [401, 401, 200, 200]
+
+
+def test_a_kick_in_the_same_microsecond_counts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = site.sse.sign(user=7)
+    issued = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))[0]
+    for until, expected in [(issued, 401), (issued - 1, 200)]:
+        monkeypatch.setattr(process_of(site.manager).backend, "kicked_until", lambda user, until=until: until)
+        assert site.status(token) == expected
 
 
 def test_a_kicked_stream_does_not_come_back_with_its_token(site: Site) -> None:

@@ -175,8 +175,11 @@ def test_the_clock_is_that_of_redis(tmp_path: Path) -> None:
 
 def test_what_redis_remembers_is_bounded(redis: RedisServer, make_site: Callable[..., Site]) -> None:
     site = make_site()
+    site.sse.kick(user=7)
+    since = redis.client.zscore(KICKED, "since")
     for _ in range(3):
         site.sse.kick(user=7)
+    assert redis.client.zscore(KICKED, "since") == since
     now = int(redis.client.zscore(KICKED, "7"))
     week = MAX_TOKEN_SECONDS * 1_000_000
     redis.client.zadd(KICKED, {"since": now - 2 * week, "8": now - 2 * week, "9": now - week + 60_000_000})

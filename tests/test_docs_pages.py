@@ -161,6 +161,138 @@ def test_single_rows_replace_the_old_ones_or_are_appended(browser: Browser, tmp_
         assert page.locator("li img, li script").count() == 0
 
 
+ROWS = files(section(HTML, "Single rows"))
+HTMX_ROWS = section(HTML, "Single rows with htmx")
+MORE_ROUTES = """
+@app.get("/late/<int:number>")
+def late(number):
+    sse.cursor()                                 # so the row is in the page, and comes again
+    app.test_client().post(f"/rows/{number}", data={"name": "late"})
+    return page()
+
+@app.post("/deletions")
+def delete():
+    for number in (2, 99):                       # 99 is in no page
+        sse.enqueue("message", Text(f'<li id="row-{number}" hx-swap-oob="delete"></li>'), key=number)
+    return "", 204
+
+@app.post("/kick")
+def kick():
+    sse.kick(channel="default")
+    return "", 204
+"""
+TURBO_ROWS = """{% for number, name in rows|dictsort %}
+<turbo-stream action="append" target="list">
+<template><li id="row-{{ number }}">{{ name }}</li></template></turbo-stream>
+{% endfor %}"""
+
+
+def app_of_rows(library: str, cdn_url: str) -> dict[str, str]:
+    """The files of the app with single rows, with a page of this library and a window that a test can meet."""
+    found = dict(ROWS)
+    if library == "Turbo":
+        page = files(section(HTML, library))["templates/page.html"].replace('id="board"', 'id="list"')
+        found |= {"templates/list.html": page, "templates/rows.html": TURBO_ROWS}
+    elif library != "Plain JavaScript":
+        (own,) = re.findall(rf"^### {library}: .*?(?=^### |\Z)", HTMX_ROWS, flags=re.M | re.S)
+        found |= files(own)
+    found["templates/list.html"] = found["templates/list.html"].replace(CDN, cdn_url)
+    window = 'app.config["SSE_BATCH_WINDOW"] = 0.5\nsse = SSE(app)'
+    found["rows.py"] = found["rows.py"].replace("sse = SSE(app)", window) + MORE_ROUTES
+    return found
+
+
+@contextmanager
+def serving_rows(library: str, cdn_url: str, folder: Path) -> Iterator[Server]:
+    write(folder, app_of_rows(library, cdn_url))
+    with running((*GTHREAD[:-1], "rows:app"), folder) as server, server.watched():
+        yield server
+
+
+@external
+@pytest.mark.parametrize("library", ["Plain JavaScript", "htmx 2", "htmx 4", "Turbo"])
+def test_a_row_that_is_made_and_changed_in_one_window_is_there_once(
+    browser: Browser, cdn_url: str, tmp_path: Path, library: str
+) -> None:
+    with serving_rows(library, cdn_url, tmp_path) as server, visitor(browser) as context:
+        with context.expect_event("response", lambda response: is_stream(response.request)):
+            page = opened(context, server.url)
+        if library == "Turbo":
+            page.evaluate("() => { document.getElementById('list').innerHTML = '<li id=row-2>Grace</li>'; }")
+        else:
+            until_items(page, "Ada", "Grace")
+        post(server, "/rows/12", name="Alan")
+        post(server, "/rows/12", name="Edsger")
+        before = [] if library == "Turbo" else ["Ada"]
+        until_items(page, *before, "Grace", "Edsger")
+        post(server, "/rows/12", name="Barbara")
+        post(server, "/rows/2", name=HOSTILE)
+        if library == "Turbo":
+            until_items(page, "Barbara", HOSTILE)  # moved to the end, in the order of their keys
+        else:
+            until_items(page, "Ada", HOSTILE, "Barbara")
+        post(server, "/rows/3", name="Kurt")
+        added = {"htmx 4": [HOSTILE, "Kurt", "Barbara"], "Turbo": ["Barbara", HOSTILE, "Kurt"]}
+        until_items(page, *before, *added.get(library, [HOSTILE, "Barbara", "Kurt"]))
+        assert page.locator("li img, li script").count() == 0
+
+
+@external
+@pytest.mark.parametrize("library", ["htmx 2", "htmx 4"])
+def test_a_row_that_comes_again_is_there_once_until_it_is_deleted(
+    browser: Browser, cdn_url: str, tmp_path: Path, library: str
+) -> None:
+    with serving_rows(library, cdn_url, tmp_path) as server, visitor(browser) as context:
+        page = opened(context, server.url + "/late/3")
+        until_items(page, "Ada", "Grace", "late")
+        post(server, "/rows/4", name="Alan")  # after the one that comes again
+        until_items(page, "Ada", "Grace", "late", "Alan")
+        post(server, "/deletions")
+        until_items(page, "Ada", "late", "Alan")
+
+
+@external
+@pytest.mark.parametrize("library", ["htmx 2", "htmx 4"])
+@pytest.mark.parametrize("reason", ["gap", "401", "401 later"])
+def test_a_page_of_htmx_with_the_state_reloads(
+    browser: Browser, cdn_url: str, tmp_path: Path, library: str, reason: str
+) -> None:
+    def disturb(route: Route) -> None:
+        if reason == "gap":
+            route.continue_(url=f"{server.url}/events?last_event_id=unknown")
+        else:
+            route.fulfill(status=401, body="<h1>Unauthorized</h1>")
+
+    with serving_rows(library, cdn_url, tmp_path) as server, browser.new_page() as page:
+        shown: list[Request] = []
+        page.on("request", lambda request: request.is_navigation_request() and shown.append(request))
+        page.add_init_script("Math.random = () => 0")
+        if reason != "401 later":
+            page.route("**/events?*", disturb, times=1)
+        with page.expect_request(lambda request: request.is_navigation_request() and len(shown) == 2):
+            with page.expect_response("**/events?*"):
+                page.goto(server.url, wait_until="load")
+            if reason == "401 later":
+                page.route("**/events?*", disturb, times=1)
+                post(server, "/kick")
+        post(server, "/rows/3", name="Alan")
+        until_items(page, "Ada", "Grace", "Alan")
+
+
+@external
+@pytest.mark.parametrize("status", [401, 502])
+def test_the_text_of_an_error_is_not_shown_by_htmx_4(
+    browser: Browser, cdn_url: str, tmp_path: Path, status: int
+) -> None:
+    write(tmp_path, board("htmx 4", cdn_url))
+    with running((*GTHREAD[:-1], "app:app"), tmp_path) as server, server.watched(), browser.new_page() as page:
+        page.add_init_script('document.addEventListener("htmx:finally:request", () => { window.isOver = true; })')
+        page.route("**/events", lambda route: route.fulfill(status=status, body="<h1>Error</h1>"))
+        page.goto(server.url, wait_until="load")
+        until(page, "() => window.isOver")
+        assert page.locator("h1").count() == 0
+
+
 def test_changes_of_the_last_moment_are_in_the_page_and_come_again() -> None:
     app = flask.Flask("app")
     sse = SSE(app)

@@ -111,11 +111,11 @@ def orders():
 def advance(order_id):
     order = db.session.get(Order, order_id)
     order.state = STATES[(STATES.index(order.state) + 1) % len(STATES)]
+    db.session.flush()  # writes the row, which sets its version
+    # Sent after the commit, so that a page that gets the event and asks at once finds the new state. Two threads that
+    # change the same order may send in another order than they commit: the page goes by the version.
+    sse.after_commit(db.session).enqueue("order", order.as_dict())
     db.session.commit()
-    # After the commit, so that a page that gets the event and asks at once finds the new state. If several threads
-    # change the same order, they have to hold one lock over both lines, or the older state may come second and replace
-    # the newer one.
-    sse.enqueue("order", order.as_dict())
 
 
 def work(stop):

@@ -13,14 +13,16 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import signals
+from .after_commit import AfterCommit, Send
 from .backends import open_backend
-from .batching.batcher import put, refuse
+from .batching.batcher import hold, put, put_held, refuse
 from .encoding import Encode, encode_data, json_encoder
 from .errors import BackendError, InvalidEventError, SSEBatcherError
 from .event import (
     BROADCAST,
     DEFAULT_CHANNEL,
     NOT_GIVEN,
+    Audience,
     NotGiven,
     Text,
     User,
@@ -47,6 +49,8 @@ from .wire import block
 
 if TYPE_CHECKING:
     import redis
+
+    from .after_commit import AnySession
 
 
 class SSEManager:
@@ -184,6 +188,17 @@ class SSEManager:
             self._refused(error, event_type, BROADCAST, NOT_GIVEN)
             raise
 
+    def after_commit(self, session: AnySession) -> AfterCommit:
+        """Return an `AfterCommit`, whose `enqueue` and `broadcast` send when this SQLAlchemy session commits.
+
+        `session` is a ``Session`` or a ``scoped_session``. Raises nothing itself: a session of another kind is a
+        `UsageError` of the first event.
+
+        >>> manager.after_commit(session).enqueue("order", {"id": 7, "state": "paid"})
+        >>> session.commit()
+        """
+        return AfterCommit(session, self._hold)
+
     def subscribe(
         self,
         channels: Iterable[str] = (DEFAULT_CHANNEL,),
@@ -318,6 +333,38 @@ class SSEManager:
     def __exit__(self, *exc_info: object) -> None:
         self.shutdown()
 
+    def _hold(
+        self,
+        event_type: str,
+        data: Any,
+        *,
+        channel: str | NotGiven,
+        key: str | int | None,
+        user: User | Sequence[User] | AbstractSet[User] | NotGiven,
+        is_broadcast: bool,
+    ) -> Send:
+        """Check and encode an event, for `AfterCommit`. Returns a function that sends it, and raises as `enqueue`."""
+        shown = BROADCAST if is_broadcast else channel
+        batcher = self._process.get().batcher
+        try:
+            try:
+                audience = BROADCAST if is_broadcast else _audience(channel, user)
+            except InvalidEventError as error:
+                refuse(batcher, error)
+            held = hold(batcher, event_type, data, audience, key)
+        except SSEBatcherError as error:
+            self._refused(error, event_type, shown, user)
+            raise
+
+        def send() -> None:
+            try:
+                put_held(self._process.get().batcher, held)  # not the batcher above: there may have been a fork
+            except SSEBatcherError as error:
+                self._refused(error, event_type, shown, user)
+                raise
+
+        return send
+
     def _refused(self, error: SSEBatcherError, event_type: object, channel: object, user: object) -> None:
         if channel is NOT_GIVEN:
             channel = DEFAULT_CHANNEL if user is NOT_GIVEN else None
@@ -379,6 +426,18 @@ def _new_process(reference: weakref.ref[SSEManager], settings: Settings) -> Proc
 def _revalidate_of(reference: weakref.ref[SSEManager]) -> Ask | None:
     manager = reference()
     return None if manager is None else manager.revalidate
+
+
+def _audience(channel: str | NotGiven, user: User | Sequence[User] | AbstractSet[User] | NotGiven) -> Audience:
+    """Return for whom an event is, as `SSEManager.enqueue` was called. Raises `InvalidEventError`."""
+    if not isinstance(user, NotGiven):
+        return _check_users(user, channel)
+    if isinstance(channel, NotGiven):
+        return DEFAULT_CHANNEL
+    name = check_channel(channel)
+    if name == BROADCAST:
+        raise broadcast_named()
+    return name
 
 
 def _check_users(user: object, channel: object) -> Users:

@@ -34,7 +34,7 @@ LAYERS = """
     backends.kicks backends.memory
     backends.redis.entries backends.redis.connections backends.redis.reader backends.redis.archive backends.redis.kicks
     backends.redis.backend backends.redis backends
-    signals process_state manager prometheus
+    signals process_state after_commit manager prometheus
     transports.server transports.descriptors transports.watcher
     transports.attached transports.detached.sending transports.detached.takeover
     transports.detached.connection transports.detached.group transports.detached.replay transports.detached.feed
@@ -192,6 +192,7 @@ def test_nothing_is_imported_that_is_not_declared(module: str) -> None:
         "prometheus": {"prometheus_client"},
         "backends.redis.connections": {"redis"},
         "manager": {"redis"},  # the type
+        "after_commit": {"sqlalchemy"},  # types
         "process_state": {"redis"},
         "flask.config": {"redis"},  # the type
     }.get(module, set())

@@ -21,7 +21,7 @@ from urllib.request import HTTPCookieProcessor, ProxyHandler, Request, build_ope
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page
 
-from sse_batcher import BacklogFullError, SSEManager, signals
+from sse_batcher import BacklogFullError, Event, EventBatcher, SSEManager, signals
 from sse_batcher.browser import SCRIPT
 
 from .kit.browser import chromium
@@ -353,17 +353,17 @@ def state_of(visitor: Visitor) -> Any:
     return json.loads(visitor.get("/orders"))
 
 
-def test_the_dashboard_commits_before_it_enqueues(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dashboard_sends_after_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     example = load("dashboard.py")
     app, db, folder = example["app"], example["db"], example["folder"]
     states = []
 
-    def look(event_type: str, data: Any) -> None:
+    def look(_: EventBatcher, held: tuple[Event, Any, Any, Any]) -> None:
         other = sqlite3.connect(f"{folder.name}/orders.db")
-        states.append((data["state"], other.execute("SELECT state FROM 'order'").fetchone()[0]))
+        states.append((held[0].data["state"], other.execute("SELECT state FROM 'order'").fetchone()[0]))
         other.close()
 
-    monkeypatch.setattr(example["sse"], "enqueue", look)
+    monkeypatch.setattr("sse_batcher.manager.put_held", look)
     with app.app_context():
         db.create_all()
         db.session.add(example["Order"](state="new"))

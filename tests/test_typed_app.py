@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session, scoped_session
+
+from sse_batcher.testing import record
 
 from . import typed_app
 from .kit.sse_parser import parse
@@ -35,6 +39,12 @@ def test_a_stream_begins_with_the_state(manager: typed_app.SSEManager) -> None:
             *("sse_open", "state", "state"),
             "log",
         ]
+
+
+def test_events_of_a_session_are_sent_when_it_commits() -> None:
+    with typed_app.create_manager() as manager, record(manager) as sent, Session(create_engine("sqlite://")) as session:
+        typed_app.change(manager, session, scoped_session(lambda: session))  # type: ignore[arg-type]
+        assert [each.data for each in sent] == [{"id": 7}, "7", 7] * 2
 
 
 def test_health_and_metrics_are_those_of_the_manager(manager: typed_app.SSEManager) -> None:

@@ -42,11 +42,13 @@ from sse_batcher import (
     signals,
     stream,
 )
+from sse_batcher.after_commit import AfterCommit
 from sse_batcher.backends.redis import open_redis
 from sse_batcher.prometheus import SSECollector
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from sqlalchemy.orm import Session, scoped_session
 
 # -- Flask -------------------------------------------------------------------------------------------------------------
 
@@ -228,6 +230,19 @@ def read(manager: SSEManager) -> list[bytes]:
     client.close()
     manager.subscribe(last_event_id=manager.cursor()).close()
     return blocks
+
+
+def change(manager: SSEManager, session: Session, sessions: scoped_session[Session]) -> None:
+    """Note events in a session of SQLAlchemy, and commit."""
+    for each in (session, sessions):
+        events = manager.after_commit(each)
+        assert_type(events, AfterCommit)
+        events.enqueue("order", {"id": 7}, channel="orders", key=7)
+        events.enqueue("order", Text("7"), user=["ada", 7])
+        events.broadcast("order", 7, key="7")
+        assert_type(sse.after_commit(each), AfterCommit)
+        manager.after_commit("session")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        each.commit()
 
 
 def health(manager: SSEManager) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Thread-safe. Takes no lock of its own.
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import time
@@ -211,6 +212,41 @@ def put(batcher: EventBatcher, event_type: str, data: Any, audience: Audience, k
         refuse(batcher, error)
     # Event(...) would call a function that is written in Python. This takes half as long.
     batcher._engine.get().add(tuple.__new__(Event, (rules.type, audience, body)), size, rules, name)
+
+
+Held = tuple[Event, int, TypeRules, str | None]
+"""An event that was checked and encoded, as `Engine.add` takes it."""
+
+
+class _Keeper:
+    """Stands for the engine in one call of `put`, and keeps the event."""
+
+    def __init__(self, engine: Callable[[], Engine]) -> None:
+        self.held: Held | None = None
+        self._engine = engine
+
+    def get(self) -> _Keeper:
+        return self
+
+    def add(self, event: Event, size: int, rules: TypeRules, key: str | None) -> None:
+        self.held = (event, size, rules, key)
+
+    def count_refusal(self) -> None:
+        self._engine().count_refusal()
+
+
+def hold(batcher: EventBatcher, event_type: str, data: Any, audience: Audience, key: str | int | None) -> Held:
+    """Check and encode an event as `put` does, for `put_held`. Raises `InvalidEventError`."""
+    holding, keeper = copy.copy(batcher), _Keeper(batcher._engine.get)  # a copy, so that `put` needs no case for this
+    holding._engine = keeper  # type: ignore[assignment]
+    put(holding, event_type, data, audience, key)
+    assert keeper.held is not None
+    return keeper.held
+
+
+def put_held(batcher: EventBatcher, held: Held) -> None:
+    """Take an event that `hold` has checked. Raises `ClosedError` or `BacklogFullError`."""
+    batcher._engine.get().add(*held)
 
 
 def refuse(batcher: EventBatcher, error: SSEBatcherError) -> NoReturn:

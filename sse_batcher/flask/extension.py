@@ -10,11 +10,12 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, current_app, has_app_context, has_request_context, request
 from werkzeug.local import LocalProxy
 
+from ..after_commit import AfterCommit, Send
 from ..encoding import Encode, encode_json, json_encoder
 from ..errors import UsageError
 from ..event import DEFAULT_CHANNEL, NOT_GIVEN, NotGiven, User, check_channels, check_user
@@ -29,6 +30,9 @@ from .page_functions import add_page_functions, script_url, stream_url
 from .request_notes import RequestNotes
 from .response import Responder
 from .signing import DEFAULT_TTL, Tokens
+
+if TYPE_CHECKING:
+    from ..after_commit import AnySession
 
 
 class SSE(Hooks):
@@ -130,6 +134,22 @@ class SSE(Hooks):
     def broadcast(self, event_type: str, data: Any, *, key: str | int | None = None) -> None:
         """Send an event to all clients. See `SSEManager.broadcast`."""
         self.manager.broadcast(event_type, data, key=key)
+
+    def after_commit(self, session: AnySession) -> AfterCommit:
+        """Return what sends events when the transaction of a SQLAlchemy session commits. See `AfterCommit`.
+
+        `session` is a ``Session``, or a ``scoped_session`` such as ``db.session`` of Flask-SQLAlchemy. The app is that
+        of each call of `enqueue`; the commit needs no app context.
+
+        >>> order.state = "paid"
+        >>> sse.after_commit(db.session).enqueue("order", {"id": order.id, "state": "paid"}, key=order.id)
+        >>> db.session.commit()
+        """
+
+        def hold(event_type: str, data: Any, **options: Any) -> Send:  # looks for the manager now, in the app's context
+            return self.manager._hold(event_type, data, **options)
+
+        return AfterCommit(session, hold)
 
     def cursor(self) -> str:
         """Return where the history of the current app's manager stands. See `SSEManager.cursor`."""

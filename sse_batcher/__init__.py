@@ -29,7 +29,7 @@ from .stats import BatcherStats, ManagerStats
 from .streams.client import Client
 from .streams.hub import Snapshot
 from .streams.open_stream import ClientInfo
-from .wsgi import script, stream
+from .wsgi import health, script, stream
 
 if TYPE_CHECKING:
     from .flask.extension import SSE
@@ -59,6 +59,7 @@ __all__ = [
     "Text",
     "TooManyClientsError",
     "UsageError",
+    "health",
     "script",
     "signals",
     "stream",

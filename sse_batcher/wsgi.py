@@ -1,17 +1,18 @@
-"""Plain WSGI: a request in, a stream out; or the module for browsers.
+"""Plain WSGI: a request in, a stream out; or the module for browsers, or an answer to a health check.
 
 Runs in the server's thread. Follows PEP 3333, and the WHATWG standard for which answers make a browser come back.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote_plus
 
 from .browser import SCRIPT, VERSION
-from .errors import BackendError, InvalidEventError
+from .errors import BackendError, InvalidEventError, UsageError
 from .event import DEFAULT_CHANNEL, check_channels, check_user
 from .manager import SSEManager, process_of
 from .process_state import ProcessState
@@ -19,6 +20,7 @@ from .reasons import BusyReason
 from .transports import open_stream
 from .transports.attached import Request
 from .transports.detached.stream import detach_policy
+from .transports.health import dead_thread, unready_reason
 from .transports.server import ServerInfo, inspect_server
 from .wire import HEADERS
 
@@ -120,6 +122,50 @@ def script(environ: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]], list
             return "304 Not Modified", headers, []  # without Content-Type, which WSGI forbids there
     headers += [("Content-Type", "text/javascript; charset=utf-8"), ("Content-Length", str(len(SCRIPT)))]
     return "200 OK", headers, [] if method == "HEAD" else [SCRIPT]
+
+
+def health(
+    manager: SSEManager, environ: Mapping[str, Any], check: Literal["live", "ready"] | None = None
+) -> tuple[str, list[tuple[str, str]], list[bytes]]:
+    """Answer a health check of this process, for a WSGI request: ``(status, headers, body)``.
+
+    The body is a JSON object with a `status`. The status of HTTP is 200 if all is well, and 503 if not:
+
+    `check`
+        ``"live"``: 503 ``thread`` if a thread of this library has died and cannot be started again, or has done nothing
+        of what was due for 30 seconds; its name is in `thread`. Only a restart helps. ``"ready"``: 503 ``draining`` if
+        the process is being shut down or its server is stopping, 503 ``threads`` if open streams hold all of the
+        server's threads except one at most, and 200 ``degraded`` if the backend does not answer: new requests are
+        welcome, but have to do without it. None, for monitoring: 503 with `SSEManager.unhealthy_reason`.
+
+    Answers GET and HEAD; another method is 405. Never waits, takes no lock and looks at no client, so it costs no more
+    with many clients. Raises `UsageError` for another `check`.
+
+    >>> def app(environ, start_response):
+    ...     status, headers, body = health(manager, environ, "ready")
+    ...     start_response(status, headers)
+    ...     return body
+    """
+    if check not in ("live", "ready", None):
+        raise UsageError(f'check is "live", "ready" or None, not {check!r}')
+    method = environ.get("REQUEST_METHOD", "GET")
+    if method not in {"GET", "HEAD"}:
+        return _other_method(method)
+    if check == "live":
+        thread = dead_thread(manager)
+        is_well = thread is None
+        answer: dict[str, Any] = {"status": "ok"} if is_well else {"status": "thread", "thread": thread}
+    else:
+        process, server = process_of(manager), inspect_server(environ)
+        process.reopen(server.is_stopping)
+        reason = process.unhealthy_reason() if check is None else unready_reason(manager, server)
+        is_well = reason is None
+        if check == "ready" and is_well and process.unhealthy_reason():
+            reason = "degraded"
+        answer = {"status": reason or "ok", "backend_answered": round(process.backend_answered, 3)}
+    body = json.dumps(answer, separators=(",", ":")).encode() + b"\n"
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")]
+    return "200 OK" if is_well else "503 Service Unavailable", headers, [] if method == "HEAD" else [body]
 
 
 def _names_version(condition: str) -> bool:

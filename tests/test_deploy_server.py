@@ -171,7 +171,7 @@ class Visitor:
 
     def __init__(self, page: Page, server: Server) -> None:
         self._page = page
-        page.goto(f"{server.url}/alive")
+        page.goto(f"{server.url}/events/health/live")
         page.evaluate("""async () => {
             const { BatchedEventSource } = await import("/events/sse-batcher.js");
             window.clients = [new BatchedEventSource("/events"), new EventSource("/events?batch=0")];
@@ -311,7 +311,7 @@ def test_code_that_cannot_be_imported_is_found_before_a_reload_which_would_end_g
         with (tmp_path / "app.py").open("a") as file:
             file.write("import nothing_like_this")
         assert result() != 0
-        server.request("GET", "/alive")
+        server.request("GET", "/events/health/live")
         server.process.send_signal(signal.SIGHUP)
         assert server.process.wait(TIMEOUT) != 0
 

@@ -189,6 +189,7 @@ def test_every_public_name_is_on_a_page_once() -> None:
     public = {f"sse_batcher.{name}" for name in sse_batcher.__all__ if name != "signals"}
     public |= {f"sse_batcher.testing.{name}" for name in testing_kit.__all__}
     public |= {"sse_batcher.prometheus.SSECollector", "sse_batcher.backends.redis.open_redis"}
+    public |= {"sse_batcher.after_commit.AfterCommit"}  # what a method returns
     names = documented()
     assert sorted(names) == sorted(public)
 
@@ -439,6 +440,8 @@ def test_health_and_counters_answer_as_is_said() -> None:
     sse = SSE(app)
     health = client.get("/events/health")
     assert health.json == {"status": "ok", "backend_answered": 0.0}
+    assert client.get("/events/health/ready").json == {"status": "ok", "backend_answered": 0.0}
+    assert client.get("/events/health/live").json == {"status": "ok"}
     assert client.get("/events/stats").status_code == 404
     allowed = [False, True]
     sse.allow_stats(lambda: allowed.pop(0))
@@ -446,6 +449,9 @@ def test_health_and_counters_answer_as_is_said() -> None:
     stats = client.get("/events/stats")
     assert set(stats.json or {}) == {field.name for field in fields(ManagerStats)}
     sse.manager.shutdown()
+    closed, live = client.get("/events/health/ready"), client.get("/events/health/live")
+    assert (live.status_code, live.json) == (200, {"status": "ok"})
+    assert (closed.status_code, (closed.json or {})["status"]) == (503, "draining")
     closed = client.get("/events/health")
     assert (closed.status_code, (closed.json or {})["status"]) == (503, "draining")
     assert {response.headers["Cache-Control"] for response in (health, stats, closed)} == {"no-store"}

@@ -49,7 +49,7 @@ def test_events_of_a_session_are_sent_when_it_commits() -> None:
 
 def test_health_and_metrics_are_those_of_the_manager(manager: typed_app.SSEManager) -> None:
     with manager:
-        assert typed_app.health(manager)["clients"] == 0
+        assert typed_app.counters(manager)["clients"] == 0
         assert b"sse_batcher_events_enqueued_total 0.0" in typed_app.metrics(manager)
 
 

@@ -38,6 +38,7 @@ from sse_batcher import (
     Text,
     TooManyClientsError,
     UsageError,
+    health,
     script,
     signals,
     stream,
@@ -200,6 +201,12 @@ class App:
             assert_type(answer, tuple[str, list[tuple[str, str]], list[bytes]])
             start_response(*answer[:2])
             return answer[2]
+        if environ["PATH_INFO"] == "/ready":
+            answer = health(self.manager, environ, "ready")
+            assert_type(answer, tuple[str, list[tuple[str, str]], list[bytes]])
+            health(self.manager, environ)
+            start_response(*answer[:2])
+            return answer[2]
         ticket = self.manager.ticket()
         status, headers, body = stream(
             self.manager, environ, ["default"], snapshot=states, user=environ.get("REMOTE_USER"), ticket=ticket
@@ -245,7 +252,7 @@ def change(manager: SSEManager, session: Session, sessions: scoped_session[Sessi
         each.commit()
 
 
-def health(manager: SSEManager) -> dict[str, Any]:
+def counters(manager: SSEManager) -> dict[str, Any]:
     assert_type(manager.unhealthy_reason() is None, bool)
     stats = manager.get_stats()
     assert_type(stats, ManagerStats)

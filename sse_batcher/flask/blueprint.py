@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from flask import Blueprint, Response, abort, current_app, has_request_context, jsonify, request
 from flask.blueprints import BlueprintSetupState
@@ -16,8 +16,8 @@ from werkzeug.routing import Map, Rule
 from ..browser import SCRIPT_NAME
 from ..errors import BackendError, InvalidEventError
 from ..event import DEFAULT_CHANNEL, check_channels
-from ..manager import SSEManager, process_of
-from ..transports.server import inspect_server
+from ..manager import SSEManager
+from ..wsgi import health
 from .access import Access
 from .request_notes import RequestNotes
 from .response import Responder, script_response
@@ -70,15 +70,19 @@ class Views:
         return script_response()
 
     def health(self) -> Response:
-        """JSON that says whether this process can serve streams: 200, or 503 with the reason.
+        """JSON that says whether this process can serve streams: 200, or 503 with the reason. For monitoring.
 
-        Any client may ask, so it must cost no more than a small page: nothing here looks at the open streams.
+        Any client may ask for the health, so each answer must cost no more than a small page.
         """
-        process_of(self._manager).reopen(inspect_server(request.environ).is_stopping)
-        reason = self._manager.unhealthy_reason()
-        response = jsonify(status=reason or "ok", backend_answered=round(process_of(self._manager).backend_answered, 3))
-        response.status_code = 503 if reason else 200
-        return _uncached(response)
+        return self._health(None)
+
+    def live(self) -> Response:
+        """JSON that says whether the threads of the library work: 200, or 503. Then only a restart helps."""
+        return self._health("live")
+
+    def ready(self) -> Response:
+        """JSON that says whether this process should get new requests: 200, also without Redis, or 503."""
+        return self._health("ready")
 
     def stats(self) -> Response:
         """The counters of this process, as JSON, if `allow_stats` lets this request see them."""
@@ -86,6 +90,10 @@ class Views:
         if not allowed:
             abort(404 if allowed is None else 403)
         return _uncached(jsonify(self._manager.get_stats().as_dict()))
+
+    def _health(self, check: Literal["live", "ready"] | None) -> Response:
+        status, headers, body = health(self._manager, request.environ, check)
+        return current_app.response_class(body, status=status, headers=headers)
 
     def note_ticket(self, endpoint: str | None, values: object) -> None:
         """Called before the app's before-request functions: `authorize` may go by a user that they look up."""
@@ -104,6 +112,8 @@ def create_blueprint(views: Views, url_prefix: str) -> Blueprint:
         ("/", "stream", views.stream),
         (f"/{SCRIPT_NAME}", "script", views.script),
         ("/health", "health", views.health),
+        ("/health/live", "live", views.live),
+        ("/health/ready", "ready", views.ready),
         ("/stats", "stats", views.stats),
     ]
     _add_routes(blueprint, [("", "stream", views.stream), *routes] if url_prefix else routes)

@@ -22,6 +22,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import Protocol, TypeVar
 
+from .process import PerProcess
+
 _log = logging.getLogger("sse_batcher.worker")
 
 T = TypeVar("T")
@@ -104,7 +106,7 @@ class Worker:
     def __init__(self, owner: Owner, name: str, wakeups: queue.SimpleQueue[Owner | None] | None = None) -> None:
         self.restarts = 0
         """How often a dead thread was replaced. Written by the threads, one after the other."""
-        self._name = name
+        self.name = name
         # A wake-up is the owner itself, so that an owner without other references still gets its turn. None: the owner
         # is gone, and the thread has to end.
         if wakeups is None:
@@ -122,9 +124,13 @@ class Worker:
 
         self._owner = weakref.ref(owner, end)
         self._stopping = False
+        self._failed = False
+        """Whether a dead thread could not be replaced. Written by threads that die and by `recover`; a harmless race,
+        since `ensure` finds out what is true."""
         # The newest term, or an older one. Written by threads that work or start to. A harmless race: a thread that is
         # overtaken may set an older term again, from which the newer ones are found.
         self._term = _Term()
+        _workers.get().add(self)
 
     def wake(self) -> None:
         """Make the thread take a turn, now or right after the present one. Never blocks; does not start the thread."""
@@ -143,6 +149,15 @@ class Worker:
         may run code that needs that lock.
         """
         return self.runs or self._start() or self.runs
+
+    def recover(self) -> bool:
+        """Start the thread if it has died, or could not be started for a wake-up. Return False if that fails, too.
+
+        Must be called without any lock held, as `ensure`.
+        """
+        if self._failed or not self._wakeups.empty():
+            self._failed = not self.ensure()
+        return not self._failed
 
     def stop(self) -> None:
         """End the thread as soon as it has nothing left to do. `ensure` may start it again, for one turn."""
@@ -200,7 +215,7 @@ class Worker:
     def _start(self) -> bool:
         """Start a thread, which works if no other thread does."""
         try:
-            threading.Thread(target=self._main, name=self._name, daemon=True).start()
+            threading.Thread(target=self._main, name=self.name, daemon=True).start()
         except RuntimeError:  # "can't start new thread", or "... at interpreter shutdown" (3.12 and later)
             return False
         return True
@@ -248,7 +263,33 @@ class Worker:
         restarts = self.restarts + 1
         if restarts & (restarts - 1) == 0:
             # Only for 1, 2, 4, 8 ...: a logging handler that enqueues must not keep a deadly sink busy forever.
-            _log.error("the thread %s died and is replaced; restarts so far: %d", self._name, restarts, exc_info=True)
+            _log.error("the thread %s died and is replaced; restarts so far: %d", self.name, restarts, exc_info=True)
         self.restarts = restarts
         term.over = True  # the thread is still alive, but no longer counts
-        self._start()
+        self._failed = not self._start()
+
+
+class _Workers:
+    """The workers of one process. One is removed when it is garbage-collected. Single steps of the dict are atomic."""
+
+    def __init__(self) -> None:
+        self._references: dict[int, weakref.ref[Worker]] = {}
+
+    def add(self, worker: Worker) -> None:
+        references, key = self._references, id(worker)
+        references[key] = weakref.ref(worker, lambda _: references.pop(key, None))
+
+    def all(self) -> list[Worker]:
+        workers = [reference() for reference in list(self._references.values())]
+        return [worker for worker in workers if worker is not None]
+
+
+_workers = PerProcess(_Workers)
+
+
+def failed_thread() -> str | None:
+    """Return the name of a thread of this process that has died and cannot be started again; None if there is none.
+
+    Tries to start those that have died. Must be called without any lock held.
+    """
+    return next((worker.name for worker in _workers.get().all() if not worker.recover()), None)

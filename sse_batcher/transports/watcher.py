@@ -169,6 +169,7 @@ class Watcher:
                 _log.warning("in this process, clients that leave are noticed at the second heartbeat only: %s", error)
         self._parked = True
         self._next_tick = 0.0
+        self._server: ServerInfo | None = None  # that of the newest stream: a process has one server
         self._asked = 0
         self.log_once = LogOnce(_log)
         """What was logged by this watcher. A new `LogOnce` lets each warning be logged again."""
@@ -179,6 +180,20 @@ class Watcher:
         """The number of streams that are watched."""
         return len(self._watches)
 
+    @property
+    def stalled_for(self) -> float:
+        """For how many seconds its thread should have checked the streams, and has not. Takes no lock."""
+        return 0.0 if self._parked else max(0.0, time.monotonic() - self._next_tick)
+
+    @property
+    def leaves_no_thread(self) -> bool:
+        """Whether streams hold all threads of the server, or all except one. Takes no lock.
+
+        False if it is unknown how many there are. With two, both have to be held: it would be usual otherwise.
+        """
+        threads = None if self._server is None else self._server.threads
+        return threads is not None and len(self._watches) >= max(2, threads - 1)
+
     def add(self, watch: Watch, limit: float = math.inf) -> bool:
         """Watch a stream that is being opened. Returns False if `limit` streams are watched already."""
         self._watches[watch] = None
@@ -187,6 +202,7 @@ class Watcher:
             self.remove(watch)
             self._warn_of_refusals(watch.server, int(limit))
             return False
+        self._server = watch.server
         fd = watch.fileno()
         if self._epoll is not None and fd >= 0:
             self._by_fd[fd] = watch
@@ -194,6 +210,7 @@ class Watcher:
                 self._epoll.register(fd, select.EPOLLRDHUP)
         self._warn_if_full(watch.server)
         if self._parked:  # after the stream is listed: see the class
+            self._next_tick = time.monotonic()  # before `_parked`: see `stalled_for`
             self._parked = False
             self._worker.wake()
         self._worker.ensure()
@@ -221,6 +238,7 @@ class Watcher:
             self._parked = True
             if not self._watches:
                 return None
+            self._next_tick = time.monotonic()
             self._parked = False
         pause = WATCH_TICK_SECONDS
         if self._epoll is not None:

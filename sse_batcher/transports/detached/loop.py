@@ -227,6 +227,11 @@ class Loop:
 
     # -- any thread ----------------------------------------------------------------------------------------------------
 
+    @property
+    def stalled_for(self) -> float:
+        """For how many seconds its thread should have checked the streams, and has not. Takes no lock."""
+        return 0.0 if self._parked else max(0.0, self.clock() - self._next_tick)
+
     def can_run(self) -> bool:
         """Start the thread unless it runs. Returns False if no thread can be started: the process is about to end."""
         if self._parked:
@@ -316,7 +321,9 @@ class Loop:
             self._parked = True
             if self._is_idle():
                 return None
-        self._parked = False
+        if self._parked:
+            self._next_tick = self.clock()  # before `_parked`: see `stalled_for`
+            self._parked = False
         try:
             self.turn(LOOP_TICK_SECONDS)
         except BaseException:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -261,6 +263,24 @@ def test_ready_is_over_when_streams_leave_one_thread(
         assert answer_of(manager, "ready") == OK
     for watch, _ in all_streams:
         watching.remove(watch)
+
+
+class Stopping:
+    """Says whether a server is stopping, and so may keep the server and its app alive."""
+
+    def __call__(self) -> bool:
+        return False
+
+
+def test_the_number_of_threads_is_known_without_keeping_the_server_alive() -> None:
+    watching, stopping, stream = Watcher(make_worker=IdleWorker), Stopping(), Watched()
+    reference = weakref.ref(stopping)
+    watch = Watch(stream, ServerInfo("a server", None, 4, stopping), send_timeout=30)
+    watching.add(watch)
+    watching.remove(watch)
+    del watch, stopping
+    gc.collect()
+    assert reference() is None
 
 
 # -- under a real server -----------------------------------------------------------------------------------------------

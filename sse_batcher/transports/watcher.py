@@ -169,7 +169,7 @@ class Watcher:
                 _log.warning("in this process, clients that leave are noticed at the second heartbeat only: %s", error)
         self._parked = True
         self._next_tick = 0.0
-        self._server: ServerInfo | None = None  # that of the newest stream: a process has one server
+        self._threads: int | None = None  # of the server; not its `ServerInfo`, which keeps the app alive
         self._asked = 0
         self.log_once = LogOnce(_log)
         """What was logged by this watcher. A new `LogOnce` lets each warning be logged again."""
@@ -191,8 +191,7 @@ class Watcher:
 
         False if it is unknown how many there are. With two, both have to be held: it would be usual otherwise.
         """
-        threads = None if self._server is None else self._server.threads
-        return threads is not None and len(self._watches) >= max(2, threads - 1)
+        return self._threads is not None and len(self._watches) >= max(2, self._threads - 1)
 
     def add(self, watch: Watch, limit: float = math.inf) -> bool:
         """Watch a stream that is being opened. Returns False if `limit` streams are watched already."""
@@ -202,7 +201,7 @@ class Watcher:
             self.remove(watch)
             self._warn_of_refusals(watch.server, int(limit))
             return False
-        self._server = watch.server
+        self._threads = watch.server.threads
         fd = watch.fileno()
         if self._epoll is not None and fd >= 0:
             self._by_fd[fd] = watch

@@ -6,6 +6,7 @@ blocks can import it. What a page needs but does not show stands in a comment, `
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import sys
@@ -31,7 +32,15 @@ class ProgramEvaluator(PythonEvaluator):
             super().__call__(example)
 
 
+def _loggers() -> list[logging.Logger]:
+    """The root logger, and ours."""
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "sse_batcher"]
+    return [logging.root, *map(logging.getLogger, names)]
+
+
 def _begin(namespace: dict[str, Any]) -> None:
+    namespace["managers_before"] = managers()
+    namespace["logging_before"] = {logger: (logger.level, logger.handlers[:]) for logger in _loggers()}
     namespace["__name__"] = "page"
     namespace["folder"] = tempfile.mkdtemp()
     sys.path.insert(0, namespace["folder"])
@@ -39,13 +48,17 @@ def _begin(namespace: dict[str, Any]) -> None:
 
 def _end(namespace: dict[str, Any]) -> None:
     folder = namespace["folder"]
+    for logger in _loggers():
+        level, logger.handlers[:] = namespace["logging_before"].get(logger, (logging.NOTSET, []))
+        logger.setLevel(level)
     for manager in managers():
-        assert manager.shutdown()
+        assert manager in namespace["managers_before"] or manager.shutdown()
     sys.path.remove(folder)
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(folder):
             del sys.modules[name]
     shutil.rmtree(folder)
+    namespace.clear()  # the receivers of signals end with it
 
 
 pytest_collect_file = Sybil(

@@ -76,7 +76,8 @@ class AfterCommit:
         the session has none and must not begin one by itself (``autobegin=False``).
 
         After the commit, nothing is raised: an event that cannot be sent then, because the manager was shut down or
-        its backlog is full, is logged and counted in `refused`.
+        its backlog is full, is logged and counted in `refused`. If an ``after_commit`` listener of the session's class
+        or `sessionmaker` raises, SQLAlchemy calls no listener of the session after it, so the events are dropped.
         """
         self._wait(self._hold(event_type, data, channel=channel, key=key, user=user, is_broadcast=False))
 
@@ -99,8 +100,18 @@ class _Events:
     def __init__(self, session: Session) -> None:
         self.session = weakref.ref(session)
         self._waiting: dict[SessionTransaction, list[Send]] = {}
-        self._committed: SessionTransaction | None = None
+        self._committed = _committed_now(session)
         """A transaction that was committed and has not ended yet: SQLAlchemy is calling listeners for it."""
+        self._listens = False
+
+    def listen(self) -> None:
+        """Have `commit` called. Not while SQLAlchemy calls listeners for a commit: none can be added to them then."""
+        session = self.session()
+        if session is not None and not self._listens and self._committed is None:
+            self._listens = True
+            # The first one of the session: another one that raises must not keep the events of a committed transaction
+            # back. Those of its class and of a `sessionmaker` are called before, whatever is done here.
+            _event().listen(session, "after_commit", _after_commit, insert=True)
 
     def add(self, transaction: SessionTransaction, send: Send) -> None:
         if transaction is self._committed and not transaction.nested:
@@ -134,10 +145,8 @@ def _events_of(session: Session) -> _Events:
     # The info may have been copied from another session.
     if not isinstance(events, _Events) or events.session() is not session:
         events = session.info[_KEY] = _Events(session)
-        event: Any = sys.modules["sqlalchemy"].event
-        # First of all listeners: one that raises must not keep the events of a committed transaction back.
-        event.listen(session, "after_commit", _after_commit, insert=True)
-        event.listen(session, "after_transaction_end", _after_transaction_end)
+        _event().listen(session, "after_transaction_end", _after_transaction_end)
+        events.listen()
     return events
 
 
@@ -146,7 +155,21 @@ def _after_commit(session: Session) -> None:
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    _events_of(session).end(transaction)
+    events = _events_of(session)
+    events.end(transaction)
+    events.listen()
+
+
+def _event() -> Any:
+    return sys.modules["sqlalchemy"].event
+
+
+def _committed_now(session: Session) -> SessionTransaction | None:
+    """Return the innermost transaction if it was committed, and SQLAlchemy is calling listeners for it."""
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    # Not public. A transaction that is only not active may also be prepared, or have failed.
+    state = getattr(transaction, "_state", None)
+    return transaction if getattr(state, "name", None) == "COMMITTED" else None
 
 
 def _innermost(session: Session) -> SessionTransaction:

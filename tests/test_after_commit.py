@@ -360,6 +360,50 @@ def test_other_listeners_of_the_commit_do_no_harm(session: Session, put: Put, ma
         assert data_of(sent) == ["by the app", "by a listener", "next"]
 
 
+@pytest.mark.parametrize("listens_at", ["session", "class"])
+def test_the_first_event_of_a_session_may_come_from_a_listener_of_its_commit(
+    engine: Engine, manager: SSEManager, sent: Recording, listens_at: str
+) -> None:
+    class OwnSession(Session):
+        pass
+
+    with OwnSession(engine) as session:
+
+        @event.listens_for(session if listens_at == "session" else OwnSession, "after_commit")
+        def announce(session: Session) -> None:
+            manager.after_commit(session).enqueue("order", len(sent))
+
+        session.add(Order(state="x"))
+        with session.begin_nested():
+            session.add(Order(state="y"))
+        assert data_of(sent) == []  # the savepoint alone is no commit
+        session.commit()
+        assert data_of(sent) == [0, 0] if listens_at == "class" else [0, 1]
+        session.connection()
+        session.rollback()
+        session.add(Order(state="z"))
+        session.commit()
+        assert len(sent) == 3
+
+
+def test_a_savepoints_event_from_a_listener_of_its_commit_is_dropped_by_the_rollback(
+    engine: Engine, manager: SSEManager, sent: Recording
+) -> None:
+    with Session(engine) as session:
+
+        @event.listens_for(session, "after_commit")
+        def announce(session: Session) -> None:
+            manager.after_commit(session).enqueue("order", "released")
+
+        with session.begin_nested():
+            session.add(Order(state="x"))
+        session.rollback()
+        assert data_of(sent) == []
+        session.add(Order(state="y"))
+        session.commit()
+    assert data_of(sent) == ["released"]
+
+
 # -- kinds of sessions -------------------------------------------------------------------------------------------------
 
 

@@ -201,6 +201,24 @@ def test_a_kick_never_becomes_older(redis: RedisServer, make_site: Callable[...,
     assert site.backend.kicked_until(7) == later
 
 
+def test_the_first_token_is_valid_although_the_time_of_redis_is_known_late(
+    redis: RedisServer, make_site: Callable[..., Site]
+) -> None:
+    signing, serving = make_site(), make_site()
+    signing.manager.ticket()  # so that the time is known
+    seconds, microseconds = redis.client.time()
+    signing.backend._state.set_clock(seconds - 1, microseconds)
+    assert serving.status(signing.sse.sign(user=7)) == 200
+
+
+def test_a_time_that_is_no_number_is_no_error_of_the_app(redis: RedisServer, make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    token = site.sse.sign(user=7)
+    redis.client.zadd(KICKED, {"since": float("inf")})
+    status, block = site.answer(token)
+    assert (status, b'"reason":"backend"' in block) == (200, True)
+
+
 def test_the_rights_of_the_guide_are_enough(redis: RedisServer, make_site: Callable[..., Site]) -> None:
     [rights] = re.findall(r"^ACL SETUSER (.*)$", text_of("guides/redis"), flags=re.MULTILINE)
     redis.client.execute_command("ACL", "SETUSER", *rights.split())

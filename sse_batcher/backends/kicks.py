@@ -55,6 +55,8 @@ class KickedUsers:
     def add(self, user: User, stamp: int) -> None:
         """Note a kick, and forget those that no token can be older than."""
         with self._lock:
+            # Two kicks may come in another order than that of their stamps. Neither makes the other one older.
+            stamp = max(stamp, self._by_user.get(user, 0))
             self._by_user[user] = stamp
             self._by_user.move_to_end(user)
             oldest = stamp - MAX_TOKEN_SECONDS * MICROSECONDS

@@ -15,7 +15,7 @@ from ..runtime.process import process_began
 from ..streams.history import ResumePoint, Slice
 from ..streams.roles import Receiver
 from ..wire import Frame, Position
-from .kicks import KickedUsers, Stamps
+from .kicks import MICROSECONDS, KickedUsers, Stamps
 
 # A cursor comes from outside, so each part has a maximum length, and the cursor is rebuilt from its parts.
 _CURSOR = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,18})(?:\.([1-9][0-9]{0,8}))?", re.ASCII)
@@ -32,7 +32,8 @@ class MemoryBackend:
         self._receiver: Receiver | None = None
         self._stamps = Stamps()
         # Kicks are forgotten with the process. The processes before it may have kicked the user of an older token.
-        self._kicks = KickedUsers(int(process_began() * 1_000_000))
+        self._since = int(process_began() * MICROSECONDS)
+        self._kicks = KickedUsers(self._since)
 
     def connect(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -59,7 +60,8 @@ class MemoryBackend:
         return self._stamps.next(self.now())
 
     def remember_kicks(self) -> None:
-        """Do nothing: kicks are remembered from the beginning."""
+        """Have the next stamp be later than the beginning of the process, although the clock may have been set back."""
+        self._stamps.raise_to(self._since)
 
     def kicked_until(self, user: User) -> int:
         return self._kicks.until(user)

@@ -86,9 +86,9 @@ class Tokens:
         if "token" not in query and "%" not in query and "HTTP_AUTHORIZATION" not in environ:
             return None  # all openings without a token pay for this much
         texts = [text for text in request.args.getlist("token") if text.startswith(TOKEN_PREFIX)]
-        scheme, _, text = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        if scheme.lower() == "bearer" and text.strip().startswith(TOKEN_PREFIX):
-            texts.append(text.strip())
+        parts = environ.get("HTTP_AUTHORIZATION", "").split(None, 1)  # also at a tab, or the cookie would count
+        if len(parts) == 2 and parts[0].lower() == "bearer" and parts[1].startswith(TOKEN_PREFIX):
+            texts.append(parts[1].strip())
         if not texts:
             return None
         grant = self.check(texts[0]) if len(set(texts)) == 1 else None

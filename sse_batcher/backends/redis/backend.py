@@ -138,7 +138,7 @@ class RedisBackend:
         return self._stamps.next(self.now())
 
     def remember_kicks(self) -> None:
-        self._kicks.begin()
+        self._stamps.raise_to(self._kicks.begin())  # what is known here of the time of Redis may be a little behind
 
     def kicked_until(self, user: User) -> int:
         return self._kicks.until(user)

@@ -206,7 +206,7 @@ def understood() -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise BackendError(f"the answer belongs to another call: {error!r}") from error
 
 

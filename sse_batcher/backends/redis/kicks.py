@@ -38,14 +38,17 @@ class RedisKicks:
         # `_asking` guards `_link`. `close` disconnects the link without it, which may be done in any thread.
         self._asking = new_lock()
         self._link = Link(connect, "Reading kicks from")
-        self._begun = False
+        self._since: int | None = None
         self._closed = False
 
-    def begin(self) -> None:
-        """Have tokens accepted that are made after this call. Only the first call asks Redis. Raises `BackendError`."""
-        if not self._begun:
-            self._ask(self._begin)
-            self._begun = True
+    def begin(self) -> int:
+        """Have tokens accepted that are made after the time that is returned. Raises `BackendError`.
+
+        Only the first call asks Redis.
+        """
+        if self._since is None:
+            self._since = self._ask(self._begin)
+        return self._since
 
     def until(self, user: User) -> int:
         """Return the time up to which tokens of this user are refused. Raises `BackendError`."""

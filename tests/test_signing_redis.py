@@ -211,6 +211,16 @@ def test_the_first_token_is_valid_although_the_time_of_redis_is_known_late(
     assert serving.status(signing.sse.sign(user=7)) == 200
 
 
+def test_a_time_far_ahead_in_redis_refuses_no_token_without_a_user(
+    redis: RedisServer, make_site: Callable[..., Site]
+) -> None:
+    redis.client.zadd(KICKED, {"since": (redis.client.time()[0] + 86_400) * 1_000_000})
+    site = make_site()
+    without_user = site.sse.sign(ttl=3_600)
+    assert site.status(site.sse.sign(user=7)) == 401
+    assert site.status(without_user) == 200
+
+
 def test_a_time_that_is_no_number_is_no_error_of_the_app(redis: RedisServer, make_site: Callable[..., Site]) -> None:
     site = make_site()
     token = site.sse.sign(user=7)

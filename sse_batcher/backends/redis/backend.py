@@ -23,7 +23,7 @@ from ...runtime.locks import run_if_free
 from ...streams.history import ResumePoint, Slice
 from ...streams.roles import Receiver
 from ...wire import Position
-from ..kicks import Stamps
+from ..kicks import MICROSECONDS, Stamps
 from .archive import Archive
 from .connections import Link, connector, errors, is_exhausted, pauses, understood
 from .entries import START, Entry, Kick, numbers, to_fields
@@ -40,6 +40,8 @@ SHORT_SECONDS = 0.1
 """How long all other clients wait. It is enough when Redis works."""
 CATCH_UP_SECONDS = 0.5
 """How long a new client waits, at most, until the reader has reached the client's cursor."""
+LATE_SECONDS = 10
+"""How far the time of Redis, as far as it is known here, may be behind."""
 
 # A cursor comes from outside, so each part has a maximum length, and the cursor is rebuilt from its parts.
 _CURSOR = re.compile(r"([0-9a-f]{8})-(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,19})(?:(-1)|\.([1-9][0-9]{0,8}))?", re.ASCII)
@@ -138,7 +140,11 @@ class RedisBackend:
         return self._stamps.next(self.now())
 
     def remember_kicks(self) -> None:
-        self._stamps.raise_to(self._kicks.begin())  # what is known here of the time of Redis may be a little behind
+        since = self._kicks.begin()
+        # What is known here of the time of Redis may be a little behind. More than that is a clock that was wrong once:
+        # with its time, this process would refuse all other tokens as too old.
+        if since <= self.now() * 1_000 + LATE_SECONDS * MICROSECONDS:
+            self._stamps.raise_to(since)
 
     def kicked_until(self, user: User) -> int:
         return self._kicks.until(user)

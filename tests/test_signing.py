@@ -296,6 +296,38 @@ def test_no_single_character_of_a_token_may_differ(site: Site) -> None:
                 assert tokens.check(token[:place] + character + token[place + 1 :]) is None
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "x",
+        "[]",
+        "{}",
+        "1",
+        "[" * 100_000,
+        "[0, 9e99, null, ['a']]",
+        "[0, 9999999999999999, null, []]",
+        '[0, 9999999999999999, null, "a"]',
+        '[0, 9999999999999999, null, ["*"]]',
+        "[0, 9999999999999999, null, [1]]",
+        '[0, 9999999999999999, true, ["a"]]',
+        '[0, 9999999999999999, [1], ["a"]]',
+        '[0, "9999999999999999", null, ["a"]]',
+        '[0, 9e99, null, ["a"]]',
+        '[false, 9999999999999999, null, ["a"]]',
+        '[0, 9999999999999999, null, ["a"], "more"]',
+    ],
+)
+def test_what_another_version_has_signed_is_refused(site: Site, content: str) -> None:
+    def signed(content: str) -> str:
+        signer = site.tokens()._signer()
+        assert signer is not None
+        payload = base64.urlsafe_b64encode(content.encode()).rstrip(b"=")
+        return signer.sign(TOKEN_PREFIX.encode() + payload).decode()
+
+    assert site.status(signed('[0, 9999999999999999, null, ["a"]]')) == 200
+    assert site.status(signed(content)) == 401
+
+
 def random_token(chance: random.Random, token: str) -> str:
     """A random text, a random text with the form of a token, or one that differs from a token in a few places."""
     kind = chance.randrange(3)

@@ -16,12 +16,12 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from flask import Flask, abort, request
-from itsdangerous import Signer
+from itsdangerous import BadData, Signer
 from itsdangerous.encoding import base64_decode, base64_encode
 from werkzeug.datastructures import WWWAuthenticate
 
 from ..backends.kicks import MAX_TOKEN_SECONDS, MICROSECONDS
-from ..errors import BackendError, UsageError
+from ..errors import BackendError, InvalidEventError, UsageError
 from ..event import NotGiven, User, check_channels, check_user
 from ..functions import described
 from ..manager import SSEManager, process_of
@@ -102,26 +102,28 @@ class Tokens:
         May wait for Redis. Raises `BackendError` if it is not known whether the user was kicked.
         """
         payload = self._verified(token)
-        if payload is None:
+        content = None if payload is None else _content(payload)
+        if content is None:
             return None
-        issued, expires, user, names = json.loads(payload)
+        issued, expires, grant = content
+        user = grant.user
         backend = process_of(self._manager).backend
         now = backend.stamp()
         if not issued - SKEW_SECONDS * MICROSECONDS <= now < expires:
             return None
         if user is not None and issued <= backend.kicked_until(user):
             return None
-        return Grant(tuple(names), user)
+        return grant
 
     def _verified(self, token: str) -> bytes | None:
-        """Return the payload of a token that one of the app's keys has signed."""
+        """Return the payload of a token that one of the app's keys has signed, as it is in the token."""
         found = _FORM.fullmatch(token)
         signer = self._signer()
         if found is None or signer is None or not signer.validate(token):
             return None
         # Of several texts that decode to the same signature, one is valid.
         exact = base64_encode(base64_decode(found[2]))
-        return base64_decode(found[1]) if hmac.compare_digest(exact, found[2].encode()) else None
+        return found[1].encode() if hmac.compare_digest(exact, found[2].encode()) else None
 
     def _signer(self) -> Signer | None:
         """Return a signer with the app's present keys, which may change. None if the app has no key."""
@@ -142,3 +144,14 @@ class Tokens:
         if not isinstance(answer, bool):
             raise UsageError(f"revalidate() has to return True or False, not {described(answer)}: use bool(...)")
         return answer
+
+
+def _content(payload: bytes) -> tuple[int, int, Grant] | None:
+    """Return when a token was made, when it expires and what it grants. None if another version has made it."""
+    try:
+        issued, expires, user, names = json.loads(base64_decode(payload))
+        named = None if user is None else check_user(user)
+        grant = Grant(check_channels(names, may_be_none=named is not None), named)
+    except (BadData, InvalidEventError, TypeError, ValueError, RecursionError):
+        return None
+    return (issued, expires, grant) if type(issued) is type(expires) is int else None

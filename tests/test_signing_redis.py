@@ -239,7 +239,8 @@ def test_the_rights_of_the_guide_are_enough(redis: RedisServer, make_site: Calla
     assert site.status(token) == 200
     site.sse.kick(user=7)
     assert site.status(token) == 401
-    assert redis.client.acl_log() == []
+    # redis-py tells Redis its name and version, and goes on if it may not.
+    assert [entry["object"] for entry in redis.client.acl_log() if not entry["object"].startswith("client")] == []
 
 
 @pytest.mark.parametrize("right", ["zscore", "zadd"])

@@ -27,7 +27,7 @@ from playwright.sync_api import Browser, Page
 
 from sse_batcher import BatchOptions, SSEManager
 
-from .kit.browser import chromium
+from .kit.browser import browser_fixture
 from .kit.deploy import COMMAND, DEPLOY, GUIDES, app_of, dockerfile, kubernetes, unit
 from .kit.redisserver import RedisServer, redis_server
 from .kit.repository import ROOT
@@ -217,10 +217,7 @@ class Publisher(threading.Thread):
         return self.sent
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
+browser = browser_fixture()
 
 
 @pytest.fixture(scope="module")

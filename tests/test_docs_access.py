@@ -26,7 +26,7 @@ from sse_batcher.stats import ManagerStats
 from sse_batcher.testing import Stream, StreamRefusedError, live_server, open_stream, record
 
 from .kit import nginx
-from .kit.browser import chromium
+from .kit.browser import browser_fixture
 from .kit.documents import block, blocks, check_scripts, files, text_of
 from .kit.redisserver import RedisServer, redis_fixture
 from .kit.repository import ROOT
@@ -205,10 +205,7 @@ def test_what_a_killed_process_had_not_delivered_is_lost_without_a_gap(redis: Re
 # -- the pages in a browser --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
+browser = browser_fixture()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from sse_batcher import SSE, Text
 from sse_batcher.browser import SOURCE, TYPES
 from sse_batcher.testing import live_server, open_stream
 
-from .kit.browser import chromium
+from .kit.browser import browser_fixture
 from .kit.cdn import cdn
 from .kit.clients import PYTHON_CLIENTS, Node
 from .kit.documents import blocks, files, text_of
@@ -42,10 +42,7 @@ def section(text: str, title: str) -> str:
     return found
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
+browser = browser_fixture()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page
 from sse_batcher import BacklogFullError, Event, EventBatcher, SSEManager, signals
 from sse_batcher.browser import SCRIPT
 
-from .kit.browser import chromium
+from .kit.browser import browser_fixture
 from .kit.made_up_streams import MadeUpStreams
 from .kit.repository import EXAMPLES
 from .kit.servers import Block, Server, Stream, running
@@ -174,10 +174,7 @@ def test_the_list_of_examples_has_each_of_them() -> None:
     assert sorted(re.findall(r"`python examples/(.*?)`", text)) == NAMES
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
+browser = browser_fixture()
 
 
 def log_in_and_write(page: Page) -> None:

@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, Page, Request, Response, Route
 from sse_batcher import SSEManager, Text
 
 from .kit import nginx
-from .kit.browser import chromium
+from .kit.browser import browser_fixture
 from .kit.cdn import cdn
 from .kit.redisserver import redis_server
 from .kit.repository import EXAMPLES
@@ -91,10 +91,7 @@ ALL = [HTMX2, HTMX4, TURBO, DATASTAR]
 ALSO_ALONE = [*ALL, HTMX2_ALONE, TURBO_ALONE]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
+browser = browser_fixture()
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, Page
 
 from sse_batcher import SSEManager, Text
 
-from .kit.browser import chromium
+from .kit.browser import browser_fixture
 from .kit.made_up_streams import MadeUpStreams
 from .kit.repository import EXAMPLES
 from .kit.servers import Server, running
@@ -27,10 +27,7 @@ external = pytest.mark.external
 HOSTILE = "</script><img src=x onerror=\"document.title = 'owned'\"> \N{OWL} & e\N{COMBINING ACUTE ACCENT}  {{ 7 * 7 }}"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
+browser = browser_fixture()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from .kit.browser import chromium
+from .kit.browser import browser_fixture
 from .kit.repository import DOCS, ROOT
 from .kit.servers import GTHREAD, HOST, Server, running
 from .kit.services import npm_install, program
@@ -140,10 +140,7 @@ def site(folder: Path) -> Iterator[Server]:
         yield site
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
+browser = browser_fixture()
 
 
 @contextmanager

@@ -284,7 +284,7 @@ def test_a_cursor_of_the_future_waits_for_nothing(server: RedisServer, make: Mak
 def test_a_cursor_that_is_ahead_while_redis_is_silent_comes_back_later(
     server: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_batcher.backends.redis.archive.SILENT_SECONDS", 0.5)
+    monkeypatch.setattr("sse_batcher.backends.redis.connections.SILENT_SECONDS", 0.5)
     one, two = make(server.url), make(server.url)
     with Viewer(one) as viewer, Viewer(two):
         send(one, 1)

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
 from playwright.sync_api import Error as PlaywrightError
 
-from .kit.browser import chromium
+from .kit.browser import browser_fixture
 from .kit.engines import Engine, started
 from .kit.engines import Tab as EngineTab
 from .kit.shared_site import SharedSite, shared_site
@@ -70,10 +70,7 @@ def kill_workers(browser: Browser) -> int:
     return len(workers)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
+browser = browser_fixture()
 
 
 @pytest.fixture

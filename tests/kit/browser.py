@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from .services import program
@@ -39,3 +41,14 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def browser_fixture() -> Any:
+    """A fixture: one browser for all tests of a module, as in ``browser = browser_fixture()``."""
+
+    @pytest.fixture(scope="module", name="browser")
+    def fixture() -> Iterator[Browser]:
+        with chromium() as browser:
+            yield browser
+
+    return fixture

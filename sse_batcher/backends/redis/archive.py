@@ -9,20 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ...errors import BackendError
 from ...event import BROADCAST, EVERY_USER, Batch, User
-from ...runtime.locks import new_lock, run_if_free
 from ...streams.history import ResumePoint, Slice
 from ...wire import Frame, Position
-from .connections import Link, errors, understood
+from .connections import Link, SharedLink
 from .entries import RawEntry, Unreadable, audience_of, before, id_of, numbers, read_fields
 from .reader import Keys, State
 
-TURN_WAIT_SECONDS = 1.0
-"""How long a stream waits until the archive has read for other streams."""
-SILENT_SECONDS = 2.0
-"""If Redis has not answered the reader for longer than this, the archive does not ask: each call would hold a server
-thread."""
 ENTRIES_PER_SLICE = 64
 """How many entries one call asks for."""
 BYTES_PER_SLICE = 65_536
@@ -35,11 +28,7 @@ class Archive:
     def __init__(self, keys: Keys, connect: Callable[[], Any], state: State, reader: Link) -> None:
         self._keys = keys
         self._state = state
-        self._reader = reader
-        # `_reading` guards `_link`. `close` disconnects the link without it, which may be done in any thread.
-        self._reading = new_lock()
-        self._link = Link(connect, "Replaying from")
-        self._closed = False
+        self._link = SharedLink(connect, "Replaying from", "older events", reader)
 
     def has(self, position: Position) -> bool:
         """Return whether there is an entry at this position. Raises `BackendError` if Redis does not answer."""
@@ -68,8 +57,7 @@ class Archive:
         return found if (state.floor < position if point.part else state.floor <= position) else None
 
     def close(self) -> None:
-        self._closed = True
-        self._link.disconnect()
+        self._link.close()
 
     def _frames(self, channels: set[str], user: User | None, entries: list[RawEntry], end: Position) -> Slice | None:
         state = self._state
@@ -100,26 +88,13 @@ class Archive:
 
     def _ask(self, queue: Callable[[Any], object]) -> Any:
         """Make the calls that `queue` adds to a pipeline, and return their answers."""
-        answers: list[Any] = []
 
-        def ask_locked() -> None:
-            try:
-                pipeline = self._link.client.pipeline(transaction=False)
-                queue(pipeline)
-                with understood():
-                    answers.extend(pipeline.execute())
-                self._link.succeed()
-            except errors() as error:
-                if self._closed:
-                    self._link.drop()
-                else:
-                    self._link.fail(error)
-                raise BackendError(f"reading older events from Redis failed: {error}") from error
+        def call(client: Any) -> Any:
+            pipeline = client.pipeline(transaction=False)
+            queue(pipeline)
+            return pipeline.execute()
 
-        answers_reader = self._reader.silent_for <= SILENT_SECONDS
-        if not (answers_reader and run_if_free(self._reading, ask_locked, timeout=TURN_WAIT_SECONDS)):
-            raise BackendError("Redis does not answer, or other streams read their older events: try again")
-        return answers
+        return self._link.ask(call)
 
 
 def _is_for(fields: dict[bytes, bytes], channels: set[str], user: User | None) -> bool:

@@ -12,21 +12,28 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from ...errors import BackendError, ConfigurationError
 from ...functions import described
+from ...runtime.locks import new_lock, run_if_free
 
 if TYPE_CHECKING:
     import redis
 
 _log = logging.getLogger("sse_batcher.backends.redis")
 
+T = TypeVar("T")
+
 DEFAULT_KEY_PREFIX = "sse_batcher"
 CALL_TIMEOUT_SECONDS = 5.0
 """The time limit of each call of Redis, and of connecting."""
 LONGEST_RETRY_PAUSE_SECONDS = 2.0
+TURN_WAIT_SECONDS = 1.0
+"""How long a stream waits until a link that it shares has asked for other streams."""
+SILENT_SECONDS = 2.0
+"""If Redis has not answered the reader for longer than this, streams do not ask: each call would hold a thread."""
 
 _HARMLESS_REASONS = ("Redis URL must", "Invalid value for", "Invalid IPv6", "the path must")
 """How errors begin that do not quote a part of the URL, which may be a part of the password."""
@@ -175,6 +182,48 @@ class Link:
     def rest(self) -> None:
         """Call when no answer is due any more."""
         self._asked_at = None
+
+
+class SharedLink:
+    """A link that the threads of streams share. It asks for one thread at a time. Thread-safe.
+
+    So there is one connection, and the answers for one thread are in memory. `what` names in errors what is read.
+    `reader` is the link of the thread that reads the stream.
+    """
+
+    def __init__(self, connect: Callable[[], Any], task: str, what: str, reader: Link) -> None:
+        self._what = what
+        self._reader = reader
+        # `_asking` guards `_link`. `close` disconnects the link without it, which may be done in any thread.
+        self._asking = new_lock()
+        self._link = Link(connect, task)
+        self._closed = False
+
+    def ask(self, call: Callable[[Any], T]) -> T:
+        """Return what the call returns for the client. Raises `BackendError` if Redis does not answer."""
+        answers: list[T] = []
+
+        def ask_locked() -> None:
+            try:
+                with understood():
+                    answers.append(call(self._link.client))
+                self._link.succeed()
+            except errors() as error:
+                if self._closed:
+                    self._link.drop()
+                else:
+                    self._link.fail(error)
+                raise BackendError(f"reading {self._what} from Redis failed: {error}") from error
+
+        answers_reader = self._reader.silent_for <= SILENT_SECONDS
+        if not (answers_reader and run_if_free(self._asking, ask_locked, timeout=TURN_WAIT_SECONDS)):
+            raise BackendError(f"Redis does not answer, or other streams read {self._what}: try again")
+        return answers[0]
+
+    def close(self) -> None:
+        """Disconnect. A call that waits for an answer raises."""
+        self._closed = True
+        self._link.disconnect()
 
 
 def errors() -> tuple[type[Exception], ...]:

@@ -10,16 +10,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ...errors import BackendError
 from ...event import User
-from ...runtime.locks import new_lock, run_if_free
 from ..kicks import MAX_TOKEN_SECONDS, MICROSECONDS
-from .connections import Link, errors, understood
-
-TURN_WAIT_SECONDS = 1.0
-"""How long a stream waits until other streams have asked about their users."""
-SILENT_SECONDS = 2.0
-"""If Redis has not answered the reader for longer than this, it is not asked: each call would hold a server thread."""
+from .connections import Link, SharedLink
 
 _SINCE = "since"
 """The member whose time says since when kicks are known. Users are JSON, so no user is this member."""
@@ -34,12 +27,8 @@ class RedisKicks:
 
     def __init__(self, key: str, connect: Callable[[], Any], reader: Link) -> None:
         self._key = key
-        self._reader = reader
-        # `_asking` guards `_link`. `close` disconnects the link without it, which may be done in any thread.
-        self._asking = new_lock()
-        self._link = Link(connect, "Reading kicks from")
+        self._link = SharedLink(connect, "Reading kicks from", "kicks", reader)
         self._since: int | None = None
-        self._closed = False
 
     def begin(self) -> int:
         """Have tokens accepted that are made after the time that is returned. Raises `BackendError`.
@@ -47,7 +36,7 @@ class RedisKicks:
         Only the first call asks Redis.
         """
         if self._since is None:
-            self._since = self._ask(self._begin)
+            self._since = self._link.ask(self._begin)
         return self._since
 
     def until(self, user: User) -> int:
@@ -60,7 +49,7 @@ class RedisKicks:
             kicked, since = pipeline.execute()
             return max(int(kicked or 0), self._begin(client) if since is None else int(since))
 
-        return self._ask(ask)
+        return self._link.ask(ask)
 
     def add(self, client: Any, user: User, stamp: int) -> int:
         """Note a kick, and forget those that no token can be older than. Return its time, which is `stamp` or later.
@@ -78,33 +67,12 @@ class RedisKicks:
         return now
 
     def close(self) -> None:
-        self._closed = True
-        self._link.disconnect()
+        self._link.close()
 
     def _begin(self, client: Any) -> int:
         """Note that kicks are known since now, unless another process has begun before. Return since when they are."""
         client.zadd(self._key, {_SINCE: _time(client)}, nx=True)
         return int(client.zscore(self._key, _SINCE))
-
-    def _ask(self, call: Callable[[Any], int]) -> int:
-        answers: list[int] = []
-
-        def ask_locked() -> None:
-            try:
-                with understood():
-                    answers.append(call(self._link.client))
-                self._link.succeed()
-            except errors() as error:
-                if self._closed:
-                    self._link.drop()
-                else:
-                    self._link.fail(error)
-                raise BackendError(f"reading kicks from Redis failed: {error}") from error
-
-        answers_reader = self._reader.silent_for <= SILENT_SECONDS
-        if not (answers_reader and run_if_free(self._asking, ask_locked, timeout=TURN_WAIT_SECONDS)):
-            raise BackendError("Redis does not answer, so it is not known whether the user was kicked: try again")
-        return answers[0]
 
 
 def _member(user: User) -> str:

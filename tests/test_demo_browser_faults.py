@@ -18,6 +18,7 @@ from sse_batcher.demo.scenarios import Happening
 from sse_batcher.demo.simulation import Demo
 
 from .kit.demo_page import SIDES, Open, Tab, page_fixtures
+from .kit.ports import free_port
 
 pytestmark = pytest.mark.external
 
@@ -82,7 +83,7 @@ def test_a_hostile_payload_shows_as_text(tab: Tab, demo: Demo) -> None:
 class Process:
     """A demo in a process of its own, which can be ended."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int) -> None:
         # Where a copy of the package is tested, the same copy.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sse_batcher", "--port", str(port)],
@@ -103,7 +104,7 @@ class Process:
 
 
 def test_the_page_shows_that_the_server_is_away_and_recovers_when_it_is_back(open_tab: Open) -> None:
-    with closing(Process()) as first:
+    with closing(Process(free_port())) as first:
         tab = open_tab(first.url)
         tab.server_may_fail = True
         tab.button("five").click()

@@ -25,6 +25,7 @@ from playwright.sync_api import BrowserContext
 
 from .kit import nginx
 from .kit.browser import chromium
+from .kit.ports import free_port
 from .kit.redisserver import redis_server
 from .kit.repository import ROOT
 from .kit.servers import HOST, Server, gunicorn, running
@@ -235,12 +236,6 @@ def app_on(port: int, folder: Path, **environment: str) -> Iterator[Server]:
     command = gunicorn("-k", "gthread", "--threads=16", f"--bind={HOST}:{port}")
     with running((*command[:-1], "proxyapp:app"), folder, PYTHONPATH=str(folder), **environment) as server:
         yield server
-
-
-def free_port() -> int:
-    with socket.create_server((HOST, 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Site:

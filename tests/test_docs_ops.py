@@ -7,13 +7,12 @@ import importlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from sse_batcher.prometheus import PREFIX, ROWS
 from sse_batcher.stats import ManagerStats
 
 from .kit.documents import blocks, files, text_of
+from .kit.ports import free_port
 from .kit.redisserver import RedisServer, redis_fixture
 from .kit.repository import ROOT
 from .kit.servers import HOST, Server, Stream, running, uwsgi
@@ -261,8 +261,8 @@ def test_a_thread_that_is_started_after_the_fork_reaches_streams(name: str, tmp_
 def test_each_worker_has_a_port_for_its_metrics(tmp_path: Path) -> None:
     write_programs("guides/monitoring", tmp_path)
     settings = files(text_of("guides/monitoring"))["gunicorn.conf.py"]
-    first = free_ports()
-    (tmp_path / "gunicorn.conf.py").write_text(settings.replace("range(9101, 9200)", f"range({first}, {first + 99})"))
+    ports = free_port(), free_port()
+    (tmp_path / "gunicorn.conf.py").write_text(settings.replace("range(9101, 9200)", str(ports)))
     command = ("-m", "gunicorn", "-k", "gthread", "--workers=2", "--threads=8", f"--bind={HOST}:{{port}}", "app:app")
 
     def clients(port: int) -> float:
@@ -274,16 +274,7 @@ def test_each_worker_has_a_port_for_its_metrics(tmp_path: Path) -> None:
     with running(command, tmp_path) as server, ExitStack() as stack:
         for worker in workers(server):
             stack.enter_context(stream_of(server, worker))
-        wait_until(lambda: [clients(first), clients(first + 1)] == [1, 1], "each worker counts its own stream")
-
-
-def free_ports() -> int:
-    """The first of two ports, one after the other, that are free."""
-    while True:
-        with socket.create_server((HOST, 0)) as one:
-            port: int = one.getsockname()[1]
-            with suppress(OSError, OverflowError), socket.create_server((HOST, port + 1)):
-                return port
+        wait_until(lambda: [clients(port) for port in ports] == [1, 1], "each worker counts its own stream")
 
 
 def test_alerts_are_about_metrics_and_labels_that_exist() -> None:

@@ -10,7 +10,6 @@ import html
 import re
 import runpy
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from sse_batcher import SSEManager, Text
 from .kit import nginx
 from .kit.browser import browser_fixture
 from .kit.cdn import cdn
+from .kit.ports import free_port
 from .kit.redisserver import redis_server
 from .kit.repository import EXAMPLES
 from .kit.servers import HOST, Server, running
@@ -320,12 +320,8 @@ class Site:
 
 @pytest.fixture
 def site(example: Example, tmp_path: Path, cdn_url: str) -> Iterator[Site]:
-    with redis_server(tmp_path) as redis, SSEManager(backend=redis.url) as publisher, socket.socket() as holder:
-        # Bound but not listening, it keeps the port from other processes while the server is away.
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind((HOST, 0))
-        port = holder.getsockname()[1]
-        yield Site(example, tmp_path, port, publisher, FLASK_SSE_BACKEND=redis.url, FLASK_CDN=cdn_url)
+    with redis_server(tmp_path) as redis, SSEManager(backend=redis.url) as publisher:
+        yield Site(example, tmp_path, free_port(), publisher, FLASK_SSE_BACKEND=redis.url, FLASK_CDN=cdn_url)
 
 
 MISSED = [(1, "first"), (2, "second"), (1, "third"), (4, "fourth")]

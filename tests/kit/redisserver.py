@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import pytest
 from sse_batcher import SSEManager
 from sse_batcher.manager import process_of
 
-from .servers import HOST
+from .ports import HOST, free_port
 from .services import certificate, moved_by, program
 from .waiting import TIMEOUT, wait_until
 
@@ -51,8 +50,7 @@ class RedisServer:
                 pytest.skip("a clock is set for the redis-server of this system, whose allocator can be replaced")
             self.set_clock(clock)
             self._environment |= moved_by(self._clock)
-        with socket.create_server((HOST, 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._certificate = certificate(folder, HOST) if tls else None
         self.url = (
             f"rediss://{HOST}:{self.port}/0?ssl_ca_certs={self._certificate}"
@@ -152,8 +150,7 @@ def sentinel_of(server: RedisServer, folder: Path) -> Iterator[int]:
     """A sentinel that knows this server and its replicas as ``shop``, and is soon sure that it is gone. Its port."""
     import redis
 
-    with socket.create_server((HOST, 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     config = folder / "sentinel.conf"
     config.write_text(
         f"port {port}\nbind {HOST}\ndir {folder}\nsentinel monitor shop {HOST} {server.port} 1\n"

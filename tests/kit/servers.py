@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import sse_batcher
 
 from . import nginx
+from .ports import HOST, free_port
 from .services import certificate, pip_install, program
 from .waiting import TIMEOUT
 
-HOST = "127.0.0.1"
 APPS = Path(__file__).parent / "apps"
 """The folder that servers import apps from."""
 
@@ -343,7 +343,7 @@ def running(arguments: Sequence[str], folder: Path, **environment: str) -> Itera
 
 def _start(arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Server:
     for _ in range(3):
-        port = _free_port()
+        port = free_port()
         log = folder / f"server-{port}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -361,12 +361,6 @@ def _start(arguments: Sequence[str], folder: Path, environment: Mapping[str, str
         server.kill()  # the port was taken meanwhile, most likely: try another
         process.wait()
     raise AssertionError(f"the server does not start:\n{server.output()}")
-
-
-def _free_port() -> int:
-    with socket.create_server((HOST, 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:

@@ -311,12 +311,14 @@ def test_frames_do_not_age_at_once_after_the_clock_was_set_back(unsteady: RedisS
 
 def test_the_time_of_redis_is_at_least_that_of_its_newest_entry() -> None:
     state = State()
-    state.set_clock(1_000, 500_000)
+    state.set_clock(1_000_500_000)
+    state.begin_ids()
     assert 1_000_500 <= state.now() < 1_060_000
     state.see_time(900_000)
     assert state.now() < 1_060_000
     state.see_time(9_000_000)
     assert 9_000_000 <= state.now() < 9_060_000
+    assert 1_000_500 <= state.redis_time() < 1_060_000
 
 
 # -- another master ----------------------------------------------------------------------------------------------------

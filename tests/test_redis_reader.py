@@ -130,6 +130,7 @@ class Garbled:
 
     def xread(self, *_: Any, **__: Any) -> None: ...
     def get(self, *_: Any) -> None: ...
+    def time(self) -> None: ...
     def disconnect(self) -> None: ...
 
     def xrange(self, *_: Any, **__: Any) -> Any:
@@ -155,11 +156,15 @@ NEWS = (b"1-0", {b"hello": b"world"})
         ([], b"00000000", 7),
         ([], 7, []),
         7,
+        ([], b"00000000", [], b"OK"),
+        ([], b"00000000", [], (1, b"OK")),
     ],
 )
 def test_an_answer_to_something_else_is_a_connection_that_failed(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
     state, receiver = State(), RecordingReceiver()
     state.epochs[0], state.ready = "00000000", True
+    if not (isinstance(answer, tuple) and len(answer) == 4):
+        state.set_clock(0)  # so that it does not ask for the time
     pause = reader_of(Garbled(*answer) if isinstance(answer, tuple) else Garbled(answer), receiver, state).work()
     assert pause is not None
     assert pause > 0  # it tries again

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from flask import Flask
 
 from sse_batcher import SSE, BackendError
 from sse_batcher.backends.kicks import MAX_TOKEN_SECONDS
+from sse_batcher.backends.redis import reader
 from sse_batcher.backends.redis.reader import State
 from sse_batcher.manager import process_of
 
@@ -174,6 +176,35 @@ def test_the_clock_is_that_of_redis(tmp_path: Path) -> None:
         assert [site.status(new) for site in (one, other)] == [200, 200]
 
 
+def test_an_entry_far_ahead_does_not_move_the_clock_of_tokens(
+    redis: RedisServer, make_site: Callable[..., Site]
+) -> None:
+    """Any program that may write to Redis can add one. The clock of the history follows it."""
+    one = make_site()
+    tokens = [one.sse.sign(user=7), one.sse.sign(user=8), one.sse.sign()]
+    assert [one.status(token) for token in tokens] == [200, 200, 200]
+    day = 86_400_000
+    redis.client.xadd("sse_batcher:stream", {"x": "y"}, id=f"{redis.client.time()[0] * 1_000 + day}-0")
+    wait_until(lambda: one.backend.now() > time.time() * 1_000 + day / 2, "the entry was read")
+    tokens.append(one.sse.sign(user=8))
+    later = make_site()
+    assert [site.status(token) for site in (one, later) for token in tokens] == [200] * 8
+    later.sse.kick(user=7)
+    assert [site.status(token) for site in (one, later) for token in tokens] == [401, 200, 200, 200] * 2
+    assert [site.status(one.sse.sign(user=7)) for site in (one, later)] == [200, 200]
+
+
+def test_tokens_follow_the_clock_of_redis_if_it_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "CLOCK_SECONDS", 0.0)
+    with redis_server(tmp_path, clock="+0") as server, making(Site) as make:
+        site = make(SSE_BACKEND=server.url)
+        assert site.status(site.sse.sign()) == 200
+        server.set_clock("+1h")
+        # A process that starts now knows the new time at once, the older one a moment later.
+        token = make(SSE_BACKEND=server.url).sse.sign(ttl=60)
+        wait_until(lambda: site.status(token) == 200, "the clock was read")
+
+
 def test_what_redis_remembers_is_bounded(redis: RedisServer, make_site: Callable[..., Site]) -> None:
     site = make_site()
     site.sse.kick(user=7)
@@ -206,9 +237,9 @@ def test_the_first_token_is_valid_although_the_time_of_redis_is_known_late(
     make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signing, serving = make_site(), make_site()
-    now = State.now
+    redis_time = State.redis_time
     with monkeypatch.context() as patch:
-        patch.setattr(State, "now", lambda state: now(state) - 1_000)
+        patch.setattr(State, "redis_time", lambda state: redis_time(state) - 1_000)
         token = signing.sse.sign(user=7)
     assert serving.status(token) == 200
 

@@ -137,13 +137,13 @@ class RedisBackend:
         return self._next_stamp()
 
     def _next_stamp(self) -> int:
-        return self._stamps.next(self.now())
+        return self._stamps.next(self._state.redis_time())
 
     def remember_kicks(self) -> None:
         since = self._kicks.begin()
         # What is known here of the time of Redis may be a little behind. More than that is a clock that was wrong once:
         # with its time, this process would refuse all other tokens as too old.
-        if since <= self.now() * 1_000 + LATE_SECONDS * MICROSECONDS:
+        if since <= self._state.redis_time() * 1_000 + LATE_SECONDS * MICROSECONDS:
             self._stamps.raise_to(since)
 
     def kicked_until(self, user: User) -> int:
@@ -272,7 +272,7 @@ class RedisBackend:
         return self._state.ignored
 
     def now(self) -> float:
-        """Return the time of Redis in milliseconds since 1970, as far as it is known here."""
+        """Return the time of the ids in milliseconds since 1970, as far as it is known here."""
         return self._state.now()
 
     # -- cursors -------------------------------------------------------------------------------------------------------

@@ -261,3 +261,11 @@ def value_of(found: Any) -> bytes:
     if not isinstance(found, (bytes, type(None))):
         raise TypeError("the value of a key is expected")
     return found or b""
+
+
+def microseconds_of(answer: Any) -> int:
+    """Return the microseconds since 1970 that an answer to TIME says. Raises `TypeError` if it is not one."""
+    match answer:
+        case [int(seconds), int(microseconds)]:
+            return seconds * 1_000_000 + microseconds
+    raise TypeError("seconds and microseconds are expected")

@@ -13,6 +13,7 @@ from typing import Any
 from ...event import User
 from ..kicks import MAX_TOKEN_SECONDS, MICROSECONDS
 from .connections import Link, SharedLink
+from .entries import microseconds_of
 
 _SINCE = "since"
 """The member whose time says since when kicks are known. Users are JSON, so no user is this member."""
@@ -56,7 +57,7 @@ class RedisKicks:
 
         Uses the client of the caller, and raises what that raises.
         """
-        now = max(stamp, _time(client))
+        now = max(stamp, microseconds_of(client.time()))
         oldest = now - MAX_TOKEN_SECONDS * MICROSECONDS
         pipeline = client.pipeline(transaction=True)
         pipeline.zadd(self._key, {_SINCE: now}, nx=True)
@@ -71,14 +72,9 @@ class RedisKicks:
 
     def _begin(self, client: Any) -> int:
         """Note that kicks are known since now, unless another process has begun before. Return since when they are."""
-        client.zadd(self._key, {_SINCE: _time(client)}, nx=True)
+        client.zadd(self._key, {_SINCE: microseconds_of(client.time())}, nx=True)
         return int(client.zscore(self._key, _SINCE))
 
 
 def _member(user: User) -> str:
     return json.dumps(user)
-
-
-def _time(client: Any) -> int:
-    seconds, microseconds = client.time()
-    return int(seconds) * MICROSECONDS + int(microseconds)

@@ -10,6 +10,7 @@ master, the stream goes on with another line: entries are missing, or have other
 from __future__ import annotations
 
 import logging
+import math
 import re
 import secrets
 import threading
@@ -37,6 +38,7 @@ from .entries import (
     after,
     before,
     id_of,
+    microseconds_of,
     new_entries,
     numbers,
     raw_entries,
@@ -55,6 +57,8 @@ MAX_PUBLISHERS = 10_000
 """Maximum number of publishers whose newest number the reader remembers."""
 MAX_DUPLICATES = 1_000
 """Maximum number of remembered entries that came twice."""
+CLOCK_SECONDS = 10.0
+"""How old the last answer to TIME may be, by which tokens and kicks get their times."""
 UNREADABLE_REPORT_SECONDS = 1.0
 """The shortest time between two reports to clients that entries could not be read."""
 
@@ -114,9 +118,9 @@ class State:
         """Entries that the archive must not deliver, since they were delivered under another position."""
         self.ignored = 0
         """How many entries sse_batcher did not write, or could not read."""
-        # The milliseconds from this process's monotonic clock to the clock of Redis. Until that is known: to the
-        # system's clock.
-        self._to_redis = time.time() * 1000 - time.monotonic() * 1000
+        # The milliseconds from this process's monotonic clock to two others. Until Redis is asked: to the system's.
+        self._to_redis = self._to_ids = time.time() * 1000 - time.monotonic() * 1000
+        self._asked_at = -math.inf
 
     def note_duplicate(self, position: Position) -> None:
         """Note that this entry was delivered before, under another position."""
@@ -126,20 +130,34 @@ class State:
             self.floor = max(self.floor, next(iter(self.duplicates)))
             self.duplicates.popitem(last=False)
 
-    # -- the clock that makes the ids ----------------------------------------------------------------------------------
+    # -- two clocks, in milliseconds since 1970 ------------------------------------------------------------------------
 
     def now(self) -> float:
-        """Return the time of Redis in milliseconds since 1970: the time of its newest entry, or later."""
+        """Return the time of the ids: that of the newest entry, or later."""
+        return time.monotonic() * 1000 + self._to_ids
+
+    def redis_time(self) -> float:
+        """Return the time of Redis. An id, which any program may choose, does not change it."""
         return time.monotonic() * 1000 + self._to_redis
 
-    def set_clock(self, seconds: int, microseconds: int) -> None:
-        """Set the clock to the time that Redis has just given."""
-        self._to_redis = seconds * 1000 + microseconds / 1000 - time.monotonic() * 1000
+    @property
+    def is_clock_old(self) -> bool:
+        """Whether Redis should be asked for its time again: its clock may have been set."""
+        return time.monotonic() - self._asked_at >= CLOCK_SECONDS
+
+    def set_clock(self, microseconds: int) -> None:
+        """Set the clock of Redis to the time that it has just given."""
+        self._asked_at = time.monotonic()
+        self._to_redis = microseconds / 1000 - self._asked_at * 1000
+
+    def begin_ids(self) -> None:
+        """Set the time of the ids to that of Redis."""
+        self._to_ids = self._to_redis
 
     def see_time(self, milliseconds: int) -> None:
-        """Set the clock forward if an entry has a later time."""
+        """Set the time of the ids forward if an entry has a later time."""
         if milliseconds > self.now():
-            self._to_redis = milliseconds - time.monotonic() * 1000
+            self._to_ids = milliseconds - time.monotonic() * 1000
 
 
 class Reader:
@@ -265,7 +283,8 @@ class Reader:
         pipeline.time()
         with understood():
             epoch, first, now = pipeline.execute()
-            self._state.set_clock(*now)
+            self._state.set_clock(microseconds_of(now))
+            self._state.begin_ids()
             return value_of(epoch), next(iter(raw_entries(first)), None)
 
     def _begin_epoch(self, known: bytes) -> None:
@@ -297,9 +316,14 @@ class Reader:
         )
         pipeline.get(keys.epoch)
         pipeline.xrange(keys.stream, *(("-", "+") if anchor is None else (anchor[0], anchor[0])), count=1)
+        asks_time = state.is_clock_old
+        if asks_time:
+            pipeline.time()
         with understood():
-            news, epoch, kept = pipeline.execute()
+            news, epoch, kept, *now = pipeline.execute()
             entries, epoch, kept = new_entries(news), value_of(epoch), raw_entries(kept)
+            if asks_time:
+                state.set_clock(microseconds_of(*now))
         if not self._is_current(epoch):
             self._set_ready(False)
             return

@@ -17,7 +17,7 @@ from .after_commit import AfterCommit, Send
 from .backends import open_backend
 from .batching.batcher import hold, put, put_held, refuse
 from .encoding import Encode, encode_data, json_encoder
-from .errors import BackendError, InvalidEventError, SSEBatcherError
+from .errors import BackendError, ClosedError, InvalidEventError, SSEBatcherError, TooManyClientsError
 from .event import (
     BROADCAST,
     DEFAULT_CHANNEL,
@@ -44,6 +44,7 @@ from .runtime.process import PerProcess, close_at_exit, open_objects, require_th
 from .stats import ManagerStats
 from .streams.client import Client
 from .streams.hub import Snapshot
+from .streams.refusals import refusal_reason
 from .streams.revalidation import Ask
 from .wire import block
 
@@ -234,9 +235,12 @@ class SSEManager:
         """
         name = None if user is None else check_user(user)
         names = check_channels(channels, may_be_none=name is not None)
-        return self._process.get().subscribe(
-            names, last_event_id, batches=batches, snapshot=snapshot, user=name, ticket=ticket
-        )
+        process = self._process.get()
+        try:
+            return process.subscribe(names, last_event_id, batches=batches, snapshot=snapshot, user=name, ticket=ticket)
+        except (BackendError, ClosedError, TooManyClientsError) as error:
+            process.refusals.add(refusal_reason(error))
+            raise
 
     def ticket(self) -> int:
         """Return a number to take before you decide whether a request may have a stream, for `subscribe` and `stream`.

@@ -33,6 +33,7 @@ from .streams.client import QueueClient, Reference, new_queue
 from .streams.departures import Farewell
 from .streams.hub import Hub, Snapshot
 from .streams.open_stream import ClientInfo
+from .streams.refusals import Refusals
 from .streams.revalidation import Ask, Revalidator
 from .wire import Position
 
@@ -128,6 +129,8 @@ class ProcessState:
             clock=parts.clock,
             make_queue=parts.make_queue,
         )
+        self.refusals = Refusals()
+        """The requests that got no stream. Whatever answers one so counts it here, except for `busy_block`."""
         self._find_revalidate = find_revalidate
         may_stay = functools.partial(_may_stay, find_revalidate)
         every = settings.clients.revalidate_every
@@ -178,7 +181,11 @@ class ProcessState:
         return self.hub.can_resume(channels, last_event_id, user)
 
     def busy_block(self, reason: BusyReason, last_event_id: str | None = None) -> bytes:
-        """The only block of a stream that cannot be opened now: the client comes back later, with the same cursor."""
+        """The only block of a stream that cannot be opened now: the client comes back later, with the same cursor.
+
+        Counts the refusal.
+        """
+        self.refusals.add(reason)
         return self.hub.control.busy(reason, last_event_id)
 
     def kick(self, user: User | None, channel: str | None) -> int:
@@ -238,6 +245,7 @@ class ProcessState:
         counts["thread_restarts"] += self.hub.thread_restarts
         return ManagerStats(
             **counts,
+            streams_refused=self.refusals.by_reason(),
             signals_dropped=self.app_thread.dropped,
             backend_silent=self.backend.silent_for,
             backend_answered=self.backend.answered_ago,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, get_args
 from .errors import MissingPackageError
 from .event import check_channels
 from .manager import SSEManager
-from .reasons import BatchReason
+from .reasons import BatchReason, EndReason, RefusalReason
 
 if TYPE_CHECKING:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -36,6 +36,8 @@ class _Row(NamedTuple):
 
 
 _REASONS: tuple[str, ...] = get_args(BatchReason)
+_ENDS: tuple[str, ...] = get_args(EndReason)
+_REFUSALS: tuple[str, ...] = get_args(RefusalReason)
 
 # `batches` and `clients` are sums over a label. If they were series of their own, a sum would count everything twice.
 ROWS = (
@@ -57,6 +59,9 @@ ROWS = (
     _Row(
         "clients_by_transport", "transport_clients", "Streams that are open now, by what writes to them.", "transport"
     ),
+    _Row("streams_opened", "streams_opened_total", "Streams that were opened, polls included."),
+    _Row("streams_closed", "streams_closed_total", "Streams that have ended, by why.", "reason", _ENDS),
+    _Row("streams_refused", "streams_refused_total", "Requests that got no stream, by why.", "reason", _REFUSALS),
     _Row("oldest_stream", "oldest_stream_seconds", "For how long the oldest open stream has been open."),
     _Row("overflows", "client_overflows_total", "How often a client fell so far behind that it reads the history."),
     _Row("replays", "client_replays_total", "Streams that continued where the client had stopped."),

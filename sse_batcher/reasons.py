@@ -41,6 +41,16 @@ BusyReason = Literal["limit", "threads", "http2", "snapshot", "backend", "draini
 - ``draining``: this process is about to end.
 """
 
+RefusalReason = Literal[BusyReason, "bad_request", "unauthorized", "forbidden", "other"]
+"""Why a request got no stream. Those of ``sse_busy``, after which the client comes back, and four error statuses, after
+which an ``EventSource`` gives up.
+
+- ``bad_request``: 400, the channels were invalid.
+- ``unauthorized``: 401, a token was not valid, or the app has answered so.
+- ``forbidden``: 403, the request may have none of the channels.
+- ``other``: another status. The app has redirected the request, for example to its login page, or has raised an error.
+"""
+
 ByeReason = Literal["shutdown", "lease", "kicked", "revoked", "buffered", "threads"]
 """Why the server ends a stream. The ``reason`` of ``sse_bye``.
 
@@ -52,7 +62,7 @@ ByeReason = Literal["shutdown", "lease", "kicked", "revoked", "buffered", "threa
 - ``threads``: it could not be detached, and the server needs its thread for other requests.
 """
 
-EndReason = ByeReason | Literal["left", "polled"]
+EndReason = Literal[ByeReason, "left", "polled"]
 """Why a stream has ended. Those of ``sse_bye``, and two without one.
 
 - ``left``: the client closed the connection, or does not answer.

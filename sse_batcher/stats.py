@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .reasons import BatchReason
+from .reasons import BatchReason, EndReason, RefusalReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,12 @@ class ManagerStats(BatcherStats):
     """These by ``live`` and ``behind``."""
     clients_by_transport: Mapping[str, int] = field(default_factory=dict)
     """These by ``attached`` (each holds a thread of the server) and ``detached``."""
+    streams_opened: int = 0
+    """Streams that were opened, polls included: as many as are open now or were closed."""
+    streams_closed: Mapping[EndReason, int] = field(default_factory=dict)
+    """Streams that have ended, by reason, polls included: ``polled`` are polls that were answered."""
+    streams_refused: Mapping[RefusalReason, int] = field(default_factory=dict)
+    """Requests that got no stream, by reason. Statuses other than 200 are counted at the extension's own URL only."""
     oldest_stream: float = 0.0
     """Seconds for which the oldest of them has been open."""
     overflows: int = 0

@@ -74,6 +74,7 @@ def stream(
     try:
         names = check_channels(channels, may_be_none=name is not None)
     except InvalidEventError as error:
+        process_of(manager).refusals.add("bad_request")
         return _text("400 Bad Request", f"{error}\n")
     if method == "HEAD":
         return "200 OK", list(HEADERS), iter(())  # not a list: werkzeug would send the length of one

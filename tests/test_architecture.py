@@ -29,7 +29,7 @@ LAYERS = """
     runtime.process runtime.locks runtime.log_once runtime.worker runtime.app_thread runtime
     batching.window batching.engine batching.batcher batching
     streams.history streams.dismissals streams.counts streams.roles streams.open_stream
-    streams.control streams.client streams.registry streams.departures streams.census streams.hub
+    streams.refusals streams.control streams.client streams.registry streams.departures streams.census streams.hub
     streams.revalidation streams
     backends.kicks backends.memory
     backends.redis.entries backends.redis.connections backends.redis.reader backends.redis.archive backends.redis.kicks
@@ -123,6 +123,7 @@ def test_the_imports_are_read_as_they_are_meant() -> None:
         "transports.server",
         "reasons",
         "streams.hub",
+        "streams.refusals",
         "manager",
         "transports.watcher",
     }

@@ -19,7 +19,7 @@ from flask.typing import ResponseReturnValue
 
 from sse_batcher import SSE, BatchOptions, InvalidEventError, MissingPackageError, SSEManager
 from sse_batcher.prometheus import PREFIX, ROWS, SSECollector
-from sse_batcher.reasons import BatchReason
+from sse_batcher.reasons import BatchReason, EndReason, RefusalReason
 from sse_batcher.stats import ManagerStats
 
 from .kit.services import missing
@@ -127,6 +127,7 @@ PROMISED = {
     "sent_bytes_total": "bytes",
     "saved_frames_total": "saved_frames",
     "saved_bytes": "saved_bytes",
+    "streams_opened_total": "streams_opened",
     "oldest_stream_seconds": "oldest_stream",
     "client_overflows_total": "overflows",
     "client_replays_total": "replays",
@@ -152,12 +153,17 @@ def test_each_field_has_the_name_that_was_promised(
         "clients_by_state": {"live": 3, "behind": 4},
         "clients_by_transport": {"attached": 7, "detached": 0},
         "clients_by_channel": {"a": 5, "b": 6},
+        "streams_closed": {"left": 8, "lease": 9},
+        "streams_refused": {"limit": 10, "forbidden": 11},
     }
     monkeypatch.setattr(manager, "get_stats", lambda: ManagerStats(**numbered, **labelled))
     registry.register(SSECollector(manager, channels=["b"]))
     values = samples(registry)
     batches = values.pop("sse_batcher_batches_total")
     assert {reason: count for reason, count in batches.items() if count} == {"manual": 1, "new": 2}
+    for name in ("streams_closed", "streams_refused"):
+        counts = values.pop(f"sse_batcher_{name}_total")
+        assert {reason: count for reason, count in counts.items() if count} == labelled[name]
     assert values.pop("sse_batcher_clients") == {"live": 3, "behind": 4}
     assert values.pop("sse_batcher_transport_clients") == {"attached": 7, "detached": 0}
     assert values.pop("sse_batcher_channels") == {"": 2}
@@ -172,11 +178,15 @@ def test_the_values_of_all_labels_add_up_to_the_field_of_the_stats(manager: SSEM
         assert getattr(stats, total) == sum(getattr(stats, parts).values()) > 0, total
 
 
-def test_all_reasons_are_there_before_the_first_batch(manager: SSEManager, registry: CollectorRegistry) -> None:
+@pytest.mark.parametrize(
+    ("name", "reasons"),
+    [("batches", BatchReason), ("streams_closed", EndReason), ("streams_refused", RefusalReason)],
+)
+def test_all_reasons_are_there_from_the_start(
+    manager: SSEManager, registry: CollectorRegistry, name: str, reasons: Any
+) -> None:
     registry.register(SSECollector(manager))
-    (row,) = (row for row in ROWS if row.label == "reason")
-    assert samples(registry)["sse_batcher_batches_total"] == dict.fromkeys(row.always, 0)
-    assert row.always == get_args(BatchReason)
+    assert samples(registry)[f"sse_batcher_{name}_total"] == dict.fromkeys(get_args(reasons), 0)
 
 
 def test_bytes_that_are_saved_may_be_less_than_nothing(

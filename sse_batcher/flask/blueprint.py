@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, Literal
 
 from flask import Blueprint, Response, abort, current_app, has_request_context, jsonify, request
@@ -16,7 +17,8 @@ from werkzeug.routing import Map, Rule
 from ..browser import SCRIPT_NAME
 from ..errors import BackendError, InvalidEventError
 from ..event import DEFAULT_CHANNEL, check_channels
-from ..manager import SSEManager
+from ..manager import SSEManager, process_of
+from ..reasons import RefusalReason
 from ..wsgi import health
 from .access import Access
 from .request_notes import RequestNotes
@@ -28,6 +30,11 @@ _log = logging.getLogger("sse_batcher.blueprint")
 NAME = "sse_batcher"
 SCRIPT_ENDPOINT = f"{NAME}.script"
 STREAM_ENDPOINT = f"{NAME}.stream"
+_REFUSALS: dict[int, RefusalReason] = {
+    HTTPStatus.BAD_REQUEST: "bad_request",
+    HTTPStatus.UNAUTHORIZED: "unauthorized",
+    HTTPStatus.FORBIDDEN: "forbidden",
+}
 _HOST = "sse_host"
 """The variable part of our rules that stands for any host, in apps with host matching."""
 
@@ -102,7 +109,16 @@ class Views:
 
     def allow_origin(self, response: Response) -> Response:
         """Called after each request to the blueprint. Refusals of a stream can be read by other origins, too."""
-        return self._responder.allow_origin(response) if request.endpoint == STREAM_ENDPOINT else response
+        if request.endpoint != STREAM_ENDPOINT:
+            return response
+        self._count_refusal(response.status_code)
+        return self._responder.allow_origin(response)
+
+    def _count_refusal(self, status: int) -> None:
+        """Count a request that got no stream. With 200, there is a stream, or ``sse_busy``, which is counted."""
+        # Here, and not in the view: functions of the app may have answered before it.
+        if status >= HTTPStatus.MULTIPLE_CHOICES:
+            process_of(self._manager).refusals.add(_REFUSALS.get(status, "other"))
 
 
 def create_blueprint(views: Views, url_prefix: str) -> Blueprint:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from ..reasons import EndReason
 from .counts import Counts
 from .history import History
 from .open_stream import OpenStream
@@ -17,6 +18,7 @@ class Census(NamedTuple):
 
     streams: list[OpenStream]
     counts: Counts
+    closed: dict[EndReason, int]
     history_frames: int
     history_bytes: int
     oldest_ms: int | None
@@ -29,6 +31,7 @@ class Census(NamedTuple):
         return cls(
             registry.streams(),
             registry.counts(),
+            registry.closed(),
             len(history),
             history.bytes,
             None if oldest is None else oldest.time,
@@ -49,5 +52,8 @@ class Census(NamedTuple):
             "clients_by_channel": dict(Counter(channel for stream in streams for channel in stream.channels)),
             "clients_by_state": {"live": len(streams) - behind, "behind": behind},
             "clients_by_transport": {"attached": 0, "detached": 0} | Counter(stream.transport for stream in streams),
+            # Not counted apart: a stream is either open or closed.
+            "streams_opened": len(streams) + sum(self.closed.values()),
+            "streams_closed": self.closed,
             "oldest_stream": max((now - stream.opened_at for stream in streams), default=0.0),
         }

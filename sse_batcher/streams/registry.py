@@ -9,11 +9,12 @@ is its own listener. Other streams have a feed, which listens for many of them a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from ..errors import TooManyClientsError
 from ..event import BROADCAST, EVERY_USER, Audience, User
 from ..options import ClientOptions
+from ..reasons import EndReason
 from .counts import Counts
 from .open_stream import OpenStream
 from .roles import Listener
@@ -34,6 +35,7 @@ class Registry:
         self._users: dict[User, dict[OpenStream, None]] = {}
         self._listeners: dict[str, dict[Listener, None]] = {}  # by channel; all of them under "*"
         self._ended = Counts()  # of listeners that are gone
+        self._closed: dict[EndReason, int] = dict.fromkeys(get_args(EndReason), 0)
 
     # -- streams -------------------------------------------------------------------------------------------------------
 
@@ -67,15 +69,22 @@ class Registry:
         if stream.info.user is not None:
             self._users.setdefault(stream.info.user, {})[stream] = None
 
-    def remove(self, stream: OpenStream) -> None:
-        """Remove a stream that is there, and its listener if that is the stream itself."""
+    def remove(self, stream: OpenStream, reason: EndReason | None = None) -> None:
+        """Remove a stream that is there, and its listener if that is the stream itself.
+
+        `reason`: why it has ended. None: it has not, because another one goes on in its place.
+        """
         listener: object = stream.listener
         if listener is stream:
             self.unlisten(stream.listener, (*stream.channels, BROADCAST))
         if stream.info.user is not None:
             _discard(self._users, stream.info.user, stream)
         self.polls.pop(stream, None)
-        del self._streams[stream]  # last: if this is interrupted, the stream is still here, and is removed again
+        # Last: if this is interrupted, the stream is still here, and is removed again. There is no call between these
+        # lines, so no signal handler runs there: the stream is counted exactly once.
+        del self._streams[stream]
+        if reason is not None:
+            self._closed[reason] += 1
 
     def streams(self, user: User | None = None) -> list[OpenStream]:
         """Return the streams of this user; None: all."""
@@ -120,6 +129,10 @@ class Registry:
         for each in (self._ended, *(listener.counts for listener in self._listeners.get(BROADCAST, ()))):
             counts.add(each)
         return counts
+
+    def closed(self) -> dict[EndReason, int]:
+        """Return how many streams have ended, by reason."""
+        return dict(self._closed)
 
     def _keep_counts(self, listener: Listener) -> None:
         listed = self._listeners.get(BROADCAST, {})

@@ -16,6 +16,7 @@ from ..manager import SSEManager, process_of
 from ..reasons import BusyReason, ByeReason
 from ..streams.client import QueueClient
 from ..streams.hub import Snapshot
+from ..streams.refusals import refusal_reason
 from .descriptors import descriptors
 from .server import ServerInfo
 from .watcher import Watch, end_connection, watcher
@@ -173,13 +174,10 @@ class AttachedStream(Iterator[bytes]):
                 ticket=asked.ticket,
                 poll=asked.poll,
             )
-        except ClosedError:
-            raise BusyError("draining") from None
-        except TooManyClientsError as error:
-            watcher.get().warn_of_limit(error)
-            raise BusyError("limit") from None
-        except BackendError:
-            raise BusyError("backend") from None
+        except (BackendError, ClosedError, TooManyClientsError) as error:
+            if isinstance(error, TooManyClientsError):
+                watcher.get().warn_of_limit(error)
+            raise BusyError(refusal_reason(error)) from None
         self._client = client
         # A middleware may drop this object without closing it, and a signal handler may interrupt `close`.
         self._finalizer = weakref.finalize(self, client.close)

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from .errors import MissingPackageError
 from .event import check_channels
 from .manager import SSEManager
 from .reasons import BatchReason, EndReason, RefusalReason
+from .stats import Histogram, ManagerStats
 
 if TYPE_CHECKING:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 PREFIX = "sse_batcher_"
 
 
 class _Row(NamedTuple):
-    """One metric. It is a counter if its name says so by ``_total``, else a gauge."""
+    """One metric. It is a counter if its name says so by ``_total``, a histogram if the field is one, else a gauge."""
 
     field: str
     """Of `ManagerStats`."""
@@ -48,6 +51,7 @@ ROWS = (
     _Row("by_reason", "batches_total", "Batches taken by the backend, by why they were closed.", "reason", _REASONS),
     _Row("pending_events", "pending_events", "Events accepted and not yet taken by the backend."),
     _Row("pending_bytes", "pending_bytes", "The data of pending events, plus 200 bytes each and 100 a user."),
+    _Row("pending_age", "pending_age_seconds", "How long the oldest pending event has waited, its window included."),
     _Row("publishing_for", "publishing_seconds", "How long the backend has been taking a batch; 0: there is none."),
     _Row("thread_restarts", "thread_restarts_total", "How often a dead thread was started again."),
     _Row("frames", "sent_frames_total", "Frames handed to streams, summed over all clients."),
@@ -62,13 +66,18 @@ ROWS = (
     _Row("streams_opened", "streams_opened_total", "Streams that were opened, polls included."),
     _Row("streams_closed", "streams_closed_total", "Streams that have ended, by why.", "reason", _ENDS),
     _Row("streams_refused", "streams_refused_total", "Requests that got no stream, by why.", "reason", _REFUSALS),
+    _Row("lifetimes", "stream_lifetime_seconds", "For how long streams were open that have ended, without polls."),
     _Row("oldest_stream", "oldest_stream_seconds", "For how long the oldest open stream has been open."),
+    _Row("client_lag", "client_lag_seconds", "Age of the oldest frame that an open stream was not handed yet."),
     _Row("overflows", "client_overflows_total", "How often a client fell so far behind that it reads the history."),
     _Row("replays", "client_replays_total", "Streams that continued where the client had stopped."),
     _Row("gaps", "client_gaps_total", "How often a client got sse_gap: it may have missed something."),
     _Row(
         "undone", "takeovers_undone_total", "Streams that had to stay attached although they were about to be detached."
     ),
+    _Row("loop_delay", "loop_delay_seconds", "By how much the loop of the detached streams is late, 5 times a second."),
+    _Row("gil_yields", "gil_yields_total", "How often the loop has paused to give other threads the GIL."),
+    _Row("gil_yielded", "gil_yielded_seconds_total", "How long these pauses took."),
     _Row("history_frames", "history_frames", "Frames kept for clients that return or are behind."),
     _Row("history_bytes", "history_bytes", "Memory that the frames kept take, about."),
     _Row("history_age", "history_age_seconds", "Age of the oldest frame kept."),
@@ -85,6 +94,9 @@ _CHANNELS = _Row("clients_by_channel", "channels", "Channels that have a client 
 _CHANNEL_CLIENTS = _Row("clients_by_channel", "channel_clients", "Streams of a channel that are open now.", "channel")
 
 
+_HISTOGRAMS = frozenset(item.name for item in fields(ManagerStats) if item.default_factory is Histogram)
+
+
 class SSECollector:
     """Exports what `SSEManager.get_stats` counts to Prometheus: register it with a registry of prometheus_client.
 
@@ -97,9 +109,10 @@ class SSECollector:
         users. How many channels have a client is always exported, as ``sse_batcher_channels``. A stream of several
         channels is counted in each, so these do not add up to ``sse_batcher_clients``.
 
-    Every other field is exported with its unit, counters as ``_total``, batches by ``reason`` and clients by ``state``
-    (``live``, ``behind``). Raises `MissingPackageError` if prometheus_client is not installed, and `InvalidEventError`
-    for invalid channels. Thread-safe, and starts no thread.
+    Every other field is exported with its unit, counters as ``_total``, batches and streams that were closed or refused
+    by ``reason``, clients by ``state`` (``live``, ``behind``), and what is a `Histogram` as one. Raises
+    `MissingPackageError` if prometheus_client is not installed, and `InvalidEventError` for invalid channels.
+    Thread-safe, and starts no thread.
 
     A registry takes one such collector, and raises ``ValueError`` for a second: use one registry for each app.
 
@@ -123,7 +136,7 @@ class SSECollector:
     def describe(self) -> list[Metric]:
         """Return the names, types and help texts of what `collect` returns, without values. Ignores the manager."""
         rows = (*ROWS, _CHANNELS, _CHANNEL_CLIENTS) if self._channels else (*ROWS, _CHANNELS)
-        return [_metric(row, {}) for row in rows]
+        return [_histogram(row, None) if row.field in _HISTOGRAMS else _metric(row, {}) for row in rows]
 
     def collect(self) -> list[Metric]:
         """Return all metrics, with their values at one moment, in seconds and bytes; none once the manager is gone."""
@@ -134,7 +147,10 @@ class SSECollector:
         metrics = []
         for row in ROWS:
             value = getattr(stats, row.field)
-            metrics.append(_metric(row, {**dict.fromkeys(row.always, 0), **value} if row.label else {"": value}))
+            if isinstance(value, Histogram):
+                metrics.append(_histogram(row, value))
+            else:
+                metrics.append(_metric(row, {**dict.fromkeys(row.always, 0), **value} if row.label else {"": value}))
         clients = stats.clients_by_channel
         metrics.append(_metric(_CHANNELS, {"": len(clients)}))
         if self._channels:
@@ -144,7 +160,7 @@ class SSECollector:
 
 def _metric(row: _Row, values: Mapping[str, float]) -> Metric:
     """A metric with these values by label; ``""`` is that of a metric without one."""
-    counter, gauge = _families()
+    counter, gauge, _ = _families()
     family = counter if row.name.endswith("_total") else gauge
     metric = family(PREFIX + row.name, row.help, labels=[row.label] if row.label else [])
     for label, value in values.items():
@@ -152,12 +168,31 @@ def _metric(row: _Row, values: Mapping[str, float]) -> Metric:
     return metric
 
 
-def _families() -> tuple[type[CounterMetricFamily], type[GaugeMetricFamily]]:
+def _histogram(row: _Row, value: Histogram | None) -> Metric:
+    """A histogram, without samples for None. Prometheus counts each value in all buckets whose limit it is within."""
+    _, _, family = _families()
+    metric = family(PREFIX + row.name, row.help)
+    if value is not None and value.buckets:
+        limits = [_limit(text) for text in value.buckets]
+        metric.add_metric([], list(zip(limits, accumulate(value.buckets.values()), strict=True)), value.sum)
+    return metric
+
+
+def _limit(text: str) -> str:
+    """Return a limit as prometheus_client writes that of its own histograms: ``1.0``, not ``1``."""
+    return text if text == "+Inf" else repr(float(text))
+
+
+def _families() -> tuple[type[CounterMetricFamily], type[GaugeMetricFamily], type[HistogramMetricFamily]]:
     try:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415
+        from prometheus_client.core import (  # noqa: PLC0415
+            CounterMetricFamily,
+            GaugeMetricFamily,
+            HistogramMetricFamily,
+        )
     except ImportError as error:
         raise MissingPackageError(
             "sse_batcher.prometheus needs prometheus_client: pip install 'sse_batcher[prometheus]'",
             name="prometheus_client",
         ) from error
-    return CounterMetricFamily, GaugeMetricFamily
+    return CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily

@@ -13,6 +13,17 @@ from .reasons import BatchReason, EndReason, RefusalReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """How often something took how long, in seconds."""
+
+    buckets: Mapping[str, int] = field(default_factory=dict)
+    """How often, by the smallest limit that it did not exceed, such as ``"0.5"`` or ``"60"``; ``"+Inf"``: it exceeded
+    all of them. Each time is counted once."""
+    sum: float = 0.0
+    """All these seconds together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatcherStats:
     """What a batcher has done since it was made, or since this process was forked.
 
@@ -36,6 +47,9 @@ class BatcherStats:
     """Events accepted and not yet taken by the backend."""
     pending_bytes: int = 0
     """Their data on the wire, plus 200 bytes each and 100 for each of their users."""
+    pending_age: float = 0.0
+    """Seconds since the oldest of them was accepted, its window included. Of a window, the first event counts, also if
+    a newer one has replaced it."""
     publishing_for: float = 0.0
     """Seconds for which the backend has been taking the present batch; 0 if there is none."""
     thread_restarts: int = 0
@@ -72,8 +86,13 @@ class ManagerStats(BatcherStats):
     """Streams that have ended, by reason, polls included: ``polled`` are polls that were answered."""
     streams_refused: Mapping[RefusalReason, int] = field(default_factory=dict)
     """Requests that got no stream, by reason. Statuses other than 200 are counted at the extension's own URL only."""
+    lifetimes: Histogram = field(default_factory=Histogram)
+    """For how long the streams that have ended were open, without polls."""
     oldest_stream: float = 0.0
     """Seconds for which the oldest of them has been open."""
+    client_lag: float = 0.0
+    """Seconds since the delivery of the oldest frame that an open stream has not been handed yet; 0 if all streams have
+    what they are due. As far as the history in memory reaches."""
     overflows: int = 0
     """How often a client fell so far behind that it had to read the history."""
     replays: int = 0
@@ -82,6 +101,13 @@ class ManagerStats(BatcherStats):
     """How often a client got ``sse_gap``: it may have missed something."""
     undone: int = 0
     """How often a stream that was about to be detached from the server's thread had to stay attached."""
+    loop_delay: Histogram = field(default_factory=Histogram)
+    """By how much the loop of the detached streams is late, five times a second: for how long it has been at work
+    without a wait; or, after a wait, for how long another thread, or another process, has kept it from going on."""
+    gil_yields: int = 0
+    """How often the loop has paused between sends, to give other threads the GIL."""
+    gil_yielded: float = 0.0
+    """Seconds that these pauses took. A pause of which no other thread makes use takes 0.1 ms."""
     history_frames: int = 0
     """Frames kept for clients that return or are behind."""
     history_bytes: int = 0

@@ -20,7 +20,7 @@ class Fed(OpenStream):
     transport = "detached"
     listener = None  # type: ignore[assignment]
     counts = Counts()
-    behind = True
+    behind = is_waiting = True
     lost = None
     handed = (0, 0)
 

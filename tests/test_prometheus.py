@@ -20,7 +20,7 @@ from flask.typing import ResponseReturnValue
 from sse_batcher import SSE, BatchOptions, InvalidEventError, MissingPackageError, SSEManager
 from sse_batcher.prometheus import PREFIX, ROWS, SSECollector
 from sse_batcher.reasons import BatchReason, EndReason, RefusalReason
-from sse_batcher.stats import ManagerStats
+from sse_batcher.stats import Histogram, ManagerStats
 
 from .kit.services import missing
 from .kit.sse_parser import take_events
@@ -60,10 +60,13 @@ def scrape(registry: CollectorRegistry) -> dict[str, Metric]:
 
 
 def samples(registry: CollectorRegistry) -> dict[str, dict[str, float]]:
-    """The values by full name, and by the value of the label, which is ``""`` if there is none."""
+    """The values by full name, and by the value of the label, which is ``""`` if there is none.
+
+    Without histograms.
+    """
     found: dict[str, dict[str, float]] = {}
     for metric in scrape(registry).values():
-        for sample in metric.samples:
+        for sample in metric.samples if metric.type != "histogram" else ():
             assert len(sample.labels) <= 1
             found.setdefault(sample.name, {})["".join(sample.labels.values())] = sample.value
     return found
@@ -105,12 +108,14 @@ def test_what_is_scraped_is_what_the_manager_counts(
     values = samples(registry)
     for row in ROWS:
         expected: Any = getattr(stats, row.field)
+        if isinstance(expected, Histogram):
+            continue
         told = values.pop(PREFIX + row.name)
         assert told == ({**dict.fromkeys(row.always, 0), **expected} if row.label else {"": expected}), row.field
     assert values == {"sse_batcher_channels": {"": 2}, "sse_batcher_channel_clients": {"b": 1, "nobody": 0}}
     zero = {name for name, value in stats.as_dict().items() if not value}
     never = {"failed", "publishing_for", "thread_restarts", "overflows", "undone", "signals_dropped", "ignored"}
-    never |= {"backend_silent", "backend_answered"}
+    never |= {"backend_silent", "backend_answered", "client_lag", "gil_yields", "gil_yielded"}
     assert zero <= never
 
 
@@ -121,6 +126,7 @@ PROMISED = {
     "calls_refused_total": "refused",
     "pending_events": "pending_events",
     "pending_bytes": "pending_bytes",
+    "pending_age_seconds": "pending_age",
     "publishing_seconds": "publishing_for",
     "thread_restarts_total": "thread_restarts",
     "sent_frames_total": "frames",
@@ -129,10 +135,13 @@ PROMISED = {
     "saved_bytes": "saved_bytes",
     "streams_opened_total": "streams_opened",
     "oldest_stream_seconds": "oldest_stream",
+    "client_lag_seconds": "client_lag",
     "client_overflows_total": "overflows",
     "client_replays_total": "replays",
     "client_gaps_total": "gaps",
     "takeovers_undone_total": "undone",
+    "gil_yields_total": "gil_yields",
+    "gil_yielded_seconds_total": "gil_yielded",
     "history_frames": "history_frames",
     "history_bytes": "history_bytes",
     "history_age_seconds": "history_age",
@@ -189,6 +198,35 @@ def test_all_reasons_are_there_from_the_start(
     assert samples(registry)[f"sse_batcher_{name}_total"] == dict.fromkeys(get_args(reasons), 0)
 
 
+def test_a_histogram_counts_each_value_in_all_buckets_that_it_is_within(
+    manager: SSEManager, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifetimes = Histogram(buckets={"0.5": 2, "60": 3, "+Inf": 1}, sum=200.5)
+    monkeypatch.setattr(manager, "get_stats", lambda: ManagerStats(lifetimes=lifetimes))
+    registry.register(SSECollector(manager))
+    metric = scrape(registry)["sse_batcher_stream_lifetime_seconds"]
+    assert metric.type == "histogram"
+    found = [(sample.name.rpartition("_")[2], *sample.labels.values(), sample.value) for sample in metric.samples]
+    assert sorted(found) == [
+        ("bucket", "+Inf", 6),
+        ("bucket", "0.5", 2),
+        ("bucket", "60.0", 5),
+        ("count", 6),
+        ("sum", 200.5),
+    ]
+
+
+@pytest.mark.parametrize("field", [row for row in ROWS if row.field in ("lifetimes", "loop_delay")])
+def test_histograms_are_there_from_the_start(manager: SSEManager, registry: CollectorRegistry, field: Any) -> None:
+    registry.register(SSECollector(manager))
+    limits = getattr(manager.get_stats(), field.field).buckets
+    (metric,) = (metric for metric in scrape(registry).values() if metric.name == PREFIX + field.name)
+    values = {sample.labels.get("le"): sample.value for sample in metric.samples if sample.name.endswith("_bucket")}
+    assert [float(limit) for limit in limits] == [float(str(limit)) for limit in values]
+    assert len(limits) > 10
+    assert set(values.values()) == {0}
+
+
 def test_bytes_that_are_saved_may_be_less_than_nothing(
     manager: SSEManager, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,21 +255,21 @@ def test_names_and_help_texts_are_as_promtool_wants_them(manager: SSEManager, re
     registry.register(SSECollector(manager, channels=["a"]))
     for name, metric in scrape(registry).items():
         full_names = {sample.name for sample in metric.samples}
-        assert full_names == {name + "_total" if metric.type == "counter" else name}, name
+        endings = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_sum", "_count"]}[metric.type]
+        assert full_names == {name + ending for ending in endings}, name
         assert re.fullmatch(r"sse_batcher(_[a-z]+)+", name)
-        assert metric.type in {"counter", "gauge"}
         assert not name.endswith(("_total", "_count", "_sum", "_bucket", "_info", "_created"))
         assert not re.search(r"_(counter|gauge|metric|histogram|summary)(_|$)", name)
         assert not re.search(OTHER_UNITS, name)
         assert re.fullmatch(r"[A-Z].{10,}\.", metric.documentation), name
         labels = {label for sample in metric.samples for label in sample.labels}
-        assert labels <= {"reason", "state", "transport", "channel"}
+        assert labels <= {"reason", "state", "transport", "channel", "le"}
         assert not any(label in name.split("_") for label in labels - {"channel", "transport"}), name
 
 
 def test_what_has_a_unit_says_it_in_its_name() -> None:
     for row in ROWS:
-        unit = {"float": "seconds"}.get(str(ManagerStats.__dataclass_fields__[row.field].type))
+        unit = {"float": "seconds", "Histogram": "seconds"}.get(str(ManagerStats.__dataclass_fields__[row.field].type))
         unit = "bytes" if row.field.endswith("bytes") else unit
         last = row.name.removesuffix("_total").rpartition("_")[2]
         assert last == unit if unit else last not in UNITS, row.field

@@ -14,6 +14,8 @@ from sse_batcher import SSE, ClientOptions, SSEManager, TooManyClientsError, str
 from sse_batcher.errors import BackendError, ClosedError
 from sse_batcher.reasons import EndReason, RefusalReason
 from sse_batcher.stats import ManagerStats
+from sse_batcher.streams.census import LOOKUPS
+from sse_batcher.streams.history import History
 from sse_batcher.transports.server import ServerInfo
 
 from .kit import polls
@@ -84,6 +86,108 @@ def test_a_shutdown_ends_streams_and_they_are_counted() -> None:
         manager.shutdown(0)
         list(client)
     assert closed(manager.get_stats().as_dict()) == {"shutdown": 1}
+
+
+# -- how long they were open -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0, 0.5, 1, 1.5, 59, 61, 86_400, 86_401])
+def test_a_stream_counts_in_the_smallest_bucket_that_it_is_within(site: Site, seconds: float) -> None:
+    client = site.delivery.connect()
+    site.clock.now += seconds
+    client.close()
+    lifetimes = site.hub.count()["lifetimes"]
+    (limit,) = (limit for limit, count in lifetimes.buckets.items() if count)
+    below = [float(other) for other in lifetimes.buckets if float(other) < float(limit)]
+    assert max(below, default=-1) < seconds <= float(limit)
+    assert lifetimes.sum == seconds
+
+
+def test_the_lifetime_of_a_stream_that_is_detached_begins_where_it_was_opened(site: Site) -> None:
+    client = site.delivery.connect()
+    site.clock.now += 100
+    theirs = site.hand_over(client, next(client))
+    site.loop.run()
+    site.clock.now += 100
+    theirs.close()
+    site.loop.run()
+    lifetimes = site.hub.count()["lifetimes"]
+    assert (lifetimes.sum, lifetimes.buckets["300"], sum(lifetimes.buckets.values())) == (200, 1, 1)
+
+
+def test_polls_have_no_lifetime(site: Site, poll: MakePoll) -> None:
+    poll().answer()
+    assert sum(site.hub.count()["lifetimes"].buckets.values()) == 0
+
+
+# -- how long frames wait ----------------------------------------------------------------------------------------------
+
+
+def lag(site: Site, monkeypatch: pytest.MonkeyPatch, ms: int) -> float:
+    """The lag at this time, in milliseconds, by the clock of frames. They all have the time 0."""
+    monkeypatch.setattr(site.delivery.cursors, "now", lambda: ms)
+    return float(site.hub.count()["client_lag"])
+
+
+def test_a_client_that_has_taken_all_does_not_lag(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(site.delivery.connect()) as client:
+        next(client)
+        site.connect("other")
+        assert lag(site, monkeypatch, 5_000) == 0
+        site.deliver()
+        assert lag(site, monkeypatch, 5_000) == 5
+        next(client)
+        assert lag(site, monkeypatch, 6_000) == 0
+
+
+def test_frames_of_other_channels_are_no_lag(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(site.delivery.connect("mine")) as client:
+        site.deliver(3, channel="other")
+        client.fall_behind()
+        assert client.behind
+        assert lag(site, monkeypatch, 5_000) == 0
+        site.deliver(channel="mine")
+        assert lag(site, monkeypatch, 5_000) == 5
+
+
+def test_a_client_that_takes_nothing_lags(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.connect(small=True)
+    site.deliver(20, data="x" * 10_000)
+    assert site.hub.count()["clients_by_state"]["behind"] == 1
+    assert lag(site, monkeypatch, 7_000) == 7
+
+
+def test_the_oldest_frame_that_any_client_waits_for_counts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = [site.delivery.connect(channel) for channel in ("b", "a", "b")]
+    for channel, time in [("nobody", 500), ("a", 1_000), ("b", 2_000)]:
+        frame = site.delivery.frame(channel=channel)
+        frame.time = time
+        site.hub.deliver(frame)
+    assert lag(site, monkeypatch, 10_000) == 9
+    for client in clients:
+        client.close()
+
+
+def test_looking_for_the_lag_has_an_end(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[object] = []
+    found = History.first_after
+
+    def look(self: History, *args: Any) -> Any:
+        looked.append(args)
+        return found(self, *args)
+
+    monkeypatch.setattr(History, "first_after", look)
+    clients = [site.delivery.connect("quiet") for _ in range(3 * LOOKUPS)]
+    for client in clients:
+        client.fall_behind()
+    site.hub.count()
+    assert len(looked) == LOOKUPS
+    site.deliver(channel="quiet")
+    looked.clear()
+    assert site.hub.count()["clients"] == 3 * LOOKUPS
+    assert len(looked) == LOOKUPS
+    for client in clients:
+        client.close()
 
 
 # -- refused: without Flask --------------------------------------------------------------------------------------------

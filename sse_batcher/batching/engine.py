@@ -16,6 +16,7 @@ import os
 import queue
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from ..errors import BacklogFullError, ClosedError
@@ -104,14 +105,16 @@ class Engine:
 
         # `_turn` guards everything up to `_counters`. The thread holds it during a turn. If no thread can be started, a
         # caller holds it and does the work. Read without it, which is harmless: `_publishing_since`, which is one
-        # reference, and the windows in `Windows.due`, whose docstring gives the reason.
+        # reference, the windows in `Windows.due` and `Windows.open_since`, whose docstrings give the reason, and what
+        # `pending_age` reads.
         self._turn = new_lock()
         self._windows = Windows(options)
-        self._ready: deque[Batch] = deque()  # closed, and not delivered yet
+        self._ready: deque[tuple[Batch, float]] = deque()  # closed, not delivered yet; and when the first event came
         self._numbered = 0  # how many batches were ready so far
         self._newest_failed = 0  # the number of the last batch that has failed
         self._flushes: deque[_Flush] = deque()  # flushes that wait for batches
         self._publishing_since: float | None = None
+        self._publishing_came = 0.0  # when the first event of the batch came that is being published
         self._failing = False
         self._news: deque[TypeRules] = deque()  # of types whose first replacement is to be logged
         self._replaced_types: set[str] = set()
@@ -185,7 +188,9 @@ class Engine:
     def stats(self) -> BatcherStats:
         """Return the counters, as of one moment."""
         with self._counters:
-            waiting = [] if self._sealed else [item[1] for item in self._inbox_items() if isinstance(item, tuple)]
+            entries = [] if self._sealed else [item for item in self._inbox_items() if isinstance(item, tuple)]
+            waiting = [entry[1] for entry in entries]
+            has_pending = bool(self._pending_events or waiting)
             return BatcherStats(
                 enqueued=self._enqueued + len(waiting),
                 replaced=self._replaced,
@@ -195,6 +200,7 @@ class Engine:
                 by_reason=dict(self._reasons),
                 pending_events=self._pending_events + len(waiting),
                 pending_bytes=self._pending_bytes + sum(waiting),
+                pending_age=self._pending_age(entries) if has_pending else 0.0,
                 publishing_for=self.publishing_for(),
                 thread_restarts=self._worker.restarts,
             )
@@ -203,6 +209,18 @@ class Engine:
         """Return for how many seconds the current call of the sink has run; 0 if there is none. Takes no lock."""
         since = self._publishing_since
         return 0.0 if since is None else self._clock() - since
+
+    def _pending_age(self, entries: list[_Entry]) -> float:
+        """Return for how many seconds the oldest event has been pending. `entries`: those in the inbox.
+
+        Takes no lock: what moves on meanwhile may count as if it were gone already.
+        """
+        came = [self._windows.open_since(), *(entry[4] for entry in entries[:1])]
+        with suppress(IndexError):
+            came.append(self._ready[0][1])
+        if self._publishing_since is not None:
+            came.append(self._publishing_came)
+        return max(0.0, self._clock() - min(came))
 
     @property
     def description(self) -> str:
@@ -361,8 +379,8 @@ class Engine:
             timestamp = int(self._wall() * 1000)
             self._numbered += len(self._windows.closed)
             self._ready.extend(
-                Batch(audience, event_type, events, reason, timestamp, join)
-                for audience, event_type, events, reason, join in self._windows.closed
+                (Batch(audience, event_type, events, reason, timestamp, join), since)
+                for audience, event_type, events, reason, since, join in self._windows.closed
             )
             self._windows.closed.clear()
 
@@ -370,7 +388,7 @@ class Engine:
         """Deliver the batches that are ready, in order."""
         self._answer_flushes_locked()
         while self._ready:
-            batch = self._ready.popleft()
+            batch, self._publishing_came = self._ready.popleft()
             self._publishing_since = self._clock()
             self._deliver_locked(batch)
 

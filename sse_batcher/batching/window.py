@@ -29,6 +29,8 @@ class Closed(NamedTuple):
     type: str
     events: tuple[Event, ...]
     reason: BatchReason
+    since: float
+    """When its first event came. With `leading`, also when the window before it closed."""
     join: str | None = None
     """What comes between the events, if they are texts that are sent as one."""
 
@@ -70,11 +72,11 @@ class Windows:
             # Events that came before it are delivered before it. Later events open new windows.
             self.close_due(now)
             self._close_all("critical", now, self._heard_by(audience))
-            self.closed.append(Closed(audience, event.type, (event,), "critical"))
+            self.closed.append(Closed(audience, event.type, (event,), "critical", now))
             return None
         rules = self._mixed or type_rules
         if not rules.batched:
-            self.closed.append(Closed(audience, rules.type, (event,), "size_limit"))
+            self.closed.append(Closed(audience, rules.type, (event,), "size_limit", now))
             return None
 
         types = self._open.get(audience)
@@ -90,7 +92,7 @@ class Windows:
         if window is None:
             window = self._open_window(rules, audience, now)
             if rules.leading:
-                self.closed.append(Closed(audience, rules.type, (event,), "leading"))
+                self.closed.append(Closed(audience, rules.type, (event,), "leading", now))
                 return None
 
         place: object = key if self._mixed is None else (event.type, key)
@@ -144,6 +146,17 @@ class Windows:
         while self._deadlines and not self._is_open(self._deadlines[0][2]):
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else NEVER
+
+    def open_since(self) -> float:
+        """Return when the oldest window was opened that has an event; `NEVER` if there is none.
+
+        May be called while another thread changes the windows. A harmless race: each value was true a moment ago.
+        """
+        windows = [window for _, _, window in list(self._deadlines)]
+        return min(
+            (each.deadline - each.rules.batch_window for each in windows if self._is_open(each) and each.events),
+            default=NEVER,
+        )
 
     def close_due(self, now: float) -> None:
         """Close the windows whose deadline has come, the earliest deadline first."""
@@ -202,7 +215,8 @@ class Windows:
         if not window.events:
             return None  # a pause has followed the leading event, so the next event is a leading one again
         join = rules.join if window.texts else None
-        self.closed.append(Closed(audience, rules.type, tuple(window.events.values()), reason, join))
+        since = window.deadline - rules.batch_window
+        self.closed.append(Closed(audience, rules.type, tuple(window.events.values()), reason, since, join))
         return self._open_window(rules, audience, now) if rules.leading else None
 
     def _expire(self, window: _Window, now: float) -> _Window | None:

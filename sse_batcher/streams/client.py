@@ -191,6 +191,10 @@ class QueueClient(OpenStream, Client):
         return self._behind
 
     @property
+    def is_waiting(self) -> bool:
+        return self._behind or self._bytes_in != self._bytes_out
+
+    @property
     def lost(self) -> tuple[Position, GapReason] | None:
         """The position of the newest frame that was lost before delivery, and why. Needs the hub's lock."""
         return self._lost

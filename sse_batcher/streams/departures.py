@@ -100,7 +100,7 @@ class Departures:
             stream, reason = self._leaving[0]
             if stream in self._registry:
                 farewell = Farewell(reason, self._clock() - stream.opened_at, *stream.handed)
-                self._registry.remove(stream, reason)
+                self._registry.remove(stream, reason, farewell.duration)
                 if not stream.poll:  # there are many, and each ends soon
                     self._farewells.append((stream.info, farewell))
             self._leaving.popleft()

@@ -143,6 +143,10 @@ class History:
         in_order = heapq.merge(*(lane.after(point) for lane in lanes), key=_position)
         return _first(in_order, max_frames, max_bytes)
 
+    def first_after(self, channels: Iterable[str], point: ResumePoint, user: User | None = None) -> Frame | None:
+        """Return the first frame that `read` would return; None if there is none."""
+        return next(iter(self.read(channels, point, 1, 0, user)), None)
+
     def read_all(self, channels: Container[str], point: ResumePoint, max_frames: int, max_bytes: int) -> list[Frame]:
         """As `read`, for so many channels that it is quicker to look at all frames. ``*`` must be among them.
 

@@ -19,9 +19,10 @@ from ..options import ClientOptions, HistoryOptions
 from ..reasons import ByeReason, EndReason, GapReason
 from ..runtime.locks import new_lock
 from ..wire import Frame, Position
-from .census import Census
+from .census import Census, first_waiting_locked
 from .client import Home, Opening, QueueClient, Reference, new_queue
 from .control import ControlBlocks
+from .counts import LoopCounts
 from .departures import Departures, Farewell
 from .dismissals import Dismissals
 from .history import History, ResumePoint, Slice
@@ -100,6 +101,8 @@ class Hub:
         self._closed_at = 0.0
         self.control = ControlBlocks(options, cursors, self._registry, self._registry.polls)
         """Makes the control blocks."""
+        self.loop_counts = LoopCounts()
+        """The counts of the loop that drives detached streams. Replaced by the loop when it gets the first one."""
         self._thread_restarts = 0  # by the thread that was started again
 
     # -- for the backend -----------------------------------------------------------------------------------------------
@@ -254,7 +257,10 @@ class Hub:
         """Return fields of `ManagerStats`: the open streams, and counters over all streams, ended ones included."""
         with self._departures, self._lock:
             census = Census.take_locked(self._registry, self._history)
-        return census.stats(self.clock(), self._cursors.now())
+        waiting = census.waiting()
+        with self._departures, self._lock:
+            first_waiting = first_waiting_locked(waiting, self._history)
+        return census.stats(self.clock(), self._cursors.now(), first_waiting, self.loop_counts)
 
     @property
     def thread_restarts(self) -> int:

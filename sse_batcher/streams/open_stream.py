@@ -81,6 +81,11 @@ class OpenStream(ABC):
 
     @property
     @abstractmethod
+    def is_waiting(self) -> bool:
+        """Whether frames may have been delivered for it that it was not handed. Read by any thread, for counters."""
+
+    @property
+    @abstractmethod
     def lost(self) -> tuple[Position, GapReason] | None:
         """The position of the newest frame that was lost before delivery, and why. Needs the hub's lock."""
 

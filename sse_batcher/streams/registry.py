@@ -15,7 +15,8 @@ from ..errors import TooManyClientsError
 from ..event import BROADCAST, EVERY_USER, Audience, User
 from ..options import ClientOptions
 from ..reasons import EndReason
-from .counts import Counts
+from ..stats import Histogram
+from .counts import LIFETIMES, Buckets, Counts
 from .open_stream import OpenStream
 from .roles import Listener
 
@@ -36,6 +37,7 @@ class Registry:
         self._listeners: dict[str, dict[Listener, None]] = {}  # by channel; all of them under "*"
         self._ended = Counts()  # of listeners that are gone
         self._closed: dict[EndReason, int] = dict.fromkeys(get_args(EndReason), 0)
+        self._lifetimes = Buckets(LIFETIMES)
 
     # -- streams -------------------------------------------------------------------------------------------------------
 
@@ -69,10 +71,11 @@ class Registry:
         if stream.info.user is not None:
             self._users.setdefault(stream.info.user, {})[stream] = None
 
-    def remove(self, stream: OpenStream, reason: EndReason | None = None) -> None:
+    def remove(self, stream: OpenStream, reason: EndReason | None = None, duration: float = 0.0) -> None:
         """Remove a stream that is there, and its listener if that is the stream itself.
 
-        `reason`: why it has ended. None: it has not, because another one goes on in its place.
+        `reason`: why it has ended. None: it has not, because another one goes on in its place. `duration`: for how many
+        seconds it was open.
         """
         listener: object = stream.listener
         if listener is stream:
@@ -85,6 +88,8 @@ class Registry:
         del self._streams[stream]
         if reason is not None:
             self._closed[reason] += 1
+            if not stream.poll:
+                self._lifetimes.add(duration)  # a call: if it is interrupted, this one is missing
 
     def streams(self, user: User | None = None) -> list[OpenStream]:
         """Return the streams of this user; None: all."""
@@ -133,6 +138,10 @@ class Registry:
     def closed(self) -> dict[EndReason, int]:
         """Return how many streams have ended, by reason."""
         return dict(self._closed)
+
+    def lifetimes(self) -> Histogram:
+        """Return for how long the streams that have ended were open, without polls."""
+        return self._lifetimes.histogram()
 
     def _keep_counts(self, listener: Listener) -> None:
         listed = self._listeners.get(BROADCAST, {})

@@ -107,6 +107,10 @@ class SocketClient(OpenStream):
         return not self.live
 
     @property
+    def is_waiting(self) -> bool:
+        return not self.live
+
+    @property
     def counts(self) -> Counts:
         return self.group.counts
 

@@ -77,6 +77,7 @@ class Feed:
         self._lost: dict[Audience, tuple[Position, GapReason]] = {}
         self._lost_at = self.position
         self._heartbeat = client.options.heartbeat
+        hub.loop_counts = loop.counts
         self._next_heartbeat_check = 0.0
         self._serving = False
         self._first_news: Position = self.position

@@ -24,6 +24,7 @@ from ...runtime.log_once import LogOnce
 from ...runtime.process import PerProcess
 from ...runtime.worker import Owner, Worker
 from ...streams.client import QueueClient
+from ...streams.counts import LoopCounts
 from ...streams.hub import Hub
 from ..server import ServerInfo
 from .connection import LEFT, SocketClient
@@ -93,7 +94,7 @@ class GilYielder:
     may send for as long.
 
     `clock` gives seconds, from any start. `sleep` pauses for so many seconds. `count_waits` returns how often the
-    calling thread has had to wait. Used by the loop's thread only.
+    calling thread has had to wait. The pauses are counted in `counts`. Used by the loop's thread only.
     """
 
     def __init__(
@@ -101,17 +102,23 @@ class GilYielder:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
         count_waits: Callable[[], int] = count_voluntary_waits,
+        counts: LoopCounts | None = None,
     ) -> None:
+        self._counts = LoopCounts() if counts is None else counts
         self._clock = clock
         self._sleep = sleep
         self._count_waits = count_waits
         self._next_pause = 0.0
         self._used_at = -DEMAND_SECONDS  # when another thread took the GIL in a pause
 
-    def begin(self) -> None:
-        """Start an interval. Call this after the loop has waited for events: other threads had the GIL meanwhile."""
+    def begin(self) -> float:
+        """Start an interval. Call this after the loop has waited for events: other threads had the GIL meanwhile.
+
+        Returns the time.
+        """
         now = self._clock()
         self._next_pause = now + self._interval(now)
+        return now
 
     def pause(self) -> bool:
         """Pause if the interval is over. Returns whether there was a pause. Call this after each turn of sends."""
@@ -123,6 +130,8 @@ class GilYielder:
         ended = self._clock()
         if self._count_waits() > waits + 1:
             self._used_at = ended
+        self._counts.yields += 1
+        self._counts.yielded += ended - began
         self._next_pause = ended + max(self._interval(ended), min(ended - began, LONG_INTERVAL_SECONDS))
         return True
 
@@ -199,8 +208,10 @@ class Loop:
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._bell, select.EPOLLIN)
         self._rung = False
-        self._yielder = GilYielder(clock)
-        self._next_tick = 0.0
+        self.counts = LoopCounts()
+        """By how much it was late, and its pauses, for the counters of all hubs."""
+        self._yielder = GilYielder(clock, counts=self.counts)
+        self._next_tick = self._busy_since = clock()  # when its last wait for events was over
         self._round: Iterator[SocketClient] = iter(())
         self._parked = True
         self._worker = make_worker(self, "sse_batcher-loop")
@@ -334,11 +345,12 @@ class Loop:
     def turn(self, timeout: float) -> None:
         """Wait up to `timeout` seconds for something to do, and do some of it."""
         busy = self.is_busy
-        happened = self._epoll.poll(0 if busy else timeout)
+        # Not longer than until the next tick, so that the tick is late only if something keeps the loop from it.
+        happened = self._epoll.poll(0 if busy else max(0.0, min(timeout, self._next_tick - self.clock())))
         if not happened:
             self._rung = False  # in case a caller was interrupted between setting the flag and ringing
         if not busy:
-            self._yielder.begin()
+            self._busy_since = self._yielder.begin()
         for fd, events in happened:
             if fd == self._bell:
                 os.eventfd_read(fd)
@@ -354,6 +366,7 @@ class Loop:
             feed.read_ahead()
         now = self.clock()
         if now >= self._next_tick:
+            self.counts.delays.add(now - (min(self._next_tick, self._busy_since) if busy else self._next_tick))
             self._next_tick = now + LOOP_TICK_SECONDS
             self.tick(now)
         while self._running:

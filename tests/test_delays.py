@@ -55,11 +55,11 @@ def test_a_window_that_has_closed_early_does_not_count() -> None:
     batcher = SteppedBatcher(batch_window=5, per_type={"long": {"batch_window": 10, "max_batch_size": 2}})
     batcher.enqueue("long", 1)
     batcher.advance(1)
-    batcher.enqueue("long", 2)
+    batcher.enqueue("t", 2)
     batcher.advance(1)
-    batcher.enqueue("t", 3)
-    batcher.advance(2)
-    assert (batcher.sent(), batcher.get_stats().pending_age) == ([[1, 2]], pytest.approx(2))
+    batcher.enqueue("long", 3)
+    batcher.advance(1)
+    assert (batcher.sent(), batcher.get_stats().pending_age) == ([[1, 3]], pytest.approx(2))
 
 
 def test_batches_that_wait_for_the_backend_age() -> None:

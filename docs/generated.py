@@ -29,6 +29,7 @@ from sse_batcher import prometheus, reasons, signals, stats
 from sse_batcher.flask.blueprint import NAME, Views
 from sse_batcher.flask.config import OWN_DEFAULTS, PREFIX, FlaskConfig
 from sse_batcher.options import BatchOptions, ClientOptions, HistoryOptions
+from sse_batcher.runtime import log_fields
 
 PAGES = Path(__file__).parent
 OPTION_CLASSES = (BatchOptions, ClientOptions, HistoryOptions)
@@ -180,16 +181,33 @@ LEVELS = {"exception": "ERROR", **{name.lower(): name for name in ("DEBUG", "INF
 
 
 def log_lines() -> str:
-    """Return each line that the package may log, with its logger and level. … stands for what varies."""
+    """Return each line that the package may log, with its logger, level and fields. … stands for what varies."""
     rows = set()
     for path in Path(sse_batcher.__file__).parent.rglob("*.py"):
         source = ast.parse(path.read_text())
         for scope, call in _log_calls(source):
             level, text = _level_and_text(call, scope)
             logger = _logger_of(source) or "sse_batcher.transports"  # of `detach_policy`, which others call
+            name, *values = log_fields_of(call)
+            shown = ", ".join(f"`{log_fields.PREFIX}{value}`" for value in values)
             for each in _texts(text, scope, source):
-                rows.add((f"`{logger}`", level, code(one_line(re.sub(r"%[.\d]*[a-z]", "…", each)))))
-    return table(("Logger", "Level", "Line"), sorted(rows))
+                rows.add((f"`{logger}`", level, f"`{name}`", code(one_line(re.sub(r"%[.\d]*[a-z]", "…", each))), shown))
+    return table(("Logger", "Level", "`sse_code`", "Line", "Other fields"), sorted(rows))
+
+
+def log_fields_of(call: ast.Call) -> list[str]:
+    """Return what a call that logs gives to `log_fields`: the name of the line, and those of its other fields."""
+    for keyword in call.keywords:
+        made = keyword.value
+        if keyword.arg == "extra" and isinstance(made, ast.Call) and ast.unparse(made.func) == "log_fields":
+            return [*(str(ast.literal_eval(each)) for each in made.args), *(str(each.arg) for each in made.keywords)]
+    raise ValueError(f'add extra=log_fields("name_of_the_line", ...) to this call: {ast.unparse(call)}')
+
+
+def log_calls() -> list[ast.Call]:
+    """Return all calls of the package that log."""
+    sources = [ast.parse(path.read_text()) for path in sorted(Path(sse_batcher.__file__).parent.rglob("*.py"))]
+    return [call for source in sources for _, call in _log_calls(source)]
 
 
 def _log_calls(source: ast.Module) -> Iterable[tuple[ast.AST, ast.Call]]:

@@ -26,6 +26,7 @@ from .event import Batch, User
 from .options import BatchOptions, ClientOptions, HistoryOptions
 from .reasons import BusyReason
 from .runtime.app_thread import AppThread
+from .runtime.log_fields import log_fields
 from .runtime.log_once import LogOnce
 from .runtime.worker import Deadline, Owner, Worker
 from .stats import ManagerStats
@@ -264,7 +265,10 @@ class ProcessState:
             return
         self._draining = True
         try:
-            _log.info("the server seems to be stopping: all streams end")
+            _log.info(
+                "the server seems to be stopping: all streams end",
+                extra=log_fields("draining", clients=self.hub.stream_count()),
+            )
             try:
                 threading.Thread(target=self.end_streams, name="sse_batcher-drain", daemon=True).start()
             except RuntimeError:  # no thread can be started at the end of a process
@@ -292,7 +296,7 @@ class ProcessState:
         it is stopping.
         """
         if self.hub.closing is not None and not is_stopping() and self.hub.reopen(REOPEN_SECONDS):
-            _log.info("the server has not stopped: streams open again")
+            _log.info("the server has not stopped: streams open again", extra=log_fields("reopened"))
 
     def shutdown(self, timeout: float | None) -> bool:
         """See `SSEManager.shutdown`."""
@@ -347,6 +351,7 @@ class CutOffWarning:
                 logging.WARNING,
                 "this process was forked from a process with open streams. They do not get its events, because the "
                 "backend memory:// reaches only streams of the same process: use a redis:// backend",
+                extra=log_fields("forked_from_streams"),
             )
 
 
@@ -369,6 +374,7 @@ class OtherTypeWarning:
                 f"{method}() what identify returns",
                 user,
                 other,
+                extra=log_fields("user_of_other_type", method=method, user=user, other_user=other),
             )
 
 
@@ -407,4 +413,14 @@ def _log_end(client: ClientInfo, farewell: Farewell) -> None:
         farewell.frames,
         farewell.bytes,
         farewell.reason,
+        extra=log_fields(
+            "stream_ended",
+            client=client.id,
+            channels=client.channels,
+            user=client.user,
+            reason=farewell.reason,
+            duration=round(farewell.duration, 3),
+            frames=farewell.frames,
+            bytes=farewell.bytes,
+        ),
     )

@@ -17,6 +17,8 @@ from typing import Any
 
 from blinker import NamedSignal, Namespace
 
+from .runtime.log_fields import log_fields
+
 _log = logging.getLogger("sse_batcher.signals")
 _signals = Namespace()
 
@@ -43,8 +45,16 @@ def send(signal: NamedSignal, sender: Any, **values: Any) -> None:
         try:
             answer = receiver(sender, **values)
         except Exception:
-            _log.exception("a receiver of the signal %s failed", signal.name)
+            _log.exception(
+                "a receiver of the signal %s failed",
+                signal.name,
+                extra=log_fields("receiver_failed", signal=signal.name),
+            )
         else:
             if inspect.iscoroutine(answer):
-                _log.error("a receiver of the signal %s is async, and so does nothing: write it with def", signal.name)
+                _log.error(
+                    "a receiver of the signal %s is async, and so does nothing: write it with def",
+                    signal.name,
+                    extra=log_fields("receiver_is_async", signal=signal.name),
+                )
                 answer.close()

@@ -17,6 +17,7 @@ from .event import DEFAULT_CHANNEL, check_channels, check_user
 from .manager import SSEManager, process_of
 from .process_state import ProcessState
 from .reasons import BusyReason
+from .runtime.log_fields import log_fields
 from .transports import open_stream
 from .transports.attached import Request
 from .transports.detached.stream import detach_policy
@@ -178,7 +179,7 @@ def _names_version(condition: str) -> bool:
 def _refusal(process: ProcessState, server: ServerInfo) -> BusyReason | None:
     """Why a stream of this server cannot be opened now, before anything is done for it."""
     if server.http2 and process.options.http2 == "refuse":
-        detach_policy.get().log_once(logging.WARNING, _REFUSED_HTTP2)
+        detach_policy.get().log_once(logging.WARNING, _REFUSED_HTTP2, extra=log_fields("http2_refused"))
         return "http2"
     return None
 

@@ -26,7 +26,7 @@ ROOT = Path(sse_batcher.__file__).parent
 # A module imports only what stands before it. Each module has its place here, and so has the package itself.
 LAYERS = """
     errors encoding reasons event functions options wire stats
-    runtime.process runtime.locks runtime.log_once runtime.worker runtime.app_thread runtime
+    runtime.log_fields runtime.process runtime.locks runtime.log_once runtime.worker runtime.app_thread runtime
     batching.window batching.engine batching.batcher batching
     streams.history streams.dismissals streams.counts streams.roles streams.open_stream
     streams.refusals streams.control streams.client streams.registry streams.departures streams.census streams.hub
@@ -50,7 +50,7 @@ ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
 
 # Modules that use no thread, clock or socket.
 PURE_MODULES = """
-    errors encoding reasons event functions options wire stats batching.window
+    errors encoding reasons event functions options wire stats runtime.log_fields batching.window
     streams.history streams.dismissals streams.counts backends.redis.entries browser flask.cors
 """
 PURE = set(PURE_MODULES.split())

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import select
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from sse_batcher import Batch
@@ -107,10 +111,11 @@ def test_a_tick_that_comes_late_is_counted_by_how_much(site: Site) -> None:
     assert late(site) == {**before, "0.5": 1}
 
 
-def test_a_loop_that_works_without_a_wait_is_late_by_all_that_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_that_works_without_a_wait_is_late_by_all_that_time(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site(loop={"sends_per_turn": 1, "turn_seconds": 0})
     clients = [site.connect() for _ in range(20)]
-    site.loop.sends_per_turn = 1
-    monkeypatch.setattr(site.loop, "_turn_seconds", 0)
     site.wait(LOOP_TICK_SECONDS)
     before = late(site)
     turn = site.loop.turn
@@ -128,23 +133,32 @@ def test_a_loop_that_works_without_a_wait_is_late_by_all_that_time(site: Site, m
     assert len(clients) == 20
 
 
-def test_a_wait_for_events_ends_when_the_next_tick_is_due(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+class Waits:
+    """An epoll that notes how long it was asked to wait, and does not."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self.timeouts: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        self.timeouts.append(timeout)
+        return self._epoll.poll(0)
+
+
+def test_a_wait_for_events_ends_when_the_next_tick_is_due(make_site: Callable[..., Site]) -> None:
+    waits = Waits()
+    site = make_site(loop={"epoll": waits})
     site.connect()
     site.wait(LOOP_TICK_SECONDS)
-    waits: list[float] = []
-
-    class Epoll:
-        def poll(self, timeout: float) -> list[tuple[int, int]]:
-            waits.append(timeout)
-            return []
-
+    waits.timeouts.clear()
     site.clock.now += LOOP_TICK_SECONDS / 4
-    monkeypatch.setattr(site.loop, "_epoll", Epoll())
     site.loop.turn(LOOP_TICK_SECONDS)
     site.clock.now += LOOP_TICK_SECONDS
     site.loop.turn(LOOP_TICK_SECONDS)
-    monkeypatch.undo()
-    assert waits == [pytest.approx(LOOP_TICK_SECONDS * 3 / 4), 0]
+    assert waits.timeouts == [pytest.approx(LOOP_TICK_SECONDS * 3 / 4), 0]
 
 
 def test_the_hubs_counters_have_the_loops(site: Site) -> None:

@@ -30,6 +30,7 @@ from ..event import (
 )
 from ..functions import check_function
 from ..options import BatchOptions, TypeRules
+from ..runtime.log_fields import log_fields
 from ..runtime.process import PerProcess
 from ..stats import BatcherStats
 from .engine import Engine
@@ -156,6 +157,7 @@ class EventBatcher:
                     "event.data, which the browser's own events do not have.",
                     name,
                     name,
+                    extra=log_fields("type_of_browsers", type=name),
                 )
         return rules
 

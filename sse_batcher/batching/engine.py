@@ -24,6 +24,7 @@ from ..event import Batch, Event, Key, audience_bytes, body_bytes
 from ..options import BatchOptions, TypeRules
 from ..reasons import BatchReason
 from ..runtime.locks import is_mine, new_lock, run_if_free
+from ..runtime.log_fields import log_fields
 from ..runtime.process import close_at_exit
 from ..runtime.worker import Deadline, Owner, Worker, take
 from ..stats import BatcherStats
@@ -405,7 +406,11 @@ class Engine:
             self._answer_flushes_locked()
         if taken and self._failing:
             self._failing = False
-            _log.info("the sink takes batches again; %d events were lost since the start", self._failed)
+            _log.info(
+                "the sink takes batches again; %d events were lost since the start",
+                self._failed,
+                extra=log_fields("sink_works", events=self._failed),
+            )
 
     def _count_delivered_locked(self, batch: Batch, taken: bool) -> None:
         count = len(batch.events)
@@ -438,6 +443,7 @@ class Engine:
                 "but not logged until it works again",
                 count,
                 exc_info=error,
+                extra=log_fields("sink_failed", events=count, error=error),
             )
 
     def _log_news_locked(self) -> None:
@@ -450,12 +456,14 @@ class Engine:
                     "the default dedup_key. If this is what you want, set dedup_key=%r (in Flask: SSE_DEDUP_KEY). "
                     'To keep both events, set dedup_key=None, or per_type={%r: {"dedup_key": None}}.',
                     *(rules.type, rules.dedup_key, rules.dedup_key, rules.type),
+                    extra=log_fields("event_replaced_by_default", type=rules.type, field=rules.dedup_key),
                 )
             else:
                 _log.info(
                     "A newer %r event replaced an older one with the same key within a window; "
                     'per_type={%r: {"dedup_key": None}} keeps both.',
                     *(rules.type, rules.type),
+                    extra=log_fields("event_replaced", type=rules.type),
                 )
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ..errors import InvalidEventError, UsageError
 from ..event import DEFAULT_CHANNEL, User, check_pair, check_user
 from ..functions import described
+from ..runtime.log_fields import log_fields
 from ..runtime.log_once import LogOnce
 from .hooks import F, Functions, Revalidate, Slot
 
@@ -54,12 +55,17 @@ class Access:
                 "authorize returned None, which is 403, for the channels %s: return the names that are granted, and "
                 "() for none",
                 asked,
+                extra=log_fields("authorize_returned_none", channels=asked),
             )
             return ()
         granted = _check_granted(asked, answer)
         if granted != asked:
             self._once.log(
-                logging.INFO, "authorize did not grant all channels: %s of %s. sse_open names them", granted, asked
+                logging.INFO,
+                "authorize did not grant all channels: %s of %s. sse_open names them",
+                granted,
+                asked,
+                extra=log_fields("authorize_granted_some", channels=granted, asked=asked),
             )
         return granted
 
@@ -92,6 +98,7 @@ class Access:
                 logging.WARNING,
                 "a request for the counters was answered with 404, because no function says which requests may see "
                 "them: register one with @sse.allow_stats",
+                extra=log_fields("stats_not_allowed"),
             )
             return None
         answer: object = allow()
@@ -138,6 +145,7 @@ class Access:
             "the channels %s were asked for and refused with 403: no function is registered with @sse.authorize, and "
             "without one only 'default' is served",
             asked,
+            extra=log_fields("authorize_missing", channels=asked),
         )
         return ()
 

@@ -19,6 +19,7 @@ from ..errors import BackendError, InvalidEventError
 from ..event import DEFAULT_CHANNEL, check_channels
 from ..manager import SSEManager, process_of
 from ..reasons import RefusalReason
+from ..runtime.log_fields import log_fields
 from ..wsgi import health
 from .access import Access
 from .request_notes import RequestNotes
@@ -186,6 +187,7 @@ class Collisions:
                 "answers. Set SSE_URL_PREFIX to another path, or move yours.",
                 rule.rule,
                 rule.endpoint,
+                extra=log_fields("path_taken", path=rule.rule, endpoint=rule.endpoint),
             )
 
 

@@ -22,6 +22,7 @@ from ..options import (
     HistoryOptions,
     batch_options,
 )
+from ..runtime.log_fields import log_fields
 from .cors import Cors
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def read_config(config: Mapping[str, Any]) -> FlaskConfig:
             meant = _known_key(key)
             if meant is not None:
                 raise ConfigurationError(f"there is no config key {key}: did you mean {meant}?")
-            _log.warning(_UNKNOWN_KEY, key)
+            _log.warning(_UNKNOWN_KEY, key, extra=log_fields("unknown_key", key=key))
     url_prefix = _url_prefix(config)
     token_salt = _token_salt(config)
     with naming_keys():
@@ -137,9 +138,10 @@ class KeysAtStart:
                     key,
                     "removed" if key not in now else "changed" if key in before else "set",
                     "it" if meant == key else meant,
+                    extra=log_fields("key_too_late", key=key),
                 )
             elif key in now:
-                _log.warning(_UNKNOWN_KEY, key)
+                _log.warning(_UNKNOWN_KEY, key, extra=log_fields("unknown_key", key=key))
 
 
 def _batching(config: Mapping[str, Any]) -> BatchOptions:

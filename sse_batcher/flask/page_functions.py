@@ -13,6 +13,7 @@ from flask import Flask, has_request_context, request, url_for
 from ..browser import VERSION
 from ..errors import UsageError
 from ..event import DEFAULT_CHANNEL, NOT_GIVEN, NotGiven, User
+from ..runtime.log_fields import log_fields
 from ..runtime.log_once import LogOnce
 from .request_notes import RequestNotes
 from .signing import DEFAULT_TTL, Tokens
@@ -45,6 +46,7 @@ def add_page_functions(
                 "sse_cursor() is empty: this server runs several processes, and each has a history of its own: run one "
                 'process with threads, or set SSE_BACKEND ("memory://" if clients always come back to the same '
                 "process)",
+                extra=log_fields("cursor_empty"),
             )
             return ""
         return notes.cursor()

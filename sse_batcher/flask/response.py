@@ -21,6 +21,7 @@ from werkzeug.wsgi import ClosingIterator
 from ..errors import UsageError
 from ..manager import SSEManager, process_of
 from ..reasons import BusyReason
+from ..runtime.log_fields import log_fields
 from ..runtime.log_once import LogOnce
 from ..wire import HEADERS
 from ..wsgi import last_event_id, script, stream
@@ -53,6 +54,7 @@ class Responder:
                 logging.WARNING,
                 "this server runs several processes, and each reaches its own clients only: run one process with "
                 'threads, or set SSE_BACKEND ("redis://..." for all of them, "memory://" if that is what you want)',
+                extra=log_fields("separate_processes"),
             )
         snapshot = self._access.snapshot(channels, user)
         try:
@@ -92,6 +94,7 @@ class Responder:
                 "a snapshot for the channels %r failed; failures so far: %d. Clients get sse_busy and come back",
                 channels,
                 failures,
+                extra=log_fields("snapshot_failed", channels=channels, failures=failures),
             )
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from .log_fields import log_fields
 from .worker import Owner, Worker
 
 _log = logging.getLogger("sse_batcher.helper")
@@ -96,4 +97,4 @@ class AppThread:
             with self._context():
                 task()
         except Exception:
-            _log.exception("a task on the app thread failed")
+            _log.exception("a task on the app thread failed", extra=log_fields("task_failed"))

@@ -6,6 +6,7 @@ Any thread. Takes no lock.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 
 class LogOnce:
@@ -16,15 +17,17 @@ class LogOnce:
     that comes from outside.
 
     >>> once = LogOnce(logging.getLogger("sse_batcher.manager"))
-    >>> once.log(logging.WARNING, "the option %s has no effect here", "http2")
+    >>> once.log(logging.WARNING, "the option %s has no effect here", "http2", extra=log_fields("no_effect"))
     """
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
         self._logged: set[str] = set()
 
-    def log(self, level: int, text: str, *args: object) -> None:
+    def log(self, level: int, text: str, *args: object, extra: Mapping[str, object]) -> None:
         """Log this text, unless it was logged before. Arguments are those of `logging.Logger.log`.
+
+        `extra` is what `log_fields.log_fields` returns.
 
         A harmless race: two threads that log the same text at the same time may both find that it is new, and it is
         logged twice. A lock would have to be safe in signal handlers, in a `__del__` and after a fork; one log line
@@ -32,4 +35,4 @@ class LogOnce:
         """
         if text not in self._logged:
             self._logged.add(text)  # before it is logged: a handler of the log may call the same code again
-            self._logger.log(level, text, *args)
+            self._logger.log(level, text, *args, extra=extra)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 from ..errors import ConfigurationError
+from .log_fields import log_fields
 
 _log = logging.getLogger("sse_batcher.process")
 
@@ -162,12 +163,15 @@ class OpenObjects:
             try:
                 in_time &= closable.close(max(0.0, end - self._clock()))
             except Exception:
-                _log.exception("closing %r at exit failed", closable)
+                _log.exception(
+                    "closing %r at exit failed", closable, extra=log_fields("close_failed", object=repr(closable))
+                )
         if not in_time:
             _log.warning(
                 "not everything was delivered and closed within %g seconds at the end of this process: events that "
                 "were not delivered are lost",
                 EXIT_SECONDS,
+                extra=log_fields("exit_incomplete", seconds=EXIT_SECONDS),
             )
 
 

@@ -22,6 +22,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Protocol, TypeVar
 
+from .log_fields import log_fields
 from .process import PerProcess
 
 _log = logging.getLogger("sse_batcher.worker")
@@ -263,7 +264,13 @@ class Worker:
         restarts = self.restarts + 1
         if restarts & (restarts - 1) == 0:
             # Only for 1, 2, 4, 8 ...: a logging handler that enqueues must not keep a deadly sink busy forever.
-            _log.error("the thread %s died and is replaced; restarts so far: %d", self.name, restarts, exc_info=True)
+            _log.error(
+                "the thread %s died and is replaced; restarts so far: %d",
+                self.name,
+                restarts,
+                exc_info=True,
+                extra=log_fields("thread_died", thread=self.name, restarts=restarts),
+            )
         self.restarts = restarts
         term.over = True  # the thread is still alive, but no longer counts
         self._failed = not self._start()

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..functions import described
 from ..runtime.app_thread import AppThread
+from ..runtime.log_fields import log_fields
 from .hub import Hub
 
 _log = logging.getLogger("sse_batcher.rights")
@@ -103,4 +104,5 @@ class Revalidator:
             len(self._errors),
             self._every,
             exc_info=error,
+            extra=log_fields("revalidate_failed", user=user, failures=count, users=len(self._errors)),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 
 from ..manager import SSEManager, process_of
+from ..runtime.log_fields import log_fields
 from .attached import AttachedStream, Request
 from .detached.stream import DetachedStream, detach_policy
 
@@ -23,6 +24,8 @@ def open_stream(manager: SSEManager, request: Request) -> AttachedStream:
     if process.options.transport == "auto":
         return DetachedStream(manager, request)
     detach_policy.get().log_once(
-        logging.INFO, 'each stream holds a thread of the server while it is open: see transport="auto"'
+        logging.INFO,
+        'each stream holds a thread of the server while it is open: see transport="auto"',
+        extra=log_fields("streams_hold_threads"),
     )
     return AttachedStream(manager, request)

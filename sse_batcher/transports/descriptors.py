@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from ..runtime.log_fields import log_fields
 from ..runtime.log_once import LogOnce
 from ..runtime.process import PerProcess
 
@@ -77,6 +78,7 @@ class Descriptors:
             "this limit (ulimit -n, LimitNOFILE= of systemd, --ulimit nofile= of Docker), or run more processes. "
             "max_clients (SSE_MAX_CLIENTS) is a limit of your own",
             self._limit(),
+            extra=log_fields("descriptors_used_up", limit=self._limit()),
         )
         return False
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from ..errors import TooManyClientsError
 from ..runtime.locks import new_lock
+from ..runtime.log_fields import log_fields
 from ..runtime.log_once import LogOnce
 from ..runtime.process import PerProcess
 from ..runtime.worker import Owner, Worker
@@ -166,7 +167,11 @@ class Watcher:
             try:
                 self._epoll, self._bell = _open_epoll(make_epoll or select.epoll)
             except OSError as error:
-                _log.warning("in this process, clients that leave are noticed at the second heartbeat only: %s", error)
+                _log.warning(
+                    "in this process, clients that leave are noticed at the second heartbeat only: %s",
+                    error,
+                    extra=log_fields("leaving_noticed_late", error=error),
+                )
         self._parked = True
         self._next_tick = 0.0
         self._threads: int | None = None  # of the server; not its `ServerInfo`, which keeps the app alive
@@ -281,6 +286,7 @@ class Watcher:
             "more of a stream before it passes on what it has. So clients get nothing before their stream ends. Let it "
             "leave out responses with the Content-Type text/event-stream, or do not apply it to the route of the "
             "streams. Until then, such streams end at once with all that there is, and their clients reconnect",
+            extra=log_fields("streams_buffered"),
         )
 
     def warn_of_limit(self, error: TooManyClientsError) -> None:
@@ -290,6 +296,7 @@ class Watcher:
             "a stream is refused, as are all others above a limit: %s. Their clients get sse_busy (limit) and come "
             "back after 10 to 30 seconds",
             error,
+            extra=log_fields("clients_limited", error=error),
         )
 
     def _end(self, watch: Watch) -> None:
@@ -311,6 +318,7 @@ class Watcher:
             held,
             threads,
             server.name,
+            extra=log_fields("threads_nearly_full", threads=threads, held=held, server=server.name),
         )
 
     def _warn_of_refusals(self, server: ServerInfo, limit: int) -> None:
@@ -322,6 +330,7 @@ class Watcher:
                 'clients get sse_busy (threads). Set transport="auto" (SSE_TRANSPORT = "auto"): then streams hold no '
                 "thread, if that is possible. Or give the server threads",
                 server.name,
+                extra=log_fields("one_thread", server=server.name),
             )
         else:
             self.log_once.log(
@@ -331,6 +340,7 @@ class Watcher:
                 limit,
                 server.threads,
                 server.name,
+                extra=log_fields("threads_full", threads=server.threads, held=limit, server=server.name),
             )
 
 

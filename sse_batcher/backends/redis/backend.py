@@ -20,6 +20,7 @@ from typing import Any
 from ...errors import BackendError, InvalidEventError
 from ...event import Batch, User, check_channel
 from ...runtime.locks import run_if_free
+from ...runtime.log_fields import log_fields
 from ...streams.history import ResumePoint, Slice
 from ...streams.roles import Receiver
 from ...wire import Position
@@ -182,6 +183,7 @@ class RedisBackend:
             "the stream %s was deleted and begun again: an entry of another program had the largest possible id, so "
             "that nothing could be added. Clients get sse_gap",
             key,
+            extra=log_fields("redis_stream_restarted", stream=key),
         )
 
     # -- clients -------------------------------------------------------------------------------------------------------

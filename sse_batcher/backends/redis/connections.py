@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 from ...errors import BackendError, ConfigurationError
 from ...functions import described
 from ...runtime.locks import new_lock, run_if_free
+from ...runtime.log_fields import log_fields
 
 if TYPE_CHECKING:
     import redis
@@ -131,7 +132,11 @@ class Link:
                 client.connection_pool.disconnect()
             except ValueError:
                 # fakeredis: another thread cannot close a connection that waits for an answer. The call ends soon.
-                _log.debug("a connection will be closed later: its call is still running", exc_info=True)
+                _log.debug(
+                    "a connection will be closed later: its call is still running",
+                    exc_info=True,
+                    extra=log_fields("connection_closed_later"),
+                )
 
     def drop(self) -> None:
         """Close the client, and let the next call make another. Without closing, it would stay connected until it is
@@ -164,7 +169,7 @@ class Link:
         self.rest()
         if self._failing:
             self._failing = False
-            _log.info("%s Redis works again", self._task)
+            _log.info("%s Redis works again", self._task, extra=log_fields("redis_works", task=self._task))
 
     def fail(self, error: Exception) -> None:
         """Call after an attempt that failed and will be repeated. Drops the client."""
@@ -177,6 +182,7 @@ class Link:
                 self._task,
                 text,
                 _advice(error),
+                extra=log_fields("redis_fails", task=self._task, error=text),
             )
 
     def rest(self) -> None:

@@ -24,6 +24,7 @@ from ...errors import BackendError
 from ...event import BROADCAST, Audience, Batch
 from ...reasons import GapReason
 from ...runtime.locks import new_lock
+from ...runtime.log_fields import log_fields
 from ...runtime.log_once import LogOnce
 from ...runtime.worker import Worker
 from ...streams.roles import Receiver
@@ -253,6 +254,7 @@ class Reader:
                 "the stream %s is not the one that was read before: Redis has lost data, another master has taken "
                 "over, or a key was deleted. Clients get sse_gap",
                 self._keys.stream,
+                extra=log_fields("redis_replaced", stream=self._keys.stream),
             )
         with state.lock:
             state.generation += not begins
@@ -382,7 +384,13 @@ class Reader:
                 text = (
                     "an entry of %s was not written by sse_batcher, and is ignored: %s. Further ones are only counted"
                 )
-                self._once.log(logging.WARNING, text, self._keys.stream, id)
+                self._once.log(
+                    logging.WARNING,
+                    text,
+                    self._keys.stream,
+                    id,
+                    extra=log_fields("entry_ignored", stream=self._keys.stream, entry=id),
+                )
             elif isinstance(entry.content, Kick):
                 receiver.dismiss("kicked", *entry.content)
             elif entry.content is not None:
@@ -414,7 +422,11 @@ class Reader:
                 receiver.deliver(frame)
                 state.head = position
             except Exception:  # or it would be read again and again
-                _log.exception("a batch of %s cannot be delivered, and is lost", self._keys.stream)
+                _log.exception(
+                    "a batch of %s cannot be delivered, and is lost",
+                    self._keys.stream,
+                    extra=log_fields("batch_lost", stream=self._keys.stream),
+                )
                 self._lose(receiver, content.audience, position, "publish_failed")
 
     def _note_unreadable(self, receiver: Receiver, content: Unreadable, position: Position) -> None:
@@ -425,7 +437,13 @@ class Reader:
             "a batch of %s cannot be read: %s. Its clients get sse_gap. If another process has a newer version of "
             "sse_batcher, upgrade this one. Further ones are only counted"
         )
-        self._once.log(logging.ERROR, text, self._keys.stream, content.reason)
+        self._once.log(
+            logging.ERROR,
+            text,
+            self._keys.stream,
+            content.reason,
+            extra=log_fields("entry_unreadable", stream=self._keys.stream, reason=content.reason),
+        )
         # At once if allowed, so that the position of the gap is exact.
         if self._clock() >= self._next_report:
             self._report_unreadable(receiver, position)

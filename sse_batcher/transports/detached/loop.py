@@ -20,6 +20,7 @@ from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 from ...manager import SSEManager, process_of
+from ...runtime.log_fields import log_fields
 from ...runtime.log_once import LogOnce
 from ...runtime.process import PerProcess
 from ...runtime.worker import Owner, Worker
@@ -294,6 +295,7 @@ class Loop:
                 logging.WARNING,
                 "%d bytes wait for clients that take nothing: those that have stalled for longest are closed",
                 self.kept_bytes,
+                extra=log_fields("slow_clients_closed", bytes=self.kept_bytes, clients=len(self.clients)),
             )
             next(iter(self.kept)).close(LEFT)
 
@@ -320,7 +322,9 @@ class Loop:
 
     def close_failed(self, task: Task) -> None:
         """Close the client that has failed, or all clients of the group or feed. Call this in the exception handler."""
-        _log.exception("a detached stream failed: it is closed, and its client reconnects")
+        _log.exception(
+            "a detached stream failed: it is closed, and its client reconnects", extra=log_fields("stream_failed")
+        )
         for client in [task] if isinstance(task, SocketClient) else self._clients_of(task):
             client.close(LEFT)
 
@@ -419,7 +423,10 @@ class Loop:
             client = SocketClient(attached, group, taken)
             is_open = hub.replace(attached, client, feed)
         except Exception:
-            _log.exception("a stream cannot be detached: it is closed, and its client reconnects")
+            _log.exception(
+                "a stream cannot be detached: it is closed, and its client reconnects",
+                extra=log_fields("detach_failed", client=attached.info.id),
+            )
             attached.close()
         if not is_open:
             hang_up(taken.fd)
@@ -431,7 +438,11 @@ class Loop:
             _prepare(taken.fd)
             self._epoll.register(taken.fd, select.EPOLLRDHUP)
         except OSError as error:
-            _log.warning("the connection of a detached stream cannot be watched, and is closed: %s", error)
+            _log.warning(
+                "the connection of a detached stream cannot be watched, and is closed: %s",
+                error,
+                extra=log_fields("watch_failed", client=client.info.id, error=error),
+            )
             client.close(LEFT)
         return client
 

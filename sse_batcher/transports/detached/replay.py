@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ...errors import BackendError
+from ...runtime.log_fields import log_fields
 from ...runtime.worker import Owner, Worker
 from ...streams.hub import Hub
 from .connection import LEFT, SocketClient
@@ -84,11 +85,16 @@ class Replay:
         except BackendError as error:
             if self._retry_seconds == FIRST_RETRY_SECONDS:
                 _log.warning(
-                    "clients wait for events that they have missed, because these cannot be read now: %s", error
+                    "clients wait for events that they have missed, because these cannot be read now: %s",
+                    error,
+                    extra=log_fields("replay_waits", error=error),
                 )
             return False
         except Exception:
-            _log.exception("the events that a detached stream has missed cannot be replayed: the stream is closed")
+            _log.exception(
+                "the events that a detached stream has missed cannot be replayed: the stream is closed",
+                extra=log_fields("replay_failed", client=client.info.id, channels=client.channels),
+            )
             client.dismiss(LEFT)
             return True
         self._retry_seconds = FIRST_RETRY_SECONDS

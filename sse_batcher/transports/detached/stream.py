@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import select
 import weakref
+from collections.abc import Mapping
 
 from ...manager import SSEManager, process_of
+from ...runtime.log_fields import log_fields
 from ...runtime.log_once import LogOnce
 from ...runtime.process import PerProcess
 from ..attached import AttachedStream, BusyError, Request
@@ -83,7 +85,12 @@ class DetachedStream(AttachedStream):
         try:
             self._takeover = TakeOver(server.fd, server.unsent)
         except OSError as error:
-            detach_policy.get().log_once(logging.WARNING, "a stream stays attached: %s", error)
+            detach_policy.get().log_once(
+                logging.WARNING,
+                "a stream stays attached: %s",
+                error,
+                extra=log_fields("takeover_failed", error=error),
+            )
             return block if self._stay() else self._refuse("threads")
         loop.get().attend(self._takeover)
         # A middleware may drop this response without closing it, and answer with another one.
@@ -103,6 +110,7 @@ class DetachedStream(AttachedStream):
                 logging.WARNING,
                 "streams stay attached: the server has not written the expected response. Possible reasons are a "
                 "middleware that changes the response or reads it ahead, and TLS",
+                extra=log_fields("takeover_undone"),
             )
             if not self._stay():
                 client.dismiss("threads")  # an sse_busy is too late: the first block is on its way already
@@ -138,10 +146,18 @@ class DetachPolicy:
         """Return whether the stream of this request can be detached. A `TakeOver` may still find that it cannot."""
         refusal = _refusal(server)
         if refusal is not None:
-            self.log_once(logging.WARNING, f"streams stay attached, and hold a thread of the server each: {refusal}")
+            self.log_once(
+                logging.WARNING,
+                f"streams stay attached, and hold a thread of the server each: {refusal}",
+                extra=log_fields("streams_stay_attached", obstacle=refusal),
+            )
             return False
         if server.obstacle:
-            self.log_once(logging.INFO, f"a stream stays attached, and holds a thread of the server: {server.obstacle}")
+            self.log_once(
+                logging.INFO,
+                f"a stream stays attached, and holds a thread of the server: {server.obstacle}",
+                extra=log_fields("stream_stays_attached", obstacle=server.obstacle),
+            )
             return False
         text = f"streams are detached from the threads of this {server.name}"
         limit = descriptor_limit()
@@ -149,12 +165,16 @@ class DetachPolicy:
             text += f"; this process may have {limit} file descriptors (ulimit -n), and each detached stream takes one"
         if server.max_requests:
             text += f". max_requests={server.max_requests} ends all streams each time it is reached: leave it out"
-        self.log_once(logging.WARNING if server.max_requests else logging.INFO, text)
+        self.log_once(
+            logging.WARNING if server.max_requests else logging.INFO,
+            text,
+            extra=log_fields("streams_detached", server=server.name, limit=limit, max_requests=server.max_requests),
+        )
         return True
 
-    def log_once(self, level: int, text: str, *args: object) -> None:
+    def log_once(self, level: int, text: str, *args: object, extra: Mapping[str, object]) -> None:
         """Log this text, unless it was logged before. See `LogOnce.log`."""
-        self._log_once.log(level, text, *args)
+        self._log_once.log(level, text, *args, extra=extra)
 
 
 def _refusal(server: ServerInfo) -> str | None:

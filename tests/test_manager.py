@@ -6,11 +6,12 @@ import gc
 import json
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from sse_batcher import BatchOptions, ClosedError, InvalidEventError, SSEManager
+from sse_batcher.reasons import EndReason, RefusalReason
 
 from .kit.delivery import drive, take
 from .kit.sse_parser import parse
@@ -140,6 +141,7 @@ def test_stats_are_frozen_values_of_everything(make: Make) -> None:
         "by_reason": {"size_limit": 1},
         "pending_events": 0,
         "pending_bytes": 0,
+        "pending_age": 0.0,
         "publishing_for": 0.0,
         "thread_restarts": 0,
         "frames": 1,
@@ -150,10 +152,18 @@ def test_stats_are_frozen_values_of_everything(make: Make) -> None:
         "clients_by_channel": {"default": 1},
         "clients_by_state": {"live": 1, "behind": 0},
         "clients_by_transport": {"attached": 1, "detached": 0},
+        "streams_opened": 1,
+        "streams_closed": dict.fromkeys(get_args(EndReason), 0),
+        "streams_refused": dict.fromkeys(get_args(RefusalReason), 0),
+        "lifetimes": {"buckets": dict.fromkeys(stats.lifetimes.buckets, 0), "sum": 0.0},
+        "client_lag": 0.0,
         "overflows": 0,
         "replays": 0,
         "gaps": 0,
         "undone": 0,
+        "loop_delay": {"buckets": dict.fromkeys(stats.loop_delay.buckets, 0), "sum": 0.0},
+        "gil_yields": 0,
+        "gil_yielded": 0.0,
         "history_frames": 1,
         "backend_silent": 0.0,
         "backend_answered": 0.0,

@@ -46,6 +46,7 @@ from sse_batcher import (
 from sse_batcher.after_commit import AfterCommit
 from sse_batcher.backends.redis import open_redis
 from sse_batcher.prometheus import SSECollector
+from sse_batcher.stats import Histogram
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -258,6 +259,11 @@ def counters(manager: SSEManager) -> dict[str, Any]:
     assert_type(stats, ManagerStats)
     assert_type(stats.clients, int)
     assert_type(stats.clients_by_channel["default"] if stats.clients_by_channel else 0, int)
+    assert_type(stats.streams_closed["left"], int)
+    assert_type(sum(stats.streams_refused.values()), int)
+    assert_type((stats.pending_age, stats.client_lag, stats.gil_yielded), tuple[float, float, float])
+    assert_type(stats.lifetimes, Histogram)
+    assert_type(stats.lifetimes.buckets["60"] * stats.loop_delay.sum, float)
     return stats.as_dict()
 
 

@@ -38,7 +38,8 @@ LAYERS = """
     transports.server transports.descriptors transports.watcher
     transports.attached transports.detached.sending transports.detached.takeover
     transports.detached.connection transports.detached.group transports.detached.replay transports.detached.feed
-    transports.detached.loop transports.detached.stream transports.detached transports.health transports
+    transports.detached.gil transports.detached.loop transports.detached.stream transports.detached
+    transports.health transports
     browser wsgi
     testing.parser testing.stage testing.records testing.streams testing.server testing
     flask.cors flask.config flask.hooks flask.access flask.request_notes flask.response flask.signing

@@ -10,7 +10,8 @@ import pytest
 
 from sse_batcher import Batch
 from sse_batcher.streams.counts import LoopCounts
-from sse_batcher.transports.detached.loop import LOOP_TICK_SECONDS, PAUSE_SECONDS, GilYielder
+from sse_batcher.transports.detached.gil import PAUSE_SECONDS, GilYielder
+from sse_batcher.transports.detached.loop import LOOP_TICK_SECONDS
 
 from .kit.batching import SteppedBatcher
 from .kit.clock import Clock

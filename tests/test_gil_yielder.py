@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sse_batcher.transports.detached.loop import (
+from sse_batcher.transports.detached.gil import (
     DEMAND_SECONDS,
     LONG_INTERVAL_SECONDS,
     SHORT_INTERVAL_SECONDS,

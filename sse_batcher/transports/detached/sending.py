@@ -5,7 +5,7 @@ Any thread. `Group` and `SocketClient` send on the loop's thread, and `TakeOver`
 `send(fd, data, sized(len(data)), FLAGS)` is the C library's `send`, called through `ctypes.PyDLL`, which does not
 release the GIL. The call does not block, so it need not release it. `socket.send` does: each time, a CPU-bound thread
 would take the GIL and keep it for a whole switch interval (5 ms), and a thousand sends would take five seconds. So a
-thread that sends to many clients has to pause now and then itself (see `loop.GilYielder`). The size is converted once
+thread that sends to many clients has to pause now and then itself (see `gil.GilYielder`). The size is converted once
 for many calls, because ctypes takes half a microsecond a call to check types that were declared to it.
 
 If that is not possible (there is no ctypes or no such symbol, or the interpreter runs without a GIL), data is sent by

@@ -25,7 +25,7 @@ ROOT = Path(sse_batcher.__file__).parent
 
 # A module imports only what stands before it. Each module has its place here, and so has the package itself.
 LAYERS = """
-    errors encoding reasons event functions options wire stats
+    errors encoding reasons event functions options wire parser stats
     runtime.log_fields runtime.process runtime.locks runtime.log_once runtime.worker runtime.app_thread runtime
     batching.window batching.engine batching.batcher batching
     streams.history streams.dismissals streams.counts streams.roles streams.open_stream
@@ -41,7 +41,8 @@ LAYERS = """
     transports.detached.gil transports.detached.loop transports.detached.stream transports.detached
     transports.health transports
     browser wsgi
-    testing.parser testing.stage testing.records testing.streams testing.server testing
+    remote.message remote.stream remote
+    testing.stage testing.records testing.streams testing.server testing
     flask.cors flask.config flask.hooks flask.access flask.request_notes flask.response flask.signing
     flask.blueprint flask.cli flask.page_functions flask.extension flask
     sse_batcher
@@ -51,8 +52,8 @@ ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
 
 # Modules that use no thread, clock or socket.
 PURE_MODULES = """
-    errors encoding reasons event functions options wire stats runtime.log_fields batching.window
-    streams.history streams.dismissals streams.counts backends.redis.entries browser flask.cors
+    errors encoding reasons event functions options wire parser stats runtime.log_fields batching.window
+    streams.history streams.dismissals streams.counts backends.redis.entries browser flask.cors remote.message
 """
 PURE = set(PURE_MODULES.split())
 KNOWS_FLASK = {"flask", "cli"}
@@ -162,6 +163,7 @@ def test_packages_have_an_order_too() -> None:
         "backends",
         "transports",
         "browser",
+        "remote",
         "testing",
         "flask",
         "demo",
@@ -580,8 +582,8 @@ def test_no_test_uses_a_private_name_of_the_library() -> None:
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 CONTROL_FLOW = {"StopIteration", "Empty", "OSError", "AttributeError", "NotImplementedError", "AssertionError"}
-CAUGHT_INSIDE = {"BusyError", "_UnexpectedError"}
-"""Errors of the package that never leave it."""
+CAUGHT_INSIDE = {"BusyError", "_UnexpectedError", "RemoteError"}
+"""Errors of the package that never leave it; commands print the last one."""
 OF_THE_KIT = {"StreamRefusedError"}
 """Errors of the testing kit, which fail a test."""
 CHECKS = {"encoding", "backends.redis.entries", "backends.redis.reader", "backends.redis.connections"}

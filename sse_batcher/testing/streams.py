@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Protocol
 from ..errors import UsageError
 from ..event import BATCH_SUFFIX, DEFAULT_CHANNEL, MIXED, RESERVED_PREFIX, Text, User
 from ..manager import SSEManager
+from ..parser import Block, Parser
 from ..runtime.locks import new_lock, run_if_free
 from ..wsgi import stream
-from .parser import Block, Parser
 from .stage import Clock, Stage, staged
 
 OK = "200 OK"
@@ -186,7 +186,7 @@ class Stream:
         # Only what a stalled client has not taken is on its way.
         with self._stage.reading(self):
             sent = next(answer.body, b"") if self._stalled else b""
-        self._frames += map(self._frame, self._parser.feed(sent[: len(sent) // 2]))
+        self._frames += map(self._frame, self._parser.blocks(sent[: len(sent) // 2]))
         self.close()
 
     def reconnect(self) -> None:
@@ -256,7 +256,7 @@ class Stream:
                     self._error = error
                     self.close()
                     return
-                self._frames += map(self._frame, self._parser.feed(block))
+                self._frames += map(self._frame, self._parser.blocks(block))
                 if self.idle_reads > before:
                     return
 

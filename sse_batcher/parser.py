@@ -1,4 +1,4 @@
-"""A parser of event streams, for what a test's client gets.
+"""A parser of event streams, for clients: those of tests, and the commands that open a stream.
 
 Pure. Follows https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from ..wire import DEFAULT_TYPE
+from .wire import DEFAULT_TYPE
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
@@ -24,8 +24,14 @@ class Block(NamedTuple):
     """Whether it has an id of its own."""
 
 
+class Comment(NamedTuple):
+    """A comment line. Heartbeats are comments without a text."""
+
+    text: str
+
+
 class Parser:
-    """Takes the bytes of one connection, and returns the blocks that are complete."""
+    """Takes the bytes of one connection, and returns what is complete. Not thread-safe."""
 
     def __init__(self, last_id: str = "") -> None:
         self.last_id = last_id
@@ -33,25 +39,37 @@ class Parser:
         self.retry: int | None = None
         """After how many milliseconds the client has to come back, as the server said last."""
         self._rest = b""
+        self._is_after_cr = False
         self._type = ""
         self._data: list[str] = []
         self._id = last_id
         self._has_id = False
 
-    def feed(self, data: bytes) -> list[Block]:
-        # A CR at the end may be half of a CRLF, so it waits.
-        whole = self._rest + data
-        held = whole.endswith(b"\r")
-        *lines, self._rest = _LINE_END.split(whole[:-1] if held else whole)
-        self._rest += b"\r" if held else b""
-        blocks = [self._take(line.decode(errors="replace")) for line in lines]
-        return [block for block in blocks if block is not None]
+    def blocks(self, data: bytes) -> list[Block]:
+        """Return the blocks that are complete now, without the comments."""
+        return [item for item in self.feed(data) if isinstance(item, Block)]
 
-    def _take(self, line: str) -> Block | None:
+    def feed(self, data: bytes) -> list[Block | Comment]:
+        """Return the blocks that are complete now, and the comments, in their order.
+
+        A block without data is no event, and is left out; its id and `retry` count.
+        """
+        if not data:
+            return []
+        # A CR has ended its line already: an LF after it may never come.
+        skip = self._is_after_cr and data.startswith(b"\n")
+        self._is_after_cr = data.endswith(b"\r")
+        *lines, self._rest = _LINE_END.split(self._rest + data[skip:])
+        items = [self._take(line.decode(errors="replace")) for line in lines]
+        return [item for item in items if item is not None]
+
+    def _take(self, line: str) -> Block | Comment | None:
         if not line:
             return self._end_block()
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
+        if not name:
+            return Comment(value)
         if name == "event":
             self._type = value
         elif name == "data":

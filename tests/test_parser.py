@@ -1,11 +1,11 @@
-"""The testing kit's parser: the same as one that was written from the standard and from nothing of ours."""
+"""The parser for clients: the same as one that was written from the standard and from nothing of ours."""
 
 from __future__ import annotations
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sse_batcher.testing.parser import Parser
+from sse_batcher.parser import Block, Comment, Parser
 
 from .kit.sse_parser import EventStreamParser
 
@@ -21,12 +21,24 @@ def test_both_parsers_find_the_same_blocks(pieces: list[str], step: int) -> None
     stream = "".join(pieces).encode() + b"\n\n"
     ours, theirs = Parser(), EventStreamParser()
     steps = [stream[at : at + step] for at in range(0, len(stream), step)]
-    blocks = [block for each in steps for block in ours.feed(each)]
+    items = [item for each in steps for item in ours.feed(each)]
+    blocks = [item for item in items if isinstance(item, Block)]
     events = [event for each in steps for event in theirs.feed(each)]
     assert [block[:3] for block in blocks] == events
     assert (ours.last_id, ours.retry) == (theirs.last_event_id, theirs.retry)
+    comments = [item.text for item in items if isinstance(item, Comment)]
+    assert comments == [text.removeprefix(" ") for text in theirs.comments]
 
 
 def test_a_block_says_whether_it_has_an_id() -> None:
-    blocks = Parser("a-1").feed(b"data: 1\n\ndata: 2\nid: a-2\n\n")
+    blocks = Parser("a-1").blocks(b"data: 1\n\ndata: 2\nid: a-2\n\n")
     assert [(block.id, block.has_id) for block in blocks] == [("a-1", False), ("a-2", True)]
+
+
+def test_a_line_that_ends_with_cr_waits_for_nothing() -> None:
+    assert Parser().blocks(b"data: 1\r\r") == [Block("message", "1", "", False)]
+
+
+def test_comments_keep_their_place_among_the_blocks() -> None:
+    items = Parser().feed(b":\ndata: 1\n: a: b\n\n")
+    assert items == [Comment(""), Comment("a: b"), Block("message", "1", "", False)]

@@ -1,14 +1,14 @@
-"""The command line: `python -m sse_batcher` serves a demo, and with `--report` measures what batching saves.
+"""The command line: `python -m sse_batcher` serves a demo; its commands measure and watch.
 
 In the demo, the main thread accepts and looks for signals; each request has its own thread.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import ipaddress
+import json
 import signal
 import socket
 import sys
@@ -16,13 +16,18 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import click
 from flask import Flask, Response, abort, request
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from .commands.arguments import INTERRUPTED, command, request_of, request_options, tail_options
+from .commands.tail import Printer, tail_url
+from .commands.terminal import Terminal
 from .demo import report
 from .demo.scenarios import SCENARIOS
 from .demo.simulation import Demo, Setting
 from .errors import ClosedError
+from .remote.message import Request
 from .wsgi import script, stream
 
 # A browser does not send this from a foreign page without asking this server first (CORS), which never agrees.
@@ -40,35 +45,126 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     For a main thread that ends afterwards: the demo takes over SIGINT and SIGTERM for good.
     """
-    parser = _parser()
-    options = parser.parse_args(argv)
-    if options.json and not options.report:
-        parser.error("--json is a form of the report: add --report")
-    if options.report:
-        return _report(report.as_json if options.json else report.as_table)
-    return serve(options.host, options.port)
+    try:
+        status: int | None = _commands.main(argv, "python -m sse_batcher", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    return status or 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m sse_batcher",
-        description="Show what batching saves, in a browser: a simulated hub, and its events batched and not.",
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
-    parser.add_argument(
-        "--port", type=_port, default=8000, help="the port, 0 for any free one (default: %(default)s, or a free one)"
-    )
-    parser.add_argument(
-        "--report", action="store_true", help="measure it instead, without a browser, and print a table (a minute)"
-    )
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    return parser
+@click.group(invoke_without_command=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8000,
+    show_default=True,
+    help="The port, 0 for any free one. If it is taken, the demo takes a free one.",
+)
+@click.pass_context
+def _commands(context: click.Context, host: str, port: int) -> None:
+    """Show what batching saves, in a browser: a simulated hub, and its events batched and not.
+
+    With a command: look at a site from outside.
+    """
+    if context.invoked_subcommand is None:
+        context.exit(serve(host, port))
 
 
-def _port(text: str) -> int:
-    if not (text.isdecimal() and int(text) <= 65535):
-        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r}")
-    return int(text)
+@_commands.command("report")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def _report_command(context: click.Context, as_json: bool) -> None:
+    """Measure what batching saves, without a browser, and print a table. Takes a minute."""
+    context.exit(_report(report.as_json if as_json else report.as_table))
+
+
+@_commands.command("tail")
+@click.argument("url")
+@tail_options
+@request_options
+@command
+def _tail_command(
+    url: str,
+    channels: tuple[str, ...],
+    types: tuple[str, ...],
+    cursor: str,
+    full: bool,
+    as_json: bool,
+    headers: tuple[str, ...],
+    token: str | None,
+) -> None:
+    """Show the events of a stream as they come, like tail -f: one line each. Ctrl-C ends it.
+
+    URL is that of the stream, such as http://localhost:8000/events.
+    """
+    terminal = Terminal()
+    printer = Printer(terminal, as_json=as_json, full=full, types=types)
+    tail_url(lambda after: request_of(url, headers, token, channels, after), cursor, printer, terminal)
+
+
+@_commands.command("load")
+@click.argument("url")
+@click.option("--clients", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Streams to open.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Open at most so many a second.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    help="How long to measure after the last stream was opened.",
+)
+@click.option("--channel", "channels", metavar="CHANNEL", multiple=True, help="A channel. Can be repeated.")
+@request_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@command
+def _load_command(
+    url: str,
+    clients: int,
+    rate: float | None,
+    seconds: float,
+    channels: tuple[str, ...],
+    headers: tuple[str, ...],
+    token: str | None,
+    as_json: bool,
+) -> None:
+    """Open many streams of one site, and measure what they get. Only against a site of your own: it is an attack on any
+    other.
+
+    URL is that of the stream, such as http://localhost:8000/events. All clients ask for the same. None comes back after
+    its stream has ended. Something has to send events meanwhile: this command sends none.
+
+    "delay after the first" is the time from the moment at which the first client had a frame until each client had it
+    (0 for the first one). It shows how the server spreads a frame over its clients, and not how long the frame took to
+    the first one. It includes the time that this command takes to read, on the machine on which it runs.
+
+    "since batch closed" is for batches, which have the server's time: it is as right as the two clocks agree.
+
+    "lost frames" are those that another client got while this one was open. Ctrl-C prints what was measured so far.
+    """
+    context = click.get_current_context()
+    context.exit(_load(request_of(url, headers, token, channels), clients, rate, seconds, as_json))
+
+
+def _load(request: Request, clients: int, rate: float | None, seconds: float, as_json: bool) -> int:
+    from .commands.load import Load, raise_limit  # noqa: PLC0415  # not on Windows, where the demo works
+    from .commands.load_tally import as_table  # noqa: PLC0415
+
+    terminal = Terminal()
+    status = 0
+    load = Load(request, clients, rate, seconds, terminal.progress, terminal.progress_seconds)
+    with contextlib.closing(load):
+        try:
+            raise_limit(clients)
+            load.run()
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        result = load.result()
+        terminal.end()
+        for line in [json.dumps(result, indent=2)] if as_json else as_table(result):
+            terminal.write(line)
+    return status
 
 
 # -- the server ------------------------------------------------------------------------------------------------------
@@ -144,7 +240,7 @@ def _report(render: Callable[[Iterable[report.Row]], str]) -> int:
         progress(f"nothing was measured: {error}\n")
         return 1
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        return INTERRUPTED
     progress("")
     _say(text)
     return 0

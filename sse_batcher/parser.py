@@ -45,6 +45,11 @@ class Parser:
         self._id = last_id
         self._has_id = False
 
+    @property
+    def is_between_blocks(self) -> bool:
+        """Whether what came ends with a whole block or comment, so that the next bytes mean the same to any parser."""
+        return not (self._rest or self._data or self._type or self._has_id or self._is_after_cr)
+
     def blocks(self, data: bytes) -> list[Block]:
         """Return the blocks that are complete now, without the comments."""
         return [item for item in self.feed(data) if isinstance(item, Block)]

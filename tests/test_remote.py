@@ -36,6 +36,16 @@ def items_of(stream: RemoteStream) -> list[Block | Comment]:
     return items
 
 
+def types_until(stream: RemoteStream, last: str) -> list[str]:
+    """The types of the blocks up to one of this type."""
+    types: list[str] = []
+    while last not in types:
+        piece = stream.read(TIMEOUT)
+        assert piece is not None
+        types += [item.type for item in piece.items if isinstance(item, Block)]
+    return types
+
+
 # -- the request -------------------------------------------------------------------------------------------------------
 
 
@@ -268,19 +278,12 @@ def test_a_real_stream_goes_on_after_its_cursor() -> None:
     sse.authorize(lambda channels: channels)
     with live_server(app) as url:
         with connect(make_request(f"{url}/events")) as stream:
-            piece = stream.read(TIMEOUT)
-            assert piece is not None
-            assert [item.type for item in piece.items if isinstance(item, Block)] == ["sse_open"]
+            assert types_until(stream, "sse_open") == ["sse_open"]
             cursor = stream.parser.last_id
         sse.enqueue("order", 1)
         sse.manager.flush_all()
         with connect(make_request(f"{url}/events", cursor=cursor)) as stream:
-            types: list[str] = []
-            while "order" not in types:
-                piece = stream.read(TIMEOUT)
-                assert piece is not None
-                types += [item.type for item in piece.items if isinstance(item, Block)]
-            assert types == ["sse_open", "order"]
+            assert types_until(stream, "order") == ["sse_open", "order"]
     assert sse.manager.shutdown()
 
 
@@ -295,6 +298,4 @@ def test_a_real_stream_over_tls(tmp_path: Path) -> None:
         assert "is not trusted" in text
         context = ssl.create_default_context(cafile=tmp_path / "cert.pem")
         with connect(make_request(url), context=context) as stream:
-            piece = stream.read(TIMEOUT)
-            assert piece is not None
-            assert [item.type for item in piece.items if isinstance(item, Block)] == ["sse_open"]
+            assert types_until(stream, "sse_open") == ["sse_open"]

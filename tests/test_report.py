@@ -167,11 +167,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("measured")
 def test_the_result_is_on_stdout_and_the_progress_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--report"]) == 0
+    assert main(["report"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("| scenario")
     assert err.startswith("1/2 Hub restart, unbatched\n")
-    assert main(["--report", "--json"]) == 0
+    assert main(["report", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["frames"] == 30
 
 
@@ -182,16 +182,9 @@ def test_what_could_not_be_measured_is_said_with_exit_code_1(
         raise MeasuringError("of 5 events 4 arrived, and 0 were replaced")
 
     monkeypatch.setattr(report, "measure", fail)
-    assert main(["--report"]) == 1
+    assert main(["report"]) == 1
     out, err = capsys.readouterr()
     assert (out, err.strip()) == ("", "nothing was measured: of 5 events 4 arrived, and 0 were replaced")
-
-
-def test_json_alone_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["--json"])
-    assert stopped.value.code == 2
-    assert "add --report" in capsys.readouterr().err
 
 
 # -- the scenarios -----------------------------------------------------------------------------------------------------
@@ -226,7 +219,7 @@ def told_on_the_page() -> dict[tuple[str, str], list[str]]:
 @pytest.mark.timeout(180)  # it takes a minute
 def test_the_command_measures_what_the_page_says() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "sse_batcher", "--report", "--json"], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "sse_batcher", "report", "--json"], check=True, capture_output=True, text=True
     )
     rows = json.loads(done.stdout)["rows"]
     told = told_on_the_page()

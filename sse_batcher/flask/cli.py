@@ -16,15 +16,18 @@ from ..browser import SCRIPT_NAME, SOURCE, TYPES, TYPES_NAME, VERSION
 from ..errors import InvalidEventError
 from ..event import BROADCAST, DEFAULT_CHANNEL, Text
 from ..manager import SSEManager, process_of
+from .operator_cli import add_operator_commands
+from .signing import Tokens
 
 PUBLISH_SECONDS = 10.0
 _MARK = "// sse_batcher for browsers, "
 """What the files that ``flask sse client`` writes begin with, so that it can find the files of an earlier run."""
 
 
-def create_commands(manager: SSEManager, compare_config: Callable[[], None]) -> AppGroup:
+def create_commands(manager: SSEManager, tokens: Tokens, compare_config: Callable[[], None]) -> AppGroup:
     """Make the commands for one app. `compare_config` logs config keys that were set too late."""
     group = AppGroup("sse", help="Server-Sent Events.")
+    add_operator_commands(group, manager, tokens)
 
     @group.command("publish")
     @click.argument("event_type", metavar="TYPE")

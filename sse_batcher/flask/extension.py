@@ -92,7 +92,7 @@ class SSE(Hooks):
             collisions = Collisions()
             collisions.log(app.url_map)
             _at_first_request(app, lambda: collisions.log(current_app.url_map))  # then all routes are there
-        app.cli.add_command(create_commands(part.manager, lambda: keys.compare_once(current_app.config)))
+        app.cli.add_command(create_commands(part.manager, part.tokens, lambda: keys.compare_once(current_app.config)))
         add_page_functions(
             app,
             part.notes,

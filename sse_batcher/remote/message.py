@@ -173,6 +173,12 @@ class ResponseReader:
         except zlib.error as error:
             raise RemoteError(f"the compressed body is broken: {error}", "answer") from None
 
+    @property
+    def is_between_chunks(self) -> bool:
+        """Whether what came ends with a whole chunk, so that the next bytes mean the same to any reader."""
+        plain = self._decompressor is None
+        return self.head is not None and self._is_chunked and plain and not (self._left or self._rest)
+
     def close(self) -> None:
         """Say that the server has closed the connection: without a length, this is the end of the body."""
         if self.head is not None and not self._is_chunked and self._left is None:

@@ -28,6 +28,7 @@ from ..kicks import MICROSECONDS, Stamps
 from .archive import Archive
 from .connections import Link, connector, errors, is_exhausted, pauses, understood
 from .entries import START, Entry, Kick, numbers, to_fields
+from .inspection import Inspection
 from .kicks import RedisKicks
 from .reader import Keys, Reader, State
 
@@ -185,6 +186,10 @@ class RedisBackend:
             key,
             extra=log_fields("redis_stream_restarted", stream=key),
         )
+
+    def inspect(self) -> Inspection:
+        """Return what looks into Redis for a command. It has a connection of its own."""
+        return Inspection(self._keys, self._connect)
 
     # -- clients -------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,118 @@
+"""What commands share: arguments, and how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import click
+
+from ..errors import BackendError
+from ..event import User
+from ..remote.message import RemoteError, Request, make_request, parse_header
+from .terminal import printable
+
+F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit status after Ctrl-C."""
+PIPE_CLOSED = 141
+"""The exit status if the reader of our output has left: 128 and the number of SIGPIPE, which Windows does not have."""
+
+
+def command(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate what a command runs, so that it ends as people expect, without a traceback.
+
+    After Ctrl-C, and if the reader of its output has left, with the usual exit status. If a site or Redis does not
+    answer, with a line on stderr and exit status 1.
+    """
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:
+            # Python flushes stdout at its end, and would report the error again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(PIPE_CLOSED)
+        except (RemoteError, BackendError) as error:
+            raise click.ClickException(printable(str(error))) from None
+
+    return run
+
+
+def tail_options(function: F) -> F:
+    """Add the options that ``tail`` has with and without Flask."""
+    options = [
+        click.option("--channel", "channels", metavar="CHANNEL", multiple=True, help="A channel. Can be repeated."),
+        click.option("--type", "types", metavar="TYPE", multiple=True, help="Show only this type. Can be repeated."),
+        click.option("--since", "cursor", metavar="CURSOR", default="", help="Begin after this cursor."),
+        click.option("--full", is_flag=True, help="Do not shorten contents to the width of the terminal."),
+        click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each event."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def request_options(function: F) -> F:
+    """Add ``--header`` and ``--token``, which `request_of` takes, to a command."""
+    header = click.option(
+        "--header", "headers", metavar="'NAME: VALUE'", multiple=True, help="A header to send, such as a Cookie."
+    )
+    token = click.option("--token", metavar="TOKEN", help="A bearer token to send.")
+    return header(token(function))
+
+
+def request_of(
+    url: str, headers: Iterable[str] = (), token: str | None = None, channels: Iterable[str] = (), cursor: str = ""
+) -> Request:
+    """Make the request for these arguments. Raises `click.UsageError` if one of them is not valid."""
+    try:
+        given = [parse_header(line) for line in headers]
+        return make_request(with_channels(url, channels), headers=given, token=token, cursor=cursor)
+    except RemoteError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def with_channels(url: str, channels: Iterable[str]) -> str:
+    """Return the URL of the stream of these channels. Without any, that of the ones it names itself."""
+    named = list(channels)
+    if not named:
+        return url
+    parts = urlsplit(url)
+    query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name != "channel"]
+    return urlunsplit(parts._replace(query=urlencode([*query, *(("channel", name) for name in named)])))
+
+
+def below(url: str, name: str) -> str:
+    """Return the URL of another route of the site whose stream is at `url`: ``below(url, "stats")``."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}", query="", fragment=""))
+
+
+def user_of(text: str) -> User:
+    """Return the user that an argument stands for: 7 is a number, '"7"' and alice are texts.
+
+    A text that looks like a number needs the quotes of JSON. All texts may have them.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, str) or type(value) is int else text
+
+
+def described_user(user: User) -> str:
+    """Return a user for people, so that a number and a text of digits differ."""
+    return f"{user} (a number)" if isinstance(user, int) else f"{json.dumps(user)} (a text)"

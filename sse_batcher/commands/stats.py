@@ -1,0 +1,124 @@
+"""The counters of a process, and what Redis knows of all processes, as tables for people.
+
+The command's own thread. Numbers and names come from outside, so all of them are escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ..backends.redis.inspection import RedisFacts
+from ..remote.message import RemoteError, Request
+from ..remote.stream import CONNECT_SECONDS, connect
+from .terminal import Terminal, duration, printable, size
+
+MOST_SHOWN = 10
+"""How many names of one counter are shown; the others are counted."""
+_SECONDS = {"oldest_stream", "history_age", "backend_silent", "backend_answered", "publishing_for"}
+_BYTES = {"pending_bytes", "bytes", "saved_bytes", "history_bytes"}
+
+
+def fetch_stats(request: Request) -> dict[str, Any]:
+    """Return the counters of the process that answers. Raises `RemoteError`."""
+    with connect(request) as answer:
+        body = answer.read_rest(CONNECT_SECONDS, limit=10_000_000)
+        status = answer.head.status
+    if status != 200:
+        why = {
+            401: ": give the --token or --header that the app asks for",
+            403: ": the app's @sse.allow_stats does not let this request see them",
+            404: ": the app has no @sse.allow_stats, or this is not the URL of its stream",
+        }.get(status, "")
+        raise RemoteError(f"{request.url} is answered with {status}{why}", "answer")
+    try:
+        stats = json.loads(body)
+    except (ValueError, RecursionError):
+        stats = None
+    if not isinstance(stats, dict):
+        raise RemoteError(f"{request.url} does not answer with the counters of sse_batcher", "answer")
+    return stats
+
+
+def show_stats(ask: Callable[[], dict[str, Any]], url: str, terminal: Terminal, as_json: bool, watch: float) -> None:
+    """Print the counters; with `watch`, again after so many seconds, with the changes, until Ctrl-C."""
+    before: dict[str, Any] = {}
+    while True:
+        stats = ask()
+        if as_json:
+            terminal.write(json.dumps(stats))
+        else:
+            if watch:
+                terminal.clear_screen()
+            terminal.write(f"One process of {printable(url)}: the one that has answered. {time.strftime('%H:%M:%S')}")
+            for line in table(stats, before):
+                terminal.write(line)
+        if not watch:
+            return
+        before = stats
+        time.sleep(watch)
+
+
+def table(stats: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines: a counter each, with its names below it, and with the change since `before`."""
+    for name, value in stats.items():
+        if isinstance(value, dict):
+            numbers = {key: count for key, count in value.items() if isinstance(count, (int, float))}
+            if not numbers:
+                continue
+            yield f"  {_label(name)}"
+            earlier = before.get(name) or {}
+            shown = sorted(numbers, key=lambda key: (-numbers[key], key))
+            for key in shown[:MOST_SHOWN]:
+                yield _row(
+                    f"  {printable(key)}", f"{numbers[key]:,}", _change(numbers[key], earlier.get(key, 0), before)
+                )
+            if len(shown) > MOST_SHOWN:
+                rest = shown[MOST_SHOWN:]
+                yield _row(f"  {len(rest)} more", f"{sum(numbers[key] for key in rest):,}", "")
+        elif name in _SECONDS:
+            yield _row(_label(name), duration(value), "")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            text = f"{size(value)}" if name in _BYTES and value >= 0 else f"{value:,}"
+            yield _row(_label(name), text, _change(value, before.get(name, 0), before))
+        else:
+            yield _row(_label(name), printable(str(value)), "")
+
+
+def redis_lines(facts: RedisFacts) -> Iterator[str]:
+    """Yield the lines about Redis."""
+    unknown = "unknown"
+    yield "Redis, for all processes (of one process: flask sse stats --url URL)"
+    yield _row("stream", printable(facts.stream), "")
+    yield _row("epoch", printable(facts.epoch or unknown), "")
+    yield _row("entries", f"{facts.entries:,}", "")
+    yield _row("memory", unknown if facts.memory_bytes is None else size(facts.memory_bytes), "")
+    yield _row("oldest entry", _ago(facts.oldest_age), "")
+    yield _row("newest entry", _ago(facts.newest_age), "")
+    yield _row("kicked users", unknown if facts.kicked_users is None else f"{facts.kicked_users:,}", "")
+
+
+def redis_json(facts: RedisFacts) -> str:
+    """Return the same for programs."""
+    return json.dumps(asdict(facts))
+
+
+def _label(name: str) -> str:
+    return printable(name.replace("_", " "))
+
+
+def _row(label: str, value: str, change: str) -> str:
+    return f"  {label:<24}{value:>14}{f'  {change}' if change else ''}"
+
+
+def _change(value: float, earlier: object, before: Mapping[str, Any]) -> str:
+    if not before or not isinstance(earlier, (int, float)) or value == earlier:
+        return ""
+    return f"{value - earlier:+,.6g}"
+
+
+def _ago(age: float | None) -> str:
+    return "none" if age is None else f"{duration(age)} ago"

@@ -1,0 +1,120 @@
+"""What commands write: lines on stdout, notices and progress on stderr, colours only on a terminal.
+
+The command's own thread.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from typing import TextIO
+
+# Control characters; those that change the direction of text; line and paragraph separators; lone surrogates.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+_SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+_STYLES = {"dim": "2", "bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+
+def printable(text: str) -> str:
+    """Return a text with everything escaped that a terminal would not show as it is. It has no line end."""
+    return _UNSAFE.sub(lambda found: _SHORT.get(found[0], _escape(found[0])), text)
+
+
+def shortened(text: str, width: int) -> str:
+    """Return a text of at most so many characters, with an ellipsis if something was left out."""
+    return text if len(text) <= width else f"{text[: max(0, width - 1)]}…"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes in few characters, such as ``27 B`` or ``1.2 kB``."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1_000:
+            break
+        value, unit = value / 1_000, larger
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in few characters, such as ``0.4 s``, ``12 s``, ``5 min`` or ``3 h``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    for unit, length, most in (("s", 1, 120), ("min", 60, 120), ("h", 3_600, 48)):
+        if seconds < length * most:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} days"
+
+
+class Terminal:
+    """The two outputs of a command. By default, those of the process."""
+
+    def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._err = err or sys.stderr
+        for file in (self._out, self._err):
+            if hasattr(file, "reconfigure"):
+                file.reconfigure(errors="backslashreplace")  # for terminals that do not know all characters
+        self.is_terminal = self._out.isatty()
+        self._has_progress = self._err.isatty()
+        self._progress = ""
+        no_color = bool(os.environ.get("NO_COLOR"))
+        self._colours = self.is_terminal and not no_color
+        self._err_colours = self._has_progress and not no_color
+
+    @property
+    def width(self) -> int:
+        """How many characters a line of the terminal has."""
+        return shutil.get_terminal_size().columns
+
+    def styled(self, text: str, style: str) -> str:
+        """Return a text for `write` in this style, if stdout shows colours."""
+        return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self._colours else text
+
+    def write(self, line: str) -> None:
+        """Write a line on stdout, at once. Raises `BrokenPipeError` if its reader has left."""
+        self._clear()
+        self._out.write(f"{line}\n")
+        self._out.flush()
+
+    def clear_screen(self) -> None:
+        """Begin a page of its own on a terminal; elsewhere, do nothing."""
+        if self.is_terminal:
+            self._out.write("\x1b[H\x1b[2J")
+
+    def notice(self, text: str, style: str = "yellow") -> None:
+        """Write a line on stderr. What is not printable is escaped."""
+        self._clear()
+        line = f"-- {printable(text)}"
+        self._err.write(f"\x1b[{_STYLES[style]}m{line}\x1b[0m\n" if self._err_colours else f"{line}\n")
+        self._err.flush()
+
+    def progress(self, text: str) -> None:
+        """Show how far the command is, on stderr: on a terminal always on the same line."""
+        if not self._has_progress:
+            self._err.write(f"{text}\n")
+        else:
+            self._progress = shortened(text, self.width - 1)
+            self._err.write(f"\r\x1b[K{self._progress}")
+        self._err.flush()
+
+    @property
+    def progress_seconds(self) -> float:
+        """How often `progress` is useful."""
+        return 0.2 if self._has_progress else 5.0
+
+    def _clear(self) -> None:
+        if self._progress:
+            self._progress = ""
+            self._err.write("\r\x1b[K")
+            self._err.flush()
+
+    def end(self) -> None:
+        """Remove the progress."""
+        self._clear()
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

@@ -1,0 +1,161 @@
+"""The commands of ``flask sse`` for operators: ``tail``, ``stats`` and ``kick``.
+
+Run by the command's own process, which has no streams of its own, and ends afterwards.
+"""
+
+from __future__ import annotations
+
+import click
+from flask.cli import AppGroup
+
+from ..backends.redis.backend import RedisBackend
+from ..commands.arguments import (
+    below,
+    command,
+    described_user,
+    request_of,
+    request_options,
+    tail_options,
+    user_of,
+)
+from ..commands.stats import fetch_stats, redis_json, redis_lines, show_stats
+from ..commands.tail import Printer, tail_redis, tail_url
+from ..commands.terminal import Terminal
+from ..errors import InvalidEventError, UsageError
+from ..event import DEFAULT_CHANNEL, NOT_GIVEN
+from ..manager import SSEManager, process_of
+from .signing import Tokens
+
+TOKEN_SECONDS = 60.0
+"""How long a token of ``flask sse tail`` is valid. Each connection gets one of its own."""
+
+
+def add_operator_commands(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
+    """Add the commands for one app to its group."""
+    for add in (_add_tail, _add_stats, _add_kick):
+        add(group, manager, tokens)
+
+
+def _redis_of(manager: SSEManager) -> RedisBackend | None:
+    backend = process_of(manager).backend
+    return backend if isinstance(backend, RedisBackend) else None
+
+
+def _add_tail(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
+    @group.command("tail")
+    @click.argument("url", required=False)
+    @tail_options
+    @click.option("-n", "--last", type=click.IntRange(0), default=0, help="From Redis: begin with so many entries.")
+    @click.option("--user", metavar="USER", help="With a URL: this user's stream. JSON: 7 is a number, '\"7\"' a text.")
+    @request_options
+    @command
+    def tail(
+        url: str | None,
+        channels: tuple[str, ...],
+        types: tuple[str, ...],
+        cursor: str,
+        full: bool,
+        as_json: bool,
+        last: int,
+        user: str | None,
+        headers: tuple[str, ...],
+        token: str | None,
+    ) -> None:
+        """Show events as they come, like tail -f: one line each. Ctrl-C ends it.
+
+        Without URL, it reads what all processes publish from Redis (SSE_BACKEND): all channels and users, or the
+        channels you name, with broadcasts. With the URL of the stream, it is a client like any other. It then signs
+        a token for itself with the SECRET_KEY, unless you give a --token or a --header.
+        """
+        terminal = Terminal()
+        printer = Printer(terminal, as_json=as_json, full=full, types=types)
+        if url is not None:
+            if last:
+                raise click.UsageError("--last is for Redis: a stream over HTTP begins after a cursor (--since)")
+
+            def sign() -> str | None:
+                if token or headers:
+                    return token
+                named = NOT_GIVEN if user is None else user_of(user)
+                try:
+                    names = channels or (() if user is not None else (DEFAULT_CHANNEL,))
+                    return tokens.sign(names, named, TOKEN_SECONDS)
+                except UsageError:  # there is no SECRET_KEY
+                    return None
+                except InvalidEventError as error:
+                    raise click.UsageError(str(error)) from None
+
+            tail_url(lambda after: request_of(url, headers, sign(), channels, after), cursor, printer, terminal)
+            return
+        if headers or token or user is not None:
+            raise click.UsageError("--header, --token and --user need the URL of the stream")
+        backend = _redis_of(manager)
+        if backend is None:
+            raise click.ClickException(
+                "the backend memory:// keeps events in the process that sends them, so this process cannot see them: "
+                "give the URL of the stream, or set SSE_BACKEND to redis://..."
+            )
+        tail_redis(backend.inspect(), channels, last, cursor, printer, terminal)
+
+
+def _add_stats(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
+    @group.command("stats")
+    @click.option("--url", help="The URL of the stream: shows the counters of the process that answers there.")
+    @request_options
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @click.option("--watch", metavar="SECONDS", type=click.FloatRange(0.1), help="Again and again, with changes.")
+    @command
+    def stats(url: str | None, headers: tuple[str, ...], token: str | None, as_json: bool, watch: float | None) -> None:
+        """Show the counters of a running process, or what Redis knows of all processes.
+
+        With --url, it asks one process for its counters, which @sse.allow_stats has to let it see. With several
+        processes behind the URL, each time another one may answer. Without --url, it asks Redis (SSE_BACKEND).
+        """
+        terminal = Terminal()
+        if url is not None:
+            request = request_of(below(url, "stats"), [*headers, "Accept: application/json"], token)
+            show_stats(lambda: fetch_stats(request), url, terminal, as_json, watch or 0.0)
+            return
+        if headers or token or watch:
+            raise click.UsageError("--header, --token and --watch need --url")
+        backend = _redis_of(manager)
+        if backend is None:
+            raise click.ClickException(
+                "the backend is memory://, so each process only knows its own counters, and this one has no streams: "
+                "give the URL of the stream with --url"
+            )
+        facts = backend.inspect().facts()
+        for line in [redis_json(facts)] if as_json else redis_lines(facts):
+            terminal.write(line)
+
+
+def _add_kick(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
+    @group.command("kick")
+    @click.option("--user", metavar="USER", help="The user, as JSON: 7 is a number, '\"7\"' a text, and so is alice.")
+    @click.option("--channel", metavar="CHANNEL", help="The channel. With --user: only that user's streams of it.")
+    @click.option("--yes", is_flag=True, help="Do not ask.")
+    @command
+    def kick(user: str | None, channel: str | None, yes: bool) -> None:
+        """End the streams of a user, or of a channel, in all processes.
+
+        Browsers come back after a moment, and the app then decides again whether they may have a stream. Signed tokens
+        of the user that were made before are refused from now on. See SSE.kick.
+        """
+        if user is None and channel is None:
+            raise click.UsageError("say whose streams end: --user, --channel or both")
+        if not process_of(manager).reaches_others:
+            raise click.ClickException(
+                "the backend memory:// reaches only the streams of this process, which has none, so nothing would "
+                'happen: set SSE_BACKEND to "redis://..."'
+            )
+        named_user = NOT_GIVEN if user is None else user_of(user)
+        whose = [] if user is None else [f"the user {described_user(user_of(user))}"]
+        whose += [] if channel is None else [f"the channel {channel!r}"]
+        what = f"all streams of {' in '.join(whose)}, in all processes"
+        if not yes:
+            click.confirm(f"End {what}?", abort=True, err=True)
+        try:
+            manager.kick(user=named_user, channel=NOT_GIVEN if channel is None else channel)
+        except InvalidEventError as error:
+            raise click.UsageError(str(error)) from None
+        click.echo(f"Redis has it: {what} end now. How many there are is not known here.")

@@ -164,7 +164,7 @@ def _load(request: Request, clients: int, rate: float | None, seconds: float, as
         terminal.end()
         for line in [json.dumps(result, indent=2)] if as_json else as_table(result):
             terminal.write(line)
-    return status
+    return status or int(not result["clients"]["opened"])
 
 
 # -- the server ------------------------------------------------------------------------------------------------------

@@ -589,7 +589,7 @@ def test_no_test_uses_a_private_name_of_the_library() -> None:
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 CONTROL_FLOW = {"StopIteration", "Empty", "OSError", "AttributeError", "NotImplementedError", "AssertionError"}
-CAUGHT_INSIDE = {"BusyError", "_UnexpectedError", "RemoteError", "RefusedError", "EndedError"}
+CAUGHT_INSIDE = {"BusyError", "_UnexpectedError", "RemoteError", "FinalError", "RefusedError", "EndedError"}
 """Errors of the package that never leave it; commands print those of streams over HTTP."""
 OF_THE_KIT = {"StreamRefusedError"}
 """Errors of the testing kit, which fail a test."""

@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from ..backends.redis.inspection import RedisFacts
 from ..remote.message import RemoteError, Request
 from ..remote.stream import CONNECT_SECONDS, connect
+from ..stats import ManagerStats
 from .terminal import Terminal, duration, printable, size
 
 MOST_SHOWN = 10
 """How many names of one counter are shown; the others are counted."""
+_ORDER = {field.name: place for place, field in enumerate(fields(ManagerStats))}
 _SECONDS = {"oldest_stream", "history_age", "backend_silent", "backend_answered", "publishing_for"}
 _BYTES = {"pending_bytes", "bytes", "saved_bytes", "history_bytes"}
 
@@ -64,7 +66,8 @@ def show_stats(ask: Callable[[], dict[str, Any]], url: str, terminal: Terminal, 
 
 def table(stats: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines: a counter each, with its names below it, and with the change since `before`."""
-    for name, value in stats.items():
+    for name in sorted(stats, key=lambda name: (_ORDER.get(name, len(_ORDER)), name)):
+        value = stats[name]
         if isinstance(value, dict):
             numbers = {key: count for key, count in value.items() if isinstance(count, (int, float))}
             if not numbers:
@@ -82,7 +85,7 @@ def table(stats: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[str]:
         elif name in _SECONDS:
             yield _row(_label(name), duration(value), "")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            text = f"{size(value)}" if name in _BYTES and value >= 0 else f"{value:,}"
+            text = f"{'-' * (value < 0)}{size(abs(value))}" if name in _BYTES else f"{value:,}"
             yield _row(_label(name), text, _change(value, before.get(name, 0), before))
         else:
             yield _row(_label(name), printable(str(value)), "")
@@ -90,10 +93,10 @@ def table(stats: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[str]:
 
 def redis_lines(facts: RedisFacts) -> Iterator[str]:
     """Yield the lines about Redis."""
-    unknown = "unknown"
+    unknown = "not known"
     yield "Redis, for all processes (of one process: flask sse stats --url URL)"
     yield _row("stream", printable(facts.stream), "")
-    yield _row("epoch", printable(facts.epoch or unknown), "")
+    yield _row("epoch", printable(facts.epoch or "none"), "")
     yield _row("entries", f"{facts.entries:,}", "")
     yield _row("memory", unknown if facts.memory_bytes is None else size(facts.memory_bytes), "")
     yield _row("oldest entry", _ago(facts.oldest_age), "")

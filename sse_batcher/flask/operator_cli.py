@@ -5,6 +5,8 @@ Run by the command's own process, which has no streams of its own, and ends afte
 
 from __future__ import annotations
 
+import json
+
 import click
 from flask.cli import AppGroup
 
@@ -95,7 +97,8 @@ def _add_tail(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
                 "the backend memory:// keeps events in the process that sends them, so this process cannot see them: "
                 "give the URL of the stream, or set SSE_BACKEND to redis://..."
             )
-        tail_redis(backend.inspect(), channels, last, cursor, printer, terminal)
+        with backend.inspect() as inspection:
+            tail_redis(inspection, channels, last, cursor, printer, terminal)
 
 
 def _add_stats(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
@@ -124,7 +127,8 @@ def _add_stats(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
                 "the backend is memory://, so each process only knows its own counters, and this one has no streams: "
                 "give the URL of the stream with --url"
             )
-        facts = backend.inspect().facts()
+        with backend.inspect() as inspection:
+            facts = inspection.facts()
         for line in [redis_json(facts)] if as_json else redis_lines(facts):
             terminal.write(line)
 
@@ -150,12 +154,12 @@ def _add_kick(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
             )
         named_user = NOT_GIVEN if user is None else user_of(user)
         whose = [] if user is None else [f"the user {described_user(user_of(user))}"]
-        whose += [] if channel is None else [f"the channel {channel!r}"]
-        what = f"all streams of {' in '.join(whose)}, in all processes"
+        whose += [] if channel is None else [f"the channel {json.dumps(channel)}"]
+        what = f"all streams of {' in '.join(whose)} in all processes"
         if not yes:
             click.confirm(f"End {what}?", abort=True, err=True)
         try:
             manager.kick(user=named_user, channel=NOT_GIVEN if channel is None else channel)
         except InvalidEventError as error:
             raise click.UsageError(str(error)) from None
-        click.echo(f"Redis has it: {what} end now. How many there are is not known here.")
+        click.echo(f"Redis has the kick: {what} end now. How many there are is not known here.")

@@ -24,6 +24,10 @@ _FINAL = {204, 400, 401, 403, 404, 405, 410}
 """Statuses that another attempt would not change."""
 
 
+class FinalError(RemoteError):
+    """The server refuses the stream, and another attempt would not change that."""
+
+
 class Follower:
     """Reads one stream again and again. Not thread-safe.
 
@@ -62,8 +66,10 @@ class Follower:
                         why = "the server has ended the stream" if stream.end else "the stream is silent"
                     else:
                         why = self._refusal(stream.head)
+            except FinalError:
+                raise
             except RemoteError as error:
-                if not self._was_open or error.stage == "arguments":
+                if not self._was_open:
                     raise
                 why = str(error)
             self._wait(why)
@@ -107,16 +113,16 @@ class Follower:
         self._tries = 0
 
     def _refusal(self, head: Head) -> str:
-        """Return why there is no stream. Raises `RemoteError` if there never will be one."""
+        """Return why there is no stream. Raises `FinalError` if there never will be one."""
         status = f"{head.status} {head.reason}".strip()
         location = head.headers.get("Location")
         if location is not None:
-            raise RemoteError(f"the answer is {status}, to {location}: give that URL, or a token or cookie", "answer")
+            raise FinalError(f"the answer is {status}, to {location}: give that URL, or a token or cookie", "answer")
         if head.status == 200:
             kind = head.headers.get_content_type()
-            raise RemoteError(f"the answer is {kind}, not an event stream: is this the URL of the stream?", "answer")
+            raise FinalError(f"the answer is {kind}, not an event stream: is this the URL of the stream?", "answer")
         if head.status in _FINAL or not self._was_open:
-            raise RemoteError(f"the server answers with {status}", "answer")
+            raise FinalError(f"the server answers with {status}", "answer")
         self._after = _retry_after(head)
         return f"the server answers with {status}"
 

@@ -5,6 +5,7 @@ It only reads. The caller's thread, which waits for Redis.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,11 +46,17 @@ class RedisFacts:
 
 
 class Inspection:
-    """What `RedisBackend.inspect` returns. `connect` makes a client. Not thread-safe."""
+    """What `RedisBackend.inspect` returns. `connect` makes a client, which ``with`` closes. Not thread-safe."""
 
     def __init__(self, keys: Keys, connect: Callable[[], Any]) -> None:
         self._keys = keys
         self._client = connect()
+
+    def __enter__(self) -> Inspection:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._client.close()
 
     def facts(self) -> RedisFacts:
         """Ask for all of it once. Raises `BackendError` if Redis does not answer."""
@@ -166,8 +173,8 @@ class Inspection:
         if isinstance(content, Batch):
             yield News(content, at, cursor)
         elif isinstance(content, Kick):
-            what = [f"the user {content.user!r}"] if content.user is not None else []
-            what += [f"the channel {content.channel!r}"] if content.channel is not None else []
+            what = [f"the user {json.dumps(content.user)}"] if content.user is not None else []
+            what += [f"the channel {json.dumps(content.channel)}"] if content.channel is not None else []
             yield News(f"kicked: {' in '.join(what)}", at, cursor)
         elif isinstance(content, Unreadable):
             yield News(f"an entry cannot be read ({content.reason})", at, cursor)

@@ -82,7 +82,7 @@ class LoadClient:
         except BlockingIOError:
             pass
         except OSError as error:
-            reason = error.strerror or str(error)
+            reason = _reason(error)
             raise EndedError(f"broken: {reason}") if self.is_open else RefusedError(reason) from error
         return 0, []
 
@@ -146,3 +146,9 @@ class LoadClient:
         if not self.is_open:
             raise RefusedError("closed without an answer" if self._reader.head is None else "closed at once")
         raise EndedError(self.bye or "closed without sse_bye")
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"TLS: {error.verify_message}"
+    return f"TLS: {error.reason}" if isinstance(error, ssl.SSLError) else error.strerror or str(error)

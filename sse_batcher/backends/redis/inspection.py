@@ -80,9 +80,9 @@ class Inspection:
             raise BackendError(f"reading from Redis failed: {error}") from error
 
     def follow(self, last: int, cursor: str) -> Iterator[News]:
-        """Yield what is added from now on; first the newest `last` entries, or all after the cursor.
+        """Return what is added from this call on, one by one; first the newest `last` entries, or all after the cursor.
 
-        Never ends: if Redis is away, it waits. Raises `BackendError` if Redis does not answer at first.
+        It never ends: if Redis is away, it waits. Raises `BackendError` if Redis does not answer this call.
         """
         try:
             with understood():
@@ -90,6 +90,9 @@ class Inspection:
                 begin, missed = self._beginning(last, cursor, epoch)
         except errors() as error:
             raise BackendError(f"reading from Redis failed: {error}") from error
+        return self._follow(begin, epoch, missed)
+
+    def _follow(self, begin: tuple[int, int], epoch: str, missed: str) -> Iterator[News]:
         if missed:
             yield News(missed, time.time(), "")
         retries = pauses()

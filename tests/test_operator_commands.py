@@ -1,0 +1,364 @@
+"""`flask sse tail`, `stats` and `kick`: from Redis, and from a running process."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import pytest
+from flask import Flask, request
+
+from sse_batcher import SSE, BackendError, SSEManager, Text
+from sse_batcher.backends.redis.inspection import Inspection, News
+from sse_batcher.commands.stats import table
+from sse_batcher.commands.terminal import Terminal
+from sse_batcher.manager import process_of
+from sse_batcher.stats import ManagerStats
+from sse_batcher.testing import live_server
+
+from .kit.commands import environment, interrupt, started
+from .kit.redisserver import RedisServer, cursor_of, redis_fixture
+
+external = pytest.mark.external
+server = redis_fixture()
+
+
+def invoke(app: Flask, *arguments: str, **options: Any) -> click.testing.Result:
+    return app.test_cli_runner().invoke(args=["sse", *arguments], **options)
+
+
+@pytest.fixture
+def make_app() -> Iterator[Any]:
+    managers = []
+
+    def make(backend: str | None = None, **config: Any) -> tuple[Flask, SSE]:
+        app = Flask("shop")
+        app.config.update(config)
+        if backend is not None:
+            app.config["SSE_BACKEND"] = backend
+        sse = SSE(app)
+        with app.app_context():
+            managers.append(sse.manager)
+        return app, sse
+
+    yield make
+    for manager in managers:
+        assert manager.shutdown()
+
+
+# -- without Redis -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tail"], "keeps events in the process that sends them"),
+        (["stats"], "this one has no streams: give the URL of the stream with --url"),
+        (["kick", "--user", "7", "--yes"], "nothing would happen: set SSE_BACKEND"),
+    ],
+)
+def test_without_redis_each_says_why_it_cannot(make_app: Any, arguments: list[str], said: str) -> None:
+    app, _ = make_app()
+    result = invoke(app, *arguments)
+    assert result.exit_code == 1
+    assert said in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["kick"], "--user, --channel or both"),
+        (["kick", "--user", "", "--yes"], "1 to 256 characters"),
+        (["kick", "--channel", "*", "--yes"], "no channel to kick"),
+        (["tail", "http://x", "--last", "1"], "--last is for Redis"),
+        (["tail", "--user", "7"], "need the URL"),
+        (["tail", "http://x", "--user", ""], "1 to 256 characters"),
+        (["stats", "--watch", "1"], "need --url"),
+        (["stats", "--url", "x"], "is not a URL"),
+    ],
+)
+def test_wrong_arguments_are_status_2(make_app: Any, arguments: list[str], said: str) -> None:
+    app, _ = make_app("redis://127.0.0.1:1", SECRET_KEY="x")
+    result = invoke(app, *arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_redis_away_is_said_in_a_line(make_app: Any) -> None:
+    app, _ = make_app("redis://127.0.0.1:1")
+    for arguments in (["tail"], ["stats"], ["kick", "--user", "7", "--yes"]):
+        result = invoke(app, *arguments)
+        assert result.exit_code == 1
+        assert re.search(r"Error: .*Redis.*refused", result.output)
+        assert "Traceback" not in result.output
+
+
+# -- what Redis knows --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def manager(server: RedisServer) -> Iterator[SSEManager]:
+    with SSEManager(backend=server.url) as manager:
+        cursor_of(manager)  # the epoch has begun
+        yield manager
+
+
+@pytest.fixture
+def inspection(manager: SSEManager) -> Iterator[Inspection]:
+    backend: Any = process_of(manager).backend
+    with backend.inspect() as inspection:
+        yield inspection
+
+
+def send(manager: SSEManager, *numbers: int, **options: Any) -> None:
+    for number in numbers:
+        manager.enqueue("order", number, **options)
+        assert manager.flush_all(10)
+
+
+def content(news: News) -> Any:
+    return news.content if isinstance(news.content, str) else news.content.events[0].data
+
+
+@external
+def test_it_follows_all_channels_and_users(manager: SSEManager, inspection: Inspection) -> None:
+    send(manager, 1, 2)
+    following = inspection.follow(1, "")
+    send(manager, 3, channel="team")
+    send(manager, 4, user=[7, "7"])
+    manager.broadcast("order", Text("5"))
+    manager.flush_all()
+    manager.kick(user=7, channel="team")
+    found = [next(following) for _ in range(5)]
+    assert [content(news) for news in found] == [2, 3, 4, "5", 'kicked: the user 7 in the channel "team"']
+    batches: list[Any] = [news.content for news in found[:4]]
+    assert [(batch.channel, batch.users) for batch in batches] == [
+        ("default", ()),
+        ("team", ()),
+        (None, (7, "7")),
+        ("*", ()),
+    ]
+    assert abs(found[0].time - time.time()) < 10
+
+
+@external
+def test_it_begins_with_what_comes_or_after_a_cursor(manager: SSEManager, inspection: Inspection) -> None:
+    send(manager, 1)
+    begun = next(inspection.follow(1, ""))
+    following = inspection.follow(0, begun.cursor)
+    send(manager, 2)
+    assert content(next(following)) == 2
+    everything = inspection.follow(1_000, "")
+    assert [content(next(everything)) for _ in range(2)] == [1, 2]
+
+
+@external
+def test_a_cursor_that_reaches_nothing_is_a_gap(manager: SSEManager, inspection: Inspection) -> None:
+    send(manager, 1)
+    for cursor in ("00000000-1-0", "x", "..", "e-1-2-3-4"):
+        assert "another history, or has another form" in content(next(inspection.follow(0, cursor)))
+    epoch = manager.cursor().partition("-")[0]
+    assert "no longer has all" in content(next(inspection.follow(0, f"{epoch}-1-0")))
+
+
+@external
+def test_foreign_and_unreadable_entries_are_said(
+    manager: SSEManager, inspection: Inspection, server: RedisServer
+) -> None:
+    following = inspection.follow(0, "")
+    send(manager, 1)
+    assert content(next(following)) == 1
+    server.client.xadd("sse_batcher:stream", {"a": "b"})
+    assert "was not written by sse_batcher" in content(next(following))
+    server.client.xadd("sse_batcher:stream", {"v": "9", "p": "0" * 16, "n": "1"})
+    assert "an entry cannot be read (ValueError" in content(next(following))
+
+
+@external
+def test_an_outage_is_waited_out(manager: SSEManager, inspection: Inspection, server: RedisServer) -> None:
+    following = inspection.follow(0, "")
+    send(manager, 1)
+    assert content(next(following)) == 1
+    server.kill()
+    assert content(next(following)).startswith("Redis does not answer, and is asked again and again: ")
+    server.start()
+    assert content(next(following)) == "Redis answers again"
+    server.client.set("sse_batcher:epoch", "ffffffff")
+    assert "events may be missing" in content(next(following))
+
+
+@external
+def test_a_reader_that_was_too_slow_is_warned(manager: SSEManager, inspection: Inspection, server: RedisServer) -> None:
+    following = inspection.follow(0, "")
+    send(manager, 1)
+    assert content(next(following)) == 1
+    send(manager, 2, 3)
+    server.client.xtrim("sse_batcher:stream", maxlen=1, approximate=False)
+    assert [content(next(following)) for _ in range(2)] == ["this command was too slow: events may be missing", 3]
+
+
+@external
+def test_facts_are_those_of_redis(manager: SSEManager, inspection: Inspection, server: RedisServer) -> None:
+    send(manager, 1, 2)
+    manager.kick(user=7)
+    manager.kick(user="7")
+    facts = inspection.facts()
+    assert (facts.entries, facts.kicked_users) == (5, 2)  # with the beginning of the epoch, and the kicks
+    assert facts.memory_bytes == server.client.memory_usage("sse_batcher:stream")
+    assert facts.epoch == manager.cursor().partition("-")[0]
+    assert facts.oldest_age is not None
+    assert facts.newest_age is not None
+    assert 0 <= facts.newest_age <= facts.oldest_age < 20
+    # A user without these rights still learns the rest.
+    server.client.execute_command("ACL", "SETUSER", "default", "-memory", "-zcard")
+    facts = inspection.facts()
+    assert (facts.entries, facts.memory_bytes, facts.kicked_users) == (5, None, None)
+    server.kill()
+    with pytest.raises(BackendError, match="reading from Redis failed"):
+        inspection.facts()
+
+
+@external
+def test_stats_of_redis_as_a_table_and_for_programs(make_app: Any, server: RedisServer) -> None:
+    app, _ = make_app(server.url)
+    result = invoke(app, "stats")
+    assert result.exit_code == 0
+    assert result.output.startswith("Redis, for all processes")
+    assert re.search(r"newest entry +none\n", result.output)
+    assert json.loads(invoke(app, "stats", "--json").output)["entries"] == 0
+
+
+@external
+def test_tail_as_a_process(manager: SSEManager, server: RedisServer, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        f"from flask import Flask\nfrom sse_batcher import SSE\napp = Flask('app')\n"
+        f"app.config['SSE_BACKEND'] = {server.url!r}\nSSE(app)\n"
+    )
+    send(manager, 1, 2)
+    send(manager, 3, channel="team")
+    send(manager, 4, user="u\x1b[0m")
+    arguments = ("-m", "flask", "--app", "app", "sse", "tail", "-n", "4")
+    with started(*arguments, folder=tmp_path, environ=environment()) as process:
+        assert process.stdout
+        lines = [re.sub(r"^\S+", "TIME", process.stdout.readline()) for _ in range(4)]
+        status, _, err = interrupt(process)
+    assert lines == [
+        "TIME  default  order      1 B  1\n",
+        "TIME  default  order      1 B  2\n",
+        "TIME  team  order      1 B  3\n",
+        'TIME  user "u\\u001b[0m"  order      1 B  4\n',
+    ]
+    assert (status, "Traceback" in err) == (130, False)
+    assert "-- to go on here: --since " in err
+    more = ("--json", "--channel", "team")
+    with started(*arguments, *more, folder=tmp_path, environ=environment()) as process:
+        assert process.stdout
+        said = json.loads(process.stdout.readline())
+        assert (said["channel"], said["type"], said["data"]) == ("team", "order", 3)
+        interrupt(process)
+
+
+# -- kicks -------------------------------------------------------------------------------------------------------------
+
+
+@external
+def test_a_kick_ends_the_streams_of_other_processes(manager: SSEManager, server: RedisServer, make_app: Any) -> None:
+    users = {"7": 7, '"7"': "7", "alice": "alice"}
+    clients = {argument: manager.subscribe(user=user) for argument, user in users.items()}
+    app, _ = make_app(server.url)
+    for argument, described in [("7", "7 (a number)"), ('"7"', '"7" (a text)'), ("alice", '"alice" (a text)')]:
+        assert manager.get_stats().clients == len(clients)
+        result = invoke(app, "kick", "--user", argument, "--yes")
+        assert result.exit_code == 0, result.output
+        assert f"all streams of the user {described}" in result.output
+        assert b'{"reason":"kicked"}' in b"".join(clients.pop(argument))  # which has ended
+
+
+@external
+def test_a_kick_asks_first(server: RedisServer, make_app: Any) -> None:
+    app, _ = make_app(server.url)
+    for answer in ("n\n", ""):
+        result = invoke(app, "kick", "--channel", "team", input=answer)
+        assert result.exit_code == 1
+        assert 'End all streams of the channel "team" in all processes? [y/N]' in result.output
+    assert server.client.xlen("sse_batcher:stream") == 0
+    assert invoke(app, "kick", "--channel", "team", input="y\n").exit_code == 0
+    assert server.client.xlen("sse_batcher:stream") == 1
+
+
+# -- of a running process ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def site(make_app: Any) -> Iterator[Any]:
+    app, sse = make_app(SECRET_KEY="x")
+    sse.authorize(lambda channels: ())  # only with a token
+    with live_server(app) as url:
+        yield app, sse, f"{url}/events"
+
+
+def test_stats_of_a_process(site: Any) -> None:
+    app, sse, url = site
+    result = invoke(app, "stats", "--url", url)
+    assert (result.exit_code, "the app has no @sse.allow_stats" in result.output) == (1, True)
+    sse.allow_stats(lambda: request.headers.get("Authorization") == "Bearer t")
+    result = invoke(app, "stats", "--url", url)
+    assert (result.exit_code, "does not let this request see them" in result.output) == (1, True)
+    result = invoke(app, "stats", "--url", f"{url}?channel=a", "--token", "t")
+    assert result.exit_code == 0, result.output
+    assert re.match(r"One process of \S+/events\S*: the one that has answered. \d\d:\d\d:\d\d\n", result.output)
+    assert re.search(r"\n  clients +0\n", result.output)
+    said = json.loads(invoke(app, "stats", "--url", url, "--token", "t", "--json").output)
+    assert said["enqueued"] == 0
+
+
+def test_a_page_that_is_no_counters(site: Any) -> None:
+    app, _, url = site
+    result = invoke(app, "stats", "--url", f"{url}/health?x=")
+    assert (result.exit_code, "is answered with 404" in result.output) == (1, True)
+
+
+def test_the_table_shows_changes_and_the_largest_names() -> None:
+    before = ManagerStats(enqueued=1, clients_by_channel={"a": 1}).as_dict()
+    by_channel = {f"c{n}\x1b": n for n in range(13)} | {"a": 3}
+    now = ManagerStats(enqueued=1_500, bytes=2_000, saved_bytes=-5, oldest_stream=7_300, clients_by_channel=by_channel)
+    lines = list(table({**now.as_dict(), "later": 5, "words": "x\x1b", "none": {}}, before))
+    assert lines[0].split() == ["enqueued", "1,500", "+1,499"]
+    text = "\n".join(lines)
+    assert re.search(r"\n  bytes +2.0 kB  \+2,000\n", text)
+    assert re.search(r"\n  saved bytes +-5 B  -5\n", text)
+    assert re.search(r"\n  oldest stream +2 h\n", text)
+    assert re.search(r"\n  clients by channel\n    c12\\x1b +12  \+12\n", text)
+    assert re.search(r"\n    a +3  \+2\n", text)
+    assert re.search(r"\n    4 more +6\n", text)
+    assert re.search(r"\n  later +5  \+5\n  words +x\\x1b$", text)
+
+
+def test_tail_signs_a_token_for_itself(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, sse, url = site
+    shown = []
+
+    def write(terminal: Terminal, line: str) -> None:
+        shown.append(line)
+        raise KeyboardInterrupt
+
+    def notice(terminal: Terminal, text: str, style: str = "") -> None:
+        if text.startswith("open"):
+            shown.append(text)
+            sse.enqueue("order", 1, user="7")
+
+    monkeypatch.setattr(Terminal, "write", write)
+    monkeypatch.setattr(Terminal, "notice", notice)
+    result = invoke(app, "tail", url, "--user", '"7"', "--channel", "a")
+    assert result.exit_code == 130
+    assert shown[0] == "open: a"
+    assert shown[1].endswith("order      1 B  1")
+    result = invoke(app, "tail", url, "--header", "Cookie: a=b")  # then it signs nothing
+    assert (result.exit_code, "403" in result.output) == (1, True)
+    app.config["SECRET_KEY"] = None
+    assert invoke(app, "tail", url).exit_code == 1

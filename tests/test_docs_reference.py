@@ -23,6 +23,7 @@ import sse_batcher
 import sse_batcher_pytest
 from sse_batcher import SSE, BatchOptions, ClientOptions, HistoryOptions, ManagerStats, SSEManager, Text, reasons
 from sse_batcher import testing as testing_kit
+from sse_batcher.cli import commands
 from sse_batcher.event import MAX_CHANNELS, MAX_KEY, MAX_NAME, MAX_USER, MAX_USERS
 from sse_batcher.flask.cli import PUBLISH_SECONDS
 from sse_batcher.flask.config import KEYS
@@ -474,7 +475,11 @@ def test_every_command_is_there() -> None:
     group: Any = app.cli.commands["sse"]
     helps = re.findall(r"^```\{generated\} help (.*)$", page("command-line"), flags=re.M)
     assert sorted(helps) == sorted(
-        ["python -m sse_batcher", "flask sse", *(f"flask sse {name}" for name in group.commands)]
+        [
+            *("python -m sse_batcher", "flask sse"),
+            *(f"python -m sse_batcher {name}" for name in commands.commands),
+            *(f"flask sse {name}" for name in group.commands),
+        ]
     )
     assert f"within {PUBLISH_SECONDS:g} seconds" in page("command-line")
 

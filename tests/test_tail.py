@@ -181,6 +181,23 @@ def test_a_refusal_at_the_beginning_ends_it(answer: bytes, why: str, capsys: pyt
     assert why in err
 
 
+def test_in_the_middle_of_a_batch_it_would_go_on_before_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(terminal: Terminal, line: str) -> None:
+        written.append(line)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    written: list[str] = []
+    monkeypatch.setattr(Terminal, "write", write)
+    batch = b'event: a\ndata: 1\nid: e-1\n\nevent: a_batch\ndata: {"events":[2,3]}\nid: e-2\n\n'
+    with scripted_server(sending(STREAM + OPEN + batch)) as server, pytest.raises(SystemExit) as ended:
+        main(["tail", server.url])
+    assert ended.value.code == 130
+    assert "--since e-1\n" in capsys.readouterr().err
+
+
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 EVENTS = b'event: a\ndata: "\\u00e9"\nid: e-1\n\nevent: b\ndata: x\ndata: y\nid: e-2\n\n'

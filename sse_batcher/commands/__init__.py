@@ -1,4 +1,5 @@
 """Commands for operators that look at a site from outside: `tail`, `load` and the counters.
 
-Internal. `sse_batcher.cli` and `sse_batcher.flask.cli` give them their arguments.
+`sse_batcher.cli` and `sse_batcher.flask.cli` give them their arguments. See "Commands" in
+docs/explanation/architecture.md.
 """

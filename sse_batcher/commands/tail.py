@@ -110,12 +110,16 @@ class Printer:
 def tail_url(ask: Callable[[str], Request], cursor: str, printer: Printer, terminal: Terminal) -> None:
     """Print the events of a stream until Ctrl-C, which raises `KeyboardInterrupt`. Raises `RemoteError`."""
     follower = Follower(ask, terminal.notice, cursor)
+    reached, is_printing = cursor, False
     try:
         for at, block in follower.events():
+            is_printing = True
             for event in unpack(at, block):
                 printer.print(event)
+            reached, is_printing = follower.cursor, False
     finally:
-        _say_cursor(terminal, follower.cursor)
+        # In the middle of a batch, go on before it: events may come twice, but none is missing.
+        _say_cursor(terminal, reached if is_printing else follower.cursor)
 
 
 def tail_redis(
@@ -134,12 +138,12 @@ def tail_redis(
     reached = cursor
     try:
         for news in inspection.follow(last, cursor):
-            reached = news.cursor or reached
             if isinstance(news.content, str):
                 terminal.notice(news.content)
             elif not wanted or news.content.channel in wanted | {BROADCAST}:
                 for event in unpack_batch(news.content, news.time, news.cursor):
                     printer.print(event)
+            reached = news.cursor or reached
     finally:
         _say_cursor(terminal, reached)
 

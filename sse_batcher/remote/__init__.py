@@ -1,4 +1,4 @@
-"""Streams over HTTP, as a client outside of the server gets them. For the commands `tail`, `load` and `doctor`.
+"""Streams over HTTP, as a client outside of the server gets them, with the standard library. For commands.
 
-Internal. With the standard library only.
+Internal. See "Commands" in docs/explanation/architecture.md.
 """

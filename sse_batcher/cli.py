@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     For a main thread that ends afterwards: the demo takes over SIGINT and SIGTERM for good.
     """
     try:
-        status: int | None = commands.main(argv, "python -m sse_batcher", standalone_mode=False)
+        status: int | None = _commands.main(argv, "python -m sse_batcher", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     help="The port, 0 for any free one. If it is taken, the demo takes a free one.",
 )
 @click.pass_context
-def commands(context: click.Context, host: str, port: int) -> None:
+def _commands(context: click.Context, host: str, port: int) -> None:
     """Show what batching saves, in a browser: a simulated hub, and its events batched and not.
 
     With a command: look at a site from outside.
@@ -72,7 +72,7 @@ def commands(context: click.Context, host: str, port: int) -> None:
         context.exit(serve(host, port))
 
 
-@commands.command("report")
+@_commands.command("report")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def _report_command(context: click.Context, as_json: bool) -> None:
@@ -80,7 +80,7 @@ def _report_command(context: click.Context, as_json: bool) -> None:
     context.exit(_report(report.as_json if as_json else report.as_table))
 
 
-@commands.command("tail")
+@_commands.command("tail")
 @click.argument("url")
 @tail_options
 @request_options
@@ -104,7 +104,7 @@ def _tail_command(
     tail_url(lambda after: request_of(url, headers, token, channels, after), cursor, printer, terminal)
 
 
-@commands.command("load")
+@_commands.command("load")
 @click.argument("url")
 @click.option("--clients", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Streams to open.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Open at most so many a second.")

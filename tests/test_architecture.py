@@ -453,6 +453,15 @@ def test_importing_the_root_imports_no_flask_and_starts_no_thread() -> None:
     assert printed == "[] 1\n"
 
 
+def test_an_app_imports_no_client_of_http() -> None:
+    """Only the commands for operators need one, and it takes about as long to import as half of the library."""
+    printed = run(
+        "import sys, flask, sse_batcher; app = flask.Flask('app'); sse_batcher.SSE(app)\n"
+        "print([name for name in sys.modules if name.startswith(('sse_batcher.remote', 'sse_batcher.commands'))])"
+    )
+    assert printed == "[]\n"
+
+
 def test_a_star_import_gives_every_name() -> None:
     assert run("from sse_batcher import *\nprint(SSE.__name__, stream.__name__)") == "SSE stream\n"
 

@@ -16,7 +16,6 @@ from ..browser import SCRIPT_NAME, SOURCE, TYPES, TYPES_NAME, VERSION
 from ..errors import InvalidEventError
 from ..event import BROADCAST, DEFAULT_CHANNEL, Text
 from ..manager import SSEManager, process_of
-from .operator_cli import add_operator_commands
 from .signing import Tokens
 
 PUBLISH_SECONDS = 10.0
@@ -24,10 +23,40 @@ _MARK = "// sse_batcher for browsers, "
 """What the files that ``flask sse client`` writes begin with, so that it can find the files of an earlier run."""
 
 
+class _Commands(AppGroup):
+    """The group. It calls `add_more(group)` before the first command is looked for.
+
+    The commands for operators import clients of HTTP, which takes about as long as half of the library. The processes
+    that serve the app do not need them.
+    """
+
+    def __init__(self, add_more: Callable[[AppGroup], None]) -> None:
+        super().__init__("sse", help="Server-Sent Events.")
+        self._add_more: Callable[[AppGroup], None] | None = add_more
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        self._complete()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        self._complete()
+        return super().get_command(ctx, cmd_name)
+
+    def _complete(self) -> None:
+        add_more, self._add_more = self._add_more, None
+        if add_more is not None:
+            add_more(self)
+
+
 def create_commands(manager: SSEManager, tokens: Tokens, compare_config: Callable[[], None]) -> AppGroup:
     """Make the commands for one app. `compare_config` logs config keys that were set too late."""
-    group = AppGroup("sse", help="Server-Sent Events.")
-    add_operator_commands(group, manager, tokens)
+
+    def add_more(group: AppGroup) -> None:
+        from .operator_cli import add_operator_commands  # noqa: PLC0415  # see `_Commands`
+
+        add_operator_commands(group, manager, tokens)
+
+    group = _Commands(add_more)
 
     @group.command("publish")
     @click.argument("event_type", metavar="TYPE")

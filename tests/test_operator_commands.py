@@ -326,8 +326,11 @@ def test_a_page_that_is_no_counters(site: Any) -> None:
 def test_the_table_shows_changes_and_the_largest_names() -> None:
     before = ManagerStats(enqueued=1, clients_by_channel={"a": 1}).as_dict()
     by_channel = {f"c{n}\x1b": n for n in range(13)} | {"a": 3}
-    now = ManagerStats(enqueued=1_500, bytes=2_000, saved_bytes=-5, oldest_stream=7_300, clients_by_channel=by_channel)
-    lines = list(table({**now.as_dict(), "later": 5, "words": "x\x1b", "none": {}}, before))
+    now = ManagerStats(
+        enqueued=1_500, bytes=2_000, saved_bytes=-5, oldest_stream=7_300.0, clients_by_channel=by_channel
+    )
+    times = {"buckets": {"0.5": 2, "+Inf": 1}, "sum": 6.0}
+    lines = list(table({**now.as_dict(), "later": 5, "words": "x\x1b", "none": {}, "times": times}, before))
     assert lines[0].split() == ["enqueued", "1,500", "+1,499"]
     text = "\n".join(lines)
     assert re.search(r"\n  bytes +2.0 kB  \+2,000\n", text)
@@ -336,7 +339,12 @@ def test_the_table_shows_changes_and_the_largest_names() -> None:
     assert re.search(r"\n  clients by channel\n    c12\\x1b +12  \+12\n", text)
     assert re.search(r"\n    a +3  \+2\n", text)
     assert re.search(r"\n    4 more +6\n", text)
-    assert re.search(r"\n  later +5  \+5\n  words +x\\x1b$", text)
+    assert re.search(r"\n  later +5  \+5\n  times +3  mean 2.0 s\n  words +x\\x1b$", text)
+
+
+def test_counters_of_another_form_are_no_error() -> None:
+    odd = {"a": None, "b": [1], "c": True, "d": {"e": "f"}, "g": {"buckets": {"h": "i"}, "sum": 1}, "j": {"buckets": 1}}
+    assert list(table(odd, {"d": 1, "g": 2}))
 
 
 def test_tail_signs_a_token_for_itself(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:

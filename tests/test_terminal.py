@@ -38,7 +38,8 @@ def test_sizes_times_and_texts_are_short() -> None:
         "250 kB",
         "10.0 TB",
     ]
-    assert [duration(each) for each in (0.04, 61, 600, 9_000, 10**6)] == ["0.0 s", "61 s", "10 min", "2 h", "12 days"]
+    times = ["0.0 s", "40 ms", "1.5 s", "61 s", "10 min", "2 h", "12 days"]
+    assert [duration(each) for each in (0.0, 0.04, 1.5, 61, 600, 9_000, 10**6)] == times
     assert (shortened("abcdef", 6), shortened("abcdef", 5)) == ("abcdef", "abcd\u2026")
 
 

@@ -20,8 +20,6 @@ from .terminal import Terminal, duration, printable, size
 MOST_SHOWN = 10
 """How many names of one counter are shown; the others are counted."""
 _ORDER = {field.name: place for place, field in enumerate(fields(ManagerStats))}
-_SECONDS = {"oldest_stream", "history_age", "backend_silent", "backend_answered", "publishing_for"}
-_BYTES = {"pending_bytes", "bytes", "saved_bytes", "history_bytes"}
 
 
 def fetch_stats(request: Request) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def fetch_stats(request: Request) -> dict[str, Any]:
             401: ": give the --token or --header that the app asks for",
             403: ": the app's @sse.allow_stats does not let this request see them",
             404: ": the app has no @sse.allow_stats, or this is not the URL of its stream",
-        }.get(status, "")
+        }.get(status)
         raise RemoteError(f"{request.url} is answered with {status}{why}", "answer")
     try:
         stats = json.loads(body)
@@ -67,41 +65,57 @@ def show_stats(ask: Callable[[], dict[str, Any]], url: str, terminal: Terminal, 
 def table(stats: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines: a counter each, with its names below it, and with the change since `before`."""
     for name in sorted(stats, key=lambda name: (_ORDER.get(name, len(_ORDER)), name)):
-        value = stats[name]
+        value, label = stats[name], _label(name)
         if isinstance(value, dict):
-            numbers = {key: count for key, count in value.items() if isinstance(count, (int, float))}
-            if not numbers:
-                continue
-            yield f"  {_label(name)}"
-            earlier = before.get(name) or {}
-            shown = sorted(numbers, key=lambda key: (-numbers[key], key))
-            for key in shown[:MOST_SHOWN]:
-                yield _row(
-                    f"  {printable(key)}", f"{numbers[key]:,}", _change(numbers[key], earlier.get(key, 0), before)
-                )
-            if len(shown) > MOST_SHOWN:
-                rest = shown[MOST_SHOWN:]
-                yield _row(f"  {len(rest)} more", f"{sum(numbers[key] for key in rest):,}", "")
-        elif name in _SECONDS:
-            yield _row(_label(name), duration(value), "")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            text = f"{'-' * (value < 0)}{size(abs(value))}" if name in _BYTES else f"{value:,}"
-            yield _row(_label(name), text, _change(value, before.get(name, 0), before))
+            earlier = before.get(name)
+            yield from _histogram(label, value) or _names(label, value, earlier if isinstance(earlier, dict) else None)
+        elif isinstance(value, float):  # seconds
+            yield _row(label, duration(value))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            text = f"{'-' * (value < 0)}{size(abs(value))}" if name.endswith("bytes") else f"{value:,}"
+            yield _row(label, text, _change(value, before.get(name, 0) if before else None))
         else:
-            yield _row(_label(name), printable(str(value)), "")
+            yield _row(label, printable(str(value)))
+
+
+def _histogram(label: str, value: Mapping[str, Any]) -> list[str]:
+    """Return the line of times that are counted in buckets. Nothing, if this is not such a counter."""
+    buckets, total = value.get("buckets"), value.get("sum")
+    if not isinstance(buckets, dict) or not isinstance(total, (int, float)):
+        return []
+    count = sum(_numbers(buckets).values())
+    return [_row(label, f"{count:,}", f"mean {duration(total / count)}" if count else "")]
+
+
+def _names(label: str, value: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield the lines of a counter with names, the largest first."""
+    numbers = _numbers(value)
+    if numbers:
+        yield f"  {label}"
+    shown = sorted(numbers, key=lambda key: (-numbers[key], key))
+    for key in shown[:MOST_SHOWN]:
+        change = _change(numbers[key], None if before is None else before.get(key, 0))
+        yield _row(f"  {printable(key)}", f"{numbers[key]:,}", change)
+    rest = shown[MOST_SHOWN:]
+    if rest:
+        yield _row(f"  {len(rest)} more", f"{sum(numbers[key] for key in rest):,}")
+
+
+def _numbers(value: Mapping[str, Any]) -> dict[str, float]:
+    return {key: count for key, count in value.items() if isinstance(count, (int, float))}
 
 
 def redis_lines(facts: RedisFacts) -> Iterator[str]:
     """Yield the lines about Redis."""
     unknown = "not known"
     yield "Redis, for all processes (of one process: flask sse stats --url URL)"
-    yield _row("stream", printable(facts.stream), "")
-    yield _row("epoch", printable(facts.epoch or "none"), "")
-    yield _row("entries", f"{facts.entries:,}", "")
-    yield _row("memory", unknown if facts.memory_bytes is None else size(facts.memory_bytes), "")
-    yield _row("oldest entry", _ago(facts.oldest_age), "")
-    yield _row("newest entry", _ago(facts.newest_age), "")
-    yield _row("kicked users", unknown if facts.kicked_users is None else f"{facts.kicked_users:,}", "")
+    yield _row("stream", printable(facts.stream))
+    yield _row("epoch", printable(facts.epoch or "none"))
+    yield _row("entries", f"{facts.entries:,}")
+    yield _row("memory", unknown if facts.memory_bytes is None else size(facts.memory_bytes))
+    yield _row("oldest entry", _ago(facts.oldest_age))
+    yield _row("newest entry", _ago(facts.newest_age))
+    yield _row("kicked users", unknown if facts.kicked_users is None else f"{facts.kicked_users:,}")
 
 
 def redis_json(facts: RedisFacts) -> str:
@@ -113,14 +127,13 @@ def _label(name: str) -> str:
     return printable(name.replace("_", " "))
 
 
-def _row(label: str, value: str, change: str) -> str:
+def _row(label: str, value: str, change: str = "") -> str:
     return f"  {label:<24}{value:>14}{f'  {change}' if change else ''}"
 
 
-def _change(value: float, earlier: object, before: Mapping[str, Any]) -> str:
-    if not before or not isinstance(earlier, (int, float)) or value == earlier:
-        return ""
-    return f"{value - earlier:+,.6g}"
+def _change(value: float, earlier: object) -> str:
+    """Return by how much it has changed; nothing, if it has not, or if it is not known."""
+    return f"{value - earlier:+,.6g}" if isinstance(earlier, (int, float)) and value != earlier else ""
 
 
 def _ago(age: float | None) -> str:

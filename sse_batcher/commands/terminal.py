@@ -38,7 +38,9 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in few characters, such as ``0.4 s``, ``12 s``, ``5 min`` or ``3 h``."""
+    """Return a time in few characters, such as ``4 ms``, ``1.5 s``, ``12 s``, ``5 min`` or ``3 h``."""
+    if 0 < seconds < 1:
+        return f"{seconds * 1_000:.3g} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     for unit, length, most in (("s", 1, 120), ("min", 60, 120), ("h", 3_600, 48)):

@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 
 from sse_batcher import SSE
 from sse_batcher.cli import main
+from sse_batcher.commands import load as commands_load
 from sse_batcher.commands.load import OTHER_FILES, Load, raise_limit
+from sse_batcher.commands.load_client import BlockReader, Memo
 from sse_batcher.commands.load_tally import Frames, Seen, losses, order, percentiles
+from sse_batcher.parser import Parser
 from sse_batcher.remote.message import RemoteError, make_request
 from sse_batcher.testing import live_server
 
 from .kit.commands import interrupt, started
-from .kit.scripted_server import HEAD, scripted_server, sending
+from .kit.scripted_server import HEAD, holding, scripted_server, sending
 from .kit.servers import SERVERS, serving
 from .kit.waiting import wait_until
 
@@ -90,6 +93,32 @@ def test_frames_that_come_after_the_end_are_left_out() -> None:
     assert frames.since_closed() == {"p50": 700.0, "p90": 900.0, "p99": 900.0, "max": 900.0}
 
 
+PIECES = [b"data: 1\n", b"\n", b"event: a\n", b"id: e-1\n\n", b":\n", b"data: 2\nid: e-2\n\n", b"da", b"ta: 3\n\n"]
+
+
+@given(st.lists(st.lists(st.sampled_from(PIECES)), min_size=2), st.lists(st.integers(1, 9), min_size=1))
+def test_what_other_clients_have_got_changes_nothing(streams: list[list[bytes]], cuts: list[int]) -> None:
+    memo: Memo = {}
+    for pieces in streams:
+        chunks = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces]
+        begin = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+        reader = BlockReader()
+        assert reader.blocks(begin, memo) == []
+        # Most chunks come as they are. Some are cut.
+        received = [
+            part
+            for place, chunk in enumerate(chunks)
+            for cut in [cuts[place % len(cuts)] if place % 3 == 2 else len(chunk)]
+            for part in (chunk[:cut], chunk[cut:])
+            if part
+        ]
+        found = [block for data in received for block in reader.blocks(data, memo)]
+        # The id of a block without one is that of an earlier block, which the memo does not know.
+        expected = Parser().blocks(b"".join(pieces))
+        assert [block[:2] for block in found] == [block[:2] for block in expected]
+        assert [block.id for block in found if block.has_id] == [block.id for block in expected if block.has_id]
+
+
 # -- against servers of a few bytes ------------------------------------------------------------------------------------
 
 
@@ -115,7 +144,7 @@ def test_losses_gaps_and_ends_are_found(capsys: pytest.CaptureFixture[str]) -> N
         sending(HEAD + b"\r\n"),
         sending(b"SSH-2.0\r\n"),
     ) as server:
-        said = load(server.url, "--clients", "9", "--seconds", "0.1", capsys=capsys)
+        said = load(server.url, "--clients", "9", "--seconds", "99", capsys=capsys)
     assert said["clients"] == {
         "wanted": 9,
         "opened": 3,
@@ -132,6 +161,16 @@ def test_losses_gaps_and_ends_are_found(capsys: pytest.CaptureFixture[str]) -> N
     }
     frames = {"different": 3, "received": 7, "lost": 1, "clients_with_losses": 1, "gaps": {"overflow": 1}}
     assert said["frames"] == frames
+
+
+@pytest.mark.parametrize("begin", [b"", HEAD + b"\r\n:\n"])
+def test_a_stream_that_does_not_open_is_given_up(
+    begin: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands_load, "OPEN_SECONDS", 0.2)
+    with scripted_server(sending(b""), holding(begin)) as server:
+        said = load(server.url, "--clients", "1", "--seconds", "99", capsys=capsys)
+    assert said["clients"]["refused"] == {"no sse_open within 0.2 s": 1}
 
 
 def test_a_snapshot_is_no_frame(capsys: pytest.CaptureFixture[str]) -> None:

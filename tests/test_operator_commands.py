@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import time
@@ -13,9 +14,10 @@ import click.testing
 import pytest
 from flask import Flask, request
 
-from sse_batcher import SSE, BackendError, SSEManager, Text
+from sse_batcher import SSE, BackendError, Batch, Event, SSEManager, Text
 from sse_batcher.backends.redis.inspection import Inspection, News
 from sse_batcher.commands.stats import table
+from sse_batcher.commands.tail import Printer, tail_redis
 from sse_batcher.commands.terminal import Terminal
 from sse_batcher.manager import process_of
 from sse_batcher.stats import ManagerStats
@@ -190,6 +192,7 @@ def test_an_outage_is_waited_out(manager: SSEManager, inspection: Inspection, se
     assert content(next(following)) == "Redis answers again"
     server.client.set("sse_batcher:epoch", "ffffffff")
     assert "events may be missing" in content(next(following))
+    assert content(next(following)) == 1  # all that is there now may be new
 
 
 @external
@@ -261,6 +264,27 @@ def test_tail_as_a_process(manager: SSEManager, server: RedisServer, tmp_path: P
         said = json.loads(process.stdout.readline())
         assert (said["channel"], said["type"], said["data"]) == ("team", "order", 3)
         interrupt(process)
+
+
+def test_a_channel_is_shown_with_the_broadcasts_that_its_clients_get() -> None:
+    batches = [Batch(audience, "a", (Event("a", audience, "1"),), "manual", 0) for audience in ("x", "y", "*", (7,))]
+
+    class Ended(Inspection):
+        def __init__(self) -> None:
+            pass
+
+        def follow(self, last: int, cursor: str) -> Iterator[News]:
+            assert (last, cursor) == (5, "e-1-0")
+            yield from (News(batch, 0.0, f"e-2-{place}") for place, batch in enumerate(batches))
+            raise KeyboardInterrupt
+
+    out, err = io.StringIO(), io.StringIO()
+    terminal = Terminal(out, err)
+    printer = Printer(terminal, as_json=True, full=False, types=())
+    with pytest.raises(KeyboardInterrupt):
+        tail_redis(Ended(), ["x"], 5, "e-1-0", printer, terminal)
+    assert [json.loads(line)["channel"] for line in out.getvalue().splitlines()] == ["x", "*"]
+    assert err.getvalue() == "-- to go on here: --since e-2-3\n"
 
 
 # -- kicks -------------------------------------------------------------------------------------------------------------

@@ -31,6 +31,41 @@ Memo = dict[bytes, list[Block]]
 MOST_REMEMBERED = 256
 
 
+class BlockReader:
+    """Turns the bytes of one connection into blocks. Readers of the same stream share a `Memo`."""
+
+    __slots__ = ("_is_clean", "_parser", "_reader")
+
+    def __init__(self) -> None:
+        self._reader = ResponseReader()
+        self._parser = Parser()
+        self._is_clean = False  # all bytes so far were whole chunks of whole blocks
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the head of the response is complete."""
+        return self._reader.head is not None
+
+    def blocks(self, data: bytes, memo: Memo) -> list[Block]:
+        """Return the blocks that are complete by these bytes. Raises `RefusedError` and `RemoteError`."""
+        was_clean = self._is_clean
+        if was_clean and (known := memo.get(data)) is not None:
+            return known
+        body = self._reader.feed(data)
+        head = self._reader.head
+        if head is None:
+            return []
+        if not head.is_stream:
+            raise RefusedError(f"status {head.status}" if head.status != 200 else "not an event stream")
+        blocks = self._parser.blocks(body)
+        self._is_clean = self._reader.is_between_chunks and self._parser.is_between_blocks
+        if was_clean and self._is_clean:
+            if len(memo) >= MOST_REMEMBERED:
+                memo.clear()
+            memo[data] = blocks
+        return blocks
+
+
 class LoadClient:
     """A client whose connection has begun. `address` is one of `socket.getaddrinfo`. `context`: for TLS, or None.
 
@@ -39,7 +74,7 @@ class LoadClient:
 
     __slots__ = (
         *("began", "begin", "bye", "context", "count", "fd", "is_open", "last", "waits_for"),
-        *("_is_clean", "_parser", "_reader", "_request", "_sock", "_step", "_unsent"),
+        *("_reader", "_request", "_sock", "_step", "_unsent"),
     )
 
     def __init__(
@@ -56,9 +91,7 @@ class LoadClient:
         """Whether it has got ``sse_open``, or ``sse_gap`` in its place, and the connection is there."""
         self.context = context
         self._request = request
-        self._reader = ResponseReader()
-        self._parser = Parser()
-        self._is_clean = False
+        self._reader = BlockReader()
         self._unsent = request.head
         self._step = self._connected
         self.waits_for = WRITE
@@ -121,30 +154,11 @@ class LoadClient:
             data += self._sock.recv(RECEIVE_BYTES)
         if not data:
             self._end()
-        blocks = memo.get(data) if self._is_clean else None
-        if blocks is None:
-            blocks = self._parse(data, memo)
-        return len(data), blocks
-
-    def _parse(self, data: bytes, memo: Memo) -> list[Block]:
-        reader, was_clean = self._reader, self._is_clean
-        body = reader.feed(data)
-        head = reader.head
-        if head is None:
-            return []
-        if not head.is_stream:
-            raise RefusedError(f"status {head.status}" if head.status != 200 else "not an event stream")
-        blocks = self._parser.blocks(body)
-        self._is_clean = reader.is_between_chunks and self._parser.is_between_blocks
-        if was_clean and self._is_clean:
-            if len(memo) >= MOST_REMEMBERED:
-                memo.clear()
-            memo[data] = blocks
-        return blocks
+        return len(data), self._reader.blocks(data, memo)
 
     def _end(self) -> None:
         if not self.is_open:
-            raise RefusedError("closed without an answer" if self._reader.head is None else "closed at once")
+            raise RefusedError("closed at once" if self._reader.has_head else "closed without an answer")
         raise EndedError(self.bye or "closed without sse_bye")
 
 

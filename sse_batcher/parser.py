@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from .wire import DEFAULT_TYPE
 
+MAX_RETRY_DIGITS = 15
+"""A longer `retry` is ignored: Python refuses to read numbers of thousands of digits."""
+
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
@@ -81,7 +84,7 @@ class Parser:
             self._data.append(value)
         elif name == "id" and "\0" not in value:
             self._id, self._has_id = value, True
-        elif name == "retry" and value.isascii() and value.isdecimal():
+        elif name == "retry" and value.isascii() and value.isdecimal() and len(value) <= MAX_RETRY_DIGITS:
             self.retry = int(value)
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import resource
 from collections import Counter
@@ -68,7 +69,7 @@ def test_cursors_are_sorted_by_their_numbers() -> None:
     assert sorted(["e-10", "e-9"], key=order) == ["e-9", "e-10"]
     assert sorted(["e-10", "e-10.2", "e-10.1"], key=order) == ["e-10.1", "e-10.2", "e-10"]
     assert sorted(["e-5-10-1", "e-5-9", "e-5-10"], key=order) == ["e-5-9", "e-5-10", "e-5-10-1"]
-    assert order("x-\u00b2")[0] == "x"
+    assert order("x-\u00b2-" + "9" * 5_000) == ("x", ((0, 0), math.inf))
 
 
 @given(st.lists(st.integers(0, 50), min_size=1))
@@ -171,6 +172,16 @@ def test_a_stream_that_does_not_open_is_given_up(
     with scripted_server(sending(b""), holding(begin)) as server:
         said = load(server.url, "--clients", "1", "--seconds", "99", capsys=capsys)
     assert said["clients"]["refused"] == {"no sse_open within 0.2 s": 1}
+
+
+def test_a_time_that_is_not_credible_is_not_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    odd = b"".join(
+        b'event: a_batch\ndata: {"timestamp":%b}\nid: e-%d\n\n' % (time, number)
+        for number, time in enumerate([b"1e999", b"-1", b"9" * 40, b'"x"', b"null"], start=1)
+    )
+    with scripted_server(sending(b""), sending(OPEN + odd + b"event: b_batch\ndata: [\nid: e-9\n\n")) as server:
+        said = load(server.url, "--clients", "1", "--seconds", "0", capsys=capsys)
+    assert (said["frames"]["received"], said["since_batch_closed_ms"]) == (6, None)
 
 
 def test_a_snapshot_is_no_frame(capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,15 @@ def test_wrong_arguments_are_status_2(make_app: Any, arguments: list[str], said:
     assert said in result.output
 
 
+def test_a_backend_that_was_set_too_late_is_an_error(caplog: pytest.LogCaptureFixture, make_app: Any) -> None:
+    for arguments in (["tail"], ["stats"], ["kick", "--user", "7"]):
+        app, _ = make_app()
+        app.config["SSE_BACKEND"] = "redis://127.0.0.1:1"
+        caplog.clear()
+        assert invoke(app, *arguments).exit_code == 1
+        assert "the config key SSE_BACKEND was set after SSE(app)" in caplog.text
+
+
 def test_redis_away_is_said_in_a_line(make_app: Any) -> None:
     app, _ = make_app("redis://127.0.0.1:1")
     for arguments in (["tail"], ["stats"], ["kick", "--user", "7", "--yes"]):
@@ -275,7 +284,7 @@ def test_a_channel_is_shown_with_the_broadcasts_that_its_clients_get() -> None:
 
         def follow(self, last: int, cursor: str) -> Iterator[News]:
             assert (last, cursor) == (5, "e-1-0")
-            yield from (News(batch, 0.0, f"e-2-{place}") for place, batch in enumerate(batches))
+            yield from (News(batch, 2e16, f"e-2-{place}") for place, batch in enumerate(batches))
             raise KeyboardInterrupt
 
     out, err = io.StringIO(), io.StringIO()

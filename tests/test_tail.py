@@ -148,6 +148,19 @@ def test_a_silent_stream_is_opened_again(capsys: pytest.CaptureFixture[str]) -> 
     assert time.monotonic() - began < 5
 
 
+def test_numbers_that_are_too_large_are_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(follow.time, "sleep", waited.append)
+    opened = b'event: sse_open\nretry: %b\ndata: {"heartbeat":1e999}\nid: \xe2\x82\xac\n\n'
+    far = b"HTTP/1.1 503 \r\nRetry-After: Mon, 01 Jan 0001 00:00:00 GMT\r\nContent-Length: %b\r\n\r\n" % (b"9" * 5_000)
+    scripts = [sending(STREAM + opened % digits) for digits in (b"9" * 15, b"9" * 5_000)]
+    _, _, heads = tail(capsys, *scripts, sending(far))
+    assert waited[:2] == [3_600, 3_600]
+    assert b"\r\nLast-Event-ID: \xe2\x82\xac\r\n" in heads[1]
+
+
 def test_a_passing_failure_is_waited_out(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr(follow.time, "sleep", waited.append)

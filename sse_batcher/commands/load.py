@@ -22,10 +22,12 @@ from .load_tally import Seen, Tally, losses, report
 
 OPENING_AT_ONCE = 100
 """How many connections wait for their first block at the same time."""
-OPEN_SECONDS = 20.0
+OPEN_SECONDS = 10.0
 """How long a stream may take to open."""
 OTHER_FILES = 64
 """File descriptors that the process needs beside those of its clients."""
+LATEST_MS = 10**14
+"""A time of a batch that is not credible, in milliseconds since 1970."""
 LATE_SECONDS = 2.0
 """How long the last frames may take, after the end, to reach all clients."""
 
@@ -230,7 +232,8 @@ class Load:
         if not block.type.endswith("_batch"):
             return None
         timestamp = _value(block, "timestamp")
-        return timestamp / 1_000 + self._to_monotonic if isinstance(timestamp, (int, float)) else None
+        is_time = isinstance(timestamp, int) and 0 < timestamp < LATEST_MS
+        return timestamp / 1_000 + self._to_monotonic if is_time else None
 
 
 def _seen(client: LoadClient) -> Seen:

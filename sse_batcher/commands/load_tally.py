@@ -17,6 +17,9 @@ from .terminal import printable, size
 _RESOLUTION = 10_000
 """Delays are kept in steps of a tenth of a millisecond."""
 
+MAX_DIGITS = 20
+"""No number of a cursor is longer."""
+
 
 class Frames:
     """Which frames came, when each one came first, and how long the other clients then waited for it."""
@@ -67,8 +70,12 @@ def order(id: str) -> tuple[str, tuple[Any, ...]]:
     """Return the history that a cursor is of, and what sorts cursors of one history: its numbers, and the part."""
     frame, _, part = id.partition(".")
     epoch, *numbers = frame.split("-")
-    values = tuple(int(number) if number.isdecimal() else 0 for number in numbers)
-    return epoch, (values, int(part) if part.isdecimal() else math.inf)
+    return epoch, (tuple(map(_number, numbers)), _number(part) if part else math.inf)
+
+
+def _number(text: str) -> int:
+    """Return what a part of a cursor says, 0 for one that is not ours."""
+    return int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ from ..remote.follow import Follower
 from ..remote.message import Request
 from .terminal import Terminal, printable, shortened, size
 
+LATEST_SECONDS = 2.5e11
+"""In the year 9892: a later time is shown as this one."""
+
 
 class Shown(NamedTuple):
     """One event, as `tail` shows it."""
@@ -81,7 +84,7 @@ class Printer:
 
     def _line(self, event: Shown) -> str:
         styled, terminal = self._terminal.styled, self._terminal
-        moment = datetime.fromtimestamp(event.time).strftime("%H:%M:%S.%f")[:-3]
+        moment = _local(event.time).strftime("%H:%M:%S.%f")[:-3]
         audience = printable(_audience(event))
         name, count = printable(event.type), f"{size(event.size):>7}"
         begin = f"{moment}  {f'{audience}  ' if audience else ''}{name}  {count}  "
@@ -94,7 +97,7 @@ class Printer:
     @staticmethod
     def _object(event: Shown) -> str:
         said: dict[str, Any] = {
-            "time": datetime.fromtimestamp(event.time).astimezone().isoformat(timespec="milliseconds"),
+            "time": _local(event.time).astimezone().isoformat(timespec="milliseconds"),
             "type": event.type,
             "cursor": event.cursor,
             "size": event.size,
@@ -146,6 +149,11 @@ def tail_redis(
             reached = news.cursor or reached
     finally:
         _say_cursor(terminal, reached)
+
+
+def _local(seconds: float) -> datetime:
+    """Return a time of this place. An entry of Redis may have any time, also one that no calendar has."""
+    return datetime.fromtimestamp(min(seconds, LATEST_SECONDS))
 
 
 def _say_cursor(terminal: Terminal, cursor: str) -> None:

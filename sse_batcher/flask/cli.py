@@ -54,7 +54,7 @@ def create_commands(manager: SSEManager, tokens: Tokens, compare_config: Callabl
     def add_more(group: AppGroup) -> None:
         from .operator_cli import add_operator_commands  # noqa: PLC0415  # see `_Commands`
 
-        add_operator_commands(group, manager, tokens)
+        add_operator_commands(group, manager, tokens, compare_config)
 
     group = _Commands(add_more)
 

@@ -6,6 +6,7 @@ Run by the command's own process, which has no streams of its own, and ends afte
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import click
 from flask.cli import AppGroup
@@ -32,18 +33,23 @@ TOKEN_SECONDS = 60.0
 """How long a token of ``flask sse tail`` is valid. Each connection gets one of its own."""
 
 
-def add_operator_commands(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
-    """Add the commands for one app to its group."""
-    for add in (_add_tail, _add_stats, _add_kick):
-        add(group, manager, tokens)
+def add_operator_commands(
+    group: AppGroup, manager: SSEManager, tokens: Tokens, compare_config: Callable[[], None]
+) -> None:
+    """Add the commands for one app to its group. `compare_config` logs config keys that were set too late."""
+
+    def redis() -> RedisBackend | None:
+        """Return the backend, None if it is not Redis."""
+        compare_config()
+        backend = process_of(manager).backend
+        return backend if isinstance(backend, RedisBackend) else None
+
+    _add_tail(group, tokens, redis)
+    _add_stats(group, redis)
+    _add_kick(group, manager, redis)
 
 
-def _redis_of(manager: SSEManager) -> RedisBackend | None:
-    backend = process_of(manager).backend
-    return backend if isinstance(backend, RedisBackend) else None
-
-
-def _add_tail(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
+def _add_tail(group: AppGroup, tokens: Tokens, redis: Callable[[], RedisBackend | None]) -> None:
     @group.command("tail")
     @click.argument("url", required=False)
     @tail_options
@@ -91,7 +97,7 @@ def _add_tail(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
             return
         if headers or token or user is not None:
             raise click.UsageError("--header, --token and --user need the URL of the stream")
-        backend = _redis_of(manager)
+        backend = redis()
         if backend is None:
             raise click.ClickException(
                 "the backend memory:// keeps events in the process that sends them, so this process cannot see them: "
@@ -101,7 +107,7 @@ def _add_tail(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
             tail_redis(inspection, channels, last, cursor, printer, terminal)
 
 
-def _add_stats(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
+def _add_stats(group: AppGroup, redis: Callable[[], RedisBackend | None]) -> None:
     @group.command("stats")
     @click.option("--url", help="The URL of the stream: shows the counters of the process that answers there.")
     @request_options
@@ -121,7 +127,7 @@ def _add_stats(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
             return
         if headers or token or watch:
             raise click.UsageError("--header, --token and --watch need --url")
-        backend = _redis_of(manager)
+        backend = redis()
         if backend is None:
             raise click.ClickException(
                 "the backend is memory://, so each process only knows its own counters, and this one has no streams: "
@@ -133,7 +139,7 @@ def _add_stats(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
             terminal.write(line)
 
 
-def _add_kick(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
+def _add_kick(group: AppGroup, manager: SSEManager, redis: Callable[[], RedisBackend | None]) -> None:
     @group.command("kick")
     @click.option("--user", metavar="USER", help="The user, as JSON: 7 is a number, '\"7\"' a text, and so is alice.")
     @click.option("--channel", metavar="CHANNEL", help="The channel. With --user: only that user's streams of it.")
@@ -147,7 +153,7 @@ def _add_kick(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
         """
         if user is None and channel is None:
             raise click.UsageError("say whose streams end: --user, --channel or both")
-        if not process_of(manager).reaches_others:
+        if redis() is None:
             raise click.ClickException(
                 "the backend memory:// reaches only the streams of this process, which has none, so nothing would "
                 'happen: set SSE_BACKEND to "redis://..."'

@@ -20,6 +20,8 @@ HEARTBEAT_SECONDS = 15.0
 """What a stream's heartbeat is taken for until it says so."""
 BACKOFF_SECONDS = (1.0, 30.0)
 """The shortest and the longest time between two attempts, if the server does not say how long to wait."""
+LONGEST_SECONDS = 3_600.0
+"""The longest heartbeat and the longest wait that a server can ask for."""
 _FINAL = {204, 400, 401, 403, 404, 405, 410}
 """Statuses that another attempt would not change."""
 
@@ -82,7 +84,7 @@ class Follower:
                 if not isinstance(item, Block):
                     continue
                 retry = stream.parser.retry
-                self._retry = self._retry if retry is None else retry / 1_000
+                self._retry = self._retry if retry is None else min(retry / 1_000, LONGEST_SECONDS)
                 if item.has_id:
                     self.cursor = item.id
                 if item.type in {"sse_open", "sse_gap", "sse_busy", "sse_bye"}:
@@ -102,7 +104,7 @@ class Follower:
             return
         heartbeat = data.get("heartbeat")
         if isinstance(heartbeat, (int, float)) and heartbeat > 0:
-            self._heartbeat = float(heartbeat)
+            self._heartbeat = float(min(heartbeat, LONGEST_SECONDS))
         if block_type == "sse_gap":
             self._notice(f"gap: events may be missing here ({reason})")
         if not self._is_open:
@@ -151,6 +153,6 @@ def _retry_after(head: Head) -> float:
     text = head.headers.get("Retry-After", "")
     try:
         seconds = float(text) if text.isdecimal() else parsedate_to_datetime(text).timestamp() - time.time()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, OSError):
         return 0.0
-    return min(max(0.0, seconds), 3_600.0)
+    return min(max(0.0, seconds), LONGEST_SECONDS)

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 PORTS = {"http": 80, "https": 443}
 MAX_HEAD_BYTES = 100_000
+MAX_LENGTH_DIGITS = 18
 _SAFE = "!#$%&'()*+,/:;=?@[]~"  # what may stand in a URL as it is
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;.*)?")
@@ -90,7 +91,7 @@ def make_request(
         "Cache-Control": "no-cache",
         "User-Agent": "sse_batcher",
         **({"Authorization": f"Bearer {token}"} if token else {}),
-        **({"Last-Event-ID": cursor} if cursor else {}),
+        **({"Last-Event-ID": cursor.encode(errors="replace").decode("latin-1")} if cursor else {}),
     }
     given = list(headers)
     replaced = {name.lower() for name, _ in given}
@@ -210,7 +211,7 @@ class ResponseReader:
         elif "chunked" in head.headers.get("Transfer-Encoding", "").lower():
             self._is_chunked = True
             self._left = 0
-        elif length.isascii() and length.isdecimal():
+        elif length.isascii() and length.isdecimal() and len(length) <= MAX_LENGTH_DIGITS:
             self._left = int(length)
             self.is_complete = self._left == 0
 

@@ -16,6 +16,7 @@ from flask import Flask, request
 
 from sse_batcher import SSE, BackendError, Batch, Event, SSEManager, Text
 from sse_batcher.backends.redis.inspection import Inspection, News
+from sse_batcher.commands import stats as commands_stats
 from sse_batcher.commands.stats import table
 from sse_batcher.commands.tail import Printer, tail_redis
 from sse_batcher.commands.terminal import Terminal
@@ -164,6 +165,8 @@ def test_it_begins_with_what_comes_or_after_a_cursor(manager: SSEManager, inspec
     following = inspection.follow(0, begun.cursor)
     send(manager, 2)
     assert content(next(following)) == 2
+    assert content(next(inspection.follow(0, f"{begun.cursor}-1"))) == 2
+    assert content(next(inspection.follow(0, f"{begun.cursor}.1"))) == 1  # of that batch, a part was read
     everything = inspection.follow(1_000, "")
     assert [content(next(everything)) for _ in range(2)] == [1, 2]
 
@@ -171,9 +174,9 @@ def test_it_begins_with_what_comes_or_after_a_cursor(manager: SSEManager, inspec
 @external
 def test_a_cursor_that_reaches_nothing_is_a_gap(manager: SSEManager, inspection: Inspection) -> None:
     send(manager, 1)
-    for cursor in ("00000000-1-0", "x", "..", "e-1-2-3-4"):
-        assert "another history, or has another form" in content(next(inspection.follow(0, cursor)))
     epoch = manager.cursor().partition("-")[0]
+    for cursor in ("00000000-1-0", "x", "..", f"{epoch}-1-2-3", f"{epoch}-1-{2**64}", f"{epoch}-1-{'9' * 5_000}"):
+        assert "another history, or has another form" in content(next(inspection.follow(0, cursor)))
     assert "no longer has all" in content(next(inspection.follow(0, f"{epoch}-1-0")))
 
 
@@ -348,6 +351,24 @@ def test_stats_of_a_process(site: Any) -> None:
     assert re.search(r"\n  clients +0\n", result.output)
     said = json.loads(invoke(app, "stats", "--url", url, "--token", "t", "--json").output)
     assert said["enqueued"] == 0
+
+
+def test_counters_are_watched(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, sse, url = site
+    sse.allow_stats(lambda: True)
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            raise KeyboardInterrupt
+        for number in range(5):
+            sse.enqueue("order", number)
+
+    monkeypatch.setattr(commands_stats.time, "sleep", wait)
+    result = invoke(app, "stats", "--url", url, "--watch", "0.5")
+    assert (result.exit_code, waits) == (130, [0.5, 0.5])
+    assert re.findall(r"\n  enqueued +(.*)\n", result.output) == ["0", "5  +5"]
 
 
 def test_a_page_that_is_no_counters(site: Any) -> None:

@@ -6,6 +6,7 @@ It only reads. The caller's thread, which waits for Redis.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from typing import Any, NamedTuple
 
 from ...errors import BackendError
 from ...event import Batch
+from ..kicks import MICROSECONDS
 from .connections import errors, pauses, understood
-from .entries import Kick, RawEntry, Unreadable, new_entries, numbers, raw_entries, read_fields, value_of
+from .entries import Kick, RawEntry, Unreadable, before, new_entries, numbers, raw_entries, read_fields, value_of
 from .reader import BLOCK_MS, ENTRIES_PER_READ, Keys
 
-MICROSECONDS = 1_000_000
+_CURSOR = re.compile(r"([0-9a-f]{8})-([0-9]{1,20})-([0-9]{1,20})(?:-1|(\.[0-9]{1,9}))?", re.ASCII)
 
 
 class News(NamedTuple):
@@ -137,12 +139,14 @@ class Inspection:
         if not cursor:
             whole = len(newest) <= last
             return ((0, 0) if whole else numbers(newest[-1][0])), ""
-        parts = cursor.partition(".")[0].split("-")
-        if parts[0] != epoch or not all(part.isdecimal() for part in parts[1:]) or len(parts) not in {3, 4}:
+        found = _CURSOR.fullmatch(cursor)
+        if found is None or found[1] != epoch or max(int(found[2]), int(found[3])) >= 2**64:
             return (numbers(newest[0][0]) if newest else (0, 0)), (
                 "events may be missing: the cursor is of another history, or has another form"
             )
-        begin = int(parts[1]), int(parts[2])
+        begin = int(found[2]), int(found[3])
+        if found[4]:
+            begin = before(begin)  # the client has a part of this entry
         first = raw_entries(self._client.xrange(self._keys.stream, count=1))
         is_trimmed = bool(first) and numbers(first[0][0]) > begin
         return begin, "events may be missing: Redis no longer has all that came after the cursor" if is_trimmed else ""

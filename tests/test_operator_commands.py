@@ -392,8 +392,11 @@ def test_the_table_shows_changes_and_the_largest_names() -> None:
     assert re.search(r"\n  oldest stream +2 h\n", text)
     assert re.search(r"\n  clients by channel\n    c12\\x1b +12  \+12\n", text)
     assert re.search(r"\n    a +3  \+2\n", text)
-    assert re.search(r"\n    4 more +6\n", text)
-    assert re.search(r"\n  later +5  \+5\n  times +3  mean 2.0 s\n  words +x\\x1b$", text)
+    assert re.search(r"\n    3 more +6\n", text)
+    assert "    c0" not in text
+    assert re.search(r"\n  by reason +0\n", text)
+    assert list(table({"a": {"b": 0, "c": 0}}, {"a": {"b": 1}})) == ["  a", f"    {'b':<22}{0:>14}  -1"]
+    assert re.search(r"\n  later +5  \+5\n  none +0\n  times +3  mean 2.0 s\n  words +x\\x1b$", text)
 
 
 def test_counters_of_another_form_are_no_error() -> None:

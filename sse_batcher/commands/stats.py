@@ -88,10 +88,9 @@ def _histogram(label: str, value: Mapping[str, Any]) -> list[str]:
 
 
 def _names(label: str, value: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yield the lines of a counter with names, the largest first."""
-    numbers = _numbers(value)
-    if numbers:
-        yield f"  {label}"
+    """Yield the lines of a counter with names, the largest first. Names with 0 are left out."""
+    numbers = {key: count for key, count in _numbers(value).items() if count or (before or {}).get(key)}
+    yield f"  {label}" if numbers else _row(label, "0")
     shown = sorted(numbers, key=lambda key: (-numbers[key], key))
     for key in shown[:MOST_SHOWN]:
         change = _change(numbers[key], None if before is None else before.get(key, 0))

@@ -1,0 +1,146 @@
+"""The requests of the doctor: one place that knows the URL, the headers and the token of what is examined.
+
+Any thread. Waits for the network, never longer than the caller says.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+from ..parser import Block, Comment
+from ..remote.message import Head, RemoteError, make_request
+from ..remote.stream import RemoteStream, connect
+from .facts import Answer, Check, FirstBlock
+
+ANY_CODING = ("Accept-Encoding", "gzip, deflate, br, zstd")
+"""What browsers send over HTTPS. `remote` sends ``identity``."""
+
+
+class Target(NamedTuple):
+    """What is examined, and how."""
+
+    url: str
+    headers: tuple[tuple[str, str], ...] = ()
+    token: str | None = None
+    origin: str | None = None
+    seconds: float | None = None
+    """How long to listen. None: long enough for a heartbeat."""
+    is_insecure: bool = False
+    """Whether any certificate is accepted."""
+
+
+class Client:
+    """Sends requests to the target. `patience`: the seconds that each answer, and each first block, may take."""
+
+    def __init__(self, target: Target, patience: float) -> None:
+        self._target = target
+        self.patience = patience
+        self.context: ssl.SSLContext | None = None
+        if target.is_insecure:
+            self.context = ssl.create_default_context()
+            self.context.check_hostname, self.context.verify_mode = False, ssl.CERT_NONE
+
+    def open(
+        self,
+        *headers: tuple[str, str],
+        url: str | None = None,
+        query: Mapping[str, str] | None = None,
+        cursor: str = "",
+        method: str = "GET",
+    ) -> RemoteStream:
+        """Send a request for the stream, or for another `url` of the same site. Raises `RemoteError`."""
+        target = self._target
+        more = [*target.headers, *([("Origin", target.origin)] if target.origin else []), *headers]
+        request = make_request(
+            with_query(url or target.url, query or {}), headers=more, token=target.token, cursor=cursor, method=method
+        )
+        return connect(request, self.patience, self.context)
+
+    def first_block(self, stream: RemoteStream, rest: list[Block | Comment] | None = None) -> FirstBlock | None:
+        """Wait for the first block. None: it does not come in time, or the response has ended before.
+
+        `rest` gets what came together with it.
+        """
+        deadline = time.monotonic() + self.patience
+        while (piece := stream.read(deadline - time.monotonic())) is not None:
+            for index, item in enumerate(piece.items):
+                if isinstance(item, Block):
+                    if rest is not None:
+                        rest += piece.items[index + 1 :]
+                    after = piece.at - stream.answered
+                    return FirstBlock(type=item.type, data=json_object(item.data), cursor=item.id, after=after)
+            if time.monotonic() >= deadline:
+                break
+        return None
+
+    def first_of(self, **options: Any) -> FirstBlock | None:
+        """Open a stream as `open` does, and close it after its first block. None: there is none."""
+        with suppress(RemoteError), self.open(**options) as stream:
+            return self.first_block(stream) if stream.is_stream else None
+        return None
+
+    def poll(self) -> Check | None:
+        """Ask for a stream that ends at once. None: there is no answer in time."""
+        began = time.monotonic()
+        with suppress(RemoteError), self.open(query={"poll": "1"}) as stream:
+            first = self.first_block(stream) if stream.is_stream else None
+            word = f"{first.type} {first.reason}".strip() if first else ""
+            return Check(status=stream.head.status, word=word, after=time.monotonic() - began)
+        return None
+
+    def health(self, path: str) -> Check | None:
+        """Ask a health check, below the path of the stream. None: there is no answer in time."""
+        return self.health_at(below(self._target.url, path))
+
+    def health_at(self, url: str) -> Check | None:
+        """Ask a health check at this URL."""
+        began = time.monotonic()
+        with suppress(RemoteError), self.open(("Accept", "application/json"), url=url) as response:
+            answer = json_object(response.read_rest(self.patience, 10_000).decode(errors="replace"))
+            word = str(answer.get("status", ""))
+            return Check(status=response.head.status, word=word, after=time.monotonic() - began)
+        return None
+
+
+def answer_of(stream: RemoteStream) -> Answer:
+    """Return what the head of a response says."""
+    return Answer(
+        status=stream.head.status,
+        version=stream.head.version,
+        headers=_headers(stream.head),
+        after=stream.answered - stream.began,
+    )
+
+
+def with_query(url: str, query: Mapping[str, str]) -> str:
+    """Add parameters to a URL."""
+    parts = urlsplit(url)
+    both = "&".join(filter(None, [parts.query, urlencode(query)]))
+    return urlunsplit(parts._replace(query=both, fragment=""))
+
+
+def below(url: str, path: str) -> str:
+    """Return the URL of a path below that of the stream, without a query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}{path}", "", ""))
+
+
+def _headers(head: Head) -> dict[str, str]:
+    names: Iterable[str] = dict.fromkeys(name.lower() for name in head.headers)
+    # Cookies are no matter of ours, and facts may be printed.
+    return {name: ", ".join(map(str, head.headers.get_all(name, ()))) for name in names if name != "set-cookie"}
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return an object, an empty one for anything else."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,132 @@
+"""HTTP/2: whether a stream over it blocks the other requests of its connection.
+
+The caller's thread. As little of RFC 9113 as two requests need: their headers are written without compression (RFC
+7541, 6.2.2), and those of the answers are not read.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_DATA, _HEADERS, _RESET, _SETTINGS, _PING = 0, 1, 3, 4, 6
+_ACK, _END_STREAM, _END_HEADERS = 1, 1, 4
+_STREAM, _SHORT = 1, 3
+"""The numbers of the two requests on the connection."""
+
+
+class _Frame(NamedTuple):
+    kind: int
+    flags: int
+    stream: int
+    payload: bytes
+
+
+def try_http2(
+    url: str, short_path: str, headers: Iterable[tuple[str, str]], timeout: float, context: ssl.SSLContext | None
+) -> Literal["busy", "blocked", "works"] | None:
+    """Open a stream over HTTP/2, and send a short request on the same connection.
+
+    Returns ``busy`` if the stream is refused because of HTTP/2, ``blocked`` if the short request is not answered within
+    `timeout` seconds while the stream is open, ``works`` if it is, and None if the server does not speak HTTP/2 or
+    opens no stream.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "https" or parts.hostname is None:
+        return None
+    context = context or ssl.create_default_context()
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    try:
+        with (
+            socket.create_connection((parts.hostname, parts.port or 443), timeout) as plain,
+            context.wrap_socket(plain, server_hostname=parts.hostname) as sock,
+        ):
+            return (
+                _ask(sock, url, short_path, dict(headers), timeout) if sock.selected_alpn_protocol() == "h2" else None
+            )
+    except OSError:
+        return None
+
+
+def _ask(
+    sock: ssl.SSLSocket, url: str, short_path: str, headers: Mapping[str, str], timeout: float
+) -> Literal["busy", "blocked", "works"] | None:
+    connection = _Connection(sock)
+    parts = urlsplit(url)
+    connection.request(_STREAM, parts.netloc, f"{parts.path or '/'}{'?' * bool(parts.query)}{parts.query}", headers)
+    body = b""
+    for frame in connection.frames(timeout):
+        if frame.stream == _STREAM and frame.kind == _DATA:
+            body += frame.payload
+            if b"\n\n" in body:
+                break
+        if frame.stream == _STREAM and (frame.kind == _RESET or frame.flags & _END_STREAM):
+            break
+    if b"event: sse_busy" in body:
+        return "busy" if b'"http2"' in body else None
+    if b"\n\n" not in body:
+        return None
+    connection.request(_SHORT, parts.netloc, short_path, headers)
+    return "works" if any(frame.stream == _SHORT for frame in connection.frames(timeout)) else "blocked"
+
+
+class _Connection:
+    """The frames of one connection."""
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        self._sock = sock
+        self._rest = b""
+        sock.sendall(_PREFACE + _frame(_SETTINGS, 0, 0, b""))
+
+    def request(self, stream: int, host: str, path: str, headers: Mapping[str, str]) -> None:
+        fields = {":method": "GET", ":scheme": "https", ":authority": host, ":path": path}
+        fields |= {"accept": "text/event-stream", "user-agent": "sse_batcher"}
+        fields |= {name.lower(): value for name, value in headers.items()}
+        block = b"".join(b"\x00" + _text(name) + _text(value) for name, value in fields.items())
+        self._sock.sendall(_frame(_HEADERS, _END_STREAM | _END_HEADERS, stream, block))
+
+    def frames(self, timeout: float) -> Iterable[_Frame]:
+        """Yield what comes, for at most `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while True:
+            while len(self._rest) >= 9 and len(self._rest) >= 9 + int.from_bytes(self._rest[:3], "big"):
+                yield self._take()
+            self._sock.settimeout(max(0.001, deadline - time.monotonic()))
+            try:
+                data = self._sock.recv(65_536)
+            except OSError:
+                return
+            if not data:
+                return
+            self._rest += data
+
+    def _take(self) -> _Frame:
+        length, kind, flags, stream = int.from_bytes(self._rest[:3], "big"), *struct.unpack(">BBI", self._rest[3:9])
+        payload, self._rest = self._rest[9 : 9 + length], self._rest[9 + length :]
+        if kind in {_SETTINGS, _PING} and not flags & _ACK:
+            self._sock.sendall(_frame(kind, _ACK, 0, payload if kind == _PING else b""))
+        return _Frame(kind, flags, stream & 0x7FFFFFFF, payload)
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def _text(text: str) -> bytes:
+    """Return a string as HPACK has it: its length, and its bytes as they are."""
+    data = text.encode("latin-1")
+    size = len(data)
+    if size < 127:
+        return bytes([size]) + data
+    size -= 127
+    length = bytearray([127])
+    while size >= 128:
+        length.append(size % 128 | 128)
+        size //= 128
+    return bytes([*length, size]) + data

@@ -10,8 +10,18 @@ from collections.abc import Callable, Iterable, Iterator
 from .facts import Answer, Facts
 from .findings import Finding, fault, warning
 from .refusals import diagnose_refusal
-from .software import recognise
-from .words import MORE_THREADS, between, duration, page, proxy_of, redis_away, server_of, setting, status_text
+from .words import (
+    LEAVE_OUT_OF_COMPRESSION,
+    MORE_THREADS,
+    between,
+    duration,
+    page,
+    proxy_of,
+    redis_away,
+    server_of,
+    setting,
+    status_text,
+)
 
 LATE_SECONDS = 2.0
 """A first block later than this after its head is held back by something."""
@@ -125,8 +135,8 @@ def _ends_early(facts: Facts) -> Finding | None:
     if listened.bye in {"kicked", "revoked"}:
         return warning(
             "ends_early",
-            f"The app has ended the stream {seconds}: `sse_bye`, `{listened.bye}`. The user of this request was kicked, "
-            "or `revalidate` returns False for them.",
+            f"The app has ended the stream {seconds}: `sse_bye`, `{listened.bye}`. The user of this request was "
+            "kicked, or `revalidate` returns False for them.",
             "Try another user, or look at what `revalidate` returns.",
         )
     if listened.bye == "lease":
@@ -141,8 +151,9 @@ def _ends_early(facts: Facts) -> Finding | None:
     if listened.bye:
         return fault(
             "ends_early",
-            f"The server has ended the stream {seconds}, and says that it is stopping: `sse_bye`, `{listened.bye}`. If it "
-            "was not restarted by hand just now, it restarts its processes by itself, and each time all streams end.",
+            f"The server has ended the stream {seconds}, and says that it is stopping: `sse_bye`, `{listened.bye}`. If "
+            "it was not restarted by hand just now, it restarts its processes by itself, and each time all streams "
+            "end.",
             "Leave `--max-requests` (`max_requests`) out of gunicorn's settings, `max-requests` and "
             "`reload-on-rss` out of uWSGI's, and look for `--reload`, or a supervisor that restarts the process. "
             + page("Choose and set up a server"),
@@ -153,8 +164,8 @@ def _ends_early(facts: Facts) -> Finding | None:
         "The app says goodbye when it ends a stream, so something between this client and the app has closed the "
         "connection: a proxy with a limit for whole responses, or a server that was killed.",
         "Look in the server's log for a worker that was killed at this time: `WORKER TIMEOUT` of gunicorn (raise "
-        "`--timeout`), `HARAKIRI` of uWSGI (leave it out). Otherwise raise the limit of the proxy for a whole response, "
-        "such as the backend service timeout of Google Cloud. " + page("Behind a proxy"),
+        "`--timeout`), `HARAKIRI` of uWSGI (leave it out). Otherwise raise the limit of the proxy for a whole "
+        f"response, such as the backend service timeout of Google Cloud. {page('Behind a proxy')}",
     )
 
 
@@ -167,9 +178,9 @@ def _idle_timeout(facts: Facts) -> Finding | None:
         return None
     return fault(
         "idle_timeout",
-        f"The connection was closed after {listened.silence_at_end:.1f} s without a byte, and the app sends a heartbeat "
-        f"every {heartbeat:g} s: {between(facts)} has a time-out that is shorter than the heartbeat. Each quiet stream "
-        "breaks, and its browser comes back again and again.",
+        f"The connection was closed after {listened.silence_at_end:.1f} s without a byte, and the app sends a "
+        f"heartbeat every {heartbeat:g} s: {between(facts)} has a time-out that is shorter than the heartbeat. Each "
+        "quiet stream breaks, and its browser comes back again and again.",
         f"Either {_lower_first(setting(facts, 'timeout'))}. Or set `SSE_HEARTBEAT` to less than "
         f"{listened.silence_at_end:.1f} seconds. {page('Behind a proxy')}",
     )
@@ -262,7 +273,8 @@ def _http2(facts: Facts) -> Finding | None:
     )
     return fault(
         "http2",
-        f"The server of the app itself speaks HTTP/2, and serves the requests of a connection one after the other: {seen}.",
+        "The server of the app itself speaks HTTP/2, and serves the requests of a connection one after the other: "
+        f"{seen}.",
         "Leave `h2` out of gunicorn's `--http-protocols`, and let a proxy such as nginx speak HTTP/2 with browsers. "
         + page("Choose and set up a server"),
     )
@@ -300,6 +312,8 @@ def _history_too_short(facts: Facts) -> Finding | None:
     resumed = facts.resumed
     if resumed is None or resumed.type != "sse_gap":
         return None
+    if resumed.reason == "epoch" and facts.listened is not None and facts.listened.end is not None:
+        return None  # the server was restarted: that is another finding
     if resumed.reason in {"too_old", "overflow"}:
         return fault(
             "no_resume",
@@ -327,35 +341,25 @@ def _history_too_short(facts: Facts) -> Finding | None:
 
 
 def _compressed(facts: Facts) -> Finding | None:
-    if facts.coding in {"", "identity"} or facts.answer is None:
+    if facts.coding in {"", "identity"}:
         return None
-    software = recognise(facts.answer.headers)
-    if software is not None and not software.is_proxy:
-        by = f"the app (its server, {software.name}, compresses nothing)"
-        do = (
-            "Leave `text/event-stream` out of `COMPRESS_MIMETYPES` of Flask-Compress; in Django, leave the view out of "
-            "`GZipMiddleware`. And let the response keep its header `Content-Encoding: identity`, at which compressors "
-            "leave it alone: return `sse.response()`, or all headers of `stream()`, from a view of your own. "
-            + page("Compression, and functions that read responses")
-        )
+    server, proxy = server_of(facts), proxy_of(facts)
+    if server is not None:
+        by = f"the app compresses it, since its server, {server.name}, does not"
+        do = f"{LEAVE_OUT_OF_COMPRESSION} {page('Compression, and functions that read responses')}"
     else:
-        by = proxy.name if (proxy := proxy_of(facts)) else "a proxy that does not name itself"
-        do = (
-            f"{setting(facts, 'compression')}. If that is off, it is the app: leave `text/event-stream` out of "
-            f"`COMPRESS_MIMETYPES` of Flask-Compress. {page('Behind a proxy')}"
-        )
-        by += ", or the app behind it,"
-    what = f"The stream arrives with `Content-Encoding: {facts.coding}` at a client that accepts it, as browsers do: {by} compresses it."
+        by = f"{proxy.name if proxy else 'a proxy that does not name itself'}, or the app behind it, compresses it"
+        do = f"{setting(facts, 'compression')}. If it is the app: {LEAVE_OUT_OF_COMPRESSION} {page('Behind a proxy')}"
+    what = (
+        f"The stream arrives with `Content-Encoding: {facts.coding}` at a client that accepts it, as browsers do: {by}."
+    )
     if facts.coded_block is False:
-        return fault(
-            "compressed",
-            f"{what} The first block did not come within {facts.patience:g} s, since a compressor waits for more.",
-            do,
-        )
+        late = f"No block came within {facts.patience:g} s, since the compressor waits for more. Browsers get no event."
+        return fault("compressed", f"{what} {late}", do)
     if facts.coded_block is None:
-        more = "This program cannot read it, so whether blocks come at once is not known."
+        more = "This program cannot read it, so it is not known whether blocks come at once."
     else:
-        more = "The first block came at once, so events do arrive. Small ones get hardly smaller, and the next version of the compressor may wait for more."
+        more = "The first block came at once, so events arrive, but each costs time, and hardly gets smaller."
     return warning("compressed", f"{what} {more}", do)
 
 
@@ -385,26 +389,24 @@ def _headers(facts: Facts) -> Finding | None:
         missing.append("`Content-Encoding: identity`")
     if answer.header("x-content-type-options") != "nosniff":
         missing.append("`X-Content-Type-Options: nosniff`")
-    software = recognise(answer.headers)
+    server = server_of(facts)
     # nginx reads this one and does not pass it on, so it is missing behind each nginx.
-    if software is not None and not software.is_proxy and answer.header("x-accel-buffering") != "no":
+    if server is not None and answer.header("x-accel-buffering") != "no":
         missing.append("`X-Accel-Buffering: no`")
     if not missing:
         return None
-    where = (
-        "the app, by an `after_request` function or a middleware,"
-        if software and not software.is_proxy
-        else between(facts)
-    )
-    do = (
-        "Look for code that sets or deletes these headers, and let it leave out responses of `text/event-stream`; a view of your own must return all headers of `stream()`"
-        if software and not software.is_proxy
-        else setting(facts, "headers")
-    )
+    if server is not None:
+        where = "the app, by an `after_request` function or a middleware,"
+        do = (
+            "Look for code that sets or deletes these headers, and let it leave out `text/event-stream`. A view of "
+            "your own must return all headers of `stream()`"
+        )
+    else:
+        where, do = between(facts), setting(facts, "headers")
     return warning(
         "headers",
-        f"The library sends {', '.join(missing)} with each stream, and it did not arrive: {where} removes or replaces it. "
-        "Caches, compressors and buffers on the way go by these headers.",
+        f"The library sends {', '.join(missing)} with each stream, and it did not arrive: {where} removes or replaces "
+        "it. Caches, compressors and buffers on the way go by these headers.",
         f"{do}. {page('Wire format')}",
     )
 
@@ -444,8 +446,8 @@ def _cors(facts: Facts) -> Finding | None:
         return warning(
             "cors",
             f"A page of {origin} may read the stream, but not with headers such as `Authorization`: the browser asks "
-            f"first (a preflight, OPTIONS), and the answer is {status}, without leave for them. The module for browsers "
-            "sends its cursor in the query, and needs no preflight.",
+            f"first (a preflight, OPTIONS), and the answer is {status}, without leave for them. The module for "
+            "browsers sends its cursor in the query, and needs no preflight.",
             "Let OPTIONS requests to the path of the stream pass: they come without cookies, so a login check must "
             "leave them out, and a proxy must not answer them itself. " + page("Authentication"),
         )

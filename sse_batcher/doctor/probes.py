@@ -7,6 +7,7 @@ the same time, about twenty short requests, and no event.
 from __future__ import annotations
 
 import email.utils
+import itertools
 import re
 import threading
 import time
@@ -158,6 +159,7 @@ def _examine_stream(
 ) -> None:
     first = facts.first
     assert first is not None
+    _note_history(facts, first)
     seconds = target.seconds
     if seconds is None:
         heartbeat = UNKNOWN_HEARTBEAT_SECONDS if facts.heartbeat is None else facts.heartbeat
@@ -199,8 +201,7 @@ def _examine_beside(client: Client, facts: Facts) -> None:
             if first is not None and first.type == "sse_busy":
                 facts.busy_beside = first.reason
                 break
-            if first is not None and first.cursor:
-                facts.histories.append(_history(first))
+            _note_history(facts, first)
             facts.streams_beside += 1
         facts.ready = client.health("/health/ready")
         facts.answers_beside = facts.ready is not None
@@ -210,7 +211,8 @@ def _examine_others(client: Client, target: Target, facts: Facts) -> None:
     """Look for several processes, for cursors that do not arrive, and at what a page of another origin may do."""
     with ThreadPoolExecutor(POLLS_AT_ONCE) as pool:
         firsts = list(pool.map(lambda _: client.first_of(query={"poll": "1"}), range(POLLS)))
-    facts.histories += [_history(first) for first in firsts if first is not None and first.cursor]
+    for first in firsts:
+        _note_history(facts, first)
     by_header = client.first_of(query={"poll": "1"}, cursor=FOREIGN_CURSOR)
     by_query = client.first_of(query={"poll": "1", "last_event_id": FOREIGN_CURSOR})
     facts.by_header = by_header.type if by_header else ""
@@ -227,8 +229,9 @@ def _examine_others(client: Client, target: Target, facts: Facts) -> None:
     facts.http2 = try_http2(target.url, short, [*target.headers, *bearer], client.patience, client.context)
 
 
-def _history(first: FirstBlock) -> str:
-    return first.cursor.partition("-")[0]
+def _note_history(facts: Facts, first: FirstBlock | None) -> None:
+    if first is not None and first.cursor:
+        facts.histories.append(first.cursor.partition("-")[0])
 
 
 class Listener:
@@ -274,7 +277,7 @@ class Listener:
     def result(self) -> Listening:
         """Return what has come. After the end."""
         times = [*self._arrivals, self._ended]
-        silences = [after - before for before, after in zip(times, times[1:], strict=False)]
+        silences = [after - before for before, after in itertools.pairwise(times)]
         together = [
             sum(0 <= other - one < self._near for other in self._heartbeats[index:])
             for index, one in enumerate(self._heartbeats)

@@ -5,6 +5,7 @@ Pure. Each of them stands alone, because nothing else can be examined then.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from .facts import Answer, Facts
@@ -51,47 +52,55 @@ def _unreachable(facts: Facts) -> Finding:
 def _no_stream(facts: Facts, answer: Answer) -> Finding:
     if 300 <= answer.status < 400:
         return _redirected(facts, answer)
-    if answer.status == 401:
-        return _unauthorized(facts)
-    if answer.status == 403:
-        return fault(
-            "forbidden",
-            "The app answers 403 Forbidden: its `authorize` grants none of the channels that the URL asks for. Without "
-            "an `authorize`, each channel except `default` is refused; and a signed token opens only its own channels.",
-            "Register `@sse.authorize`, and return the names that this request may have; give the doctor what a browser "
-            "sends (`--header 'Cookie: ...'`, or `--token`); and check `?channel=` in the URL. If the log of the app "
-            f"has no line about it, it is a proxy or a firewall. {page('Channels')}",
-        )
-    if answer.status in {404, 405}:
-        return _not_found(facts, answer)
-    if answer.status in {502, 503, 504}:
-        proxy = proxy_of(facts)
-        return fault(
-            "unreachable",
-            f"{proxy.name if proxy else 'A proxy'} answers {status_text(answer)}: it does not reach the app behind it, "
-            "or the app refuses.",
-            "Start the app; compare its address with that in the proxy (`proxy_pass` and `upstream` in nginx, "
-            f"ProxyPass in Apache), and look into the log of both. {page('Behind a proxy')}",
-        )
-    if answer.status == 200:
-        kind = answer.header("content-type") or "no Content-Type"
-        return fault(
-            "not_a_stream",
-            f"The answer is 200 with `{kind}`, and a stream is `text/event-stream`. A browser refuses it for good. Most "
-            "likely another page answers at this path: a login page, or the page of a single-page app that answers all "
-            "paths.",
-            f"{_other_path(facts)}Let the app or the proxy pass the path of the stream (`SSE_URL_PREFIX`) to "
-            f"sse_batcher, and answer 401 instead of a login page. {page('URLs')}",
-        )
-    if answer.status == 500:
-        return fault(
-            "not_a_stream",
-            "The app answers 500 Internal Server Error: a function of it has raised an error, before the stream or "
-            "after it (`authorize`, `identify`, an `after_request` function that reads the response).",
-            "Look at the traceback in the log of the app. If it says `this response streams events and has no end`, "
-            "let the function that is named leave out responses with `direct_passthrough`. `flask sse doctor` shows "
-            f"the error. {page('Compression, and functions that read responses')}",
-        )
+    return _BY_STATUS.get(answer.status, _another_status)(facts, answer)
+
+
+def _forbidden(facts: Facts, answer: Answer) -> Finding:
+    return fault(
+        "forbidden",
+        "The app answers 403 Forbidden: its `authorize` grants none of the channels that the URL asks for. Without "
+        "an `authorize`, each channel except `default` is refused; and a signed token opens only its own channels.",
+        "Register `@sse.authorize`, and return the names that this request may have; give the doctor what a browser "
+        "sends (`--header 'Cookie: ...'`, or `--token`); and check `?channel=` in the URL. If the log of the app "
+        f"has no line about it, it is a proxy or a firewall. {page('Channels')}",
+    )
+
+
+def _no_app(facts: Facts, answer: Answer) -> Finding:
+    proxy = proxy_of(facts)
+    return fault(
+        "unreachable",
+        f"{proxy.name if proxy else 'A proxy'} answers {status_text(answer)}: it does not reach the app behind it, "
+        "or the app refuses.",
+        "Start the app; compare its address with that in the proxy (`proxy_pass` and `upstream` in nginx, "
+        f"ProxyPass in Apache), and look into the log of both. {page('Behind a proxy')}",
+    )
+
+
+def _another_page(facts: Facts, answer: Answer) -> Finding:
+    kind = answer.header("content-type") or "no Content-Type"
+    return fault(
+        "not_a_stream",
+        f"The answer is 200 with `{kind}`, and a stream is `text/event-stream`. A browser refuses it for good. Most "
+        "likely another page answers at this path: a login page, or the page of a single-page app that answers all "
+        "paths.",
+        f"{_other_path(facts)}Let the app or the proxy pass the path of the stream (`SSE_URL_PREFIX`) to "
+        f"sse_batcher, and answer 401 instead of a login page. {page('URLs')}",
+    )
+
+
+def _error(facts: Facts, answer: Answer) -> Finding:
+    return fault(
+        "not_a_stream",
+        "The app answers 500 Internal Server Error: a function of it has raised an error, before the stream or "
+        "after it (`authorize`, `identify`, an `after_request` function that reads the response).",
+        "Look at the traceback in the log of the app. If it says `this response streams events and has no end`, "
+        "let the function that is named leave out responses with `direct_passthrough`. `flask sse doctor` shows "
+        f"the error. {page('Compression, and functions that read responses')}",
+    )
+
+
+def _another_status(facts: Facts, answer: Answer) -> Finding:
     return fault(
         "not_a_stream",
         f"The answer is {status_text(answer)}, and no stream.",
@@ -100,7 +109,7 @@ def _no_stream(facts: Facts, answer: Answer) -> Finding:
     )
 
 
-def _unauthorized(facts: Facts) -> Finding:
+def _unauthorized(facts: Facts, answer: Answer) -> Finding:
     if facts.has_token:
         return fault(
             "unauthorized",
@@ -123,8 +132,8 @@ def _redirected(facts: Facts, answer: Answer) -> Finding:
     if facts.leads_to is not None and facts.leads_to.is_stream:
         return warning(
             "redirected",
-            f"The answer is {status_text(answer)} to {where}, and the stream is there. Each client that comes back asks "
-            "twice, and some clients send no cookie or header to the new place.",
+            f"The answer is {status_text(answer)} to {where}, and the stream is there. Each client that comes back "
+            "asks twice, and some clients send no cookie or header to the new place.",
             f"Use {where} as the URL of the stream, and run the doctor with it.",
         )
     return fault(
@@ -160,8 +169,8 @@ def _busy(facts: Facts, reason: str) -> Finding:
             "http2",
             "gunicorn itself speaks HTTP/2 with this client, and serves the requests of a connection one after the "
             "other, so the app refuses streams: `sse_busy`, `http2`.",
-            "Leave `h2` out of gunicorn's `--http-protocols`, and let a proxy such as nginx speak HTTP/2 with browsers. "
-            + page("Choose and set up a server"),
+            "Leave `h2` out of gunicorn's `--http-protocols`, and let a proxy such as nginx speak HTTP/2 with "
+            f"browsers. {page('Choose and set up a server')}",
         )
     if reason == "threads":
         return _busy_threads(facts)
@@ -203,3 +212,14 @@ def _busy_threads(facts: Facts) -> Finding:
         '`SSE_TRANSPORT = "auto"`, it can also mean that streams that cannot be detached hold half of the threads.)',
         f"{MORE_THREADS} {page('Choose and set up a server')}",
     )
+
+
+_BY_STATUS: dict[int, Callable[[Facts, Answer], Finding]] = {
+    200: _another_page,
+    401: _unauthorized,
+    403: _forbidden,
+    404: _not_found,
+    405: _not_found,
+    500: _error,
+    **dict.fromkeys((502, 503, 504), _no_app),
+}

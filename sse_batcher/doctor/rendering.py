@@ -60,12 +60,13 @@ def subject_of(facts: Facts) -> str:
 def fine_of(facts: Facts, findings: Iterable[Finding]) -> list[str]:
     """Return what works, in a few words each. What a finding is about is left out."""
     codes = {finding.code for finding in findings}
-    first, listened, heartbeat = facts.first, facts.listened, facts.heartbeat
+    answer, first, listened, heartbeat = facts.plain or facts.answer, facts.first, facts.listened, facts.heartbeat
     if first is None or first.type == "sse_busy":
         return []
     fine = []
     if "buffered" not in codes and "read_whole" not in codes:
-        fine.append(f"the first block comes {_milliseconds(first.after)} after the headers")
+        after = first.after + (0.0 if answer is None else answer.after)
+        fine.append(f"the first block comes {1000 * after:.0f} ms after the request")
     if listened is not None and listened.heartbeats and not codes & {"heartbeats_missing", "idle_timeout", "buffered"}:
         fine.append(f"heartbeats arrive, every {heartbeat:g} s" if heartbeat else "heartbeats arrive")
     elif listened is not None and heartbeat and listened.end is None and listened.silence < heartbeat:
@@ -86,7 +87,3 @@ def _paragraph(finding: Finding, width: int) -> str:
 
 def _wrapped(text: str, width: int) -> str:
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{max(0.0, seconds) * 1000:.0f} ms"

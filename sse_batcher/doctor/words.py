@@ -15,6 +15,11 @@ MORE_THREADS = (
     'Set `SSE_TRANSPORT = "auto"`, with which a stream leaves its thread. Or give the server more threads than there '
     "are open tabs: `--worker-class gthread --threads 200` for gunicorn, `--threads 200` for uWSGI and waitress."
 )
+LEAVE_OUT_OF_COMPRESSION = (
+    "Leave `text/event-stream` out of `COMPRESS_MIMETYPES` of Flask-Compress; in Django, leave the view out of "
+    "`GZipMiddleware`. And keep the header `Content-Encoding: identity` of the stream, at which compressors leave it "
+    "alone: a view of your own returns `sse.response()`, or all headers of `stream()`."
+)
 
 
 def page(title: str) -> str:

@@ -45,9 +45,11 @@ LAYERS = """
     remote.message remote.stream remote.follow remote
     commands.terminal commands.arguments commands.tail commands.stats commands.load_client commands.load_tally
     commands.load commands
+    doctor.findings doctor.facts doctor.software doctor.words doctor.refusals doctor.diagnoses doctor.inside
+    doctor.rendering doctor.client doctor.http2 doctor.probes doctor.command doctor
     testing.stage testing.records testing.streams testing.server testing
     flask.cors flask.config flask.hooks flask.access flask.request_notes flask.response flask.signing
-    flask.blueprint flask.operator_cli flask.cli flask.page_functions flask.extension flask
+    flask.doctor flask.blueprint flask.operator_cli flask.cli flask.page_functions flask.extension flask
     sse_batcher
     demo.scenarios demo.simulation demo.report demo cli __main__
 """
@@ -57,6 +59,8 @@ ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
 PURE_MODULES = """
     errors encoding reasons event functions options wire parser stats runtime.log_fields batching.window
     streams.history streams.dismissals streams.counts backends.redis.entries browser flask.cors remote.message
+    doctor.findings doctor.facts doctor.software doctor.words doctor.refusals doctor.diagnoses doctor.inside
+    doctor.rendering
 """
 PURE = set(PURE_MODULES.split())
 KNOWS_FLASK = {"flask", "cli"}
@@ -168,6 +172,7 @@ def test_packages_have_an_order_too() -> None:
         "browser",
         "remote",
         "commands",
+        "doctor",
         "testing",
         "flask",
         "demo",
@@ -196,6 +201,8 @@ def test_the_pure_part_knows_no_thread_clock_or_socket(module: str) -> None:
 def test_nothing_is_imported_that_is_not_declared(module: str) -> None:
     extra = {
         "flask.cli": {"click"},
+        "flask.doctor": {"click"},
+        "doctor.command": {"click"},  # which Flask needs
         "flask.operator_cli": {"click"},
         "cli": {"click"},
         "commands.arguments": {"click"},

@@ -35,7 +35,8 @@ Diagnose = Callable[[Facts], Finding | None]
 
 def diagnose(facts: Facts) -> list[Finding]:
     """Return what is wrong, faults first. A fault that explains others stands for them."""
-    found = diagnose_refusal(facts) or _one_of(facts, [_silent]) or [*_each(facts, _ALWAYS), *_first_of(facts)]
+    refusal = diagnose_refusal(facts) or _one_of(facts, [_silent])
+    found = [*refusal, *_each(facts, [_clock])] if refusal else [*_each(facts, _ALWAYS), *_first_of(facts)]
     return sorted(found, key=lambda finding: finding.level != "fault")
 
 
@@ -187,14 +188,18 @@ def _idle_timeout(facts: Facts) -> Finding | None:
 
 
 def _long_heartbeat(facts: Facts) -> Finding | None:
-    heartbeat = facts.heartbeat
-    if heartbeat is None or heartbeat < USUAL_IDLE_SECONDS:
+    return None if facts.heartbeat is None else diagnose_heartbeat(facts.heartbeat)
+
+
+def diagnose_heartbeat(heartbeat: float) -> Finding | None:
+    """Return a warning if a heartbeat comes too seldom for the usual proxies."""
+    if heartbeat < USUAL_IDLE_SECONDS:
         return None
     return warning(
         "idle_timeout",
         f"The app sends a heartbeat every {heartbeat:g} s. Many proxies and load balancers close a connection after "
         "60 s without a byte, some earlier.",
-        f"Set `SSE_HEARTBEAT` to less than {USUAL_IDLE_SECONDS} seconds; the default is 15. " + page("Behind a proxy"),
+        f"Set `SSE_HEARTBEAT` to less than {USUAL_IDLE_SECONDS} seconds; the default is 15. {page('Behind a proxy')}",
     )
 
 
@@ -239,6 +244,18 @@ def _few_threads(facts: Facts) -> Finding | None:
             f"{MORE_THREADS} {page('Choose and set up a server')}",
         )
     return None
+
+
+def _limit(facts: Facts) -> Finding | None:
+    if facts.busy_beside != "limit":
+        return None
+    return warning(
+        "busy",
+        f"With {facts.streams_beside} streams of this program open, the app has refused a further one (`sse_busy`, "
+        "`limit`): as many are open as it allows. Its client tries again.",
+        "Raise `SSE_MAX_CLIENTS`, `SSE_MAX_CLIENTS_PER_USER` or the limit of file descriptors (`ulimit -n`), or run "
+        f"more processes. {page('Scaling')}",
+    )
 
 
 def _separate_processes(facts: Facts) -> Finding | None:
@@ -412,16 +429,20 @@ def _headers(facts: Facts) -> Finding | None:
 
 
 def _clock(facts: Facts) -> Finding | None:
-    offset = facts.clock_offset
+    return diagnose_clock(facts.clock_offset, "that answers")
+
+
+def diagnose_clock(offset: float | None, host: str) -> Finding | None:
+    """Return a fault if the clock of a host is `offset` seconds ahead of ours, or behind. `host`: which one it is."""
     if offset is None or abs(offset) <= CLOCK_SECONDS:
         return None
     ahead = "ahead of" if offset > 0 else "behind"
     return fault(
         "clock",
-        f"The clock of the host that answers is {duration(abs(offset))} {ahead} that of this host. Signed tokens are "
-        "refused if their time is in the future or over, and logs of the two cannot be compared.",
-        "Let NTP set both clocks (`timedatectl set-ntp true`; `chronyc tracking` says which one is wrong), and look at "
-        "the clock of the Redis host, too. " + page("Signed URLs"),
+        f"The clock of the host {host} is {duration(abs(offset))} {ahead} that of this host. Signed tokens are refused "
+        "if their time is over or in the future, and the logs of the two cannot be compared.",
+        "Let NTP set both clocks (`timedatectl set-ntp true`; `chronyc tracking` shows which one is wrong), and look "
+        f"at the host of Redis, too. {page('Signed URLs')}",
     )
 
 
@@ -481,7 +502,17 @@ def _lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-_ALWAYS: tuple[Diagnose, ...] = (_compressed, _http_1_0, _headers, _clock, _cors, _http2, _unhealthy, _long_heartbeat)
+_ALWAYS: tuple[Diagnose, ...] = (
+    _compressed,
+    _http_1_0,
+    _headers,
+    _clock,
+    _cors,
+    _http2,
+    _unhealthy,
+    _long_heartbeat,
+    _limit,
+)
 _GROUPS: tuple[tuple[Diagnose, ...], ...] = (
     (_read_whole, _idle_timeout, _ends_early, _late, _heartbeats_missing),
     (_backend, _few_threads),

@@ -139,7 +139,9 @@ def _look_elsewhere(client: Client, target: Target, facts: Facts) -> None:
                 facts.leads_to = answer_of(stream)
     elif answer.status in {200, 404, 405}:
         root = urljoin(target.url, "/")
-        for url in dict.fromkeys([below(root, "events"), below(target.url, "/events"), below(root, "")]):
+        for url in dict.fromkeys(
+            [urljoin(target.url, "events"), urljoin(root, "events"), below(target.url, "/events"), root]
+        ):
             check = client.health_at(below(url, "/health/live"))
             if check is not None and check.word in {"ok", "thread"}:
                 facts.found_at = urlsplit(url).path or "/"

@@ -1,0 +1,307 @@
+"""The doctor inside of an app: its config, its Redis, and one request through all of it.
+
+Run by the process of ``flask sse doctor``, which ends afterwards: it shuts the manager down.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import os
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import click
+from flask import Flask, current_app, got_request_exception
+from flask.cli import with_appcontext
+from werkzeug.test import EnvironBuilder
+
+from ..backends.redis.connections import connector, errors, understood
+from ..backends.redis.reader import Keys
+from ..doctor.client import ANY_CODING, Target, json_object
+from ..doctor.command import Report, examine_url, options, print_reports, target_of
+from ..doctor.facts import Answer, FirstBlock
+from ..doctor.inside import AppFacts, GunicornFacts, RedisFacts, RequestFacts, diagnose_app, fine_inside
+from ..errors import SSEBatcherError, UsageError
+from ..event import DEFAULT_CHANNEL, NOT_GIVEN
+from ..manager import SSEManager
+from ..parser import Parser
+from .config import FlaskConfig, read_config
+from .signing import Tokens
+
+PATIENCE_SECONDS = 3.0
+"""How long the first block may take to come out of the app."""
+TOKEN_SECONDS = 3_600
+
+
+def create_doctor(manager: SSEManager, tokens: Tokens) -> click.Command:
+    """Make the command for one app."""
+
+    @click.command("doctor")
+    @click.argument("url", default="")
+    @options
+    @with_appcontext
+    def doctor(url: str, as_json: bool, **arguments: Any) -> None:
+        """Find out what is wrong with the streams of this app, and say what to change.
+
+        Without a URL, the app is examined in this process: its config, its Redis, and one request through all of its
+        middleware. With the URL of its stream, such as http://localhost:8000/events, the server and the proxies are
+        examined, too. If there is no --token, the requests have one that is signed with the SECRET_KEY. The exit status
+        is 1 if there is a fault.
+        """
+        target = target_of(url or "http://localhost", **arguments)
+        if target.token is None and not any(name.lower() in {"authorization", "cookie"} for name, _ in target.headers):
+            target = target._replace(token=_sign_for(url, tokens))
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # of a proxy
+        reports = [examine_app(app, manager, target if url else target._replace(url=""))]
+        if url:
+            reports.append(examine_url(target))
+        sys.exit(print_reports(reports, url or None, as_json_text=as_json))
+
+    return doctor
+
+
+def _sign_for(url: str, tokens: Tokens) -> str | None:
+    """Return a token for the channels that a URL asks for, None if the app has no `SECRET_KEY`."""
+    asked = parse_qs(urlsplit(url).query).get("channel", [DEFAULT_CHANNEL])
+    try:
+        return tokens.sign(asked, NOT_GIVEN, TOKEN_SECONDS)
+    except UsageError:
+        return None
+
+
+def examine_app(app: Flask, manager: SSEManager, target: Target) -> Report:
+    """Examine an app from inside. `target` has the path, unless its URL is empty, and the headers and the token."""
+    config = read_config(app.config)
+    facts = AppFacts(
+        name=app.name,
+        url_prefix=config.url_prefix,
+        heartbeat=config.clients.heartbeat,
+        transport=config.clients.transport,
+        has_redis=config.backend != "memory://",
+        has_secret_key=bool(app.secret_key),
+        middleware=_middleware(app),
+        gunicorn=_gunicorn(),
+    )
+    if facts.has_redis:
+        facts.redis = _ask_redis(config)
+    path = config.url_prefix if config.url_prefix is not None else urlsplit(target.url).path
+    if path and (facts.redis is None or facts.redis.error is None):
+        facts.request = _Request(app, target, path or "/").run(manager)
+    findings = diagnose_app(facts)
+    where = "no route of its own" if config.url_prefix is None else f"streams at {config.url_prefix or '/'}"
+    backend = "Redis" if facts.has_redis else "memory"
+    subject = f"The app {app.name!r} in this process: {where}; transport {facts.transport!r}; backend: {backend}"
+    return Report(subject, findings, fine_inside(facts, findings), {"app": facts.as_dict()})
+
+
+# -- the request -------------------------------------------------------------------------------------------------------
+
+
+class _Request:
+    """A request for the stream, through all middleware and functions of the app, on a thread of its own."""
+
+    def __init__(self, app: Flask, target: Target, path: str) -> None:
+        self._app = app
+        self._path = path
+        self._has_token = target.token is not None
+        query = urlsplit(target.url).query
+        bearer = [("Authorization", f"Bearer {target.token}")] if target.token else []
+        given = [("Accept", "text/event-stream"), ANY_CODING, *target.headers, *bearer]
+        base = f"http://{app.config.get('SERVER_NAME') or 'localhost'}/"
+        self._environ = EnvironBuilder(path, base_url=base, query_string=query, headers=given).get_environ()
+        self._environ["wsgi.multithread"] = True
+        self._began = time.monotonic()
+        self._answer: Answer | None = None
+        self._first: FirstBlock | None = None
+        self._error: BaseException | None = None
+        self._done = threading.Event()
+
+    def run(self, manager: SSEManager) -> RequestFacts:
+        """Send it, and wait until its first block comes out. Shuts the manager down, which ends the stream."""
+
+        def note(app: Flask, exception: BaseException, **_: Any) -> None:
+            self._error = exception
+
+        got_request_exception.connect(note, self._app)
+        thread = threading.Thread(target=self._run, name="sse_batcher doctor", daemon=True)
+        thread.start()
+        self._done.wait(PATIENCE_SECONDS)
+        answer, first, error = self._answer, self._first, self._error
+        manager.shutdown(PATIENCE_SECONDS)  # what reads the whole response has its end now
+        thread.join(PATIENCE_SECONDS)
+        got_request_exception.disconnect(note, self._app)
+        return RequestFacts(
+            path=self._path,
+            has_token=self._has_token,
+            answer=answer,
+            first=first,
+            error=None if error is None else f"{type(error).__name__}: {error}",
+            reads_whole=isinstance(error, UsageError) and "has no end" in str(error),
+        )
+
+    def _run(self) -> None:
+        try:
+            body = self._app(self._environ, self._start_response)
+            try:
+                self._read(body)
+            finally:
+                getattr(body, "close", lambda: None)()
+        except Exception as error:
+            self._error = self._error or error
+        self._done.set()
+
+    def _read(self, body: Iterable[bytes]) -> None:
+        parser = Parser()
+        for data in body:
+            blocks = parser.blocks(data)
+            if blocks:
+                block = blocks[0]
+                self._first = FirstBlock(type=block.type, data=json_object(block.data), cursor=block.id)
+            is_coded = self._answer is not None and self._answer.header("content-encoding") not in {"", "identity"}
+            if blocks or (is_coded and len(data) > _CODED_BYTES) or (self._answer and not self._answer.is_stream):
+                if is_coded and self._first is None:
+                    self._first = FirstBlock(type="sse_open")  # that much is more than the head of the coding
+                return
+
+    def _start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        named = {name.lower(): value for name, value in headers if name.lower() != "set-cookie"}
+        self._answer = Answer(status=int(status[:3]), headers=named, after=time.monotonic() - self._began)
+        return lambda data: None
+
+
+_CODED_BYTES = 30
+"""The head of a compressed body has fewer bytes than this, and a compressed first block has more."""
+
+
+# -- what surrounds the app --------------------------------------------------------------------------------------------
+
+
+def _middleware(app: Flask) -> list[str]:
+    """Return the classes of the middleware around the app, from outside in, as far as each names the next one."""
+    found: list[str] = []
+    layer: Any = app.wsgi_app
+    while getattr(layer, "__self__", None) is not app and len(found) < 20:
+        found.append(getattr(layer, "__name__", type(layer).__name__))
+        layer = next(
+            (inner for name in ("app", "wsgi_app", "application") if (inner := getattr(layer, name, None))), app
+        )
+        if layer is app:
+            break
+    if "COMPRESS_MIMETYPES" in app.config:
+        found.append("Flask-Compress")
+    return found
+
+
+def _gunicorn() -> GunicornFacts | None:
+    """Return what the environment and the file ``gunicorn.conf.py`` of this folder say; None if there is nothing."""
+    said: dict[str, Any] = {}
+    places = []
+    for place, values in [
+        ("`gunicorn.conf.py`", _conf_values(Path("gunicorn.conf.py"))),
+        ("`WEB_CONCURRENCY`", {"workers": os.environ.get("WEB_CONCURRENCY")}),
+        ("`GUNICORN_CMD_ARGS`", _argument_values(os.environ.get("GUNICORN_CMD_ARGS", ""))),
+    ]:
+        given = {name: value for name, value in values.items() if value is not None}
+        if given:
+            said |= given
+            places.append(place)
+    if not said:
+        return None
+    worker_class = said.get("worker_class")
+    return GunicornFacts(
+        where=" with ".join(places),
+        workers=_number(said.get("workers")),
+        threads=_number(said.get("threads")),
+        worker_class=worker_class if isinstance(worker_class, str) else None,
+        max_requests=_number(said.get("max_requests")),
+    )
+
+
+_GUNICORN = {
+    "workers": ("-w", "--workers"),
+    "threads": ("--threads",),
+    "worker_class": ("-k", "--worker-class"),
+    "max_requests": ("--max-requests",),
+}
+
+
+def _conf_values(file: Path) -> dict[str, Any]:
+    """Return the settings that are constants in the file, which is not run."""
+    try:
+        statements = ast.parse(file.read_text()).body
+    except (OSError, SyntaxError, ValueError):
+        return {}
+    return {
+        target.id: statement.value.value
+        for statement in statements
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
+        for target in statement.targets
+        if isinstance(target, ast.Name) and target.id in _GUNICORN
+    }
+
+
+def _argument_values(text: str) -> dict[str, Any]:
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return {}
+    found = {}
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+        option, _, value = word.partition("=")
+        for name, names in _GUNICORN.items():
+            if option in names:
+                found[name] = value or following
+    return found
+
+
+def _number(value: Any) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None
+
+
+# -- Redis -------------------------------------------------------------------------------------------------------------
+
+
+def _ask_redis(config: FlaskConfig) -> RedisFacts:
+    """Ask Redis for what the library needs. Reads only."""
+    try:
+        connect, prefix = connector(config.backend)
+        keys = Keys(prefix)
+        client = connect()
+        failures = errors()
+    except SSEBatcherError as error:
+        return RedisFacts(error=str(error))
+    try:
+        with understood():
+            before = time.time()
+            seconds, microseconds = client.time()
+            offset = seconds + microseconds / 1_000_000 - (before + time.time()) / 2
+            client.xrange(keys.stream, count=1)
+            client.get(keys.epoch)
+    except failures as error:
+        return RedisFacts(error=str(error))
+    memory, replication = _info(client, "memory", failures), _info(client, "replication", failures)
+    client.close()
+    return RedisFacts(
+        clock_offset=offset,
+        is_replica=replication.get("role") == "slave",
+        policy=memory.get("maxmemory_policy") if memory.get("maxmemory") else None,
+    )
+
+
+def _info(client: Any, section: str, failures: tuple[type[Exception], ...]) -> Mapping[str, Any]:
+    """Return a section of INFO, nothing if the user of Redis has no right to see it."""
+    try:
+        answer: Mapping[str, Any] = client.info(section)
+    except failures:
+        return {}
+    return answer

@@ -371,7 +371,10 @@ def _compressed(facts: Facts) -> Finding | None:
         f"The stream arrives with `Content-Encoding: {facts.coding}` at a client that accepts it, as browsers do: {by}."
     )
     if facts.coded_block is False:
-        late = f"No block came within {facts.patience:g} s, since the compressor waits for more. Browsers get no event."
+        late = (
+            "The compressor waits for more before it passes anything on: no block came, or the app has noticed that "
+            "and has ended the stream. Browsers get no event, or get it late."
+        )
         return fault("compressed", f"{what} {late}", do)
     if facts.coded_block is None:
         more = "This program cannot read it, so it is not known whether blocks come at once."

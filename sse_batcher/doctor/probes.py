@@ -27,6 +27,7 @@ from .http2 import try_http2
 PATIENCE_SECONDS = 5.0
 """How long an answer, or a first block, may take. The module for browsers waits as long before it polls."""
 MAX_LISTEN_SECONDS = 150.0
+GOES_ON_SECONDS = 0.5
 UNKNOWN_HEARTBEAT_SECONDS = 15.0
 POLLS = 12
 """How many new connections look for several processes. Workers that share a socket do not take turns."""
@@ -35,6 +36,9 @@ STREAMS = 3
 """How many streams are open at the same time, at most."""
 FOREIGN_CURSOR = "00000000-1-0"
 """A cursor of a history that does not exist."""
+_PLAIN = {"", "identity"}
+_READABLE = _PLAIN | {"gzip", "x-gzip", "deflate"}
+"""The codings that `remote` can read."""
 
 Progress = Callable[[str], None]
 
@@ -85,16 +89,12 @@ def _open(client: Client, facts: Facts, rest: list[Block | Comment]) -> RemoteSt
         facts.coding = facts.answer.header("content-encoding").strip()
         if not facts.answer.is_stream:
             return stream
-        is_readable = facts.coding in {"", "identity", "gzip", "x-gzip", "deflate"}
-        first = client.first_block(stream, rest) if is_readable else None
-        if facts.coding not in {"", "identity"}:
-            facts.coded_block = first is not None if is_readable else None
+        if facts.coding not in _PLAIN:
+            facts.coded_block = _comes_coded(client, stream, facts.coding)
             stream.close()
-            rest.clear()
             stream = client.open()
             facts.plain = answer_of(stream)
-            first = client.first_block(stream, rest)
-        facts.first = first
+        facts.first = client.first_block(stream, rest)
         return stream
     except RemoteError as error:
         if error.stage == "arguments":
@@ -103,6 +103,25 @@ def _open(client: Client, facts: Facts, rest: list[Block | Comment]) -> RemoteSt
         is_silent = error.stage == "answer" and isinstance(error.__cause__, TimeoutError)
         facts.stage = "silent" if is_silent else error.stage
         return None
+
+
+def _comes_coded(client: Client, stream: RemoteStream, coding: str) -> bool | None:
+    """Return whether a compressed first block comes, and the stream goes on. None: it cannot be read."""
+    if coding not in _READABLE:
+        with suppress(RemoteError), client.open(("Accept-Encoding", "gzip, deflate")) as other:
+            second = answer_of(other).header("content-encoding").strip()
+            if second in _READABLE - _PLAIN:
+                return _comes_coded(client, other, second)
+        return None if stream.read(client.patience) is not None and _goes_on(stream) else False
+    return client.first_block(stream) is not None and _goes_on(stream)
+
+
+def _goes_on(stream: RemoteStream) -> bool:
+    """Return whether a stream is still open a moment later. The app ends one that a compressor holds back."""
+    deadline = time.monotonic() + GOES_ON_SECONDS
+    while stream.end is None and time.monotonic() < deadline:
+        stream.read(deadline - time.monotonic())
+    return stream.end is None
 
 
 def _clock_offset(answer: Answer) -> float | None:

@@ -1,0 +1,129 @@
+"""`doctor` against real servers without a proxy: it finds the fault that each set-up has, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sse_batcher.doctor.client import Target
+from sse_batcher.doctor.command import Report, examine_url
+
+from .kit.doctor import SETUPS, SetUp
+from .kit.servers import Server, Stream, gunicorn, running, waitress
+from .kit.services import certificate, moved_by
+
+pytestmark = [pytest.mark.external, pytest.mark.timeout(90)]
+
+GTHREAD = ("-k", "gthread", "--threads=100")
+
+
+def of_faulty_apps(command: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(argument.replace("serverapp", "faultyapps") for argument in command)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(of_faulty_apps(gunicorn(*GTHREAD)), tmp_path_factory.mktemp("site")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def reports(site: Server) -> Iterator[Mapping[str, Future[Report]]]:
+    """What is found in each set-up. Several are examined at the same time, since the doctor mostly waits."""
+    with ThreadPoolExecutor(8) as pool:
+        yield {
+            name: pool.submit(
+                examine_url,
+                Target(f"{site.url}/{setup.app}/{setup.path}", origin=setup.origin, seconds=setup.seconds),
+            )
+            for name, setup in SETUPS.items()
+        }
+
+
+def check(report: Report, code: str | None, level: str = "fault", names: tuple[str, ...] = ()) -> None:
+    """The code is found and nothing else, and the words name these settings."""
+    assert [(finding.code, finding.level) for finding in report.findings] == ([(code, level)] if code else []), report
+    for finding in report.findings:
+        for name in names:
+            assert name in f"{finding.what} {finding.do}"
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_the_fault_of_an_app_is_found(name: str, reports: Mapping[str, Future[Report]]) -> None:
+    setup: SetUp = SETUPS[name]
+    check(reports[name].result(), setup.code, setup.level, setup.names)
+
+
+def examine(server: Server, *, tls: bool = False, **options: Any) -> Report:
+    url = server.url.replace("http:", "https:") if tls else server.url
+    return examine_url(Target(f"{url}/events", is_insecure=tls, **options))
+
+
+def test_gunicorn_sync_is_recognised(tmp_path: Path) -> None:
+    with running(gunicorn(), tmp_path) as server:
+        check(examine(server), "one_thread", names=("sync", "SSE_TRANSPORT", "--worker-class gthread"))
+
+
+def test_a_server_whose_threads_are_all_taken(tmp_path: Path) -> None:
+    with running(gunicorn("-k", "gthread", "--threads=3"), tmp_path) as server, ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(Stream(server)).until("sse_open")
+        names = ("SSE_TRANSPORT", "--worker-class gthread", "--threads")
+        check(examine(server, seconds=1.0), "threads", names=names)
+
+
+def test_a_server_that_has_hardly_more_threads_than_a_few_tabs_take(tmp_path: Path) -> None:
+    with running(gunicorn("-k", "gthread", "--threads=2"), tmp_path) as server:
+        check(examine(server, seconds=1.0), "threads", names=("SSE_TRANSPORT", "--threads"))
+
+
+def test_max_requests_that_ends_streams(tmp_path: Path) -> None:
+    with running(gunicorn(*GTHREAD, "--max-requests=12"), tmp_path) as server:
+        check(examine(server), "ends_early", names=("--max-requests", "sse_bye"))
+
+
+def test_a_clock_that_is_off(tmp_path: Path) -> None:
+    clock = tmp_path / "clock"
+    clock.write_text("-1h")
+    with running(waitress(), tmp_path, **moved_by(clock)) as server:  # gunicorn cannot sleep with it
+        report = examine(server)
+    check(report, "clock", names=("60 minutes behind", "timedatectl"))
+
+
+@pytest.mark.parametrize("policy", ["refuse", "allow"])
+def test_http2_that_gunicorn_speaks(tmp_path: Path, policy: str) -> None:
+    certificate(tmp_path, "127.0.0.1")
+    tls = ("--certfile=tls.pem", "--keyfile=tls.pem", "--http-protocols=h2,h1")
+    command = tuple(part.replace("serverapp", "leavingapp") for part in gunicorn(*GTHREAD, *tls))
+    with running(command, tmp_path, CONFIG=json.dumps({"SSE_HTTP2": policy, "SSE_HEARTBEAT": 0.3})) as server:
+        check(examine(server, tls=True, seconds=1.5), "http2", names=("--http-protocols", "nginx"))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "sse_batcher", "doctor", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command_prints_words_and_json_and_its_exit_status_counts_faults_only(site: Server) -> None:
+    arguments = [("healthy/events",), ("login/events",), ("login/events", "--json"), ("without_headers/events",)]
+    with ThreadPoolExecutor(4) as pool:
+        runs = pool.map(lambda given: run(f"{site.url}/{given[0]}", "--seconds=1", *given[1:]), arguments)
+    healthy, broken, machine, warned = runs
+    assert [done.returncode for done in (healthy, broken, machine, warned)] == [0, 1, 1, 0]
+    assert not "".join(done.stderr for done in (healthy, broken, machine, warned))
+    assert healthy.stdout.startswith(f"{site.url}/healthy/events, answered by gunicorn, HTTP/1.1\n")
+    assert healthy.stdout.endswith("\nNothing is wrong.\n")
+    assert "FAULT redirected: The answer is 302 Found to /login/login" in broken.stdout
+    assert "  What to do: Let the function answer 401" in broken.stdout
+    report = json.loads(machine.stdout)
+    assert (report["url"], report["ok"]) == (f"{site.url}/login/events", False)
+    assert [sorted(finding) for finding in report["findings"]] == [["code", "do", "level", "what"]]
+    assert report["facts"]["answer"]["status"] == 302

@@ -148,7 +148,7 @@ def _ends_early(facts: Facts) -> Finding | None:
             "Raise `SSE_MAX_STREAM_AGE`; the default is 1800.",
         )
     if listened.bye == "threads":
-        return _few_threads(facts)
+        return None  # `_few_threads` says more
     if listened.bye:
         return fault(
             "ends_early",
@@ -513,11 +513,10 @@ _ALWAYS: tuple[Diagnose, ...] = (
     _cors,
     _http2,
     _unhealthy,
-    _long_heartbeat,
     _limit,
 )
 _GROUPS: tuple[tuple[Diagnose, ...], ...] = (
-    (_read_whole, _idle_timeout, _ends_early, _late, _heartbeats_missing),
+    (_read_whole, _idle_timeout, _ends_early, _late, _heartbeats_missing, _long_heartbeat),
     (_backend, _few_threads),
     (_separate_processes, _cursor_removed, _history_too_short),
 )

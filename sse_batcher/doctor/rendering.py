@@ -20,7 +20,7 @@ WIDTH = 100
 def as_text(subject: str, findings: Iterable[Finding], fine: Iterable[str], width: int = WIDTH) -> str:
     """Return a report: what was examined, a paragraph for each finding, and what is fine."""
     found = list(findings)
-    paragraphs = [subject]
+    paragraphs = [_printable(subject)]
     paragraphs += [_paragraph(finding, width) for finding in found]
     good = list(fine)
     if good:
@@ -86,4 +86,9 @@ def _paragraph(finding: Finding, width: int) -> str:
 
 
 def _wrapped(text: str, width: int) -> str:
-    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(_printable(text), width, break_long_words=False, break_on_hyphens=False)
+
+
+def _printable(text: str) -> str:
+    """Return the text with everything escaped that a terminal may not show as it is: some comes from the server."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

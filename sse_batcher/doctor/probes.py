@@ -326,7 +326,8 @@ class Listener:
         piece = self._stream.read(min(0.2, max(0.001, self._deadline - time.monotonic())))
         if piece is None:
             return
-        self._arrivals.append(piece.at)
+        if piece.body:  # not the last, empty chunk, with which some proxies end a response that they cut
+            self._arrivals.append(piece.at)
         self._take(piece.at, piece.items)
 
     def _take(self, at: float, items: list[Block | Comment]) -> None:

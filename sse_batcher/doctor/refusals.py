@@ -79,6 +79,15 @@ def _no_app(facts: Facts, answer: Answer) -> Finding:
 
 def _another_page(facts: Facts, answer: Answer) -> Finding:
     kind = answer.header("content-type") or "no Content-Type"
+    if facts.found_at == (urlsplit(facts.url).path or "/"):
+        return fault(
+            "not_a_stream",
+            f"The answer is 200 with `{kind}`, and a stream is `text/event-stream`. A browser refuses it for good. The "
+            "stream is at this path, so something changes its `Content-Type`.",
+            "Let the stream keep its `Content-Type`: look for `proxy_hide_header Content-Type` and `add_header` in "
+            "nginx, `Header set Content-Type` and `ForceType` in Apache, and for code of the app that sets "
+            f"`response.content_type`. {page('Behind a proxy')}",
+        )
     return fault(
         "not_a_stream",
         f"The answer is 200 with `{kind}`, and a stream is `text/event-stream`. A browser refuses it for good. Most "

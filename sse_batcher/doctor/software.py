@@ -34,7 +34,8 @@ _ANY: dict[Setting, str] = {
     "`ProxyTimeout` in Apache, `timeout server` and `timeout client` in HAProxy, the idle time-out of a load balancer",
     "compression": "leave `text/event-stream` out of what it compresses: `gzip off;` in the location of nginx, "
     "`SetEnvIf Request_URI ^/events no-gzip` in Apache",
-    "http11": "let it speak HTTP/1.1 with clients and with the server: `proxy_http_version 1.1;` in nginx",
+    "http11": "let it answer with HTTP/1.1: in Apache, remove `force-response-1.0` and `downgrade-1.0` from SetEnvIf and "
+    "BrowserMatch",
     "headers": "let it pass all headers of the stream on: look for `proxy_hide_header`, `more_clear_headers` and "
     "`proxy_ignore_headers` in nginx, `Header unset` in Apache, `header_down -` in Caddy, `http-response del-header` "
     "in HAProxy",
@@ -53,8 +54,7 @@ PROXIES = (
             "the heartbeat; the default is 60s",
             "compression": "in the location of the stream, set `gzip off;` (and `brotli off;`), or leave "
             "`text/event-stream` out of `gzip_types`, and remove `proxy_hide_header Content-Encoding`",
-            "http11": "set `proxy_http_version 1.1;` in nginx, and look what is before it: nginx itself answers with "
-            "HTTP/1.1",
+            "http11": "nothing, since nginx itself answers with HTTP/1.1: look what is in front of it",
             "headers": "in the location of the stream, remove the `proxy_hide_header`, `more_clear_headers` or "
             "`add_header` that is about it",
         },

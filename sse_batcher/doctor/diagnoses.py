@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from .facts import Answer, Facts
 from .findings import Finding, fault, warning
 from .refusals import diagnose_refusal
+from .software import UNKNOWN
 from .words import (
     LEAVE_OUT_OF_COMPRESSION,
     MORE_THREADS,
@@ -275,7 +276,7 @@ def _separate_processes(facts: Facts) -> Finding | None:
 def _has_restarted(facts: Facts) -> bool:
     """Whether there is one process after the other: no history is met again after another one."""
     changes = sum(one != other for one, other in zip(facts.histories, facts.histories[1:], strict=False))
-    ended = facts.listened is not None and facts.listened.bye == "shutdown"
+    ended = facts.listened is not None and facts.listened.end is not None
     return ended and changes < len(set(facts.histories))
 
 
@@ -361,9 +362,17 @@ def _compressed(facts: Facts) -> Finding | None:
     if facts.coding in {"", "identity"}:
         return None
     server, proxy = server_of(facts), proxy_of(facts)
-    if server is not None:
+    # Apache lets the name of the app's server pass, and compresses what says that it is not to be compressed.
+    ignores_header = facts.plain is not None and facts.plain.header("content-encoding") == "identity"
+    if server is not None and not ignores_header:
         by = f"the app compresses it, since its server, {server.name}, does not"
         do = f"{LEAVE_OUT_OF_COMPRESSION} {page('Compression, and functions that read responses')}"
+    elif proxy is None and ignores_header:
+        by = (
+            "a proxy compresses it although the app says `Content-Encoding: identity`, most likely Apache with "
+            "mod_deflate"
+        )
+        do = f"{setting(facts, 'compression')}. {page('Behind a proxy')}"
     else:
         by = f"{proxy.name if proxy else 'a proxy that does not name itself'}, or the app behind it, compresses it"
         do = f"{setting(facts, 'compression')}. If it is the app: {LEAVE_OUT_OF_COMPRESSION} {page('Behind a proxy')}"
@@ -416,10 +425,10 @@ def _headers(facts: Facts) -> Finding | None:
     if not missing:
         return None
     if server is not None:
-        where = "the app, by an `after_request` function or a middleware,"
+        where = "an `after_request` function or a middleware of the app, or a proxy that does not name itself,"
         do = (
             "Look for code that sets or deletes these headers, and let it leave out `text/event-stream`. A view of "
-            "your own must return all headers of `stream()`"
+            f"your own must return all headers of `stream()`. If there is a proxy, {UNKNOWN.settings['headers']}"
         )
     else:
         where, do = between(facts), setting(facts, "headers")

@@ -201,6 +201,9 @@ def _examine_stream(
     if first.cursor and facts.answers_beside is not False:
         progress("coming back")
         facts.resumed = client.first_of(cursor=first.cursor)
+        if facts.resumed is not None and facts.resumed.reason == "epoch":
+            _note_history(facts, facts.resumed)
+            _meet_processes(client, facts)  # whether that was a new process, or one of several
 
 
 def _examine_beside(client: Client, facts: Facts) -> None:
@@ -230,10 +233,7 @@ def _examine_beside(client: Client, facts: Facts) -> None:
 
 def _examine_others(client: Client, target: Target, facts: Facts) -> None:
     """Look for several processes, for cursors that do not arrive, and at what a page of another origin may do."""
-    with ThreadPoolExecutor(POLLS_AT_ONCE) as pool:
-        firsts = list(pool.map(lambda _: client.first_of(query={"poll": "1"}), range(POLLS)))
-    for first in firsts:
-        _note_history(facts, first)
+    _meet_processes(client, facts)
     by_header = client.first_of(query={"poll": "1"}, cursor=FOREIGN_CURSOR)
     by_query = client.first_of(query={"poll": "1", "last_event_id": FOREIGN_CURSOR})
     facts.by_header = by_header.type if by_header else ""
@@ -248,6 +248,14 @@ def _examine_others(client: Client, target: Target, facts: Facts) -> None:
     bearer = [("Authorization", f"Bearer {target.token}")] if target.token else []
     short = urlsplit(below(target.url, "/health/live")).path
     facts.http2 = try_http2(target.url, short, [*target.headers, *bearer], client.patience, client.context)
+
+
+def _meet_processes(client: Client, facts: Facts) -> None:
+    """Make some new connections, which several processes would share."""
+    with ThreadPoolExecutor(POLLS_AT_ONCE) as pool:
+        firsts = list(pool.map(lambda _: client.first_of(query={"poll": "1"}), range(POLLS)))
+    for first in firsts:
+        _note_history(facts, first)
 
 
 def _note_history(facts: Facts, first: FirstBlock | None) -> None:

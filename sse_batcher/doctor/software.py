@@ -34,8 +34,8 @@ _ANY: dict[Setting, str] = {
     "`ProxyTimeout` in Apache, `timeout server` and `timeout client` in HAProxy, the idle time-out of a load balancer",
     "compression": "leave `text/event-stream` out of what it compresses: `gzip off;` in the location of nginx, "
     "`SetEnvIf Request_URI ^/events no-gzip` in Apache",
-    "http11": "let it answer with HTTP/1.1: in Apache, remove `force-response-1.0` and `downgrade-1.0` from SetEnvIf and "
-    "BrowserMatch",
+    "http11": "let it answer with HTTP/1.1: in Apache, remove `force-response-1.0` and `downgrade-1.0` from SetEnvIf "
+    "and BrowserMatch",
     "headers": "let it pass all headers of the stream on: look for `proxy_hide_header`, `more_clear_headers` and "
     "`proxy_ignore_headers` in nginx, `Header unset` in Apache, `header_down -` in Caddy, `http-response del-header` "
     "in HAProxy",

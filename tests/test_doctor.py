@@ -26,6 +26,8 @@ from sse_batcher.wire import HEADERS
 
 HEAD = {name.lower(): value for name, value in HEADERS}
 ANSWER = Answer(status=200, headers={**HEAD, "server": "gunicorn"}, after=0.01)
+CODED = replace(ANSWER, headers={name: value for name, value in ANSWER.headers.items() if name != "content-encoding"})
+"""The answer of an app that has taken the header away, so that compressors find the stream."""
 OPEN = FirstBlock(type="sse_open", data={"heartbeat": 15.0}, cursor="aaaaaaaa-1", after=0.001)
 LISTENED = Listening(seconds=24.0, heartbeats=1, together=1, silence=15.0, silence_at_end=9.0)
 OK = Check(status=200, word="ok")
@@ -108,13 +110,16 @@ CASES: dict[str, tuple[Facts, str, str, str]] = {
     ),
     "read whole": (healthy(listened=replace(BYE, bye="buffered")), "read_whole", "fault", "app.wsgi_app"),
     "gzip that waits": (
-        healthy(coding="gzip", coded_block=False, plain=ANSWER), "compressed", "fault", "COMPRESS_MIMETYPES"
+        healthy(coding="gzip", coded_block=False, plain=CODED), "compressed", "fault", "COMPRESS_MIMETYPES"
     ),
-    "gzip that passes": (healthy(coding="gzip", coded_block=True, plain=ANSWER), "compressed", "warning", "gunicorn"),
+    "gzip that passes": (healthy(coding="gzip", coded_block=True, plain=CODED), "compressed", "warning", "gunicorn"),
+    "gzip of what says identity": (
+        healthy(coding="gzip", coded_block=True, plain=ANSWER), "compressed", "warning", "no-gzip"
+    ),
     "zstd behind nginx": (
         healthy(answer=behind("nginx"), coding="zstd", plain=behind("nginx")), "compressed", "warning", "gzip off"
     ),
-    "HTTP/1.0": (healthy(answer=replace(ANSWER, version="HTTP/1.0")), "http_1_0", "warning", "proxy_http_version 1.1"),
+    "HTTP/1.0": (healthy(answer=replace(ANSWER, version="HTTP/1.0")), "http_1_0", "warning", "force-response-1.0"),
     "idle": (
         healthy(answer=behind("nginx"), first=replace(OPEN, data={"heartbeat": 75.0}), listened=QUIET_END),
         "idle_timeout", "fault", "proxy_read_timeout",

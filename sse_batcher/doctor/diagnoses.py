@@ -372,7 +372,10 @@ def _compressed(facts: Facts) -> Finding | None:
             "a proxy compresses it although the app says `Content-Encoding: identity`, most likely Apache with "
             "mod_deflate"
         )
-        do = f"{setting(facts, 'compression')}. {page('Behind a proxy')}"
+        do = (
+            f"{setting(facts, 'compression')}. If there is no proxy, it is the app: {LEAVE_OUT_OF_COMPRESSION} "
+            f"{page('Behind a proxy')}"
+        )
     else:
         by = f"{proxy.name if proxy else 'a proxy that does not name itself'}, or the app behind it, compresses it"
         do = f"{setting(facts, 'compression')}. If it is the app: {LEAVE_OUT_OF_COMPRESSION} {page('Behind a proxy')}"

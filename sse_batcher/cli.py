@@ -26,6 +26,7 @@ from .commands.terminal import Terminal
 from .demo import report
 from .demo.scenarios import SCENARIOS
 from .demo.simulation import Demo, Setting
+from .doctor.command import doctor
 from .errors import ClosedError
 from .remote.message import Request
 from .wsgi import script, stream
@@ -102,6 +103,9 @@ def _tail_command(
     terminal = Terminal()
     printer = Printer(terminal, as_json=as_json, full=full, types=types)
     tail_url(lambda after: request_of(url, headers, token, channels, after), cursor, printer, terminal)
+
+
+_commands.add_command(doctor)
 
 
 @_commands.command("load")

@@ -45,8 +45,9 @@ LAYERS = """
     remote.message remote.stream remote.follow remote
     commands.terminal commands.arguments commands.tail commands.stats commands.load_client commands.load_tally
     commands.load commands
-    doctor.findings doctor.facts doctor.software doctor.words doctor.refusals doctor.diagnoses doctor.inside
-    doctor.rendering doctor.client doctor.http2 doctor.probes doctor.command doctor
+    doctor.findings doctor.facts doctor.software doctor.words doctor.refusals doctor.flow doctor.serving
+    doctor.answers doctor.diagnoses doctor.inside doctor.rendering doctor.client doctor.http2 doctor.listener
+    doctor.probes doctor.command doctor
     testing.stage testing.records testing.streams testing.server testing
     flask.cors flask.config flask.hooks flask.access flask.request_notes flask.response flask.signing
     flask.doctor flask.blueprint flask.operator_cli flask.cli flask.page_functions flask.extension flask
@@ -59,8 +60,8 @@ ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
 PURE_MODULES = """
     errors encoding reasons event functions options wire parser stats runtime.log_fields batching.window
     streams.history streams.dismissals streams.counts backends.redis.entries browser flask.cors remote.message
-    doctor.findings doctor.facts doctor.software doctor.words doctor.refusals doctor.diagnoses doctor.inside
-    doctor.rendering
+    doctor.findings doctor.facts doctor.software doctor.words doctor.refusals doctor.flow doctor.serving
+    doctor.answers doctor.diagnoses doctor.inside doctor.rendering
 """
 PURE = set(PURE_MODULES.split())
 KNOWS_FLASK = {"flask", "cli"}

@@ -19,7 +19,7 @@ from sse_batcher.doctor.inside import (
     diagnose_app,
     fine_inside,
 )
-from sse_batcher.doctor.rendering import as_json, as_text, fine_of, subject_of
+from sse_batcher.doctor.rendering import as_text, fine_of, json_text, subject_of
 from sse_batcher.doctor.software import PROXIES, SERVERS, recognise
 from sse_batcher.doctor.words import duration
 from sse_batcher.wire import HEADERS
@@ -301,11 +301,11 @@ def test_the_report_has_a_paragraph_for_each_finding() -> None:
 
 
 def test_the_json_is_ok_if_there_are_warnings_only() -> None:
-    made = json.loads(as_json("u", [warning("headers", "C", "D")], healthy().as_dict()))
+    made = json.loads(json_text("u", [warning("headers", "C", "D")], healthy().as_dict()))
     assert made["ok"] is True
     assert made["findings"] == [{"code": "headers", "level": "warning", "what": "C", "do": "D"}]
     assert made["facts"]["listened"]["heartbeats"] == 1
-    assert json.loads(as_json("u", [fault("clock", "C", "D")], {}))["ok"] is False
+    assert json.loads(json_text("u", [fault("clock", "C", "D")], {}))["ok"] is False
 
 
 def test_what_a_server_says_cannot_change_the_terminal() -> None:

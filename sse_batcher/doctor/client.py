@@ -99,13 +99,23 @@ class Client:
         return self.health_at(below(self._target.url, path))
 
     def health_at(self, url: str) -> Check | None:
-        """Ask a health check at this URL."""
+        """Ask a health check at this URL. A connection that breaks, as in a restart, is tried once more."""
         began = time.monotonic()
-        with suppress(RemoteError), self.open(("Accept", "application/json"), url=url) as response:
-            answer = json_object(response.read_rest(self.patience, 10_000).decode(errors="replace"))
-            word = str(answer.get("status", ""))
-            return Check(status=response.head.status, word=word, after=time.monotonic() - began)
+        for _ in range(2):
+            try:
+                with self.open(("Accept", "application/json"), url=url) as response:
+                    answer = json_object(response.read_rest(self.patience, 10_000).decode(errors="replace"))
+                    word = str(answer.get("status", ""))
+                    return Check(status=response.head.status, word=word, after=time.monotonic() - began)
+            except RemoteError as error:
+                if is_timeout(error):
+                    break
         return None
+
+
+def is_timeout(error: RemoteError) -> bool:
+    """Return whether a server has taken a connection, and has not answered in time."""
+    return error.stage == "answer" and isinstance(error.__cause__, TimeoutError)
 
 
 def answer_of(stream: RemoteStream) -> Answer:

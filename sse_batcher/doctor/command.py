@@ -5,18 +5,19 @@ The main thread.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import click
 
+from ..commands.arguments import command, request_options
+from ..commands.terminal import Terminal
 from ..remote.message import RemoteError, make_request, parse_header
 from .client import Target
 from .diagnoses import diagnose
 from .findings import Finding
 from .probes import examine
-from .rendering import as_json, as_text, fine_of, is_ok, subject_of
+from .rendering import MAX_WIDTH, as_text, fine_of, is_ok, json_text, subject_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,22 +33,20 @@ class Report(NamedTuple):
     facts: Mapping[str, Any]
 
 
-def options(function: F) -> F:
+def doctor_options(function: F) -> F:
     """Add the options of the command. `target_of` takes all of them except ``--json``."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
-        click.option("--insecure", is_flag=True, help="Accept any certificate."),
-        click.option(
-            "--origin", metavar="ORIGIN", help="The origin of a page that has to read it: https://example.com."
-        ),
-        click.option("--token", metavar="TOKEN", help="A bearer token to send, such as one of sse.sign()."),
-        click.option("--header", "headers", metavar="'NAME: VALUE'", multiple=True, help="A header to send."),
+    options = [
         click.option(
             "--seconds",
             type=click.FloatRange(0.1, 3600),
             help="How long to listen. By default, one and a half times the heartbeat of the stream.",
         ),
-    ):
+        click.option("--origin", metavar="ORIGIN", help="The origin of a page that reads it: https://example.com."),
+        request_options,
+        click.option("--insecure", is_flag=True, help="Accept any certificate."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    ]
+    for option in reversed(options):
         function = option(function)
     return function
 
@@ -65,49 +64,39 @@ def target_of(
     return Target(url, given, token, origin, seconds, insecure)
 
 
-def examine_url(target: Target) -> Report:
-    """Examine a stream from outside, and show the progress."""
-    show, done = _progress()
-    try:
-        facts = examine(target, show)
-    finally:
-        done()
+def examine_url(target: Target, terminal: Terminal | None = None) -> Report:
+    """Examine a stream from outside, and show the progress, if there is a terminal."""
+    facts = examine(target) if terminal is None else examine(target, terminal.progress, terminal.progress_seconds)
     findings = diagnose(facts)
     return Report(subject_of(facts), findings, fine_of(facts, findings), facts.as_dict())
 
 
-def print_reports(reports: Iterable[Report], url: str | None, *, as_json_text: bool) -> int:
+def print_reports(reports: Iterable[Report], url: str | None, terminal: Terminal, *, as_json: bool) -> int:
     """Print reports as one. Returns the exit status: 1 if there is a fault."""
     made = list(reports)
     findings = [finding for report in made for finding in report.findings]
-    if as_json_text:
-        click.echo(as_json(url, findings, {name: value for report in made for name, value in report.facts.items()}))
+    terminal.end()
+    if as_json:
+        terminal.write(
+            json_text(url, findings, {name: value for report in made for name, value in report.facts.items()})
+        )
     else:
-        click.echo("\n\n".join(as_text(report.subject, report.findings, report.fine) for report in made))
+        width = min(MAX_WIDTH, terminal.width) if terminal.is_terminal else MAX_WIDTH
+        terminal.write("\n\n".join(as_text(report.subject, report.findings, report.fine, width) for report in made))
     return 0 if is_ok(findings) else 1
 
 
 @click.command("doctor")
 @click.argument("url")
-@options
+@doctor_options
+@command
 def doctor(url: str, as_json: bool, **arguments: Any) -> None:
     """Find out what is wrong between a server and its browsers, and say what to change.
 
     URL is that of the stream, such as http://localhost:8000/events. It is examined from outside, by a few streams and
     short requests that change nothing. The exit status is 1 if there is a fault.
     """
-    target = target_of(url, **arguments)
-    report = examine_url(target)
-    sys.exit(print_reports([report], report.facts["url"], as_json_text=as_json))
-
-
-def _progress() -> tuple[Callable[[str], None], Callable[[], None]]:
-    """Return a function that shows a line on stderr, if that is a terminal, and one that removes it."""
-    if not sys.stderr.isatty():
-        return (lambda line: None), (lambda: None)
-
-    def show(line: str) -> None:
-        sys.stderr.write(f"\r\x1b[K{line}")
-        sys.stderr.flush()
-
-    return show, lambda: show("")
+    terminal = Terminal()
+    report = examine_url(target_of(url, **arguments), terminal)
+    status = print_reports([report], report.facts["url"], terminal, as_json=as_json)
+    click.get_current_context().exit(status)

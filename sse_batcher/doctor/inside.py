@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .diagnoses import diagnose_clock, diagnose_heartbeat
+from .answers import diagnose_clock
 from .facts import Answer, FirstBlock
 from .findings import Finding, fault, warning
+from .flow import diagnose_heartbeat
 from .words import LEAVE_OUT_OF_COMPRESSION, MORE_THREADS, page, status_text
 
 

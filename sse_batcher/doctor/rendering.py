@@ -14,10 +14,10 @@ from .facts import Facts
 from .findings import Finding
 from .software import recognise
 
-WIDTH = 100
+MAX_WIDTH = 100
 
 
-def as_text(subject: str, findings: Iterable[Finding], fine: Iterable[str], width: int = WIDTH) -> str:
+def as_text(subject: str, findings: Iterable[Finding], fine: Iterable[str], width: int = MAX_WIDTH) -> str:
     """Return a report: what was examined, a paragraph for each finding, and what is fine."""
     found = list(findings)
     paragraphs = [_printable(subject)]
@@ -30,7 +30,7 @@ def as_text(subject: str, findings: Iterable[Finding], fine: Iterable[str], widt
     return "\n\n".join(paragraphs)
 
 
-def as_json(url: str | None, findings: Iterable[Finding], facts: Mapping[str, Any]) -> str:
+def json_text(url: str | None, findings: Iterable[Finding], facts: Mapping[str, Any]) -> str:
     """Return the report as one JSON object."""
     found = list(findings)
     report = {

@@ -9,7 +9,6 @@ import ast
 import itertools
 import os
 import shlex
-import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -19,15 +18,18 @@ from urllib.parse import parse_qs, urlsplit
 
 import click
 from flask import Flask, current_app, got_request_exception
-from flask.cli import with_appcontext
+from flask.cli import AppGroup, with_appcontext
 from werkzeug.test import EnvironBuilder
 
 from ..backends.redis.connections import connector, errors, understood
 from ..backends.redis.reader import Keys
+from ..commands.arguments import command
+from ..commands.terminal import Terminal
 from ..doctor.client import ANY_CODING, Target, json_object
-from ..doctor.command import Report, examine_url, options, print_reports, target_of
+from ..doctor.command import Report, doctor_options, examine_url, print_reports, target_of
 from ..doctor.facts import Answer, FirstBlock
 from ..doctor.inside import AppFacts, GunicornFacts, RedisFacts, RequestFacts, diagnose_app, fine_inside
+from ..doctor.probes import without_token
 from ..errors import SSEBatcherError, UsageError
 from ..event import DEFAULT_CHANNEL, NOT_GIVEN
 from ..manager import SSEManager
@@ -40,31 +42,33 @@ PATIENCE_SECONDS = 3.0
 TOKEN_SECONDS = 3_600
 
 
-def create_doctor(manager: SSEManager, tokens: Tokens) -> click.Command:
-    """Make the command for one app."""
+def add_doctor(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
+    """Add the command for one app to its group."""
 
-    @click.command("doctor")
-    @click.argument("url", default="")
-    @options
+    @group.command("doctor")
+    @click.argument("url", required=False)
+    @doctor_options
     @with_appcontext
-    def doctor(url: str, as_json: bool, **arguments: Any) -> None:
+    @command
+    def doctor(url: str | None, as_json: bool, **arguments: Any) -> None:
         """Find out what is wrong with the streams of this app, and say what to change.
 
         Without a URL, the app is examined in this process: its config, its Redis, and one request through all of its
         middleware. With the URL of its stream, such as http://localhost:8000/events, the server and the proxies are
-        examined, too. If there is no --token, the requests have one that is signed with the SECRET_KEY. The exit status
-        is 1 if there is a fault.
+        examined, too. Unless you give a --token or a --header, the requests have a token that is signed with the
+        SECRET_KEY. The exit status is 1 if there is a fault.
         """
+        terminal = Terminal()
         target = target_of(url or "http://localhost", **arguments)
-        if target.token is None and not any(name.lower() in {"authorization", "cookie"} for name, _ in target.headers):
-            target = target._replace(token=_sign_for(url, tokens))
+        if target.token is None and not target.headers:
+            target = target._replace(token=_sign_for(url or "", tokens))
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # of a proxy
+        terminal.progress("asking the app in this process")
         reports = [examine_app(app, manager, target if url else target._replace(url=""))]
         if url:
-            reports.append(examine_url(target))
-        sys.exit(print_reports(reports, url or None, as_json_text=as_json))
-
-    return doctor
+            reports.append(examine_url(target, terminal))
+        shown = without_token(url) if url else None
+        click.get_current_context().exit(print_reports(reports, shown, terminal, as_json=as_json))
 
 
 def _sign_for(url: str, tokens: Tokens) -> str | None:
@@ -188,7 +192,8 @@ def _middleware(app: Flask) -> list[str]:
     found: list[str] = []
     layer: Any = app.wsgi_app
     while getattr(layer, "__self__", None) is not app and len(found) < 20:
-        found.append(getattr(layer, "__name__", type(layer).__name__))
+        if not getattr(layer, "__module__", "").startswith("sse_batcher."):
+            found.append(getattr(layer, "__name__", type(layer).__name__))
         layer = next(
             (inner for name in ("app", "wsgi_app", "application") if (inner := getattr(layer, name, None))), app
         )

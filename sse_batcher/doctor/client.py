@@ -41,10 +41,14 @@ class Client:
     def __init__(self, target: Target, patience: float) -> None:
         self._target = target
         self.patience = patience
-        self.context: ssl.SSLContext | None = None
-        if target.is_insecure:
-            self.context = ssl.create_default_context()
-            self.context.check_hostname, self.context.verify_mode = False, ssl.CERT_NONE
+        self._context = self.new_context()
+
+    def new_context(self) -> ssl.SSLContext:
+        """Return a context for TLS that no other connection shares."""
+        context = ssl.create_default_context()
+        if self._target.is_insecure:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
 
     def open(
         self,
@@ -60,7 +64,7 @@ class Client:
         request = make_request(
             with_query(url or target.url, query or {}), headers=more, token=target.token, cursor=cursor, method=method
         )
-        return connect(request, self.patience, self.context)
+        return connect(request, self.patience, self._context)
 
     def first_block(self, stream: RemoteStream, rest: list[Block | Comment] | None = None) -> FirstBlock | None:
         """Wait for the first block. None: it does not come in time, or the response has ended before.

@@ -29,18 +29,17 @@ class _Frame(NamedTuple):
 
 
 def try_http2(
-    url: str, short_path: str, headers: Iterable[tuple[str, str]], timeout: float, context: ssl.SSLContext | None
+    url: str, short_path: str, headers: Iterable[tuple[str, str]], timeout: float, context: ssl.SSLContext
 ) -> Literal["busy", "blocked", "works"] | None:
     """Open a stream over HTTP/2, and send a short request on the same connection.
 
     Returns ``busy`` if the stream is refused because of HTTP/2, ``blocked`` if the short request is not answered within
     `timeout` seconds while the stream is open, ``works`` if it is, and None if the server does not speak HTTP/2 or
-    opens no stream.
+    opens no stream. `context` is for this connection alone, since it is changed.
     """
     parts = urlsplit(url)
     if parts.scheme != "https" or parts.hostname is None:
         return None
-    context = context or ssl.create_default_context()
     context.set_alpn_protocols(["h2", "http/1.1"])
     try:
         with (

@@ -208,7 +208,7 @@ class _Examination:
                 facts.preflight = answer_of(response)
         bearer = [("Authorization", f"Bearer {target.token}")] if target.token else []
         short = urlsplit(below(target.url, "/health/live")).path
-        facts.http2 = try_http2(target.url, short, [*target.headers, *bearer], client.patience, client.context)
+        facts.http2 = try_http2(target.url, short, [*target.headers, *bearer], client.patience, client.new_context())
 
     def _meet_processes(self) -> None:
         """Make some new connections, which several processes would share."""

@@ -98,6 +98,9 @@ CASES: dict[str, tuple[Facts, str, str, str]] = {
     "an unknown status": (answered(429), "not_a_stream", "fault", "429 Too Many Requests"),
     "another library's stream": (healthy(first=FirstBlock(type="greeting")), "not_a_stream", "warning", "greeting"),
     "nothing but polls": (silent(poll=OK, health=OK), "buffered", "fault", "proxy_buffering off"),
+    "nothing but polls of nginx": (
+        silent(poll=replace(OK, headers={"server": "nginx"})), "buffered", "fault", "In the configuration of nginx"
+    ),
     "nothing but health": (silent(health=OK), "buffered", "fault", "proxy_buffering off"),
     "nothing behind nginx": (
         healthy(answer=behind("nginx/1.22"), first=None, poll=OK), "buffered", "fault", "X-Accel-Buffering"

@@ -95,7 +95,7 @@ class Client:
         with suppress(RemoteError), self.open(query={"poll": "1"}) as stream:
             first = self.first_block(stream) if stream.is_stream else None
             word = f"{first.type} {first.reason}".strip() if first else ""
-            return Check(status=stream.head.status, word=word, after=time.monotonic() - began)
+            return _check(stream, word, began)
         return None
 
     def health(self, path: str) -> Check | None:
@@ -110,7 +110,7 @@ class Client:
                 with self.open(("Accept", "application/json"), url=url) as response:
                     answer = json_object(response.read_rest(self.patience, 10_000).decode(errors="replace"))
                     word = str(answer.get("status", ""))
-                    return Check(status=response.head.status, word=word, after=time.monotonic() - began)
+                    return _check(response, word, began)
             except RemoteError as error:
                 if is_timeout(error):
                     break
@@ -143,6 +143,11 @@ def below(url: str, path: str) -> str:
     """Return the URL of a path below that of the stream, without a query."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}{path}", "", ""))
+
+
+def _check(response: RemoteStream, word: str, began: float) -> Check:
+    marks = {name: value for name, value in _headers(response.head).items() if name in {"server", "via", "cf-ray"}}
+    return Check(status=response.head.status, word=word, headers=marks, after=time.monotonic() - began)
 
 
 def _headers(head: Head) -> dict[str, str]:

@@ -54,6 +54,8 @@ class Check:
     status: int
     word: str = ""
     """The `status` of a health check, or the type of a poll's first block with its reason, as ``sse_busy backend``."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Those that say what has answered."""
     after: float = 0.0
     """From the request to the end of the body."""
 
@@ -134,6 +136,12 @@ class Facts:
     """What became of a stream over HTTP/2, and of a short request on its connection. None: there is no HTTP/2."""
     clock_offset: float | None = None
     """How far the clock of the server's host is ahead of ours."""
+
+    @property
+    def marks(self) -> Mapping[str, str]:
+        """The headers that say what has answered: of the stream, or else of a short request."""
+        checks = [check for check in (self.poll, self.health) if check is not None]
+        return self.answer.headers if self.answer is not None else checks[0].headers if checks else {}
 
     @property
     def heartbeat(self) -> float | None:

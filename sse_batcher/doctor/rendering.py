@@ -50,9 +50,10 @@ def is_ok(findings: Iterable[Finding]) -> bool:
 def subject_of(facts: Facts) -> str:
     """Return a line that says what was examined."""
     said = [facts.url]
-    if facts.answer is not None:
-        software = recognise(facts.answer.headers)
+    software = recognise(facts.marks)
+    if software is not None or facts.answer is not None:
         said.append(f"answered by {software.name}" if software else "answered by a server that does not name itself")
+    if facts.answer is not None:
         said.append(facts.answer.version)
     return ", ".join(said)
 

@@ -29,13 +29,13 @@ def page(title: str) -> str:
 
 def proxy_of(facts: Facts) -> Software | None:
     """Return the proxy that the answer names, None if it names none."""
-    software = None if facts.answer is None else recognise(facts.answer.headers)
+    software = recognise(facts.marks)
     return software if software is not None and software.is_proxy else None
 
 
 def server_of(facts: Facts) -> Software | None:
     """Return the server of the app, if the answer names that and no proxy."""
-    software = None if facts.answer is None else recognise(facts.answer.headers)
+    software = recognise(facts.marks)
     return software if software is not None and not software.is_proxy else None
 
 

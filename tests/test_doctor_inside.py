@@ -1,0 +1,277 @@
+"""`flask sse doctor`: an app from inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask, Response, abort, redirect, request
+from flask_compress import Compress
+
+from sse_batcher import stream
+
+from .kit.flask_apps import MakeApp, apps_fixture
+from .kit.redisserver import redis_server
+from .kit.servers import gunicorn, running
+
+make_app = apps_fixture()
+
+KEY = {"SECRET_KEY": "secret"}
+
+
+def run(app: Flask, *arguments: str) -> tuple[int, str]:
+    """The exit status, and what is printed on stdout."""
+    result = app.test_cli_runner().invoke(args=["sse", "doctor", *arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout
+
+
+def report(app: Flask, *arguments: str) -> dict[str, Any]:
+    status, printed = run(app, "--json", *arguments)
+    made: dict[str, Any] = json.loads(printed)
+    assert status == (0 if made["ok"] else 1)
+    return made
+
+
+def check(app: Flask, code: str | None, level: str = "fault", *names: str) -> dict[str, Any]:
+    """The code is found and nothing else, and the words name these settings. Returns the facts."""
+    made = report(app)
+    found = [(finding["code"], finding["level"]) for finding in made["findings"]]
+    assert found == ([(code, level)] if code else []), made["findings"]
+    for finding in made["findings"]:
+        for name in names:
+            assert name in f"{finding['what']} {finding['do']}"
+    facts: dict[str, Any] = made["facts"]["app"]
+    return facts
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No settings of gunicorn around the tests count, and a block that does not come is not waited for long."""
+    monkeypatch.setattr("sse_batcher.flask.doctor.PATIENCE_SECONDS", 1.0)
+    monkeypatch.chdir(tmp_path)
+    for name in ("WEB_CONCURRENCY", "GUNICORN_CMD_ARGS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_healthy_app_gets_a_clean_bill_in_words(make_app: MakeApp) -> None:
+    app, _ = make_app(name="shop", **KEY)
+    status, printed = run(app)
+    assert status == 0
+    first, fine, end = printed.strip().split("\n\n")
+    assert first == "The app 'shop' in this process: streams at /events; transport 'attached'; backend: memory"
+    assert fine.startswith("Fine: the app, with all its middleware, streams at /events; a heartbeat every 15 s")
+    assert end == "Nothing is wrong."
+
+
+def test_an_app_without_a_key_is_warned(make_app: MakeApp) -> None:
+    app, _ = make_app()
+    check(app, "secret_key", "warning", "SECRET_KEY")
+
+
+def test_a_heartbeat_that_is_too_long_for_the_usual_proxies(make_app: MakeApp) -> None:
+    app, _ = make_app(SSE_HEARTBEAT=90.0, **KEY)
+    check(app, "idle_timeout", "warning", "SSE_HEARTBEAT")
+
+
+def test_an_app_without_routes_is_examined_as_far_as_it_can_be(make_app: MakeApp) -> None:
+    app, _ = make_app(SSE_URL_PREFIX=None, **KEY)
+    assert check(app, None)["request"] is None
+
+
+# -- gunicorn ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("variable", "value"), [("WEB_CONCURRENCY", "3"), ("GUNICORN_CMD_ARGS", "-w 3 --threads=9")])
+def test_several_processes_without_redis(
+    variable: str, value: str, make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    app, _ = make_app(**KEY)
+    check(app, "separate_processes", "fault", variable, "SSE_BACKEND", "3 processes")
+
+
+def test_the_file_of_gunicorn_is_read_and_not_run(make_app: MakeApp) -> None:
+    Path("gunicorn.conf.py").write_text("max_requests = 500\nworkers = 1\nraise SystemExit\n")
+    app, _ = make_app(**KEY)
+    check(app, "ends_early", "fault", "gunicorn.conf.py", "500")
+
+
+@pytest.mark.parametrize("text", ["worker_class = 'sync'\n", "threads = 1\n"])
+def test_the_worker_class_sync(text: str, make_app: MakeApp) -> None:
+    Path("gunicorn.conf.py").write_text(text)
+    app, _ = make_app(**KEY)
+    check(app, "one_thread", "fault", "sync", "SSE_TRANSPORT", "--worker-class gthread")
+
+
+@pytest.mark.parametrize("text", ["worker_class = 'sync'\n", "threads = 1\n"])
+def test_the_worker_class_sync_serves_detached_streams(text: str, make_app: MakeApp) -> None:
+    Path("gunicorn.conf.py").write_text(text)
+    app, _ = make_app(SSE_TRANSPORT="auto", **KEY)
+    check(app, None)
+
+
+@pytest.mark.parametrize("text", ["workers = count()\n", "workers = 'many'\n", "this is no Python"])
+def test_settings_that_cannot_be_read_are_left_out(text: str, make_app: MakeApp) -> None:
+    Path("gunicorn.conf.py").write_text(text)
+    app, _ = make_app(**KEY)
+    check(app, None)
+
+
+# -- the request -------------------------------------------------------------------------------------------------------
+
+
+def test_a_function_that_reads_the_response(make_app: MakeApp) -> None:
+    app, _ = make_app(**KEY)
+
+    @app.after_request
+    def add_etag(response: Response) -> Response:
+        response.direct_passthrough = False
+        response.add_etag()
+        return response
+
+    check(app, "read_whole", "fault", "after_request", "direct_passthrough")
+
+
+def test_a_middleware_that_reads_the_response(make_app: MakeApp) -> None:
+    app, _ = make_app(**KEY)
+    inner = app.wsgi_app
+
+    def reads(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        return [b"".join(inner(environ, start_response))]
+
+    app.wsgi_app = reads  # type: ignore[method-assign]
+    check(app, "read_whole", "fault", "app.wsgi_app", "text/event-stream")
+
+
+@pytest.mark.parametrize("algorithm", ["zstd", "gzip"])
+def test_flask_compress(algorithm: str, make_app: MakeApp) -> None:
+    app, _ = make_app(
+        SSE_URL_PREFIX="/other",
+        COMPRESS_MIMETYPES=["text/event-stream"],
+        COMPRESS_ALGORITHM_STREAMING=[algorithm],
+        **KEY,
+    )
+
+    @app.after_request
+    def forget(response: Response) -> Response:
+        del response.headers["Content-Encoding"]
+        response.direct_passthrough = False
+        return response
+
+    Compress(app)  # called before that one
+    app.after_request_funcs[None].reverse()
+    facts = check(app, "compressed", "fault", "COMPRESS_MIMETYPES", "Flask-Compress")
+    assert facts["request"]["answer"]["headers"]["content-encoding"] == algorithm
+
+
+def test_an_app_that_refuses_its_visitors_may_mean_it(make_app: MakeApp) -> None:
+    app, _ = make_app(**KEY)
+
+    @app.before_request
+    def must_log_in() -> Any:
+        return None if request.headers.get("Cookie") else redirect("/login")
+
+    check(app, "redirected", "warning", "/login", "--header 'Cookie:", "signed token")
+    assert report(app, "--header", "Cookie: session=1")["findings"] == []
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, "unauthorized"), (403, "forbidden")])
+def test_an_app_that_refuses_with_a_status(status: int, code: str, make_app: MakeApp) -> None:
+    app, _ = make_app()
+
+    @app.before_request
+    def refuse() -> None:
+        abort(status)
+
+    made = report(app)
+    assert [finding["code"] for finding in made["findings"]] == ["secret_key", code]
+
+
+def test_a_token_stands_for_authorize(make_app: MakeApp) -> None:
+    app, sse = make_app(**KEY)
+
+    @sse.authorize
+    def authorize(channels: tuple[str, ...]) -> tuple[str, ...]:
+        raise AssertionError("not asked")
+
+    check(app, None)
+
+
+def test_an_error_of_the_app_is_shown(make_app: MakeApp) -> None:
+    app, _ = make_app(**KEY)
+
+    @app.before_request
+    def fail() -> None:
+        raise LookupError("no such thing")
+
+    check(app, "not_a_stream", "fault", "LookupError: no such thing")
+
+
+def test_a_view_of_the_app_is_examined_at_the_path_of_the_url(make_app: MakeApp) -> None:
+    app, sse = make_app(SSE_URL_PREFIX=None, **KEY)
+
+    @app.get("/mine")
+    def mine() -> Response:
+        status, headers, body = stream(sse.manager, request.environ)
+        return Response(body, status, headers)
+
+    facts = report(app, "http://127.0.0.1:9/mine")["facts"]["app"]
+    assert (facts["request"]["path"], facts["request"]["first"]["type"]) == ("/mine", "sse_open")
+
+
+# -- Redis -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.external
+def test_redis(make_app: MakeApp, tmp_path: Path) -> None:
+    with redis_server(tmp_path / "redis") as server:
+        for index, (name, value, code) in enumerate(
+            [("maxmemory", "100mb", None), ("maxmemory-policy", "allkeys-lru", "eviction")]
+        ):
+            server.config(name, value)
+            app, _ = make_app(name=f"app{index}", SSE_BACKEND=server.url, **KEY)
+            check(app, code, "fault", "maxmemory-policy", "noeviction")
+        server.client.acl_setuser("few", enabled=True, passwords=["+x"], keys=["*"], commands=["+ping", "+time"])
+        app, _ = make_app(name="few", SSE_BACKEND=server.url.replace("//", "//few:x@"), **KEY)
+        check(app, "backend", "fault", "xrange", "SSE_BACKEND")
+        server.client.replicaof("127.0.0.1", 9)
+        server.config("maxmemory-policy", "noeviction")
+        app, _ = make_app(name="replica", SSE_BACKEND=server.url, **KEY)
+        check(app, "backend", "fault", "replica", "redis+sentinel://")
+        app, _ = make_app(name="away", SSE_BACKEND=server.url, **KEY)
+        server.kill()
+        check(app, "backend", "fault", "SSE_BACKEND", "Connection refused")
+
+
+@pytest.mark.external
+def test_a_clock_of_redis_that_is_off(make_app: MakeApp, tmp_path: Path) -> None:
+    with redis_server(tmp_path / "redis", clock="+1d") as server:
+        app, _ = make_app(SSE_BACKEND=server.url, **KEY)
+        check(app, "clock", "fault", "of Redis is 24 hours ahead", "NTP")
+
+
+# -- with a URL --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.external
+def test_with_a_url_the_site_is_examined_with_a_token_of_the_app(make_app: MakeApp, tmp_path: Path) -> None:
+    app_of_site, _ = make_app(name="unauthorized", **KEY)
+    app_of_other, _ = make_app(name="another", **KEY)
+    command = tuple(part.replace("serverapp", "faultyapps") for part in gunicorn("-k", "gthread", "--threads=50"))
+    with running(command, tmp_path) as server:
+        url = f"{server.url}/unauthorized/events"
+        made = report(app_of_site, url)
+        refused = report(app_of_other, f"{url}?token=visible")
+        status, printed = run(app_of_site, url, "--header", "X-Nothing: 1")
+    assert (made["url"], made["findings"]) == (url, [])
+    assert set(made["facts"]) > {"app", "answer", "listened"}
+    assert "sse1." not in json.dumps(made)
+    assert [finding["code"] for finding in refused["findings"]] == ["unauthorized"]
+    assert "SECRET_KEY" in refused["findings"][0]["do"] + refused["findings"][0]["what"]
+    assert refused["url"] == f"{url}?token=..."
+    assert status == 1
+    assert "FAULT unauthorized: The app, or a proxy, answers 401" in printed

@@ -26,6 +26,7 @@ from blinker import NamedSignal
 
 import sse_batcher
 from sse_batcher import prometheus, reasons, signals, stats
+from sse_batcher.doctor.findings import CODES
 from sse_batcher.flask.blueprint import NAME, Views
 from sse_batcher.flask.config import OWN_DEFAULTS, PREFIX, FlaskConfig
 from sse_batcher.options import BatchOptions, ClientOptions, HistoryOptions
@@ -174,6 +175,11 @@ def reason_table(kind: str) -> str:
     return table(("`reason`", "Meaning"), [(f"`{name}`", sentence(meaning)) for name, meaning in reason_rows(kind)])
 
 
+def finding_table() -> str:
+    """Return the codes of the doctor's findings."""
+    return table(("Code", "Means"), [(f"`{code}`", text) for code, text in CODES.items()])
+
+
 # -- log lines ---------------------------------------------------------------------------------------------------------
 
 LEVELS = {"exception": "ERROR", **{name.lower(): name for name in ("DEBUG", "INFO", "WARNING", "ERROR")}}
@@ -315,6 +321,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "counters": counters,
     "signals": signal_table,
     "reasons": reason_table,
+    "findings": finding_table,
     "log-lines": log_lines,
     "urls": urls,
     "help": help_of,

@@ -24,6 +24,8 @@ from sse_batcher.doctor.software import PROXIES, SERVERS, recognise
 from sse_batcher.doctor.words import duration
 from sse_batcher.wire import HEADERS
 
+from .kit.repository import ROOT
+
 HEAD = {name.lower(): value for name, value in HEADERS}
 ANSWER = Answer(status=200, headers={**HEAD, "server": "gunicorn"}, after=0.01)
 CODED = replace(ANSWER, headers={name: value for name, value in ANSWER.headers.items() if name != "content-encoding"})
@@ -301,6 +303,17 @@ def test_the_report_has_a_paragraph_for_each_finding() -> None:
     assert [paragraph.split(":")[0] for paragraph in paragraphs] == ["FAULT clock", "WARNING headers"]
     assert all("\n  What to do: " in paragraph for paragraph in paragraphs)
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_report_in_the_documentation_is_a_real_one() -> None:
+    url = "https://shop.example.com/events"
+    facts = replace(silent(poll=replace(OK, headers={"server": "nginx"})), url=url)
+    report = as_text(subject_of(facts), diagnose(facts), [])
+    healthy_facts = healthy(url=url, answer=replace(behind("nginx"), after=0.041))
+    clean = as_text(subject_of(healthy_facts), [], fine_of(healthy_facts, []))
+    shown = (ROOT / "docs/guides/doctor.md").read_text()
+    assert f"```text\n{report}\n```\n" in shown
+    assert f"```text\n{clean}\n```\n" in shown
 
 
 def test_the_json_is_ok_if_there_are_warnings_only() -> None:

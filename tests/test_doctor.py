@@ -147,6 +147,12 @@ CASES: dict[str, tuple[Facts, str, str, str]] = {
     "gunicorn sync": (busy("threads"), "one_thread", "fault", "sync"),
     "held threads": (busy("threads", ready=Check(status=503, word="threads")), "threads", "fault", "SSE_TRANSPORT"),
     "two histories": (healthy(histories=["a", "b", "a"]), "separate_processes", "fault", "SSE_BACKEND"),
+    "a second one comes back later": (
+        healthy(histories_after=["b", "a", "b"], resumed=gap("epoch")), "separate_processes", "fault", "--workers 1",
+    ),
+    "a restart between two connections": (
+        healthy(histories_after=["b", "b", "b"], resumed=gap("epoch")), "no_resume", "fault", "restarted",
+    ),
     "Redis away": (busy("backend"), "backend", "fault", "Redis fails:"),
     "Redis away since": (healthy(health=Check(status=503, word="backend")), "backend", "fault", "SSE_BACKEND"),
     "HTTP/2 refused": (healthy(http2="busy"), "http2", "fault", "--http-protocols"),

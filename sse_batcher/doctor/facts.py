@@ -124,7 +124,9 @@ class Facts:
     busy_beside: str = ""
     """The reason of the ``sse_busy`` that one of them got."""
     histories: list[str] = field(default_factory=list)
-    """The first part of the cursor (the epoch) of each new connection, in their order."""
+    """The first part of the cursor (the epoch) of each new connection beside the stream, in their order."""
+    histories_after: list[str] = field(default_factory=list)
+    """The same for connections after it, if the first of them met another history."""
     by_header: str = ""
     """The first block for a foreign cursor in the header ``Last-Event-ID``."""
     by_query: str = ""

@@ -141,7 +141,7 @@ class _Examination:
 
     def _examine_stream(self, stream: RemoteStream, first: FirstBlock) -> None:
         facts, progress = self.facts, self._progress
-        self._note_history(first)
+        facts.histories += _history(first)
         seconds = self._target.seconds
         if seconds is None:
             heartbeat = UNKNOWN_HEARTBEAT_SECONDS if facts.heartbeat is None else facts.heartbeat
@@ -163,8 +163,8 @@ class _Examination:
             progress("coming back")
             facts.resumed = self._client.first_of(cursor=first.cursor)
             if facts.resumed is not None and facts.resumed.reason == "epoch":
-                self._note_history(facts.resumed)
-                self._meet_processes()  # whether that was a new process, or one of several
+                # That was a new process, or one of several.
+                facts.histories_after = [*_history(facts.resumed), *self._histories()]
 
     def _examine_beside(self) -> None:
         """Find out what else the server answers while streams are open."""
@@ -188,7 +188,7 @@ class _Examination:
                 if first is not None and first.type == "sse_busy":
                     facts.busy_beside = first.reason
                     break
-                self._note_history(first)
+                facts.histories += _history(first)
                 facts.streams_beside += 1
             facts.ready = client.health("/health/ready")
             facts.answers_beside = facts.ready is not None
@@ -196,7 +196,7 @@ class _Examination:
     def _examine_others(self) -> None:
         """Look for several processes, for cursors that do not arrive, and at what a page of another origin may do."""
         client, target, facts = self._client, self._target, self.facts
-        self._meet_processes()
+        facts.histories += self._histories()
         by_header = client.first_of(query={"poll": "1"}, cursor=FOREIGN_CURSOR)
         by_query = client.first_of(query={"poll": "1", "last_event_id": FOREIGN_CURSOR})
         facts.by_header = by_header.type if by_header else ""
@@ -210,17 +210,17 @@ class _Examination:
         short = urlsplit(below(target.url, "/health/live")).path
         facts.http2 = try_http2(target.url, short, [*target.headers, *bearer], client.patience, client.new_context())
 
-    def _meet_processes(self) -> None:
-        """Make some new connections, which several processes would share."""
+    def _histories(self) -> list[str]:
+        """Make some new connections, which several processes would share. Returns what each of them met."""
         client = self._client
         with ThreadPoolExecutor(POLLS_AT_ONCE) as pool:
             firsts = list(pool.map(lambda _: client.first_of(query={"poll": "1"}), range(POLLS)))
-        for first in firsts:
-            self._note_history(first)
+        return [history for first in firsts for history in _history(first)]
 
-    def _note_history(self, first: FirstBlock | None) -> None:
-        if first is not None and first.cursor:
-            self.facts.histories.append(first.cursor.partition("-")[0])
+
+def _history(first: FirstBlock | None) -> list[str]:
+    """Return the history that a stream is in, if its first block names one."""
+    return [first.cursor.partition("-")[0]] if first is not None and first.cursor else []
 
 
 def _comes_coded(client: Client, stream: RemoteStream, coding: str) -> bool | None:

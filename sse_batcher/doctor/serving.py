@@ -5,6 +5,8 @@ Pure. Each function returns None if the facts do not show its fault.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from .facts import Facts
 from .findings import Finding, fault, warning
 from .words import MORE_THREADS, page, redis_away
@@ -46,12 +48,12 @@ def limit_reached(facts: Facts) -> Finding | None:
 
 
 def separate_processes(facts: Facts) -> Finding | None:
-    histories = list(dict.fromkeys(facts.histories))
-    if len(histories) < 2 or _has_restarted(facts):
+    met = [*facts.histories, *facts.histories_after]
+    if len(set(met)) < 2 or _has_restarted(facts):
         return None
     return fault(
         "separate_processes",
-        f"{len(facts.histories)} connections met {len(histories)} different histories: several processes serve this "
+        f"{len(met)} connections met {len(set(met))} different histories: several processes serve this "
         "URL, and each has its own clients. An event reaches only the clients of the process that enqueues it, and a "
         "client that comes back to another process gets `sse_gap`.",
         "Set `SSE_BACKEND` to a `redis://` URL, the same in all processes; or run one process with threads (gunicorn: "
@@ -61,9 +63,11 @@ def separate_processes(facts: Facts) -> Finding | None:
 
 def _has_restarted(facts: Facts) -> bool:
     """Whether there is one process after the other: no history is met again after another one."""
-    changes = sum(one != other for one, other in zip(facts.histories, facts.histories[1:], strict=False))
-    ended = facts.listened is not None and facts.listened.end is not None
-    return ended and changes < len(set(facts.histories))
+    met = [*facts.histories, *facts.histories_after]
+    changes = sum(one != other for one, other in pairwise(met))
+    # A second history while the stream of the first is open is a second process.
+    is_first_over = (facts.listened is not None and facts.listened.end is not None) or len(set(facts.histories)) == 1
+    return is_first_over and changes < len(set(met))
 
 
 def http2_blocks(facts: Facts) -> Finding | None:

@@ -82,6 +82,19 @@ def test_an_app_without_routes_is_examined_as_far_as_it_can_be(make_app: MakeApp
     assert check(app, None)["request"] is None
 
 
+def test_an_app_whose_stream_is_at_the_root(make_app: MakeApp) -> None:
+    app, _ = make_app(SSE_URL_PREFIX="/", **KEY)
+    assert check(app, None)["request"]["path"] == "/"
+
+
+def test_a_config_that_was_changed_since(make_app: MakeApp) -> None:
+    app, _ = make_app(**KEY)
+    app.config["SSE_HEARTBEAT"] = "soon"
+    result = app.test_cli_runner().invoke(args=["sse", "doctor"])
+    assert result.exit_code == 1
+    assert "SSE_HEARTBEAT" in result.stderr
+
+
 # -- gunicorn ----------------------------------------------------------------------------------------------------------
 
 
@@ -265,13 +278,17 @@ def test_with_a_url_the_site_is_examined_with_a_token_of_the_app(make_app: MakeA
     with running(command, tmp_path) as server:
         url = f"{server.url}/unauthorized/events"
         made = report(app_of_site, url)
-        refused = report(app_of_other, f"{url}?token=visible")
+        refused = report(app_of_other, url)
+        given = report(app_of_other, f"{url}?token=sse1.visible.token")
         status, printed = run(app_of_site, url, "--header", "X-Nothing: 1")
     assert (made["url"], made["findings"]) == (url, [])
     assert set(made["facts"]) > {"app", "answer", "listened"}
     assert "sse1." not in json.dumps(made)
     assert [finding["code"] for finding in refused["findings"]] == ["unauthorized"]
     assert "SECRET_KEY" in refused["findings"][0]["do"] + refused["findings"][0]["what"]
-    assert refused["url"] == f"{url}?token=..."
+    assert [finding["code"] for finding in given["findings"]] == ["unauthorized"] * 2  # also inside
+    assert all("token" in finding["what"] for finding in given["findings"])
+    assert given["url"] == f"{url}?token=..."
+    assert "visible" not in json.dumps(given)
     assert status == 1
     assert "FAULT unauthorized: The app, or a proxy, answers 401" in printed

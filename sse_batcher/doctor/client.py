@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
-from urllib.parse import urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
 from ..parser import Block, Comment
 from ..remote.message import Head, RemoteError, make_request
@@ -33,6 +33,11 @@ class Target(NamedTuple):
     """How long to listen. None: long enough for a heartbeat."""
     is_insecure: bool = False
     """Whether any certificate is accepted."""
+
+    @property
+    def has_token(self) -> bool:
+        """Whether a token is sent, also in the query of the URL."""
+        return self.token is not None or "token" in parse_qs(urlsplit(self.url).query)
 
 
 class Client:

@@ -228,11 +228,15 @@ def _refused(request: RequestFacts, answer: Answer) -> Finding:
     seen = f"In this process, the app answers a request for {request.path} with {status_text(answer)}{where}"
     if code == "not_a_stream":
         return fault(code, f"{seen}, and no stream.", f"Look which function of the app answers there. {page('URLs')}")
-    token = "a valid signed token" if request.has_token else "neither a cookie nor a token"
+    if request.has_token:
+        why = (
+            "The request has a token, which stands for `authorize`. It is not valid here, or a login check came first."
+        )
+    else:
+        why = "The request has no token, so this may be as you want it: `authorize`, or a login check, refuses it."
     return warning(
         code,
-        f"{seen}. The request has {token}, so this may be as you want it: `authorize`, or a function before each "
-        "request, asks for a login. What comes after it was not examined.",
+        f"{seen}. {why} What comes after it was not examined.",
         "Give the doctor what a browser sends: `--header 'Cookie: session=...'`. A login check that should admit "
         f"signed tokens has to leave out the path of the stream. {page('Authentication')}",
     )

@@ -62,7 +62,7 @@ class _Examination:
     def __init__(self, target: Target, progress: Progress, every: float) -> None:
         patience = PATIENCE_SECONDS if target.seconds is None else min(PATIENCE_SECONDS, max(0.5, target.seconds))
         self.facts = Facts(
-            url=without_token(target.url), patience=patience, origin=target.origin, has_token=bool(target.token)
+            url=without_token(target.url), patience=patience, origin=target.origin, has_token=target.has_token
         )
         self._target = target
         self._client = Client(target, patience)

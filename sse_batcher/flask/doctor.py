@@ -30,7 +30,7 @@ from ..doctor.command import Report, doctor_options, examine_url, print_reports,
 from ..doctor.facts import Answer, FirstBlock
 from ..doctor.inside import AppFacts, GunicornFacts, RedisFacts, RequestFacts, diagnose_app, fine_inside
 from ..doctor.probes import without_token
-from ..errors import SSEBatcherError, UsageError
+from ..errors import ConfigurationError, InvalidEventError, SSEBatcherError, UsageError
 from ..event import DEFAULT_CHANNEL, NOT_GIVEN
 from ..manager import SSEManager
 from ..parser import Parser
@@ -60,8 +60,8 @@ def add_doctor(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
         """
         terminal = Terminal()
         target = target_of(url or "http://localhost", **arguments)
-        if target.token is None and not target.headers:
-            target = target._replace(token=_sign_for(url or "", tokens))
+        if not target.has_token and not target.headers:
+            target = target._replace(token=_sign_for(target.url, tokens))
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # of a proxy
         terminal.progress("asking the app in this process")
         reports = [examine_app(app, manager, target if url else target._replace(url=""))]
@@ -76,13 +76,16 @@ def _sign_for(url: str, tokens: Tokens) -> str | None:
     asked = parse_qs(urlsplit(url).query).get("channel", [DEFAULT_CHANNEL])
     try:
         return tokens.sign(asked, NOT_GIVEN, TOKEN_SECONDS)
-    except UsageError:
+    except (InvalidEventError, UsageError):
         return None
 
 
 def examine_app(app: Flask, manager: SSEManager, target: Target) -> Report:
     """Examine an app from inside. `target` has the path, unless its URL is empty, and the headers and the token."""
-    config = read_config(app.config)
+    try:
+        config = read_config(app.config)
+    except ConfigurationError as error:  # it was changed since `init_app`
+        raise click.ClickException(str(error)) from error
     facts = AppFacts(
         name=app.name,
         url_prefix=config.url_prefix,
@@ -95,9 +98,9 @@ def examine_app(app: Flask, manager: SSEManager, target: Target) -> Report:
     )
     if facts.has_redis:
         facts.redis = _ask_redis(config)
-    path = config.url_prefix if config.url_prefix is not None else urlsplit(target.url).path
+    path = urlsplit(target.url).path if config.url_prefix is None else config.url_prefix or "/"
     if path and (facts.redis is None or facts.redis.error is None):
-        facts.request = _Request(app, target, path or "/").run(manager)
+        facts.request = _Request(app, target, path).run(manager)
     findings = diagnose_app(facts)
     where = "no route of its own" if config.url_prefix is None else f"streams at {config.url_prefix or '/'}"
     backend = "Redis" if facts.has_redis else "memory"
@@ -114,7 +117,7 @@ class _Request:
     def __init__(self, app: Flask, target: Target, path: str) -> None:
         self._app = app
         self._path = path
-        self._has_token = target.token is not None
+        self._has_token = target.has_token
         query = urlsplit(target.url).query
         bearer = [("Authorization", f"Bearer {target.token}")] if target.token else []
         given = [("Accept", "text/event-stream"), ANY_CODING, *target.headers, *bearer]

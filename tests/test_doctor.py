@@ -96,6 +96,10 @@ CASES: dict[str, tuple[Facts, str, str, str]] = {
         replace(answered(301, location="/events/"), leads_to=ANSWER), "redirected", "warning", "/events/"
     ),
     "a page": (answered(200, **{"content-type": "text/html"}), "not_a_stream", "fault", "text/html"),
+    "a changed type": (
+        replace(answered(200, **{"content-type": "text/plain"}), found_at="/events"),
+        "not_a_stream", "fault", "ForceType",
+    ),
     "an error": (answered(500), "not_a_stream", "fault", "direct_passthrough"),
     "an unknown status": (answered(429), "not_a_stream", "fault", "429 Too Many Requests"),
     "another library's stream": (healthy(first=FirstBlock(type="greeting")), "not_a_stream", "warning", "greeting"),
@@ -216,6 +220,46 @@ def test_facts_are_diagnosed_as_one_fault_and_its_words_say_what_to_change(name:
     assert words in f"{finding.what} {finding.do}"
 
 
+@pytest.mark.parametrize("server", ["gunicorn", "nginx"])
+@pytest.mark.parametrize("name", ["cache-control", "content-encoding", "x-content-type-options", "x-accel-buffering"])
+def test_each_header_that_is_missing_is_named(server: str, name: str) -> None:
+    answer = Answer(status=200, headers={key: value for key, value in behind(server).headers.items() if key != name})
+    found = diagnose(healthy(answer=answer, coding=""))
+    if (server, name) == ("nginx", "x-accel-buffering"):
+        assert found == []  # nginx takes it for itself
+        return
+    [finding] = found
+    assert (finding.code, finding.level) == ("headers", "warning")
+    missing = {key for key in HEAD if f"`{key}:" in finding.what.lower()}
+    assert missing == {name}
+    assert ("`after_request`" in finding.what) is (server == "gunicorn")
+    assert ("In the configuration of nginx" in finding.do) is (server == "nginx")
+
+
+def test_a_coding_that_cannot_be_read_is_no_fault_and_the_words_say_so() -> None:
+    found = diagnose(healthy(coding="br", plain=CODED))
+    assert [(finding.code, finding.level) for finding in found] == [("compressed", "warning")]
+    assert "cannot read it" in found[0].what
+
+
+def test_a_preflight_that_is_allowed_is_no_finding() -> None:
+    allowed = {"access-control-allow-origin": "https://example.com"}
+    preflight = Answer(status=200, headers={**allowed, "access-control-allow-headers": "Authorization, Last-Event-ID"})
+    facts = healthy(origin="https://example.com", answer=behind("gunicorn", **allowed), preflight=preflight)
+    assert diagnose(facts) == []
+    assert "pages of https://example.com may read it" in fine_of(facts, [])
+
+
+def test_what_compresses_is_named_by_what_is_left_of_the_header() -> None:
+    by_app, by_proxy, by_nginx = (
+        diagnose(healthy(answer=answer, coding="gzip", coded_block=True, plain=plain))[0].what
+        for answer, plain in [(ANSWER, CODED), (behind("x"), behind("x")), (behind("nginx"), behind("nginx"))]
+    )
+    assert "the app compresses it, since its server, gunicorn, does not" in by_app
+    assert "a proxy compresses it although the app says `Content-Encoding: identity`" in by_proxy
+    assert "nginx, or the app behind it, compresses it" in by_nginx
+
+
 def test_a_healthy_stream_has_no_finding() -> None:
     facts = healthy()
     assert diagnose(facts) == []
@@ -254,6 +298,13 @@ def test_a_wrong_clock_is_reported_beside_a_refused_token() -> None:
 def test_two_processes_that_also_restart_are_still_separate() -> None:
     facts = healthy(histories=["a", "b", "a", "c", "b"], listened=replace(BYE, bye="shutdown"))
     assert {finding.code for finding in diagnose(facts)} == {"ends_early", "separate_processes"}
+
+
+def test_a_process_that_is_met_only_afterwards_is_a_second_one_if_the_first_is_there_again() -> None:
+    again = healthy(resumed=gap("epoch"), histories_after=["b", "a", "b"])
+    gone = healthy(resumed=gap("epoch"), histories_after=["b", "b", "b"])
+    assert [finding.code for finding in diagnose(replace(again, histories=["a"] * 15))] == ["separate_processes"]
+    assert [finding.code for finding in diagnose(replace(gone, histories=["a"] * 15))] == ["no_resume"]
 
 
 def test_faults_come_before_warnings() -> None:

@@ -29,7 +29,7 @@ class Software(NamedTuple):
 _ANY: dict[Setting, str] = {
     "buffering": "switch its buffering of responses off for the path of the stream. In nginx that is "
     "`proxy_buffering off;` without `proxy_ignore_headers X-Accel-Buffering`; in Azure and Cloudflare, the response "
-    "buffer; in Caddy, `flush_interval -1`",
+    "buffer",
     "timeout": "give it an idle time-out that is longer than the heartbeat: `proxy_read_timeout` in nginx, "
     "`ProxyTimeout` in Apache, `timeout server` and `timeout client` in HAProxy, the idle time-out of a load balancer",
     "compression": "leave `text/event-stream` out of what it compresses: `gzip off;` in the location of nginx, "
@@ -48,15 +48,15 @@ PROXIES = (
         ("nginx", "openresty"),
         {
             "buffering": "in the location of the stream, set `proxy_buffering off;` (`uwsgi_buffering off;` with "
-            "uwsgi_pass), and remove `proxy_ignore_headers X-Accel-Buffering`, since without that line the header "
-            "`X-Accel-Buffering: no` of each stream is enough",
+            "uwsgi_pass), also in an nginx in front of another, since nginx does not pass `X-Accel-Buffering: no` on. "
+            "Or let it see this header of each stream: remove `proxy_ignore_headers X-Accel-Buffering`",
             "timeout": "in the location of the stream, set `proxy_read_timeout` (`uwsgi_read_timeout`) to more than "
             "the heartbeat; the default is 60s",
             "compression": "in the location of the stream, set `gzip off;` (and `brotli off;`), or leave "
             "`text/event-stream` out of `gzip_types`, and remove `proxy_hide_header Content-Encoding`",
             "http11": "nothing, since nginx itself answers with HTTP/1.1: look what is in front of it",
             "headers": "in the location of the stream, remove the `proxy_hide_header`, `more_clear_headers` or "
-            "`add_header` that is about it",
+            "`add_header` that names the header",
         },
     ),
     Software(
@@ -69,7 +69,7 @@ PROXIES = (
             "timeout": "set `ProxyTimeout`, or `timeout=` of the ProxyPass, to more than the heartbeat",
             "compression": "add `SetEnvIf Request_URI ^/events no-gzip` (with your path) to the virtual host, since "
             "mod_deflate ignores the header of the stream",
-            "headers": "remove the `Header unset` or `Header set` that is about it",
+            "headers": "remove the `Header unset` or `Header set` that names the header",
         },
     ),
     Software(
@@ -77,10 +77,10 @@ PROXIES = (
         ("caddy",),
         {
             **_ANY,
-            "buffering": "set `flush_interval -1` in the reverse_proxy, and remove `response_buffers`",
-            "timeout": "raise `read_timeout` and `write_timeout` of the reverse_proxy's transport, and of the server",
-            "compression": "leave the path of the stream out of `encode`",
-            "headers": "remove the `header_down` or `header` that is about it",
+            "buffering": "remove `response_buffers` (before version 2.7, `buffer_responses`) from the reverse_proxy",
+            "timeout": "raise the `read_timeout` of the reverse_proxy's transport",
+            "compression": "remove `header_down -Content-Encoding`, or leave the path of the stream out of `encode`",
+            "headers": "remove the `header_down` or `header` that names the header",
         },
     ),
     Software(

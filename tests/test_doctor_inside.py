@@ -274,18 +274,22 @@ def test_a_clock_of_redis_that_is_off(make_app: MakeApp, tmp_path: Path) -> None
 def test_with_a_url_the_site_is_examined_with_a_token_of_the_app(make_app: MakeApp, tmp_path: Path) -> None:
     app_of_site, _ = make_app(name="unauthorized", **KEY)
     app_of_other, _ = make_app(name="another", **KEY)
+    app_with_random_key, _ = make_app(name="healthy", SECRET_KEY="other")
     command = tuple(part.replace("serverapp", "faultyapps") for part in gunicorn("-k", "gthread", "--threads=50"))
     with running(command, tmp_path) as server:
         url = f"{server.url}/unauthorized/events"
-        made = report(app_of_site, url)
+        made = report(app_of_site, url, "--seconds=1")
         refused = report(app_of_other, url)
         given = report(app_of_other, f"{url}?token=sse1.visible.token")
+        other = report(app_with_random_key, f"{server.url}/healthy/events", "--seconds=1")
         status, printed = run(app_of_site, url, "--header", "X-Nothing: 1")
     assert (made["url"], made["findings"]) == (url, [])
     assert set(made["facts"]) > {"app", "answer", "listened"}
     assert "sse1." not in json.dumps(made)
-    assert [finding["code"] for finding in refused["findings"]] == ["unauthorized"]
-    assert "SECRET_KEY" in refused["findings"][0]["do"] + refused["findings"][0]["what"]
+    assert [finding["code"] for finding in refused["findings"]] == ["unauthorized", "secret_key"]
+    assert "SECRET_KEY" in refused["findings"][1]["what"]
+    assert [(finding["code"], finding["level"]) for finding in other["findings"]] == [("secret_key", "warning")]
+    assert other["facts"]["resumed"]["type"] == "sse_open"
     assert [finding["code"] for finding in given["findings"]] == ["unauthorized"] * 2  # also inside
     assert all("token" in finding["what"] for finding in given["findings"])
     assert given["url"] == f"{url}?token=..."

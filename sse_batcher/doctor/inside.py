@@ -83,6 +83,19 @@ def diagnose_app(facts: AppFacts) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.level != "fault")
 
 
+def token_refused() -> Finding:
+    """Return the finding for a server that refuses a token of this process."""
+    return warning(
+        "secret_key",
+        "The server answers 401 to a token that the app in this process has signed. So its `SECRET_KEY`, its "
+        "`SSE_TOKEN_SALT` or the name of the app is another one there, as with a key that is random at each start. The "
+        "stream was examined without a token.",
+        "Give this command the same environment as the server. If the key is made at each start, set `SECRET_KEY` to a "
+        "fixed random text: otherwise each restart, and each further process, refuses the signed URLs of the others. "
+        + page("Signed URLs"),
+    )
+
+
 def fine_inside(facts: AppFacts, findings: list[Finding]) -> list[str]:
     """Return what works, in a few words each."""
     codes = {finding.code for finding in findings}

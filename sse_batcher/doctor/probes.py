@@ -158,7 +158,6 @@ class _Examination:
         finally:
             listener.stop()
         facts.listened = listener.result()
-        stream.close()
         if first.cursor and facts.answers_beside:
             progress("coming back")
             facts.resumed = self._client.first_of(cursor=first.cursor)

@@ -28,7 +28,7 @@ from ..commands.terminal import Terminal
 from ..doctor.client import ANY_CODING, Target, json_object
 from ..doctor.command import Report, doctor_options, examine_url, print_reports, target_of
 from ..doctor.facts import Answer, FirstBlock
-from ..doctor.inside import AppFacts, GunicornFacts, RedisFacts, RequestFacts, diagnose_app, fine_inside
+from ..doctor.inside import AppFacts, GunicornFacts, RedisFacts, RequestFacts, diagnose_app, fine_inside, token_refused
 from ..doctor.probes import without_token
 from ..errors import ConfigurationError, InvalidEventError, SSEBatcherError, UsageError
 from ..event import DEFAULT_CHANNEL, NOT_GIVEN
@@ -60,13 +60,17 @@ def add_doctor(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
         """
         terminal = Terminal()
         target = target_of(url or "http://localhost", **arguments)
-        if not target.has_token and not target.headers:
-            target = target._replace(token=_sign_for(target.url, tokens))
+        signed = None if target.has_token or target.headers else _sign_for(target.url, tokens)
+        target = target._replace(token=signed or target.token)
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # of a proxy
         terminal.progress("asking the app in this process")
         reports = [examine_app(app, manager, target if url else target._replace(url=""))]
         if url:
-            reports.append(examine_url(target, terminal))
+            report = examine_url(target, terminal)
+            if signed and {finding.code for finding in report.findings} == {"unauthorized"}:
+                report = examine_url(target._replace(token=None), terminal)
+                report.findings.append(token_refused())
+            reports.append(report)
         shown = without_token(url) if url else None
         click.get_current_context().exit(print_reports(reports, shown, terminal, as_json=as_json))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -360,6 +361,14 @@ def test_the_report_has_a_paragraph_for_each_finding() -> None:
     assert [paragraph.split(":")[0] for paragraph in paragraphs] == ["FAULT clock", "WARNING headers"]
     assert all("\n  What to do: " in paragraph for paragraph in paragraphs)
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_each_page_that_the_words_name_is_there() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "sse_batcher" / "doctor").glob("*.py"))
+    named = set(re.findall(r"""\bpage\(['"](.*?)['"]\)""", sources))
+    pages = "\n".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
+    assert len(named) > 10
+    assert named <= set(re.findall(r"^#+ (.*)$", pages, flags=re.M))
 
 
 def test_the_report_in_the_documentation_is_a_real_one() -> None:

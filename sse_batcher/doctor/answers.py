@@ -15,6 +15,7 @@ CLOCK_SECONDS = 10
 
 
 def compressed(facts: Facts) -> Finding | None:
+    """The stream comes compressed to a client that accepts it."""
     if facts.coding in {"", "identity"}:
         return None
     server, proxy = server_of(facts), proxy_of(facts)
@@ -47,11 +48,12 @@ def compressed(facts: Facts) -> Finding | None:
     if facts.coded_block is None:
         more = "This program cannot read it, so it is not known whether blocks come at once."
     else:
-        more = "The first block came at once, so events arrive, but each costs time, and hardly gets smaller."
+        more = "The first block came at once, so events arrive. But each costs time, and small ones hardly get smaller."
     return warning("compressed", f"{what} {more}", do)
 
 
 def http_1_0(facts: Facts) -> Finding | None:
+    """The answer has an old version of HTTP."""
     if facts.answer is None or facts.answer.version != "HTTP/1.0":
         return None
     return warning(
@@ -65,6 +67,7 @@ def http_1_0(facts: Facts) -> Finding | None:
 
 
 def headers_missing(facts: Facts) -> Finding | None:
+    """Headers that each stream has did not arrive."""
     answer = facts.plain or facts.answer
     if answer is None or not answer.is_stream:
         return None
@@ -100,6 +103,7 @@ def headers_missing(facts: Facts) -> Finding | None:
 
 
 def clock_off(facts: Facts) -> Finding | None:
+    """The date of the answer is not that of this host."""
     return diagnose_clock(facts.clock_offset, "that answers")
 
 
@@ -118,6 +122,7 @@ def diagnose_clock(offset: float | None, host: str) -> Finding | None:
 
 
 def cors_missing(facts: Facts) -> Finding | None:
+    """A browser would not let a page of this origin read the stream, or not with headers of its own."""
     origin = facts.origin
     answer = facts.plain or facts.answer
     if origin is None or answer is None:
@@ -131,7 +136,7 @@ def cors_missing(facts: Facts) -> Finding | None:
             f'A page of {origin} may not read the stream: the answer has {got}.{more} The browser says "blocked by '
             'CORS policy", and the page gets no event.',
             f'Set `SSE_CORS_ORIGINS = ["{origin}"]`; if a proxy adds such headers, remove them there. '
-            + page("Authentication"),
+            + page("Authentication: decide which requests get a stream"),
         )
     if facts.preflight is not None and not _allows(facts.preflight, origin):
         status = status_text(facts.preflight)
@@ -141,7 +146,8 @@ def cors_missing(facts: Facts) -> Finding | None:
             f"first (a preflight, OPTIONS), and the answer is {status}, without leave for them. The module for "
             "browsers sends its cursor in the query, and needs no preflight.",
             "Let OPTIONS requests to the path of the stream pass: they come without cookies, so a login check must "
-            "leave them out, and a proxy must not answer them itself. " + page("Authentication"),
+            "leave them out, and a proxy must not answer them itself. "
+            + page("Authentication: decide which requests get a stream"),
         )
     return None
 

@@ -7,19 +7,12 @@ from __future__ import annotations
 
 from .facts import Facts
 from .findings import Finding, fault, warning
-from .words import between, page, proxy_of, setting
+from .words import MORE_THREADS, between, page, proxy_of, setting
 
 LATE_SECONDS = 2.0
 """A first block later than this after its head is held back by something."""
 USUAL_IDLE_SECONDS = 55
 """The shortest idle time-out of the proxies that people use is about this. Heartbeats must come more often."""
-CLOCK_SECONDS = 10
-"""How far two clocks may be apart: a signed token that seems to be made later than this is refused."""
-
-USUAL_IDLE_SECONDS = 55
-"""The shortest idle time-out of the proxies that people use is about this. Heartbeats must come more often."""
-CLOCK_SECONDS = 10
-"""How far two clocks may be apart: a signed token that seems to be made later than this is refused."""
 
 
 def nothing_came(facts: Facts) -> Finding | None:
@@ -33,9 +26,7 @@ def nothing_came(facts: Facts) -> Finding | None:
             "threads",
             f"The server accepts connections, and answers nothing within {facts.patience:g} s: no stream, no poll and "
             "no health check. Most likely, open streams hold all of its threads, one each, and the site hangs.",
-            'Set `SSE_TRANSPORT = "auto"`, with which a stream leaves its thread, or give the server more threads '
-            "than there are open tabs (gunicorn: `--worker-class gthread --threads 200`). "
-            + page("Choose and set up a server"),
+            f"{MORE_THREADS} {page('Choose and set up a server')}",
         )
     head = "no byte of it" if facts.answer is None else "its headers, and no block,"
     works = "A poll, which ends at once, is answered" if facts.poll else "The health check is answered"
@@ -70,6 +61,7 @@ def blocks_late(facts: Facts) -> Finding | None:
 
 
 def read_whole(facts: Facts) -> Finding | None:
+    """The app says that its response is read as a whole before it is passed on."""
     listened = facts.listened
     if listened is None or listened.bye != "buffered":
         return None
@@ -85,6 +77,7 @@ def read_whole(facts: Facts) -> Finding | None:
 
 
 def ends_early(facts: Facts) -> Finding | None:
+    """The stream has ended, with or without a reason."""
     listened = facts.listened
     if listened is None or (listened.end is None and not listened.bye):
         return None
@@ -127,6 +120,7 @@ def ends_early(facts: Facts) -> Finding | None:
 
 
 def idle_timeout(facts: Facts) -> Finding | None:
+    """The connection was closed while the app had nothing to send, before its first heartbeat."""
     listened, heartbeat = facts.listened, facts.heartbeat
     if listened is None or heartbeat is None or listened.end is None or listened.bye:
         return None
@@ -144,6 +138,7 @@ def idle_timeout(facts: Facts) -> Finding | None:
 
 
 def long_heartbeat(facts: Facts) -> Finding | None:
+    """The stream says that its heartbeats come seldom."""
     return None if facts.heartbeat is None else diagnose_heartbeat(facts.heartbeat)
 
 
@@ -160,6 +155,7 @@ def diagnose_heartbeat(heartbeat: float) -> Finding | None:
 
 
 def heartbeats_missing(facts: Facts) -> Finding | None:
+    """The stream stays open, and nothing comes when a heartbeat is due."""
     if not _is_missing(facts) or facts.listened is None:
         return None
     return fault(

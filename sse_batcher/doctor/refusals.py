@@ -62,7 +62,7 @@ def _forbidden(facts: Facts, answer: Answer) -> Finding:
         "an `authorize`, each channel except `default` is refused; and a signed token opens only its own channels.",
         "Register `@sse.authorize`, and return the names that this request may have; give the doctor what a browser "
         "sends (`--header 'Cookie: ...'`, or `--token`); and check `?channel=` in the URL. If the log of the app "
-        f"has no line about it, it is a proxy or a firewall. {page('Channels')}",
+        f"has no line about it, it is a proxy or a firewall. {page('Channels and users: which streams get an event')}",
     )
 
 
@@ -132,7 +132,7 @@ def _unauthorized(facts: Facts, answer: Answer) -> Finding:
         "The app, or a proxy, answers 401 Unauthorized: it does not know who asks.",
         "Give the doctor what a browser sends: `--header 'Cookie: session=...'`, or a signed token by `--token`. If "
         "browsers get it, too: an `EventSource` sends no headers of its own, and to another origin it sends cookies "
-        f"only with `withCredentials`. {page('Authentication')}",
+        f"only with `withCredentials`. {page('Authentication: decide which requests get a stream')}",
     )
 
 
@@ -152,7 +152,7 @@ def _redirected(facts: Facts, answer: Answer) -> Finding:
         "refuses the page that it gets then for good.",
         "Let the function answer 401 for the path of the stream instead, or leave it out and decide in "
         "`@sse.authorize`. To examine the stream behind it, give `--header 'Cookie: session=...'`, or a signed token "
-        f"by `--token`. {page('Authentication')}",
+        f"by `--token`. {page('Authentication: decide which requests get a stream')}",
     )
 
 

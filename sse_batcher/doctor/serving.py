@@ -36,6 +36,7 @@ def threads_taken(facts: Facts) -> Finding | None:
 
 
 def limit_reached(facts: Facts) -> Finding | None:
+    """A further stream beside the open ones is refused, because as many are open as the app allows."""
     if facts.busy_beside != "limit":
         return None
     return warning(
@@ -48,6 +49,7 @@ def limit_reached(facts: Facts) -> Finding | None:
 
 
 def separate_processes(facts: Facts) -> Finding | None:
+    """New connections meet several histories: those of processes that share no backend."""
     met = [*facts.histories, *facts.histories_after]
     if len(set(met)) < 2 or _has_restarted(facts):
         return None
@@ -71,6 +73,7 @@ def _has_restarted(facts: Facts) -> bool:
 
 
 def http2_blocks(facts: Facts) -> Finding | None:
+    """A stream over HTTP/2 is refused, or keeps the other requests of its connection waiting."""
     if facts.http2 not in {"busy", "blocked"}:
         return None
     seen = (
@@ -89,6 +92,7 @@ def http2_blocks(facts: Facts) -> Finding | None:
 
 
 def unhealthy(facts: Facts) -> Finding | None:
+    """The health check says that a thread of the library does not work."""
     if facts.live is None or facts.live.word != "thread":
         return None
     return fault(
@@ -100,6 +104,7 @@ def unhealthy(facts: Facts) -> Finding | None:
 
 
 def backend_silent(facts: Facts) -> Finding | None:
+    """The health check says that the backend does not answer."""
     if facts.health is None or facts.health.word != "backend":
         return None
     return redis_away()
@@ -122,7 +127,7 @@ def cursor_removed(facts: Facts) -> Finding | None:
         "no_resume",
         f"The app does not get {' and '.join(lost)}: a made-up cursor was answered with `sse_open`, not `sse_gap`. "
         f"Something between this client and the app removes it. {clients} it when it comes back, so such a client "
-        "misses what was sent meanwhile, and nothing tells it.",
+        "misses what was sent meanwhile, and gets no sign of it.",
         "Let the proxy, and each middleware of the app, pass `Last-Event-ID` and the query on: look for "
         '`proxy_set_header Last-Event-ID ""` or `proxy_pass_request_headers off` in nginx, `RequestHeader unset` in '
         "Apache, an allow-list of headers or query strings in a CDN, and for code that changes "
@@ -131,6 +136,7 @@ def cursor_removed(facts: Facts) -> Finding | None:
 
 
 def history_too_short(facts: Facts) -> Finding | None:
+    """The cursor of the first block is not good any more."""
     resumed = facts.resumed
     if resumed is None or resumed.type != "sse_gap":
         return None

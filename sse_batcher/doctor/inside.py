@@ -251,5 +251,6 @@ def _refused(request: RequestFacts, answer: Answer) -> Finding:
         code,
         f"{seen}. {why} What comes after it was not examined.",
         "Give the doctor what a browser sends: `--header 'Cookie: session=...'`. A login check that should admit "
-        f"signed tokens has to leave out the path of the stream. {page('Authentication: decide which requests get a stream')}",
+        "signed tokens has to leave out the path of the stream. "
+        + page("Authentication: decide which requests get a stream"),
     )

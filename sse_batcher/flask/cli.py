@@ -52,7 +52,7 @@ def create_commands(manager: SSEManager, tokens: Tokens, compare_config: Callabl
     """Make the commands for one app. `compare_config` logs config keys that were set too late."""
 
     def add_more(group: AppGroup) -> None:
-        from .doctor import add_doctor  # noqa: PLC0415  # see `_Commands`
+        from .doctor_cli import add_doctor  # noqa: PLC0415  # see `_Commands`
         from .operator_cli import add_operator_commands  # noqa: PLC0415
 
         add_operator_commands(group, manager, tokens, compare_config)

@@ -1,6 +1,6 @@
 """The doctor inside of an app: its config, its Redis, and one request through all of it.
 
-Run by the process of ``flask sse doctor``, which ends afterwards: it shuts the manager down.
+For a process that ends afterwards. The request has a thread of its own, because it may not come back.
 """
 
 from __future__ import annotations
@@ -14,82 +14,32 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
-import click
-from flask import Flask, current_app, got_request_exception
-from flask.cli import AppGroup, with_appcontext
+from flask import Flask, got_request_exception
 from werkzeug.test import EnvironBuilder
 
 from ..backends.redis.connections import connector, errors, understood
 from ..backends.redis.reader import Keys
-from ..commands.arguments import command
-from ..commands.terminal import Terminal
 from ..doctor.client import ANY_CODING, Target, json_object
-from ..doctor.command import Report, doctor_options, examine_url, print_reports, target_of
+from ..doctor.command import Report
 from ..doctor.facts import Answer, FirstBlock
-from ..doctor.inside import AppFacts, GunicornFacts, RedisFacts, RequestFacts, diagnose_app, fine_inside, token_refused
-from ..doctor.probes import without_token
-from ..errors import ConfigurationError, InvalidEventError, SSEBatcherError, UsageError
-from ..event import DEFAULT_CHANNEL, NOT_GIVEN
+from ..doctor.inside import AppFacts, GunicornFacts, RedisFacts, RequestFacts, diagnose_app, fine_inside
+from ..errors import SSEBatcherError, UsageError
 from ..manager import SSEManager
 from ..parser import Parser
 from .config import FlaskConfig, read_config
-from .signing import Tokens
 
 PATIENCE_SECONDS = 3.0
 """How long the first block may take to come out of the app."""
-TOKEN_SECONDS = 3_600
-
-
-def add_doctor(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
-    """Add the command for one app to its group."""
-
-    @group.command("doctor")
-    @click.argument("url", required=False)
-    @doctor_options
-    @with_appcontext
-    @command
-    def doctor(url: str | None, as_json: bool, **arguments: Any) -> None:
-        """Find out what is wrong with the streams of this app, and say what to change.
-
-        Without a URL, the app is examined in this process: its config, its Redis, and one request through all of its
-        middleware. With the URL of its stream, such as http://localhost:8000/events, the server and the proxies are
-        examined, too. Unless you give a --token or a --header, the requests have a token that is signed with the
-        SECRET_KEY. The exit status is 1 if there is a fault.
-        """
-        terminal = Terminal()
-        target = target_of(url or "http://localhost", **arguments)
-        signed = None if target.has_token or target.headers else _sign_for(target.url, tokens)
-        target = target._replace(token=signed or target.token)
-        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # of a proxy
-        terminal.progress("asking the app in this process")
-        reports = [examine_app(app, manager, target if url else target._replace(url=""))]
-        if url:
-            report = examine_url(target, terminal)
-            if signed and {finding.code for finding in report.findings} == {"unauthorized"}:
-                report = examine_url(target._replace(token=None), terminal)
-                report.findings.append(token_refused())
-            reports.append(report)
-        shown = without_token(url) if url else None
-        click.get_current_context().exit(print_reports(reports, shown, terminal, as_json=as_json))
-
-
-def _sign_for(url: str, tokens: Tokens) -> str | None:
-    """Return a token for the channels that a URL asks for, None if the app has no `SECRET_KEY`."""
-    asked = parse_qs(urlsplit(url).query).get("channel", [DEFAULT_CHANNEL])
-    try:
-        return tokens.sign(asked, NOT_GIVEN, TOKEN_SECONDS)
-    except (InvalidEventError, UsageError):
-        return None
 
 
 def examine_app(app: Flask, manager: SSEManager, target: Target) -> Report:
-    """Examine an app from inside. `target` has the path, unless its URL is empty, and the headers and the token."""
-    try:
-        config = read_config(app.config)
-    except ConfigurationError as error:  # it was changed since `init_app`
-        raise click.ClickException(str(error)) from error
+    """Examine an app from inside. `target` has the path, unless its URL is empty, and the headers and the token.
+
+    Shuts the manager down. Raises `ConfigurationError` if the config is not valid any more.
+    """
+    config = read_config(app.config)
     facts = AppFacts(
         name=app.name,
         url_prefix=config.url_prefix,

@@ -134,6 +134,14 @@ CASES: dict[str, tuple[Facts, str, str, str]] = {
         healthy(answer=behind("nginx"), first=replace(OPEN, data={"heartbeat": 75.0}), listened=QUIET_END),
         "idle_timeout", "fault", "proxy_read_timeout",
     ),
+    "idle after the heartbeat of all": (
+        healthy(listened=replace(QUIET_END, heartbeats=1, silence=10.0, silence_at_end=10.0)),
+        "idle_timeout", "fault", "10.0 s",
+    ),
+    "cut soon after a heartbeat": (
+        healthy(listened=replace(QUIET_END, heartbeats=1, silence=15.0, silence_at_end=10.0)),
+        "ends_early", "fault", "whole response",
+    ),
     "idle behind Apache": (
         healthy(answer=behind("Apache/2.4"), listened=replace(QUIET_END, silence_at_end=10.0, silence=10.0)),
         "idle_timeout", "fault", "ProxyTimeout",

@@ -125,7 +125,9 @@ class _Examination:
         client, target, facts = self._client, self._target, self.facts
         if 300 <= answer.status < 400:
             place = urljoin(target.url, answer.headers.get("location", ""))
-            if urlsplit(place).hostname == urlsplit(target.url).hostname:  # no other host gets the token
+            here, there = urlsplit(target.url), urlsplit(place)
+            # No other host gets the token, nor does anything that can read what is not encrypted.
+            if there.hostname == here.hostname and there.scheme in {here.scheme, "https"}:
                 with suppress(RemoteError), client.open(url=place) as stream:
                     facts.leads_to = answer_of(stream)
         elif answer.status in {200, 404, 405}:

@@ -1,0 +1,174 @@
+"""`doctor`'s probes, with servers that answer as the test says, and an app in this process."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+from flask import Flask
+
+from sse_batcher import SSE
+from sse_batcher.doctor.client import Client, Target, below, with_query
+from sse_batcher.doctor.listener import Listener
+from sse_batcher.doctor.probes import examine, without_token
+from sse_batcher.parser import Block
+from sse_batcher.remote.message import RemoteError
+from sse_batcher.testing import live_server
+
+from .kit.scripted_server import HEAD, holding, scripted_server, sending
+from .kit.waiting import TIMEOUT
+
+TOKEN = "sse1.secret.token"
+BYE = b'event: sse_bye\ndata: {"reason":"lease"}\n\n'
+
+
+def redirect(place: str) -> bytes:
+    return f"HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode()
+
+
+def test_a_redirect_to_the_same_host_is_followed_with_the_token() -> None:
+    with scripted_server(sending(redirect("/other")), sending(HEAD + b"\r\n")) as server:
+        facts = examine(Target(server.url, token=TOKEN))
+    assert facts.leads_to is not None
+    assert facts.leads_to.is_stream
+    assert server.heads[1].startswith(b"GET /other ")
+    assert all(TOKEN.encode() in head for head in server.heads)
+
+
+@pytest.mark.parametrize("place", ["http://localhost:1/", "https://example.invalid/events"])
+def test_no_other_host_gets_the_token(place: str) -> None:
+    with scripted_server(sending(redirect(place))) as server:
+        facts = examine(Target(server.url, token=TOKEN))
+    assert facts.leads_to is None
+    assert len(server.heads) == 1
+
+
+def test_a_token_is_not_shown() -> None:
+    assert without_token("http://a/events?channel=b&token=secret&x=1") == "http://a/events?channel=b&token=...&x=1"
+    assert Target("http://a/events?token=secret").has_token
+    assert not Target("http://a/events").has_token
+
+
+def test_cookies_are_not_among_the_facts() -> None:
+    answer = b"HTTP/1.1 429 Too Many Requests\r\nSet-Cookie: session=secret\r\nX-A: 1\r\nX-A: 2\r\n\r\n"
+    with scripted_server(sending(answer)) as server:
+        facts = examine(Target(server.url))
+    assert facts.answer is not None
+    assert facts.answer.headers == {"x-a": "1, 2"}
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "result"),
+    [
+        ("http://a/events", "/health", "http://a/events/health"),
+        ("http://a/events/?channel=b", "/health/live", "http://a/events/health/live"),
+        ("http://a", "/health", "http://a/health"),
+    ],
+)
+def test_a_health_check_is_below_the_path_of_the_stream(url: str, path: str, result: str) -> None:
+    assert below(url, path) == result
+
+
+def test_parameters_are_added_to_those_of_the_url() -> None:
+    assert with_query("http://a/events", {"poll": "1"}) == "http://a/events?poll=1"
+    assert with_query("http://a/events?channel=b#part", {"poll": "1"}) == "http://a/events?channel=b&poll=1"
+
+
+def test_arguments_that_are_not_valid_raise() -> None:
+    with pytest.raises(RemoteError, match="not a URL"):
+        examine(Target("shop.example.com/events"))
+
+
+# -- listening ---------------------------------------------------------------------------------------------------------
+
+
+def listen(server_url: str, *, seconds: float = TIMEOUT, rest: tuple[Block, ...] = ()) -> Listener:
+    stream = Client(Target(server_url), TIMEOUT).open()
+    listener = Listener(stream, 1.0, seconds, list(rest))
+    listener.start()
+    assert listener.wait(TIMEOUT)
+    stream.close()
+    return listener
+
+
+def test_heartbeats_and_events_are_counted_and_the_end_has_its_reason() -> None:
+    with scripted_server(sending(HEAD + b"\r\n:\n:\ndata: 1\n\n" + BYE)) as server:
+        seen = listen(server.url).result()
+    assert (seen.heartbeats, seen.together, seen.events) == (2, 2, 1)
+    assert (seen.bye, seen.end) == ("lease", "complete")
+
+
+def test_what_came_together_with_the_first_block_counts() -> None:
+    with scripted_server(holding(HEAD + b"\r\n")) as server:
+        block = Block("sse_bye", '{"reason":"buffered"}', "", False)
+        seen = listen(server.url, seconds=0.3, rest=(block,)).result()
+    assert (seen.bye, seen.end) == ("buffered", None)
+    assert 0.3 <= seen.silence <= seen.seconds
+
+
+def test_an_answer_that_breaks_off_in_the_middle_of_http_is_invalid() -> None:
+    go = threading.Event()
+
+    def break_off(connection: socket.socket) -> None:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        assert go.wait(TIMEOUT)
+        connection.sendall(b"2\r\n:\n\r\nnonsense\r\n")
+
+    with scripted_server(break_off) as server, Client(Target(server.url), TIMEOUT).open() as stream:
+        listener = Listener(stream, None, TIMEOUT, [])
+        listener.start()
+        go.set()
+        assert listener.wait(TIMEOUT)
+        assert listener.result().end == "invalid"
+
+
+def test_listening_can_be_stopped() -> None:
+    with scripted_server(holding(HEAD + b"\r\n")) as server:
+        stream = Client(Target(server.url), TIMEOUT).open()
+        listener = Listener(stream, None, TIMEOUT, [])
+        listener.start()
+        assert 0 < listener.left() <= TIMEOUT
+        listener.stop()
+        assert listener.result().seconds < TIMEOUT
+        stream.close()
+
+
+def test_a_connection_that_breaks_is_tried_once_more_for_a_health_check() -> None:
+    answer = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{"status":"ok"}'
+    with scripted_server(sending(), sending(answer)) as server:
+        check = Client(Target(server.url), TIMEOUT).health("/health")
+    assert check is not None
+    assert (check.status, check.word) == (200, "ok")
+    with scripted_server(sending(), sending()) as server:
+        assert Client(Target(server.url), TIMEOUT).health("/health") is None
+
+
+def test_a_health_check_that_is_not_answered_in_time_is_tried_once() -> None:
+    release = threading.Event()
+
+    def wait(connection: socket.socket) -> None:
+        assert release.wait(TIMEOUT)
+
+    with scripted_server(wait) as server:
+        assert Client(Target(server.url), 0.2).health("/health") is None
+        release.set()
+
+
+# -- all of it ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_app_is_examined_without_any_other_program() -> None:
+    app = Flask("app", static_folder=None)
+    app.config.update(SSE_HEARTBEAT=0.2)
+    lines: list[str] = []
+    with SSE(app).manager, live_server(app) as url:
+        facts = examine(Target(f"{url}/events", seconds=0.7), lines.append, 0.2)
+    assert facts.listened is not None
+    assert facts.listened.heartbeats >= 2
+    assert facts.resumed is not None
+    assert (facts.resumed.type, facts.by_header, facts.by_query) == ("sse_open", "sse_gap", "sse_gap")
+    assert (len(set(facts.histories)), facts.streams_beside, facts.answers_beside) == (1, 3, True)
+    assert lines[:2] == ["opening the stream", "asking beside the open stream"]
+    assert lines[-1] == "coming back"
+    assert any(line.startswith("listening for heartbeats, ") for line in lines)

@@ -56,7 +56,7 @@ def create_commands(manager: SSEManager, tokens: Tokens, compare_config: Callabl
         from .operator_cli import add_operator_commands  # noqa: PLC0415
 
         add_operator_commands(group, manager, tokens, compare_config)
-        add_doctor(group, manager, tokens)
+        add_doctor(group, manager, tokens, compare_config)
 
     group = _Commands(add_more)
 

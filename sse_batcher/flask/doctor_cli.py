@@ -5,6 +5,7 @@ Run by the command's own process, which ends afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -27,8 +28,8 @@ TOKEN_SECONDS = 3_600
 """How long the token that it signs for itself is valid."""
 
 
-def add_doctor(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
-    """Add the command for one app to its group."""
+def add_doctor(group: AppGroup, manager: SSEManager, tokens: Tokens, compare_config: Callable[[], None]) -> None:
+    """Add the command for one app to its group. `compare_config` logs config keys that were set too late."""
 
     @group.command("doctor")
     @click.argument("url", required=False)
@@ -43,6 +44,7 @@ def add_doctor(group: AppGroup, manager: SSEManager, tokens: Tokens) -> None:
         examined, too. Unless you give a --token or a --header, the requests have a token that is signed with the
         SECRET_KEY. The exit status is 1 if there is a fault.
         """
+        compare_config()
         terminal = Terminal()
         target = target_of(url or "http://localhost", **arguments)
         signed = None if target.has_token or target.headers else _sign_for(target.url, tokens)

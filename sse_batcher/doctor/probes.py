@@ -25,6 +25,8 @@ from .listener import UNKNOWN_HEARTBEAT_SECONDS, Listener
 
 PATIENCE_SECONDS = 5.0
 """How long an answer, or a first block, may take. The module for browsers waits as long before it polls."""
+AGAIN_SECONDS = 2.0
+"""The same for a second try, while other requests are answered."""
 MAX_LISTEN_SECONDS = 150.0
 GOES_ON_SECONDS = 0.5
 """How long a compressed stream must stay open after its first block."""
@@ -81,8 +83,6 @@ class _Examination:
                     raise
                 facts.failure = str(error)
                 facts.stage = "silent" if is_timeout(error) else error.stage
-                if facts.stage == "silent":
-                    self._ask_short()
                 return facts
             if facts.answer is not None and not facts.answer.is_stream:
                 self._look_elsewhere(facts.answer)
@@ -95,8 +95,20 @@ class _Examination:
     # -- opening -------------------------------------------------------------------------------------------------------
 
     def _open(self, stack: ExitStack) -> RemoteStream:
+        """Open the stream; once more, if only the first request may have been slow, as with a process that starts."""
+        try:
+            return self._open_once(self._client, stack)
+        except RemoteError as error:
+            if not is_timeout(error):
+                raise
+            self._ask_short()
+            if self.facts.poll is None and self.facts.health is None:
+                raise
+        return self._open_once(Client(self._target, min(AGAIN_SECONDS, self._client.patience)), stack)
+
+    def _open_once(self, client: Client, stack: ExitStack) -> RemoteStream:
         """Open the stream as a browser does, and once more without compression if it comes compressed."""
-        client, facts = self._client, self.facts
+        facts = self.facts
         stream = stack.enter_context(client.open(ANY_CODING))
         facts.answer = answer_of(stream)
         facts.clock_offset = _clock_offset(facts.answer)

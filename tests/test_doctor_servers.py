@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,50 +63,77 @@ def test_the_fault_of_an_app_is_found(name: str, reports: Mapping[str, Future[Re
     check(reports[name].result(), setup.code, setup.level, setup.names)
 
 
+# -- servers of their own ----------------------------------------------------------------------------------------------
+
+
 def examine(server: Server, *, tls: bool = False, **options: Any) -> Report:
     url = server.url.replace("http:", "https:") if tls else server.url
     return examine_url(Target(f"{url}/events", is_insecure=tls, **options))
 
 
-def test_gunicorn_sync_is_recognised(tmp_path: Path) -> None:
-    with running(gunicorn(), tmp_path) as server:
-        check(examine(server), "one_thread", names=("sync", "SSE_TRANSPORT", "--worker-class gthread"))
+def sync(folder: Path) -> Report:
+    with running(gunicorn(), folder) as server:
+        return examine(server)
 
 
-def test_a_server_whose_threads_are_all_taken(tmp_path: Path) -> None:
-    with running(gunicorn("-k", "gthread", "--threads=3"), tmp_path) as server, ExitStack() as stack:
+def all_threads_taken(folder: Path) -> Report:
+    with running(gunicorn("-k", "gthread", "--threads=3"), folder) as server, ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(Stream(server)).until("sse_open")
-        names = ("SSE_TRANSPORT", "--worker-class gthread", "--threads")
-        check(examine(server, seconds=1.0), "threads", names=names)
+        return examine(server, seconds=1.0)
 
 
-def test_a_server_that_has_hardly_more_threads_than_a_few_tabs_take(tmp_path: Path) -> None:
-    with running(gunicorn("-k", "gthread", "--threads=2"), tmp_path) as server:
-        check(examine(server, seconds=1.0), "threads", names=("SSE_TRANSPORT", "--threads"))
+def fewer_threads_than_tabs(folder: Path) -> Report:
+    with running(gunicorn("-k", "gthread", "--threads=2"), folder) as server:
+        return examine(server, seconds=1.0)
 
 
-def test_max_requests_that_ends_streams(tmp_path: Path) -> None:
-    with running(gunicorn(*GTHREAD, "--max-requests=12"), tmp_path) as server:
-        check(examine(server), "ends_early", names=("--max-requests", "sse_bye"))
+def max_requests(folder: Path) -> Report:
+    with running(gunicorn(*GTHREAD, "--max-requests=12"), folder) as server:
+        return examine(server)
 
 
-def test_a_clock_that_is_off(tmp_path: Path) -> None:
-    clock = tmp_path / "clock"
+def clock_an_hour_behind(folder: Path) -> Report:
+    clock = folder / "clock"
     clock.write_text("-1h")
-    with running(waitress(), tmp_path, **moved_by(clock)) as server:  # gunicorn cannot sleep with it
-        report = examine(server)
-    check(report, "clock", names=("60 minutes behind", "timedatectl"))
+    with running(waitress(), folder, **moved_by(clock)) as server:  # gunicorn cannot sleep with it
+        return examine(server)
 
 
-@pytest.mark.parametrize("policy", ["refuse", "allow"])
-def test_http2_that_gunicorn_speaks(tmp_path: Path, policy: str) -> None:
-    certificate(tmp_path, "127.0.0.1")
+def http2(folder: Path, policy: str) -> Report:
+    certificate(folder, "127.0.0.1")
     tls = ("--certfile=tls.pem", "--keyfile=tls.pem", "--http-protocols=h2,h1")
     command = tuple(part.replace("serverapp", "leavingapp") for part in gunicorn(*GTHREAD, *tls))
-    with running(command, tmp_path, CONFIG=json.dumps({"SSE_HTTP2": policy, "SSE_HEARTBEAT": 0.3})) as server:
-        long = (("X-Long", "x" * 300),)  # its length takes two bytes
-        check(examine(server, tls=True, seconds=1.5, headers=long), "http2", names=("--http-protocols", "nginx"))
+    long = (("X-Long", "x" * 300),)  # its length takes two bytes
+    with running(command, folder, CONFIG=json.dumps({"SSE_HTTP2": policy, "SSE_HEARTBEAT": 0.3})) as server:
+        return examine(server, tls=True, seconds=1.5, headers=long)
+
+
+SERVERS: dict[str, tuple[Callable[[Path], Report], str, tuple[str, ...]]] = {
+    "gunicorn sync": (sync, "one_thread", ("sync", "SSE_TRANSPORT", "--worker-class gthread")),
+    "all threads taken": (all_threads_taken, "threads", ("SSE_TRANSPORT", "--worker-class gthread", "--threads")),
+    "fewer threads than tabs": (fewer_threads_than_tabs, "threads", ("SSE_TRANSPORT", "--threads")),
+    "max_requests": (max_requests, "ends_early", ("--max-requests", "sse_bye")),
+    "a clock that is off": (clock_an_hour_behind, "clock", ("60 minutes behind", "timedatectl")),
+    "HTTP/2 refused": (partial(http2, policy="refuse"), "http2", ("--http-protocols", "nginx", "sse_busy")),
+    "HTTP/2 allowed": (partial(http2, policy="allow"), "http2", ("--http-protocols", "nginx", "blocks its browser")),
+}
+
+
+@pytest.fixture(scope="module")
+def visits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Future[Report]]]:
+    """What is found at each of these servers. A few run at the same time."""
+    with ThreadPoolExecutor(4) as pool:
+        yield {name: pool.submit(visit, tmp_path_factory.mktemp("server")) for name, (visit, *_) in SERVERS.items()}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_the_fault_of_a_server_is_found(name: str, visits: Mapping[str, Future[Report]]) -> None:
+    _, code, names = SERVERS[name]
+    check(visits[name].result(), code, names=names)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
 
 
 PROGRESS = {"opening the stream", "asking beside the open stream", "coming back"}

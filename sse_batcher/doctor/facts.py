@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+POLLS_AT_ONCE = 4
+"""How many connections look for several processes at the same time."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -124,7 +127,10 @@ class Facts:
     busy_beside: str = ""
     """The reason of the ``sse_busy`` that one of them got."""
     histories: list[str] = field(default_factory=list)
-    """The first part of the cursor (the epoch) of each new connection beside the stream, in their order."""
+    """The first part of the cursor (the epoch) of each new connection beside the stream, in their order.
+
+    Up to `POLLS_AT_ONCE` of them were made at the same time, so one may have been answered before the one before it.
+    """
     histories_after: list[str] = field(default_factory=list)
     """The same for connections after it, if the first of them met another history."""
     by_header: str = ""

@@ -18,7 +18,7 @@ from ..parser import Block, Comment
 from ..remote.message import RemoteError
 from ..remote.stream import RemoteStream
 from .client import ANY_CODING, Client, Target, answer_of, below, is_timeout
-from .facts import Answer, Facts, FirstBlock
+from .facts import POLLS_AT_ONCE, Answer, Facts, FirstBlock
 from .flow import heartbeat_limit
 from .http2 import try_http2
 from .listener import UNKNOWN_HEARTBEAT_SECONDS, Listener
@@ -32,7 +32,6 @@ GOES_ON_SECONDS = 0.5
 """How long a compressed stream must stay open after its first block."""
 POLLS = 12
 """How many new connections look for several processes. Workers that share a socket do not take turns."""
-POLLS_AT_ONCE = 4
 STREAMS = 3
 """How many streams are open at the same time, at most."""
 FOREIGN_CURSOR = "00000000-1-0"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from .facts import Facts
+from .facts import POLLS_AT_ONCE, Facts
 from .findings import Finding, fault, warning
 from .words import MORE_THREADS, page, redis_away
 
@@ -64,12 +64,14 @@ def separate_processes(facts: Facts) -> Finding | None:
 
 
 def _has_restarted(facts: Facts) -> bool:
-    """Whether there is one process after the other: no history is met again after another one."""
+    """Whether there is one process after the other: no history is met again long after another one."""
     met = [*facts.histories, *facts.histories_after]
-    changes = sum(one != other for one, other in pairwise(met))
+    first = {history: met.index(history) for history in met}  # in the order of their first places
+    last = {history: place for place, history in enumerate(met)}
+    follow = all(last[one] < first[other] + POLLS_AT_ONCE for one, other in pairwise(first))
     # A second history while the stream of the first is open is a second process.
     is_first_over = (facts.listened is not None and facts.listened.end is not None) or len(set(facts.histories)) == 1
-    return is_first_over and changes < len(set(met))
+    return is_first_over and follow
 
 
 def http2_blocks(facts: Facts) -> Finding | None:

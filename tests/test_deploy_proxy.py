@@ -1,7 +1,6 @@
 """The configuration files of proxies that docs/guides/proxy.md shows, each run by its program in front of gunicorn.
 
-Each proxy is started once. What has to be another thing in a test (ports, certificates, timeouts) is replaced in the
-text of the file, and each replacement has to find something there.
+Each proxy is started once.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import httpx
 import pytest
@@ -25,20 +23,19 @@ from playwright.sync_api import BrowserContext
 
 from .kit import nginx
 from .kit.browser import chromium
+from .kit.deploy import DEPLOY
 from .kit.ports import free_port
+from .kit.proxies import APACHE_THREADS, IDLE, PROXIES, configuration, running_proxy
 from .kit.redisserver import redis_server
 from .kit.repository import ROOT
 from .kit.servers import HOST, Server, gunicorn, running
-from .kit.services import certificate, program
+from .kit.services import program
 from .kit.sse_parser import EventStreamParser, ServerEvent
 from .kit.waiting import TIMEOUT, wait_until
 
 pytestmark = [pytest.mark.external, pytest.mark.timeout(90)]
 
-FILES = ROOT / "docs/guides/deploy"
 HEARTBEAT = 1.0
-IDLE = 2
-"""Seconds after which a proxy ends a connection on which nothing comes. In the files, it is 60."""
 
 APP = """
 import os, time
@@ -102,131 +99,6 @@ def silent():
         yield "data: 2\\n\\n"
     return Response(blocks(), content_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 """.replace("SECONDS", str(2 * IDLE))
-
-_WRITE_AND_RUN = """
-import os, sys
-name, text, *command = sys.argv[1:]
-with open(name, "w") as file:
-    file.write(text)
-os.execv(command[0], command)
-"""
-
-
-class Proxy(NamedTuple):
-    """A proxy, its file in `FILES`, and what is around the file in a test."""
-
-    file: str
-    command: tuple[str, ...]
-    """The program and its arguments. It runs in a folder with ``whole.conf`` and ``tls.pem``."""
-    package: str
-    replaced: dict[str, str]
-    """What has another value here. ``UPSTREAM`` is where the app listens."""
-    around: str = "FILE"
-    down: int = 502
-    """The status while the app is down."""
-
-
-APACHE_THREADS = 8
-APACHE_MODULES = ("mpm_event", "authz_core", "deflate", "filter", "reqtimeout", "setenvif")  # Debian loads these itself
-APACHE_MODULES += ("headers", "http2", "proxy", "proxy_http", "ssl")
-NGINX_MAIN = """
-daemon off; master_process off; pid nginx.pid; LIMITS
-http {
-    access_log off;
-    client_body_temp_path temp; proxy_temp_path temp; uwsgi_temp_path temp; fastcgi_temp_path temp; scgi_temp_path temp;
-    FILE
-}
-"""
-# All is compressed that may be.
-APACHE_MAIN = (
-    "".join(f"LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so\n" for name in APACHE_MODULES)
-    + """
-User www-data
-Group www-data
-ServerLimit 1
-ThreadsPerChild APACHE_THREADS
-MaxRequestWorkers APACHE_THREADS
-ServerName localhost
-PidFile apache.pid
-Mutex file:. default
-ErrorLog /dev/stderr
-Listen HOST:{port}
-SetOutputFilter DEFLATE
-FILE
-""".replace("APACHE_THREADS", str(APACHE_THREADS))
-)
-PROXIES = {
-    "nginx": Proxy(
-        "nginx.conf",
-        ("nginx", "-e", "stderr", "-p", ".", "-c", "whole.conf"),
-        "nginx-light",
-        {
-            "443": "HOST:{port}",
-            "/etc/ssl/app.pem": "tls.pem",
-            "/etc/ssl/app.key": "tls.pem",
-            "127.0.0.1:8000": "UPSTREAM",
-            "60s": f"{IDLE}s",
-            "/var/www/app": str(FILES),
-        },
-        NGINX_MAIN,
-    ),
-    "apache": Proxy(
-        "apache.conf",
-        ("apache2", "-D", "FOREGROUND", "-d", ".", "-f", "whole.conf"),
-        "apache2",
-        {
-            "443": "{port}",
-            "/etc/ssl/app.pem": "tls.pem",
-            "/etc/ssl/app.key": "tls.pem",
-            "127.0.0.1:8000": "UPSTREAM",
-            "ProxyTimeout 60": f"ProxyTimeout {IDLE}",
-        },
-        APACHE_MAIN,
-        down=503,
-    ),
-    "caddy": Proxy(
-        "Caddyfile",
-        ("caddy", "run", "--adapter", "caddyfile", "--config", "whole.conf"),
-        "caddy",
-        {"app.example.com {": "https://HOST:{port} {\n\ttls tls.pem tls.pem", "127.0.0.1:8000": "UPSTREAM"},
-        "{\n\tadmin off\n\tauto_https disable_redirects\n}\nFILE",
-    ),
-    "haproxy": Proxy(
-        "haproxy.cfg",
-        ("haproxy", "-db", "-f", "whole.conf"),
-        "haproxy",
-        {
-            ":443": "HOST:{port}",
-            "/etc/haproxy/app.pem": "tls.pem",
-            "127.0.0.1:8000": "UPSTREAM",
-            "60s": f"{IDLE}s",
-        },
-        down=503,
-    ),
-}
-
-
-def configuration(proxy: Proxy, upstream: str, text: str = "") -> str:
-    """The whole configuration of a proxy, by its file or by `text`. The app listens on `upstream`."""
-    text = text or (FILES / proxy.file).read_text()
-    for old, new in proxy.replaced.items():
-        assert old in text, f"{proxy.file} has no {old}"
-        text = text.replace(old, new)
-    around = proxy.around.replace("LIMITS", (FILES / "nginx-limits.conf").read_text())
-    return around.replace("FILE", text).replace("UPSTREAM", upstream).replace("HOST", HOST)
-
-
-@contextmanager
-def running_proxy(proxy: Proxy, config: str, folder: Path) -> Iterator[Server]:
-    certificate(folder, HOST)
-    name, *options = proxy.command
-    path = program(name, package=f"Debian: {proxy.package}")
-    home = str(folder)
-    arguments = ("-c", _WRITE_AND_RUN, "whole.conf", config, path, *options)
-    with running(arguments, folder, HOME=home, XDG_CONFIG_HOME=home, XDG_DATA_HOME=home) as server:
-        server.tls = True
-        server.url = f"https://{HOST}:{server.port}"
-        yield server
 
 
 @contextmanager
@@ -442,7 +314,7 @@ def test_a_page_of_nginx_waits_for_the_app_and_open_pages_come_back(site: Site, 
 @contextmanager
 def balanced(ports: list[int], folder: Path) -> Iterator[Server]:
     """nginx, with the block of the file for several processes, in front of these two ports."""
-    whole, several = ((FILES / name).read_text() for name in ("nginx.conf", "nginx-upstreams.conf"))
+    whole, several = ((DEPLOY / name).read_text() for name in ("nginx.conf", "nginx-upstreams.conf"))
     (block,) = re.findall(r"^upstream .*?^}\n", whole, re.M | re.S)
     upstreams = several.replace("127.0.0.1:8001", f"{HOST}:{ports[1]}")
     assert upstreams != several

@@ -22,6 +22,8 @@ app.config.update(
     SSE_MAX_BATCH_SIZE=10,
     SSE_POLL_WAIT=float(os.environ.get("POLL_WAIT", "25")),
 )
+if "BACKEND" in os.environ:
+    app.config["SSE_BACKEND"] = os.environ["BACKEND"]
 sse = SSE(app)
 sse.enqueue("hub_state", "imported")  # starts a thread, which a worker that is forked after this does not have
 

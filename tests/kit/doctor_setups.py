@@ -6,8 +6,10 @@ time-outs are short, so that it soon shows what is wrong. `look` reads a stream 
 
 from __future__ import annotations
 
+import itertools
 import re
-import shutil
+import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +26,7 @@ from .http_proxy import Meddling, meddling_proxy
 from .ports import HOST
 from .proxies import PROXIES, configuration, running_proxy
 from .redisserver import RedisServer, redis_server
-from .servers import GTHREAD, Server, running
+from .servers import GTHREAD, SERVERS, Kind, Server, running, serving
 from .services import program
 from .waiting import wait_until
 
@@ -61,8 +63,10 @@ class Seen(NamedTuple):
 def look(url: str, seconds: float) -> Seen:
     """Read a stream for some seconds, as a client that would take it compressed."""
     request = make_request(url, headers=[("Accept-Encoding", "gzip")])
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # certificates are signed by themselves
     try:
-        stream = connect(request, seconds)
+        stream = connect(request, seconds, context)
     except RemoteError:
         return Seen(None)
     with stream:
@@ -74,25 +78,32 @@ def look(url: str, seconds: float) -> Seen:
 
 
 class Workshop:
-    """A folder for set-ups, and the apps that several of them share. Each app is started by the first that needs it."""
+    """A folder for set-ups, and the apps that several of them share. Each app is started by the first that needs it.
+
+    Thread-safe: set-ups can run side by side.
+    """
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder = folder
         self._stack = stack
+        self._lock = threading.Lock()  # guards the apps, and the numbers of the folders
         self._apps: dict[float, Server] = {}
-        self.trusted = folder / "trusted.pem"
-        """The certificate of the proxy that speaks TLS, if one runs."""
+        self._numbers = itertools.count()
 
     def app(self, heartbeat: float = QUICK) -> Server:
-        if heartbeat not in self._apps:
-            command = running(GTHREAD, self.folder("app"), TRANSPORT="auto", HEARTBEAT=str(heartbeat))
-            self._apps[heartbeat] = self._stack.enter_context(command)
-        return self._apps[heartbeat]
+        with self._lock:
+            if heartbeat not in self._apps:
+                app = running(GTHREAD, self._folder_locked("app"), TRANSPORT="auto", HEARTBEAT=str(heartbeat))
+                self._apps[heartbeat] = self._stack.enter_context(app)
+            return self._apps[heartbeat]
 
     def folder(self, name: str) -> Path:
         """Make a new folder for a server."""
-        number = len([*self._folder.iterdir()])
-        folder = self._folder / f"{name}-{number}"
+        with self._lock:
+            return self._folder_locked(name)
+
+    def _folder_locked(self, name: str) -> Path:
+        folder = self._folder / f"{name}-{next(self._numbers)}"
         folder.mkdir()
         return folder
 
@@ -165,9 +176,7 @@ def documented(name: str, *changes: tuple[str, str], idle: float = 60, heartbeat
             assert old in text, f"{name} has no {old}"
             text = text.replace(old, new)
         config = configuration(PROXIES[name], f"{HOST}:{workshop.app(heartbeat).port}", text, idle=idle)
-        folder = workshop.folder(name)
-        with running_proxy(PROXIES[name], config, folder) as server:
-            shutil.copy(folder / "cert.pem", workshop.trusted)
+        with running_proxy(PROXIES[name], config, workshop.folder(name)) as server:
             yield events(server)
 
     return start
@@ -179,6 +188,7 @@ def documented(name: str, *changes: tuple[str, str], idle: float = 60, heartbeat
 @contextmanager
 def two_processes(workshop: Workshop) -> Iterator[str]:
     with running((*GTHREAD[:-1], "--workers=2", GTHREAD[-1]), workshop.folder("two")) as server:
+        wait_until(lambda: has_several_histories(events(server)), "both serve")
         yield events(server)
 
 
@@ -201,7 +211,7 @@ def without_redis(workshop: Workshop) -> Iterator[str]:
 def redis_that_went_away(workshop: Workshop) -> Iterator[str]:
     """It died while the app ran, so long ago that the app is sure."""
     with _redis(workshop) as redis, _app_with(redis, workshop) as server:
-        assert b"sse_open" in look(events(server), QUICK).body
+        wait_until(lambda: b"sse_open" in look(events(server), QUICK).body, "the app has met Redis")
         redis.kill()
         wait_until(lambda: is_degraded(events(server)), "the app has noticed")
         yield events(server)
@@ -227,6 +237,7 @@ def sees(is_faulty: Callable[[Seen], bool], seconds: float = 1.0) -> Callable[[s
 is_held = sees(lambda seen: not seen.body and seen.ended is None)
 is_compressed = sees(lambda seen: seen.header("Content-Encoding") == "gzip")
 is_http_1_0 = sees(lambda seen: seen.head is not None and seen.head.version == "HTTP/1.0" and seen.heartbeats > 0)
+has_no_cache_control = sees(lambda seen: seen.blocks > 0 and not seen.header("Cache-Control"))
 ends_before_the_first_heartbeat = sees(
     lambda seen: seen.blocks > 0 and seen.heartbeats == 0 and seen.ended is not None, SLOW
 )
@@ -236,7 +247,7 @@ def has_several_histories(url: str) -> bool:
     """Whether new connections meet cursors that begin in different ways."""
     with ThreadPoolExecutor(8) as pool:
         bodies = [seen.body for seen in pool.map(lambda _: look(url, QUICK), range(16))]
-    return len({re.findall(rb"^id: (\w+)-", body, re.M)[0] for body in bodies}) > 1
+    return len({history for body in bodies for history in re.findall(rb"^id: (\w+)-", body, re.M)}) > 1
 
 
 def is_degraded(url: str) -> bool:
@@ -262,7 +273,7 @@ SETUPS = {
     "a proxy that waits for some kilobytes": Setup(
         behind_meddling(Meddling(holds=1_000)), "buffered", ("buffer",), is_held
     ),
-    "nginx with gzip": Setup(behind_nginx(GZIP), "compressed", ("gzip_types",), is_compressed),
+    "nginx with gzip": Setup(behind_nginx(GZIP), "compressed", ("gzip_types",), is_compressed, level="warning"),
     "nginx with a short time-out": Setup(
         behind_nginx(f"proxy_read_timeout {IMPATIENT}s;", heartbeat=SLOW),
         "idle_timeout",
@@ -273,7 +284,7 @@ SETUPS = {
         behind_nginx("proxy_hide_header Cache-Control;"),
         "headers",
         ("Cache-Control", "proxy_hide_header"),
-        sees(lambda seen: seen.blocks > 0 and not seen.header("Cache-Control")),
+        has_no_cache_control,
         level="warning",
     ),
     "nginx that changes the type": Setup(
@@ -291,7 +302,7 @@ SETUPS = {
     "a proxy with a limit for whole responses": Setup(
         behind_meddling(Meddling(cuts_after=0.8)),
         "ends_early",
-        ("time-out",),
+        ("limit of the proxy for a whole response",),
         sees(lambda seen: seen.heartbeats >= 2 and seen.ended is not None, 1.5),
     ),
     "a proxy with HTTP/1.0": Setup(
@@ -304,8 +315,16 @@ SETUPS = {
     "Apache that compresses": Setup(
         documented("apache", ("SetEnvIf Request_URI ^/events no-gzip", "")),
         "compressed",
-        ("no-gzip",),
+        ("no-gzip", "Apache"),
         is_compressed,
+        level="warning",
+    ),
+    "Apache that removes Cache-Control": Setup(
+        documented("apache", ("SSLEngine on", "SSLEngine on\n    Header unset Cache-Control")),
+        "headers",
+        ("Cache-Control", "Header unset"),
+        has_no_cache_control,
+        level="warning",
     ),
     "Apache with a short time-out": Setup(
         documented("apache", idle=IMPATIENT, heartbeat=SLOW),
@@ -357,6 +376,13 @@ SETUPS = {
         ("timeout server", "SSE_HEARTBEAT", f"{SLOW:g} s"),
         ends_before_the_first_heartbeat,
     ),
+    "HAProxy that removes Cache-Control": Setup(
+        documented("haproxy", ("option forwardfor", "http-response del-header Cache-Control\n    option forwardfor")),
+        "headers",
+        ("Cache-Control", "http-response del-header"),
+        has_no_cache_control,
+        level="warning",
+    ),
     "two processes": Setup(two_processes, "separate_processes", ("SSE_BACKEND", "--workers 1"), has_several_histories),
     "no Redis at the start": Setup(
         without_redis, "backend", ("SSE_BACKEND", "Redis"), sees(lambda seen: b"sse_busy" in seen.body, 3)
@@ -365,7 +391,19 @@ SETUPS = {
 }
 """The set-ups with a fault, by a description."""
 
-HEALTHY: dict[str, Start] = {name: documented(name) for name in PROXIES} | {
-    "two processes with Redis": two_processes_with_redis
+
+def server_of_the_table(kind: Kind) -> Start:
+    @contextmanager
+    def start(workshop: Workshop) -> Iterator[str]:
+        with serving(kind, workshop.folder("server")) as server:
+            yield events(server)
+
+    return start
+
+
+HEALTHY: dict[str, Start] = {
+    **{name: server_of_the_table(kind) for name, kind in SERVERS.items()},
+    **{f"the documented {name}": documented(name) for name in PROXIES},
+    "two processes with Redis": two_processes_with_redis,
 }
-"""The set-ups without a fault, beside `SERVERS`."""
+"""Set-ups without a fault: all servers that people run, and the proxies as the documentation sets them up."""

@@ -5,7 +5,7 @@ It mostly waits, for heartbeats. So a few set-ups run side by side, and each tes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ class Visit(NamedTuple):
     """What the doctor said of a set-up, and whether the fault was there."""
 
     findings: list[Finding]
+    facts: Mapping[str, Any]
     has_fault: bool
 
 
@@ -34,7 +35,8 @@ def visit(workshop: Workshop, start: Start, is_there: Callable[[str], bool] = la
     """Run the set-up, the doctor, and at the same time what looks for the fault."""
     with start(workshop) as url, ThreadPoolExecutor(1) as pool:
         looks = pool.submit(is_there, url)
-        return Visit(examine_url(Target(url, is_insecure=True)).findings, looks.result())
+        report = examine_url(Target(url, is_insecure=True))
+        return Visit(report.findings, report.facts, looks.result())
 
 
 Visits = Callable[[str], Visit]
@@ -61,7 +63,7 @@ def visits(workshop: Workshop, request: pytest.FixtureRequest) -> Iterator[Visit
 
 @pytest.mark.parametrize("name", SETUPS)
 def test_the_fault_that_is_there_is_found_and_no_other(visits: Visits, name: str) -> None:
-    setup, (findings, has_fault) = SETUPS[name], visits(name)
+    setup, (findings, _, has_fault) = SETUPS[name], visits(name)
     assert has_fault
     assert [(finding.code, finding.level) for finding in findings] == [(setup.code, setup.level)], findings
     said = f"{findings[0].what} {findings[0].do}"
@@ -70,7 +72,12 @@ def test_the_fault_that_is_there_is_found_and_no_other(visits: Visits, name: str
 
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_set_up_gets_a_clean_bill(visits: Visits, name: str) -> None:
-    assert visits(name).findings == []
+    findings, facts, _ = visits(name)
+    assert findings == []
+    # Nothing was left out.
+    assert facts["listened"]["heartbeats"] >= 4
+    assert (facts["streams_beside"], facts["answers_beside"]) == (3, True)
+    assert (facts["by_header"], facts["by_query"], facts["resumed"]["type"]) == ("sse_gap", "sse_gap", "sse_open")
 
 
 def test_an_app_alone_has_none_of_the_faults(workshop: Workshop) -> None:

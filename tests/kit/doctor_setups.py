@@ -23,7 +23,7 @@ from sse_batcher.remote.stream import connect
 from . import nginx
 from .deploy import DEPLOY
 from .http_proxy import Meddling, meddling_proxy
-from .ports import HOST
+from .ports import HOST, free_port
 from .proxies import PROXIES, configuration, running_proxy
 from .redisserver import RedisServer, redis_server
 from .servers import GTHREAD, SERVERS, Kind, Server, running, serving
@@ -60,9 +60,9 @@ class Seen(NamedTuple):
         return self.body.count(b"data: ")
 
 
-def look(url: str, seconds: float) -> Seen:
+def look(url: str, seconds: float, *headers: tuple[str, str]) -> Seen:
     """Read a stream for some seconds, as a client that would take it compressed."""
-    request = make_request(url, headers=[("Accept-Encoding", "gzip")])
+    request = make_request(url, headers=[("Accept-Encoding", "gzip"), *headers])
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # certificates are signed by themselves
     try:
@@ -155,6 +155,12 @@ def behind_nginx(*locations: str, heartbeat: float = QUICK) -> Start:
     return start
 
 
+@contextmanager
+def nginx_alone(workshop: Workshop) -> Iterator[str]:
+    with nginx_before(free_port(), nginx.PASS, workshop.folder("nginx")) as server:
+        yield events(server)
+
+
 def behind_meddling(meddling: Meddling) -> Start:
     """An app behind the tests' own proxy."""
 
@@ -183,6 +189,14 @@ def documented(name: str, *changes: tuple[str, str], idle: float = 60, heartbeat
 
 
 # -- what is wrong with the app itself ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def busy_app(workshop: Workshop) -> Iterator[str]:
+    """Events come so often that there is no heartbeat."""
+    with running(GTHREAD, workshop.folder("busy"), TRANSPORT="auto", BATCH_WINDOW="0.05") as server:
+        server.request("POST", "/publish", (200, 10))
+        yield events(server)
 
 
 @contextmanager
@@ -250,6 +264,11 @@ def has_several_histories(url: str) -> bool:
     return len({history for body in bodies for history in re.findall(rb"^id: (\w+)-", body, re.M)}) > 1
 
 
+def takes_any_cursor(url: str) -> bool:
+    """Whether a client with a cursor of another history gets no ``sse_gap``."""
+    return b"event: sse_open" in look(url, QUICK, ("Last-Event-ID", "00000000-1-0")).body
+
+
 def is_degraded(url: str) -> bool:
     """Whether the health check says that the app works, but not its backend."""
     return b'"degraded"' in look(f"{url}/health/ready", 1).body
@@ -292,6 +311,24 @@ SETUPS = {
         "not_a_stream",
         ("Content-Type", "text/plain"),
         sees(lambda seen: seen.header("Content-Type") == "text/plain" and seen.blocks > 0),
+    ),
+    "nginx that removes the cursor": Setup(
+        behind_nginx('proxy_set_header Last-Event-ID "";'),
+        "no_resume",
+        ("Last-Event-ID", "proxy_set_header"),
+        takes_any_cursor,
+    ),
+    "nginx without the app": Setup(
+        nginx_alone,
+        "unreachable",
+        ("proxy_pass",),
+        sees(lambda seen: seen.head is not None and seen.head.status == 502),
+    ),
+    "a proxy that holds small pieces back": Setup(
+        behind_meddling(Meddling(holds=60)),  # the first block is larger
+        "heartbeats_missing",
+        ("buffer",),
+        sees(lambda seen: seen.blocks > 0 and seen.heartbeats == 0 and seen.ended is None),
     ),
     "a proxy that drops comments": Setup(
         behind_meddling(Meddling(drops_comments=True)),
@@ -404,6 +441,7 @@ def server_of_the_table(kind: Kind) -> Start:
 HEALTHY: dict[str, Start] = {
     **{name: server_of_the_table(kind) for name, kind in SERVERS.items()},
     **{f"the documented {name}": documented(name) for name in PROXIES},
+    "an app with many events": busy_app,
     "two processes with Redis": two_processes_with_redis,
 }
 """Set-ups without a fault: all servers that people run, and the proxies as the documentation sets them up."""

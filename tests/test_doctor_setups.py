@@ -20,7 +20,7 @@ from .kit.doctor_setups import HEALTHY, SETUPS, Start, Workshop, events
 
 pytestmark = [pytest.mark.external, pytest.mark.timeout(90)]
 
-SIDE_BY_SIDE = 4
+SIDE_BY_SIDE = 6
 
 
 class Visit(NamedTuple):
@@ -64,7 +64,7 @@ def visits(workshop: Workshop, request: pytest.FixtureRequest) -> Iterator[Visit
 @pytest.mark.parametrize("name", SETUPS)
 def test_the_fault_that_is_there_is_found_and_no_other(visits: Visits, name: str) -> None:
     setup, (findings, _, has_fault) = SETUPS[name], visits(name)
-    assert has_fault
+    assert has_fault, findings
     assert [(finding.code, finding.level) for finding in findings] == [(setup.code, setup.level)], findings
     said = f"{findings[0].what} {findings[0].do}"
     assert [word for word in setup.names if word not in said] == [], said

@@ -94,7 +94,8 @@ class Workshop:
         with self._lock:
             if heartbeat not in self._apps:
                 app = running(GTHREAD, self._folder_locked("app"), TRANSPORT="auto", HEARTBEAT=str(heartbeat))
-                self._apps[heartbeat] = self._stack.enter_context(app)
+                server = self._apps[heartbeat] = self._stack.enter_context(app)
+                server.stats()  # gunicorn listens before its worker is there, which is too long for some proxies
             return self._apps[heartbeat]
 
     def folder(self, name: str) -> Path:
@@ -252,9 +253,8 @@ is_held = sees(lambda seen: not seen.body and seen.ended is None)
 is_compressed = sees(lambda seen: seen.header("Content-Encoding") == "gzip")
 is_http_1_0 = sees(lambda seen: seen.head is not None and seen.head.version == "HTTP/1.0" and seen.heartbeats > 0)
 has_no_cache_control = sees(lambda seen: seen.blocks > 0 and not seen.header("Cache-Control"))
-ends_before_the_first_heartbeat = sees(
-    lambda seen: seen.blocks > 0 and seen.heartbeats == 0 and seen.ended is not None, 2 * SLOW
-)
+# Streams share their heartbeats, so the first may come early. A second one would come too late.
+ends_while_idle = sees(lambda seen: seen.blocks > 0 and seen.heartbeats < 2 and seen.ended is not None, 2 * SLOW)
 
 
 def has_several_histories(url: str) -> bool:
@@ -299,7 +299,7 @@ SETUPS = {
         behind_nginx(f"proxy_read_timeout {IMPATIENT}s;", heartbeat=SLOW),
         "idle_timeout",
         ("proxy_read_timeout", "SSE_HEARTBEAT", f"{SLOW:g} s", f"{IMPATIENT:g}"),
-        ends_before_the_first_heartbeat,
+        ends_while_idle,
     ),
     "nginx that removes Cache-Control": Setup(
         behind_nginx("proxy_hide_header Cache-Control;"),
@@ -369,7 +369,7 @@ SETUPS = {
         documented("apache", idle=IMPATIENT, heartbeat=SLOW),
         "idle_timeout",
         ("ProxyTimeout", "SSE_HEARTBEAT", f"{SLOW:g} s"),
-        ends_before_the_first_heartbeat,
+        ends_while_idle,
     ),
     "Apache with HTTP/1.0": Setup(
         documented(
@@ -401,7 +401,7 @@ SETUPS = {
         ),
         "idle_timeout",
         ("read_timeout", "SSE_HEARTBEAT", f"{SLOW:g} s"),
-        ends_before_the_first_heartbeat,
+        ends_while_idle,
     ),
     "Caddy that buffers": Setup(
         documented("caddy", ("127.0.0.1:8000", "127.0.0.1:8000 {\n\t\tbuffer_responses\n\t}")),
@@ -413,7 +413,7 @@ SETUPS = {
         documented("haproxy", idle=IMPATIENT, heartbeat=SLOW),
         "idle_timeout",
         ("timeout server", "SSE_HEARTBEAT", f"{SLOW:g} s"),
-        ends_before_the_first_heartbeat,
+        ends_while_idle,
     ),
     "HAProxy that removes Cache-Control": Setup(
         documented("haproxy", ("option forwardfor", "http-response del-header Cache-Control\n    option forwardfor")),

@@ -5,6 +5,9 @@ It mostly waits, for heartbeats. So a few set-ups run side by side, and each tes
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,6 +20,7 @@ from sse_batcher.doctor.command import examine_url
 from sse_batcher.doctor.findings import Finding
 
 from .kit.doctor_setups import HEALTHY, SETUPS, Start, Workshop, events
+from .kit.servers import APPS
 
 pytestmark = [pytest.mark.external, pytest.mark.timeout(90)]
 
@@ -85,3 +89,22 @@ def test_an_app_alone_has_none_of_the_faults(workshop: Workshop) -> None:
     with ThreadPoolExecutor(8) as pool:
         looks = {setup.is_there for setup in SETUPS.values()}
         assert not any(pool.map(lambda is_there: is_there(url), looks))
+
+
+def flask_sse_doctor(workshop: Workshop, name: str) -> tuple[str, int, Any]:
+    """Run the command in a process of its own. Returns the URL, the exit status and the report."""
+    command = [sys.executable, "-m", "flask", "--app", APPS / "serverapp.py", "sse", "doctor", "--insecure", "--json"]
+    with SETUPS[name].start(workshop) as url:
+        done = subprocess.run([*command, url], capture_output=True, timeout=60, check=False)
+        return url, done.returncode, json.loads(done.stdout)
+
+
+def test_flask_sse_doctor_finds_it_and_its_exit_status_counts_faults(workshop: Workshop) -> None:
+    statuses = {"Caddy that buffers": 1, "nginx with gzip": 0}
+    with ThreadPoolExecutor() as pool:
+        for name, (url, status, report) in zip(
+            statuses, pool.map(lambda name: flask_sse_doctor(workshop, name), statuses), strict=True
+        ):
+            assert (report["url"], report["ok"], status) == (url, statuses[name] == 0, statuses[name])
+            found = [(finding["code"], finding["level"]) for finding in report["findings"]]
+            assert (SETUPS[name].code, SETUPS[name].level) in found

@@ -236,9 +236,12 @@ def _redis(workshop: Workshop) -> AbstractContextManager[RedisServer]:
     return redis_server(workshop.folder("redis"), saves=False)
 
 
-def _app_with(redis: RedisServer, workshop: Workshop, *options: str) -> AbstractContextManager[Server]:
+@contextmanager
+def _app_with(redis: RedisServer, workshop: Workshop, *options: str) -> Iterator[Server]:
     command = (*GTHREAD[:-1], *options, GTHREAD[-1])
-    return running(command, workshop.folder("app"), TRANSPORT="auto", BACKEND=redis.url)
+    with running(command, workshop.folder("app"), TRANSPORT="auto", BACKEND=redis.url) as server:
+        server.stats()  # as above
+        yield server
 
 
 # -- the set-ups -------------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class Workshop:
             if heartbeat not in self._apps:
                 app = running(GTHREAD, self._folder_locked("app"), TRANSPORT="auto", HEARTBEAT=str(heartbeat))
                 server = self._apps[heartbeat] = self._stack.enter_context(app)
-                server.stats()  # gunicorn listens before its worker is there, which is too long for some proxies
+                server.stats()  # gunicorn listens before its worker is there: too long before, for some proxies
             return self._apps[heartbeat]
 
     def folder(self, name: str) -> Path:
@@ -240,7 +240,7 @@ def _redis(workshop: Workshop) -> AbstractContextManager[RedisServer]:
 def _app_with(redis: RedisServer, workshop: Workshop, *options: str) -> Iterator[Server]:
     command = (*GTHREAD[:-1], *options, GTHREAD[-1])
     with running(command, workshop.folder("app"), TRANSPORT="auto", BACKEND=redis.url) as server:
-        server.stats()  # as above
+        server.stats()  # now its worker is there
         yield server
 
 
@@ -301,7 +301,7 @@ SETUPS = {
     "nginx with a short time-out": Setup(
         behind_nginx(f"proxy_read_timeout {IMPATIENT}s;", heartbeat=SLOW),
         "idle_timeout",
-        ("proxy_read_timeout", "SSE_HEARTBEAT", f"{SLOW:g} s", f"{IMPATIENT:g}"),
+        ("proxy_read_timeout", "SSE_HEARTBEAT", f"{SLOW:g} s", "s without a byte"),
         ends_while_idle,
     ),
     "nginx that removes Cache-Control": Setup(
@@ -435,6 +435,8 @@ SETUPS = {
 
 
 def server_of_the_table(kind: Kind) -> Start:
+    """One of `SERVERS`."""
+
     @contextmanager
     def start(workshop: Workshop) -> Iterator[str]:
         with serving(kind, workshop.folder("server")) as server:

@@ -30,8 +30,6 @@ class Meddling(NamedTuple):
     """The proxy passes nothing on before it has so many bytes."""
     cuts_after: float = float("inf")
     """The proxy ends each stream after so many seconds."""
-    removes: tuple[str, ...] = ()
-    """Headers that it takes out."""
 
 
 @contextmanager
@@ -77,10 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, response: http.client.HTTPResponse) -> None:
         is_stream = response.headers.get_content_type() == "text/event-stream"
-        removed = {name.lower() for name in self.meddling.removes} if is_stream else set()
         self.send_response(response.status, response.reason)
         for name, value in response.headers.items():
-            if name.lower() not in _OF_A_CONNECTION | removed:
+            if name.lower() not in _OF_A_CONNECTION:
                 self.send_header(name, value)
         if not is_stream:
             self.end_headers()

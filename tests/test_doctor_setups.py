@@ -20,6 +20,7 @@ from sse_batcher.doctor.command import examine_url
 from sse_batcher.doctor.findings import Finding
 
 from .kit.doctor_setups import HEALTHY, SETUPS, Start, Workshop, events
+from .kit.http_proxy import Meddling, meddling_proxy
 from .kit.servers import APPS
 
 pytestmark = [pytest.mark.external, pytest.mark.timeout(90)]
@@ -89,6 +90,11 @@ def test_an_app_alone_has_none_of_the_faults(workshop: Workshop) -> None:
     with ThreadPoolExecutor(8) as pool:
         looks = {setup.is_there for setup in SETUPS.values()}
         assert not any(pool.map(lambda is_there: is_there(url), looks))
+
+
+def test_a_server_that_is_slow_to_start_is_not_taken_for_a_proxy_that_buffers(workshop: Workshop) -> None:
+    with meddling_proxy(workshop.app().port, Meddling(delays_first=3)) as url:
+        assert examine_url(Target(f"{url}/events", seconds=2)).findings == []
 
 
 def flask_sse_doctor(workshop: Workshop, name: str) -> tuple[str, int, Any]:

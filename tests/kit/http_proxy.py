@@ -30,6 +30,8 @@ class Meddling(NamedTuple):
     """The proxy passes nothing on before it has so many bytes."""
     cuts_after: float = float("inf")
     """The proxy ends each stream after so many seconds."""
+    delays_first: float = 0.0
+    """The first request waits for so many seconds."""
 
 
 @contextmanager
@@ -39,7 +41,7 @@ def meddling_proxy(port: int, meddling: Meddling) -> Iterator[str]:
     class Handler(_Handler):
         protocol_version = meddling.version
 
-    Handler.upstream, Handler.meddling = port, meddling
+    Handler.upstream, Handler.meddling, Handler.delays = port, meddling, [meddling.delays_first]
     with _Server((HOST, free_port()), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="meddling proxy")
         thread.start()
@@ -60,9 +62,12 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     upstream: int
     meddling: Meddling
+    delays: list[float]  # what is left of them
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
+        if self.delays:
+            threading.Event().wait(self.delays.pop())
         length = int(self.headers.get("Content-Length", 0))
         connection = http.client.HTTPConnection(HOST, self.upstream, timeout=TIMEOUT)
         try:

@@ -58,7 +58,8 @@ def visits(workshop: Workshop, request: pytest.FixtureRequest) -> Iterator[Visit
     """Return the visit to the set-up with this name. All that this run of pytest needs begin now."""
     jobs: dict[str, tuple[Any, ...]] = {name: (start,) for name, start in HEALTHY.items()}
     jobs |= {name: (setup.start, setup.is_there) for name, setup in SETUPS.items()}
-    tests = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    tests = [item for item in items if item.module is request.module]
     names = [str(test.callspec.params["name"]) for test in tests if "visits" in test.fixturenames]
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         begun = {name: pool.submit(visit, workshop, *jobs[name]) for name in names}

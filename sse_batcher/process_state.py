@@ -160,12 +160,19 @@ class ProcessState:
         user: User | None,
         ticket: int | None,
         poll: bool = False,
+        address: str | None = None,
     ) -> QueueClient:
         """Open a stream, as `SSEManager.subscribe` does, for channels and a user that were checked. Or a poll."""
         ticket = self.hub.ticket if ticket is None else ticket
         self.backend.open(last_event_id)
         client = self.hub.connect(
-            channels, last_event_id, batches=batches, snapshot=snapshot, user=user, ticket=ticket, poll=poll
+            *(channels, last_event_id),
+            batches=batches,
+            snapshot=snapshot,
+            user=user,
+            ticket=ticket,
+            poll=poll,
+            address=address,
         )
         try:
             # After the stream is listed: a question that ends now asks again about users that have a stream.

@@ -26,6 +26,8 @@ from .transports.server import ServerInfo, inspect_server
 from .wire import HEADERS
 
 _METHODS = "GET, HEAD, OPTIONS"
+MAX_ADDRESS = 64
+"""How many characters of a client's address are kept."""
 _REFUSED_HTTP2 = (
     "streams are refused that come over HTTP/2 to gunicorn: it serves the requests of a connection one after another, "
     "so an open stream keeps all other requests of its browser waiting. Leave h2 out of --http-protocols, and have a "
@@ -92,7 +94,9 @@ def stream(
     if refusal is not None:
         return "200 OK", list(HEADERS), [process.busy_block(refusal, cursor)]
     batches, poll = _query(environ, "batch") != "0", _query(environ, "poll") == "1"
-    request = Request(names, server, cursor, batches, state, resumes, name, ticket, poll)
+    # Empty for a UNIX socket. A proxy's header may be behind it, and any client may have sent that.
+    address = environ.get("REMOTE_ADDR", "")[:MAX_ADDRESS] or None
+    request = Request(names, server, cursor, batches, state, resumes, name, ticket, poll, address)
     return "200 OK", list(HEADERS), open_stream(manager, request)
 
 

@@ -74,6 +74,10 @@ class Backend(Cursors, Protocol):
         """Seconds since its last answer; if there was none, since the first call; 0 if there was no call."""
 
     @property
+    def unread(self) -> int:
+        """How many batches of this process were published, and have not come back to it yet."""
+
+    @property
     def ignored(self) -> int:
         """How many entries were ignored: those of other programs, and those that cannot be read."""
 

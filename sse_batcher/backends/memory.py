@@ -82,7 +82,7 @@ class MemoryBackend:
         return True
 
     silent_for = answered_ago = 0.0
-    ignored = 0
+    unread = ignored = 0
 
     def format(self, position: Position) -> str:
         return f"{self._epoch}-{position[0]}"

@@ -101,10 +101,24 @@ class Access:
                 extra=log_fields("stats_not_allowed"),
             )
             return None
-        answer: object = allow()
-        if not isinstance(answer, bool):
-            raise UsageError(f"allow_stats() has to return True or False, not {described(answer)}: use bool(...)")
-        return answer
+        return _yes_or_no("allow_stats", allow())
+
+    def shows_monitor(self) -> bool | None:
+        """Whether the current request may see the monitor. None: no request may."""
+        allow = _first(self._own.allow_monitor, self._shared.allow_monitor)
+        if allow is None:
+            self._once.log(
+                logging.WARNING,
+                "a request for the monitor was answered with 404, because no function says which requests may see "
+                "it: register one with @sse.allow_monitor",
+            )
+            return None
+        return _yes_or_no("allow_monitor", allow())
+
+    def may_kick(self) -> bool | None:
+        """Whether the current request may kick users in the monitor. None: no request may."""
+        allow = _first(self._own.allow_kick, self._shared.allow_kick)
+        return None if allow is None else _yes_or_no("allow_kick", allow())
 
     def snapshot(self, channels: tuple[str, ...], user: User | None) -> Callable[[], list[tuple[str, object]]] | None:
         """Return a function that takes the state of these channels and this user, None if there is none to take."""
@@ -148,6 +162,12 @@ class Access:
             extra=log_fields("authorize_missing", channels=asked),
         )
         return ()
+
+
+def _yes_or_no(name: str, answer: object) -> bool:
+    if not isinstance(answer, bool):
+        raise UsageError(f"{name}() has to return True or False, not {described(answer)}: use bool(...)")
+    return answer
 
 
 def _first(own: Slot[F], shared: Slot[F]) -> F | None:

@@ -37,6 +37,8 @@ OWN_DEFAULTS: dict[str, Any] = {
     "url_prefix": "/events",
     "cors_origins": (),
     "token_salt": None,
+    "monitor_content": False,
+    "monitor_addresses": True,
 }
 """What has a key, but is no keyword of an options object."""
 KEYS = tuple(
@@ -62,6 +64,10 @@ class FlaskConfig:
     `token_salt`
         Only apps with the same salt and the same `SECRET_KEY` accept the tokens of each other. ``None``: the name of
         the app.
+    `monitor_content`
+        Whether the monitor shows what the newest events contain. ``False``: only their types, channels and sizes.
+    `monitor_addresses`
+        Whether the monitor shows the addresses of clients. ``False``: they are not sent to its page, and not searched.
     `names_backend`
         Whether there was a key `SSE_BACKEND`.
     """
@@ -73,6 +79,8 @@ class FlaskConfig:
     url_prefix: str | None
     cors_origins: Cors
     token_salt: str | None
+    monitor_content: bool
+    monitor_addresses: bool
     names_backend: bool
 
 
@@ -99,6 +107,8 @@ def read_config(config: Mapping[str, Any]) -> FlaskConfig:
             url_prefix=url_prefix,
             cors_origins=cors,
             token_salt=token_salt,
+            monitor_content=_flag(config, "monitor_content"),
+            monitor_addresses=_flag(config, "monitor_addresses"),
             names_backend="SSE_BACKEND" in config,
         )
 
@@ -177,6 +187,13 @@ def _token_salt(config: Mapping[str, Any]) -> str | None:
     raise ConfigurationError(
         f"SSE_TOKEN_SALT must be a text, or None for the name of the app, not {salt!r}", option="token_salt"
     )
+
+
+def _flag(config: Mapping[str, Any], name: str) -> bool:
+    value = _own(config, name)
+    if isinstance(value, bool):
+        return value
+    raise ConfigurationError(f"{_key(name)} must be True or False, not {value!r}", option=name)
 
 
 def _own(config: Mapping[str, Any], name: str) -> Any:

@@ -17,6 +17,8 @@ Identify = Callable[[], str | int | None]
 Revalidate = Callable[[str], bool] | Callable[[int], bool]
 """Of the type that `identify` returns, or of both."""
 AllowStats = Callable[[], bool]
+AllowMonitor = Callable[[], bool]
+AllowKick = Callable[[], bool]
 TakeState = Callable[[], tuple[str, object]]
 TakeChannelState = Callable[[str], tuple[str, object] | None]
 TakeUserState = Callable[[str], tuple[str, object] | None] | Callable[[int], tuple[str, object] | None]
@@ -27,9 +29,14 @@ AuthorizeF = TypeVar("AuthorizeF", bound=Authorize)
 IdentifyF = TypeVar("IdentifyF", bound=Identify)
 RevalidateF = TypeVar("RevalidateF", bound=Revalidate)
 AllowStatsF = TypeVar("AllowStatsF", bound=AllowStats)
+AllowMonitorF = TypeVar("AllowMonitorF", bound=AllowMonitor)
+AllowKickF = TypeVar("AllowKickF", bound=AllowKick)
 TakeStateF = TypeVar("TakeStateF", bound=TakeState)
 TakeChannelStateF = TypeVar("TakeChannelStateF", bound=TakeChannelState)
 TakeUserStateF = TypeVar("TakeUserStateF", bound=TakeUserState)
+
+
+_ALLOWING = ("allow_stats", "allow_monitor", "allow_kick")
 
 
 class Slot(Generic[F]):
@@ -62,6 +69,8 @@ class Functions:
         self.identify: Slot[Identify] = Slot("identify", owner)
         self.revalidate: Slot[Revalidate] = Slot("revalidate", owner)
         self.allow_stats: Slot[AllowStats] = Slot("allow_stats", owner)
+        self.allow_monitor: Slot[AllowMonitor] = Slot("allow_monitor", owner)
+        self.allow_kick: Slot[AllowKick] = Slot("allow_kick", owner)
         self.is_divided = False
         """For the functions of an `SSE`: whether one of its apps has an `authorize` of its own."""
         self.channel_snapshot: Slot[TakeChannelState] = Slot("the snapshot of channels without one", owner)
@@ -80,7 +89,7 @@ class Functions:
 
     def __str__(self) -> str:
         """What is registered, such as ``authorize, snapshot('a')``."""
-        slots = {name: getattr(self, name) for name in ("authorize", "identify", "revalidate", "allow_stats")}
+        slots = {name: getattr(self, name) for name in ("authorize", "identify", "revalidate", *_ALLOWING)}
         slots |= {f"snapshot({channel!r})": slot for channel, slot in list(self._snapshots.items())}
         slots |= {"snapshot": self.channel_snapshot, "user_snapshot": self.user_snapshot}
         return ", ".join(name for name, slot in slots.items() if slot.function is not None) or "no function"
@@ -184,5 +193,27 @@ class Hooks:
         answered with 403. Without a function, the answer is 404.
         """
         self._functions.allow_stats.fill(function)
+        self._changed()
+        return function
+
+    def allow_monitor(self, function: AllowMonitorF) -> AllowMonitorF:
+        """Register the function that says whether a request may see the monitor, at ``/events/monitor``. A decorator.
+
+        ``function()`` is called in the view, for the page and each time that it asks for its data. It returns True or
+        False; anything else is a `UsageError`. False is answered with 403. Without a function, the answer is 404. The
+        page shows users, channels and addresses: let in only those who may see all of them.
+        """
+        self._functions.allow_monitor.fill(function)
+        self._changed()
+        return function
+
+    def allow_kick(self, function: AllowKickF) -> AllowKickF:
+        """Register the function that says whether a request may kick users in the monitor. A decorator.
+
+        ``function()`` is called in the view, at each kick, and when the page asks for its data, to show the buttons. It
+        returns True or False; anything else is a `UsageError`. `allow_monitor` has to let the request in, too. Without
+        a function, the page has no buttons.
+        """
+        self._functions.allow_kick.fill(function)
         self._changed()
         return function

@@ -6,6 +6,7 @@ Pure: knows no thread, lock or clock. Not thread-safe; the hub's lock guards it.
 from __future__ import annotations
 
 import heapq
+import itertools
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Collection, Container, Iterable, Iterator
@@ -46,6 +47,15 @@ class Slice(NamedTuple):
 
     frames: list[Frame]
     position: Position
+
+
+class Wait(NamedTuple):
+    """Since when something waits for a stream."""
+
+    since: int | None
+    """The time of the oldest frame that waits, in milliseconds since 1970; None if that is not known."""
+    is_longer: bool
+    """Whether older frames have waited, and are gone."""
 
 
 class History:
@@ -146,6 +156,25 @@ class History:
     def first_after(self, channels: Iterable[str], point: ResumePoint, user: User | None = None) -> Frame | None:
         """Return the first frame that `read` would return; None if there is none."""
         return next(iter(self.read(channels, point, 1, 0, user)), None)
+
+    def newest(self, count: int) -> list[Frame]:
+        """Return up to so many of the newest frames, the newest first."""
+        shelves = [itertools.islice(reversed(shelf.frames), count) for shelf in (self._channels, self._users)]
+        return list(itertools.islice(heapq.merge(*shelves, key=_position, reverse=True), count))
+
+    def wait(self, channels: Iterable[str], point: ResumePoint, user: User | None = None) -> Wait:
+        """Return since when something waits for a stream that is behind, at this point.
+
+        If there is nothing after the point, the stream is in the middle of the frame at it.
+        """
+        if not point.position:  # it was in step with others a moment ago
+            return Wait(None, False)
+        names = tuple(channels)
+        for inclusive in (0, 1):
+            frames = self.read(names, ResumePoint(point.position, part=inclusive), 1, 1, user)
+            if frames:
+                return Wait(frames[0].time, not self.covers(names, point, user))
+        return Wait(None, not self.covers(names, point, user))
 
     def read_all(self, channels: Container[str], point: ResumePoint, max_frames: int, max_bytes: int) -> list[Frame]:
         """As `read`, for so many channels that it is quicker to look at all frames. ``*`` must be among them.

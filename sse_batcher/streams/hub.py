@@ -25,7 +25,7 @@ from .control import ControlBlocks
 from .counts import LoopCounts
 from .departures import Departures, Farewell
 from .dismissals import Dismissals
-from .history import History, ResumePoint, Slice
+from .history import History, ResumePoint, Slice, Wait
 from .open_stream import ClientInfo, OpenStream
 from .registry import Registry
 from .roles import Cursors, Listener
@@ -54,6 +54,17 @@ class News(NamedTuple):
     """Streams that have to read the history on their own, since there are frames for their users, or some are gone."""
     head: Position
     """There are no others up to this position."""
+
+
+class Survey(NamedTuple):
+    """What operators see of a hub. Copied under its lock; the streams go on meanwhile."""
+
+    streams: list[OpenStream]
+    """The one that was opened, or detached, last comes last."""
+    users: int
+    """How many users have a stream."""
+    frames: list[Frame]
+    """The newest frames, the newest first."""
 
 
 class Hub:
@@ -142,12 +153,14 @@ class Hub:
         user: User | None = None,
         ticket: int | None = None,
         poll: bool = False,
+        address: str | None = None,
     ) -> QueueClient:
         """Add a client. It reads the history from its cursor on, and is live when there is nothing more to read.
 
         A client that cannot go on at its cursor begins at the head, or with the snapshot. If it was dismissed after the
-        `ticket`, it ends with its first step, and gets none of this. `poll`: it ends when it has got something. Raises
-        `ClosedError` and `TooManyClientsError`, and `BackendError` if it is not known whether the client can go on.
+        `ticket`, it ends with its first step, and gets none of this. `poll`: it ends when it has got something. `address`:
+        that of `ClientInfo`. Raises `ClosedError` and `TooManyClientsError`, and `BackendError` if it is not known
+        whether the client can go on.
         """
         replayed = self._is_replayed(channels, user, last_event_id)
         client: QueueClient | None = None
@@ -157,7 +170,7 @@ class Hub:
                     raise ClosedError("this manager was shut down and takes no more clients")
                 self._registry.check_limits(user)
                 opening = self._opening_locked(channels, user, last_event_id, replayed, snapshot)
-                info = ClientInfo(next(self._numbers), channels, user)
+                info = ClientInfo(next(self._numbers), channels, user, address=address)
                 client = QueueClient(self._home(), info, opening, batches=batches, poll=poll)
                 if opening.point.position == self._history.head and not opening.point.part:
                     client.go_live()
@@ -261,6 +274,16 @@ class Hub:
         with self._departures, self._lock:
             first_waiting = first_waiting_locked(waiting, self._history)
         return census.stats(self.clock(), self._cursors.now(), first_waiting, self.loop_counts)
+
+    def survey(self, frames: int) -> Survey:
+        """Return what operators see: the open streams, and up to so many of the newest frames."""
+        with self._departures, self._lock:
+            return Survey(self._registry.streams(), len(self._registry.users()), self._history.newest(frames))
+
+    def waits(self, streams: Iterable[OpenStream]) -> list[Wait]:
+        """Return since when something waits for each of these streams, for operators. Name only a few."""
+        with self._departures, self._lock:
+            return [self._history.wait(stream.channels, stream.point, stream.info.user) for stream in streams]
 
     @property
     def thread_restarts(self) -> int:

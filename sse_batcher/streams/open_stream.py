@@ -31,6 +31,8 @@ class ClientInfo:
     """The user of the stream; None if it belongs to no user."""
     connected_at: float = field(default_factory=time.time)
     """When its stream was opened, in seconds since 1970."""
+    address: str | None = None
+    """Where the request came from: its ``REMOTE_ADDR``. None if that is not known."""
 
 
 class OpenStream(ABC):

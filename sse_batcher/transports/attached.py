@@ -37,6 +37,8 @@ class Request(NamedTuple):
     """Taken before the app decided what the user may have: a kick after it ends the stream. See `Hub.ticket`."""
     poll: bool = False
     """Whether the stream ends as soon as the client has got something."""
+    address: str | None = None
+    """Where it came from: its ``REMOTE_ADDR``."""
 
 
 BUFFERED: ByeReason = "buffered"
@@ -173,6 +175,7 @@ class AttachedStream(Iterator[bytes]):
                 user=asked.user,
                 ticket=asked.ticket,
                 poll=asked.poll,
+                address=asked.address,
             )
         except (BackendError, ClosedError, TooManyClientsError) as error:
             if isinstance(error, TooManyClientsError):

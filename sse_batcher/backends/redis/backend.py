@@ -274,6 +274,13 @@ class RedisBackend:
         return max(self._publishing.silent_for, self._reading.answered_ago)
 
     @property
+    def unread(self) -> int:
+        """How many batches of this process Redis has, and the reader has not read yet. 0 if there is no reader."""
+        if self._reader is None or not self._reader.started:
+            return 0
+        return max(0, self._state.added - self._state.settled)
+
+    @property
     def ignored(self) -> int:
         """How many entries sse_batcher did not write, or could not read."""
         return self._state.ignored

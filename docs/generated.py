@@ -27,7 +27,6 @@ from blinker import NamedSignal
 import sse_batcher
 from sse_batcher import prometheus, reasons, signals, stats
 from sse_batcher.doctor.findings import CODES
-from sse_batcher.flask.blueprint import NAME, Views
 from sse_batcher.flask.config import OWN_DEFAULTS, PREFIX, FlaskConfig
 from sse_batcher.options import BatchOptions, ClientOptions, HistoryOptions
 from sse_batcher.runtime import log_fields
@@ -98,7 +97,8 @@ def options() -> str:
     rows.append(_option("backend", definitions(sse_batcher.SSEManager), OWN_DEFAULTS["backend"]))
     texts = definitions(FlaskConfig)
     rows += [
-        _option(name, texts, OWN_DEFAULTS[name], only_key=True) for name in ("url_prefix", "cors_origins", "token_salt")
+        _option(name, texts, OWN_DEFAULTS[name], only_key=True)
+        for name in ("url_prefix", "cors_origins", "token_salt", "monitor_content", "monitor_addresses")
     ]
     return table(("Option, config key", "Unit", "Default", "Meaning"), rows)
 
@@ -281,7 +281,7 @@ def urls() -> str:
     with sse_batcher.SSE(app).manager:
         for rule in app.url_map.iter_rules():
             if not rule.rule.endswith("/"):
-                view = getattr(Views, rule.endpoint.removeprefix(f"{NAME}."))
+                view = app.view_functions[rule.endpoint]
                 text = one_line((inspect.getdoc(view) or "").partition("\n\n")[0])
                 rows.append((f"`{rule.rule}`", f"`{rule.endpoint}`", text))
     return table(("Path", "Endpoint", "Answers with"), rows)

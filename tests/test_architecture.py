@@ -41,7 +41,7 @@ LAYERS = """
     transports.detached.connection transports.detached.group transports.detached.replay transports.detached.feed
     transports.detached.gil transports.detached.loop transports.detached.stream transports.detached
     transports.health transports
-    browser wsgi
+    browser wsgi monitor.snapshot monitor
     remote.message remote.stream remote.follow remote
     commands.terminal commands.arguments commands.tail commands.stats commands.load_client commands.load_tally
     commands.load commands
@@ -50,7 +50,8 @@ LAYERS = """
     doctor.probes doctor.command doctor
     testing.stage testing.records testing.streams testing.server testing
     flask.cors flask.config flask.hooks flask.access flask.request_notes flask.response flask.signing flask.doctor
-    flask.doctor_cli flask.blueprint flask.operator_cli flask.cli flask.page_functions flask.extension flask
+    flask.doctor_cli flask.monitor flask.blueprint flask.operator_cli flask.cli flask.page_functions flask.extension
+    flask
     sse_batcher
     demo.scenarios demo.simulation demo.report demo cli __main__
 """
@@ -171,6 +172,7 @@ def test_packages_have_an_order_too() -> None:
         "backends",
         "transports",
         "browser",
+        "monitor",
         "remote",
         "commands",
         "doctor",
@@ -208,6 +210,7 @@ def test_nothing_is_imported_that_is_not_declared(module: str) -> None:
         "cli": {"click"},
         "commands.arguments": {"click"},
         "flask.signing": {"itsdangerous"},  # which Flask needs
+        "flask.monitor": {"itsdangerous"},
         "prometheus": {"prometheus_client"},
         "backends.redis.connections": {"redis"},
         "manager": {"redis"},  # the type

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from flask import Blueprint, Response, abort, current_app, has_request_context, jsonify, request
 from flask.blueprints import BlueprintSetupState
@@ -22,6 +22,7 @@ from ..reasons import RefusalReason
 from ..runtime.log_fields import log_fields
 from ..wsgi import health
 from .access import Access
+from .monitor import MonitorViews
 from .request_notes import RequestNotes
 from .response import Responder, script_response
 from .signing import Tokens
@@ -40,8 +41,18 @@ _HOST = "sse_host"
 """The variable part of our rules that stands for any host, in apps with host matching."""
 
 
+class Route(NamedTuple):
+    """A route below the prefix."""
+
+    path: str
+    endpoint: str
+    """Its name in the blueprint."""
+    view: Callable[..., Response]
+    methods: tuple[str, ...] = ("GET",)
+
+
 class Views:
-    """The views of one app."""
+    """The views of one app, without those of the monitor."""
 
     def __init__(
         self, manager: SSEManager, access: Access, responder: Responder, notes: RequestNotes, tokens: Tokens
@@ -122,20 +133,29 @@ class Views:
             process_of(self._manager).refusals.add(_REFUSALS.get(status, "other"))
 
 
-def create_blueprint(views: Views, url_prefix: str) -> Blueprint:
+def create_blueprint(views: Views, monitor: MonitorViews, url_prefix: str) -> Blueprint:
     """Make the blueprint of one app. `url_prefix` has no slash at its end, and is empty for the root."""
     blueprint = Blueprint(NAME, __name__, url_prefix=url_prefix or None)
     routes = [
-        ("/", "stream", views.stream),
-        (f"/{SCRIPT_NAME}", "script", views.script),
-        ("/health", "health", views.health),
-        ("/health/live", "live", views.live),
-        ("/health/ready", "ready", views.ready),
-        ("/stats", "stats", views.stats),
+        Route("/", "stream", views.stream),
+        Route(f"/{SCRIPT_NAME}", "script", views.script),
+        Route("/health", "health", views.health),
+        Route("/health/live", "live", views.live),
+        Route("/health/ready", "ready", views.ready),
+        Route("/stats", "stats", views.stats),
+        Route("/monitor", "monitor", monitor.monitor),
+        Route("/monitor/data", "monitor_data", monitor.monitor_data),
+        Route("/monitor/kick", "monitor_kick", monitor.monitor_kick, ("POST",)),
+        Route("/monitor/<name>", "monitor_file", monitor.monitor_file),
     ]
-    _add_routes(blueprint, [("", "stream", views.stream), *routes] if url_prefix else routes)
+    _add_routes(blueprint, [Route("", "stream", views.stream), *routes] if url_prefix else routes)
     blueprint.url_value_preprocessor(views.note_ticket)
     blueprint.after_request(views.allow_origin)
+
+    @blueprint.after_request
+    def secure_monitor(response: Response) -> Response:
+        return monitor.secure(response) if (request.endpoint or "").startswith(f"{NAME}.monitor") else response
+
     return blueprint
 
 
@@ -144,8 +164,8 @@ def _uncached(response: Response) -> Response:
     return response
 
 
-def _add_routes(blueprint: Blueprint, routes: list[tuple[str, str, Callable[[], Response]]]) -> None:
-    """Add these routes when the blueprint is registered: each a path, an endpoint and a view.
+def _add_routes(blueprint: Blueprint, routes: list[Route]) -> None:
+    """Add these routes when the blueprint is registered.
 
     In an app that matches hosts, a rule without a host matches no request at all. There, our rules get any host, as a
     variable part that the views do not see and that `url_for` takes from the request.
@@ -154,8 +174,8 @@ def _add_routes(blueprint: Blueprint, routes: list[tuple[str, str, Callable[[], 
     @blueprint.record
     def add(state: BlueprintSetupState) -> None:
         host = f"<{_HOST}>" if state.app.url_map.host_matching else None
-        for path, endpoint, view in routes:
-            state.add_url_rule(path, endpoint, view, host=host)
+        for route in routes:
+            state.add_url_rule(route.path, route.endpoint, route.view, methods=route.methods, host=host)
 
     @blueprint.url_value_preprocessor
     def take_host_out(endpoint: str | None, values: dict[str, Any] | None) -> None:

@@ -20,12 +20,14 @@ from ..encoding import Encode, encode_json, json_encoder
 from ..errors import UsageError
 from ..event import DEFAULT_CHANNEL, NOT_GIVEN, NotGiven, User, check_channels, check_user
 from ..manager import SSEManager
+from ..monitor.snapshot import Monitor
 from ..runtime.process import require_threads
 from .access import Access
 from .blueprint import NAME, SCRIPT_ENDPOINT, STREAM_ENDPOINT, Collisions, Views, create_blueprint
 from .cli import create_commands
 from .config import FlaskConfig, KeysAtStart, naming_keys, read_config
 from .hooks import Functions, Hooks, Revalidate
+from .monitor import MonitorViews
 from .page_functions import add_page_functions, script_url, stream_url
 from .request_notes import RequestNotes
 from .response import Responder
@@ -88,7 +90,7 @@ class SSE(Hooks):
         keys = KeysAtStart(app.config)
         if config.url_prefix is not None:
             views = Views(part.manager, part.access, part.responder, part.notes, part.tokens)
-            app.register_blueprint(create_blueprint(views, config.url_prefix))
+            app.register_blueprint(create_blueprint(views, part.monitor, config.url_prefix))
             collisions = Collisions()
             collisions.log(app.url_map)
             _at_first_request(app, lambda: collisions.log(current_app.url_map))  # then all routes are there
@@ -300,7 +302,10 @@ class _AppPart:
         self.access = Access(own, shared, limits_users=limits_users)
         self.responder = Responder(self.manager, self.access, config.cors_origins, names_backend=config.names_backend)
         self.notes = RequestNotes(app, self.manager)
-        self.tokens = Tokens(app, self.manager, config.token_salt or app.name)
+        salt = config.token_salt or app.name
+        self.tokens = Tokens(app, self.manager, salt)
+        monitor = Monitor(self.manager, content=config.monitor_content, addresses=config.monitor_addresses)
+        self.monitor = MonitorViews(app, self.manager, self.access, monitor, salt)
         self.script_endpoint = None if config.url_prefix is None else SCRIPT_ENDPOINT
         self.stream_endpoint = None if config.url_prefix is None else STREAM_ENDPOINT
         self.hooks = Hooks(own, self.pass_on)

@@ -1,0 +1,241 @@
+"""The snapshot: what the monitor shows of one manager in this process, as values for JSON.
+
+Any thread. Nothing is recorded for it: each snapshot reads the open streams, the history and the counters, so it costs
+nothing while no monitor is open. With many streams, only the most interesting are in it, and the number of all.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import json
+import os
+import secrets
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+from ..event import Event, User
+from ..manager import SSEManager, process_of
+from ..process_state import ProcessState
+from ..runtime.process import PerProcess, process_began
+from ..streams.history import Wait
+from ..streams.hub import Survey
+from ..streams.open_stream import OpenStream
+from ..wire import Frame
+
+STREAMS = 50
+"""How many streams a snapshot has."""
+FRAMES = 30
+"""How many of the newest frames it has."""
+CHANNELS = 12
+"""How many channels it has, those with the most streams."""
+NAMES = 6
+"""How many channels of one stream, users of one frame, types of one frame and contents of one frame it has."""
+MAX_CONTENT = 1_000
+"""How many characters of the data of one event it has."""
+
+REST = 100
+"""A snapshot that took a second of CPU time is shown for so many seconds: the monitor takes at most 1 % of a core."""
+MIN_SECONDS = 2.0
+"""How many seconds pass between two snapshots at least, as a page asks for them."""
+SHARED_SECONDS = 1.0
+"""For how many seconds a snapshot is kept at least, for other pages that ask for the same."""
+
+
+class _Kept(NamedTuple):
+    """A snapshot that was made."""
+
+    search: str
+    until: float
+    snapshot: dict[str, Any]
+
+
+class _Here:
+    """What a monitor has in one process. Written by any thread. A harmless race: two may make a snapshot each."""
+
+    def __init__(self) -> None:
+        self.id = secrets.token_hex(8)
+        self.kept: _Kept | None = None
+
+
+class Monitor:
+    """Makes the snapshots of one manager.
+
+    `content`
+        whether they have the data of the newest events.
+    `addresses`
+        whether they have the addresses of clients.
+    `clock`, `cpu_clock`
+        return seconds, from any start: of monotonic time, and of CPU time of the calling thread.
+    """
+
+    def __init__(
+        self,
+        manager: SSEManager,
+        *,
+        content: bool = False,
+        addresses: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._manager = manager
+        self._content = content
+        self._addresses = addresses
+        self._clock = clock
+        self._cpu_clock = cpu_clock
+        self._here = PerProcess(_Here)
+
+    def look(self, search: str = "", process: str = "") -> dict[str, Any]:
+        """Return a snapshot. Pages that ask for the same share it.
+
+        `search`
+            only streams are listed that have this text in their user, a channel, their transport or their address.
+        `process`
+            the `id` of the process that the page shows, empty at first. If it is not this one, the answer only says
+            which process this is.
+        """
+        here = self._here.get()
+        if process not in ("", here.id):
+            return {"process": _process(here.id)}
+        kept, now = here.kept, self._clock()
+        if kept is not None and kept.search == search and now < kept.until:
+            return kept.snapshot
+        began = self._cpu_clock()
+        snapshot = {"process": _process(here.id)} | self._make(search)
+        rest = REST * (self._cpu_clock() - began)
+        snapshot["next"] = round(max(MIN_SECONDS, rest), 1)
+        here.kept = _Kept(search, now + max(SHARED_SECONDS, rest), snapshot)
+        return snapshot
+
+    def _make(self, search: str) -> dict[str, Any]:
+        process = process_of(self._manager)
+        counts = process.stats().as_dict()
+        channels: dict[str, int] = counts.pop("clients_by_channel")
+        hub = process.hub
+        survey = hub.survey(FRAMES)
+        now_ms = process.backend.now()
+        return {
+            "at": self._clock(),
+            "counts": counts,
+            "users": survey.users,
+            "channels": {
+                "total": len(channels),
+                "rows": heapq.nlargest(CHANNELS, channels.items(), key=lambda item: item[1]),
+            },
+            "streams": self._streams(process, survey, search.casefold(), now_ms),
+            "events": [_frame_row(frame, now_ms, with_content=self._content) for frame in survey.frames],
+            "shows": {"content": self._content, "addresses": self._addresses},
+            "backend": _backend(process),
+        }
+
+    def _streams(self, process: ProcessState, survey: Survey, search: str, now_ms: float) -> dict[str, Any]:
+        """List streams: the one that is behind for longest first, then those that were opened last."""
+        found = survey.streams
+        if search:
+            found = [stream for stream in found if search in self._searched(stream)]
+        late = [stream for stream in found if stream.has_backlog]
+        rows = heapq.nsmallest(STREAMS, late, key=lambda stream: stream.point.position)
+        waits: list[Wait | None] = [*process.hub.waits(rows)]
+        behind = set(late)
+        for stream in reversed(found):
+            if len(rows) >= STREAMS:
+                break
+            if stream not in behind:
+                rows.append(stream)
+                waits.append(None)
+        now = process.hub.clock()
+        return {
+            "found": len(found),
+            "late": len(late),
+            "rows": [self._stream_row(stream, wait, now, now_ms) for stream, wait in zip(rows, waits, strict=True)],
+        }
+
+    def _searched(self, stream: OpenStream) -> str:
+        """Return the text in which a stream is searched for. Only what the page may show is in it."""
+        info = stream.info
+        address = info.address if self._addresses else None
+        parts = ["" if info.user is None else str(info.user), address or "", stream.transport, *info.channels]
+        return "\n".join(parts).casefold()
+
+    def _stream_row(self, stream: OpenStream, wait: Wait | None, now: float, now_ms: float) -> dict[str, Any]:
+        info = stream.info
+        frames, size = stream.handed
+        row = {
+            "id": info.id,
+            "user": None if info.user is None else _user(info.user),
+            "channels": list(info.channels[:NAMES]),
+            "more_channels": max(0, len(info.channels) - NAMES),
+            "behind": wait is not None,
+            "lag": None if wait is None or wait.since is None else _seconds(now_ms - wait.since, 1000),
+            "lag_is_longer": wait is not None and wait.is_longer,
+            "transport": stream.transport,
+            "poll": stream.poll,
+            "age": _seconds(now - stream.opened_at),
+            "frames": frames,
+            "bytes": size,
+        }
+        return row | {"address": info.address} if self._addresses else row
+
+
+def _frame_row(frame: Frame, now_ms: float, *, with_content: bool) -> dict[str, Any]:
+    batch = frame.batch
+    types = Counter(event.type for event in batch.events)
+    row = {
+        "id": frame.id,
+        "types": types.most_common(NAMES),
+        "more_types": max(0, len(types) - NAMES),
+        "channel": batch.channel,
+        "users": [_user(user) for user in batch.users[:NAMES]],
+        "more_users": max(0, len(batch.users) - NAMES),
+        "count": len(batch.events),
+        "bytes": len(frame.plain),
+        "reason": batch.reason,
+        "age": _seconds(now_ms - frame.time, 1000),
+    }
+    return row | {"content": [_content(event) for event in batch.events[:NAMES]]} if with_content else row
+
+
+def _content(event: Event) -> str:
+    body = event.body
+    return body if len(body) <= MAX_CONTENT else f"{body[:MAX_CONTENT]}…"
+
+
+def _backend(process: ProcessState) -> dict[str, Any]:
+    backend = process.backend
+    return {
+        "is_shared": process.reaches_others,
+        "is_known": backend.is_known(),
+        "unhealthy": process.unhealthy_reason(),
+        "unread": backend.unread,
+    }
+
+
+def _user(user: User) -> str:
+    """Return a user as JSON: ``"7"`` and ``7`` are two users, and a browser knows no large whole numbers."""
+    return json.dumps(user)
+
+
+def _seconds(difference: float, divisor: int = 1) -> float:
+    return round(max(0.0, difference / divisor), 3)
+
+
+def _process(id: str) -> dict[str, Any]:
+    return {
+        "id": id,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "running": round(time.time() - process_began()),
+        "version": _version(),
+    }
+
+
+@functools.cache
+def _version() -> str:
+    try:
+        return version("sse_batcher")
+    except PackageNotFoundError:  # it was copied, not installed
+        return "unknown"

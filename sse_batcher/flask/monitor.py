@@ -19,9 +19,11 @@ from itsdangerous import BadSignature, Signer
 
 from ..errors import BackendError, InvalidEventError
 from ..event import User, check_user
-from ..manager import SSEManager
+from ..manager import SSEManager, process_of
 from ..monitor import PAGE, page_files
 from ..monitor.snapshot import Monitor
+from ..transports.server import inspect_server
+from ..transports.watcher import end_connection
 from .access import Access
 
 _log = logging.getLogger("sse_batcher.monitor")
@@ -78,7 +80,10 @@ class MonitorViews:
         if request.headers.get("Sec-Fetch-Site", "same-origin") not in {"same-origin", "none"}:
             abort(403, "only the page of the monitor, and no page of another site, may ask for this")
         query = request.args
-        answer = self._monitor.look(query.get("search", "")[:MAX_SEARCH], query.get("process", ""))
+        process = query.get("process", "")
+        if process and not self._monitor.is_here(process):
+            return self._answer_from_elsewhere()
+        answer = self._monitor.look(query.get("search", "")[:MAX_SEARCH])
         may_kick = bool(self._access.may_kick())
         token = self._tokens.make() if may_kick else None
         return _json(answer | {"kick": {"allowed": may_kick, "token": token}})
@@ -90,15 +95,22 @@ class MonitorViews:
         allowed = self._access.may_kick()
         if not allowed:
             abort(404 if allowed is None else 403)
-        user = _named_user(body)
+        user, is_shared = _named_user(body), process_of(self._manager).reaches_others
+        if not is_shared and not self._monitor.is_here(str(body.get("process"))):
+            return self._answer_from_elsewhere()
         try:
             ended, error = self._manager.kick(user=user), None
         except BackendError as failure:
             ended, error = None, str(failure)
         _log.info("the user %r was kicked in the monitor, by a request from %s", user, request.remote_addr)
-        response = _json({"ended": ended, "error": error})
+        response = _json({"ended": ended, "everywhere": is_shared, "error": error})
         response.status_code = 200 if error is None else 503
         return response
+
+    def _answer_from_elsewhere(self) -> Response:
+        """Answer a page that shows another process, which asks again until that one answers."""
+        end_connection(inspect_server(request.environ))  # or it would be the same process again
+        return _json(self._monitor.other())
 
     def secure(self, response: Response) -> Response:
         """Add the headers that keep the page, its data and errors from other pages and from caches."""

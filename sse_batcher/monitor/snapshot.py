@@ -89,27 +89,30 @@ class Monitor:
         self._cpu_clock = cpu_clock
         self._here = PerProcess(_Here)
 
-    def look(self, search: str = "", process: str = "") -> dict[str, Any]:
+    def look(self, search: str = "") -> dict[str, Any]:
         """Return a snapshot. Pages that ask for the same share it.
 
-        `search`
-            only streams are listed that have this text in their user, a channel, their transport or their address.
-        `process`
-            the `id` of the process that the page shows, empty at first. If it is not this one, the answer only says
-            which process this is.
+        `search`: only streams are listed that have this text in their user, a channel, their transport or their
+        address.
         """
         here = self._here.get()
-        if process not in ("", here.id):
-            return {"process": _process(here.id)}
         kept, now = here.kept, self._clock()
         if kept is not None and kept.search == search and now < kept.until:
             return kept.snapshot
         began = self._cpu_clock()
-        snapshot = {"process": _process(here.id)} | self._make(search)
+        snapshot = self.other() | self._make(search)
         rest = REST * (self._cpu_clock() - began)
         snapshot["next"] = round(max(MIN_SECONDS, rest), 1)
         here.kept = _Kept(search, now + max(SHARED_SECONDS, rest), snapshot)
         return snapshot
+
+    def is_here(self, process: str) -> bool:
+        """Return whether this is the process with this `id`."""
+        return process == self._here.get().id
+
+    def other(self) -> dict[str, Any]:
+        """Return only which process this is, for a page that shows another one."""
+        return {"process": _process(self._here.get().id)}
 
     def _make(self, search: str) -> dict[str, Any]:
         process = process_of(self._manager)
@@ -147,12 +150,13 @@ class Monitor:
             if stream not in behind:
                 rows.append(stream)
                 waits.append(None)
+        users = {stream.info.user for stream in rows}
+        of_user = Counter(stream.info.user for stream in survey.streams if stream.info.user in users)
         now = process.hub.clock()
-        return {
-            "found": len(found),
-            "late": len(late),
-            "rows": [self._stream_row(stream, wait, now, now_ms) for stream, wait in zip(rows, waits, strict=True)],
-        }
+        listed = [self._stream_row(stream, wait, now, now_ms) for stream, wait in zip(rows, waits, strict=True)]
+        for stream, row in zip(rows, listed, strict=True):
+            row["streams_of_user"] = of_user[stream.info.user]
+        return {"found": len(found), "late": len(late), "rows": listed}
 
     def _searched(self, stream: OpenStream) -> str:
         """Return the text in which a stream is searched for. Only what the page may show is in it."""

@@ -67,6 +67,15 @@ class FakeRedis:
     def time(self) -> None:
         self.answers.append((0, 0))
 
+    def zadd(self, *_: Any) -> None:
+        self.answers.append(1)
+
+    def zremrangebyscore(self, *_: Any) -> None:
+        self.answers.append(0)
+
+    def zcard(self, *_: Any) -> None:
+        self.answers.append(1)
+
     def disconnect(self) -> None: ...
 
 

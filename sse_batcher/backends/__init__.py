@@ -78,6 +78,10 @@ class Backend(Cursors, Protocol):
         """How many batches of this process were published, and have not come back to it yet."""
 
     @property
+    def processes(self) -> int | None:
+        """How many processes have this history; None if that is not known."""
+
+    @property
     def ignored(self) -> int:
         """How many entries were ignored: those of other programs, and those that cannot be read."""
 

@@ -83,6 +83,7 @@ class MemoryBackend:
 
     silent_for = answered_ago = 0.0
     unread = ignored = 0
+    processes: int | None = None
 
     def format(self, position: Position) -> str:
         return f"{self._epoch}-{position[0]}"

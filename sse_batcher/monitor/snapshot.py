@@ -215,6 +215,7 @@ def _backend(process: ProcessState) -> dict[str, Any]:
         "is_known": backend.is_known(),
         "unhealthy": process.unhealthy_reason(),
         "unread": backend.unread,
+        "processes": backend.processes,
     }
 
 

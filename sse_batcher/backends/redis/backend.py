@@ -281,6 +281,11 @@ class RedisBackend:
         return max(0, self._state.added - self._state.settled)
 
     @property
+    def processes(self) -> int | None:
+        """How many processes have read the stream in the last half minute; None if that is not known."""
+        return None if self._reader is None else self._reader.presence.count
+
+    @property
     def ignored(self) -> int:
         """How many entries sse_batcher did not write, or could not read."""
         return self._state.ignored

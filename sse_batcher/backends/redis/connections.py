@@ -237,6 +237,11 @@ def errors() -> tuple[type[Exception], ...]:
     return _redis().exceptions.RedisError, BackendError, OSError
 
 
+def refusals() -> type[Exception]:
+    """Return the error of a call that Redis has answered with an error. The connection can be used further."""
+    return _redis().exceptions.ResponseError  # type: ignore[no-any-return]
+
+
 def _advice(error: Exception) -> str:
     """Return what to do about an error that does not go away by itself; empty for all others."""
     exceptions = _redis().exceptions

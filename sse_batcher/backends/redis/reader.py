@@ -47,6 +47,7 @@ from .entries import (
     to_fields,
     value_of,
 )
+from .presence import Presence
 
 _log = logging.getLogger("sse_batcher.backends.redis")
 
@@ -73,6 +74,7 @@ class Keys:
         self.stream = f"{prefix}:stream"
         self.epoch = f"{prefix}:epoch"
         self.kicked = f"{prefix}:kicked"
+        self.processes = f"{prefix}:processes"
 
 
 class State:
@@ -191,6 +193,7 @@ class Reader:
         self._unreported: dict[Audience, None] = {}
         self._next_report = float("-inf")
         self._once = LogOnce(_log)
+        self.presence = Presence(keys.processes, state.publisher)
         self._worker = Worker(self, "sse_batcher-redis")
 
     def start(self) -> None:
@@ -223,6 +226,9 @@ class Reader:
             if not self._state.ready:
                 self._find_epoch(receiver)
             self._read_on(receiver)
+            if self._state.ready:
+                with understood():
+                    self.presence.note(self._link.client, self._clock(), self._state.now())
         except Exception as error:
             if self._closed.is_set():
                 return 0.0  # any error that redis-py raises because `close` has cut its connection

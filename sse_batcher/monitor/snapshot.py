@@ -234,12 +234,13 @@ def _process(id: str) -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "running": round(time.time() - process_began()),
-        "version": _version(),
+        "version": package_version(),
     }
 
 
 @functools.cache
-def _version() -> str:
+def package_version() -> str:
+    """Return the version of sse_batcher that is installed."""
     try:
         return version("sse_batcher")
     except PackageNotFoundError:  # it was copied, not installed

@@ -56,7 +56,16 @@ def public(thing: object) -> list[str]:
 
 def test_an_sse_shows_what_an_app_calls_and_nothing_else(make_app: MakeApp) -> None:
     app, sse = make_app()
-    decorators = ["allow_stats", "authorize", "identify", "revalidate", "snapshot", "user_snapshot"]
+    decorators = [
+        "allow_kick",
+        "allow_monitor",
+        "allow_stats",
+        "authorize",
+        "identify",
+        "revalidate",
+        "snapshot",
+        "user_snapshot",
+    ]
     methods = ["after_commit", "broadcast", "cursor", "enqueue", "for_app", "init_app", "kick", "manager"]
     methods += ["response", "script_url", "sign", "url"]
     assert public(sse) == sorted(decorators + methods)

@@ -76,6 +76,8 @@ BAD = {
     "SSE_BACKEND": ["http://localhost", None],
     "SSE_URL_PREFIX": ["events", "", 7],
     "SSE_TOKEN_SALT": ["", b"salt", 7],
+    "SSE_MONITOR_CONTENT": ["yes", 1, None],
+    "SSE_MONITOR_ADDRESSES": ["no", 0, None],
     "SSE_CORS_ORIGINS": [
         "example.com",
         "https://example.com/",
@@ -115,11 +117,9 @@ def options_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]
 
 
 def test_every_key_is_tested_here() -> None:
-    assert (
-        sorted(KEYS)
-        == sorted(BAD)
-        == sorted([*GOOD, "SSE_BATCHING", "SSE_BACKEND", "SSE_URL_PREFIX", "SSE_CORS_ORIGINS", "SSE_TOKEN_SALT"])
-    )
+    others = ["SSE_BATCHING", "SSE_BACKEND", "SSE_URL_PREFIX", "SSE_CORS_ORIGINS", "SSE_TOKEN_SALT"]
+    others += ["SSE_MONITOR_CONTENT", "SSE_MONITOR_ADDRESSES"]
+    assert sorted(KEYS) == sorted(BAD) == sorted([*GOOD, *others])
 
 
 def test_without_any_key_the_options_have_their_defaults(options_of: Callable[..., dict[str, Any]]) -> None:

@@ -78,6 +78,16 @@ def may_see_stats() -> bool:
     return user() == "ada"
 
 
+@sse.allow_monitor
+def may_see_monitor() -> bool:
+    return user() == "ada"
+
+
+@sse.allow_kick
+def may_kick() -> bool:
+    return user() == "ada"
+
+
 @sse.snapshot("default")
 def state() -> tuple[str, object]:
     return "state", {"visits": 0}

@@ -97,6 +97,7 @@ def read_config(config: Mapping[str, Any]) -> FlaskConfig:
             _log.warning(_UNKNOWN_KEY, key, extra=log_fields("unknown_key", key=key))
     url_prefix = _url_prefix(config)
     token_salt = _token_salt(config)
+    content, addresses = _flag(config, "monitor_content"), _flag(config, "monitor_addresses")
     with naming_keys():
         cors = Cors(_own(config, "cors_origins"))
         return FlaskConfig(
@@ -107,8 +108,8 @@ def read_config(config: Mapping[str, Any]) -> FlaskConfig:
             url_prefix=url_prefix,
             cors_origins=cors,
             token_salt=token_salt,
-            monitor_content=_flag(config, "monitor_content"),
-            monitor_addresses=_flag(config, "monitor_addresses"),
+            monitor_content=content,
+            monitor_addresses=addresses,
             names_backend="SSE_BACKEND" in config,
         )
 

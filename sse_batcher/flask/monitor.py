@@ -213,7 +213,7 @@ def _named_user(body: dict[str, Any]) -> User:
             return check_user(json.loads(text))
     except (ValueError, RecursionError, InvalidEventError):
         pass
-    abort(400, "user has to be a string with the JSON of a user, such as 7 or \"ada\"")
+    abort(400, 'user has to be a string with the JSON of a user, such as 7 or "ada"')
 
 
 def _json(content: dict[str, Any]) -> Response:

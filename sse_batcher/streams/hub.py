@@ -158,9 +158,9 @@ class Hub:
         """Add a client. It reads the history from its cursor on, and is live when there is nothing more to read.
 
         A client that cannot go on at its cursor begins at the head, or with the snapshot. If it was dismissed after the
-        `ticket`, it ends with its first step, and gets none of this. `poll`: it ends when it has got something. `address`:
-        that of `ClientInfo`. Raises `ClosedError` and `TooManyClientsError`, and `BackendError` if it is not known
-        whether the client can go on.
+        `ticket`, it ends with its first step, and gets none of this. `poll`: it ends when it has got something.
+        `address`: that of `ClientInfo`. Raises `ClosedError` and `TooManyClientsError`, and `BackendError` if it is not
+        known whether the client can go on.
         """
         replayed = self._is_replayed(channels, user, last_event_id)
         client: QueueClient | None = None

@@ -86,7 +86,8 @@ class MonitorViews:
         answer = self._monitor.look(query.get("search", "")[:MAX_SEARCH])
         may_kick = bool(self._access.may_kick())
         token = self._tokens.make() if may_kick else None
-        return _json(answer | {"kick": {"allowed": may_kick, "token": token}})
+        kick, several = {"allowed": may_kick, "token": token}, bool(request.environ.get("wsgi.multiprocess"))
+        return _json(answer | {"kick": kick, "several": several})
 
     def monitor_kick(self) -> Response:
         """Ends the streams of a user, for that page, if `allow_kick` lets this request do it."""
@@ -213,7 +214,7 @@ def _named_user(body: dict[str, Any]) -> User:
             return check_user(json.loads(text))
     except (ValueError, RecursionError, InvalidEventError):
         pass
-    abort(400, 'user has to be a string with the JSON of a user, such as 7 or "ada"')
+    return abort(400, "user has to be a string with the JSON of a user")
 
 
 def _json(content: dict[str, Any]) -> Response:

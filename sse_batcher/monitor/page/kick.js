@@ -69,6 +69,7 @@ export class Kick {
 
   /** The row of the button may be gone by now. */
   #return() {
+    if (this.#dialog.open) return; // it was opened again, before this event came
     const opener = this.#opener?.isConnected ? this.#opener : this.fallback;
     opener.focus();
     this.#opener = null;

@@ -71,6 +71,7 @@ function received(body) {
   if (before === null) {
     tiles.forget();
     seen.clear();
+    if (body.several || body.backend.processes > 1) poll.discover();
   }
   show();
 }
@@ -143,8 +144,9 @@ function showState() {
 /** How many processes there are, as far as it is known. */
 function others() {
   const { processes } = snapshot.backend;
-  if (processes > 1) return ` One of ${count(processes)} that read this Redis.`;
+  if (processes > 1 && processes >= known.size) return ` One of ${count(processes)} that read this Redis.`;
   if (known.size > 1) return ` One of ${count(known.size)} that have answered this page.`;
+  if (snapshot.several) return " One of several; no other one has answered yet.";
   return processes === 1 ? " The only one that reads this Redis." : "";
 }
 

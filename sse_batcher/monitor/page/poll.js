@@ -79,6 +79,20 @@ export class Poll {
     return null;
   }
 
+  /** Meets other processes: each that answers ends the connection, so that another one may answer the next time. */
+  async discover() {
+    for (let left = TRIES; left > 0; left--) {
+      try {
+        const { body } = await ask("monitor/data?process=any");
+        if (body.process) this.met(body.process);
+      } catch (error) {
+        if (!(error instanceof Trouble)) throw error;
+        return;
+      }
+      await wait(TRY_PAUSE);
+    }
+  }
+
   #begin(always = false) {
     clearTimeout(this.#timer);
     this.#round++;

@@ -356,7 +356,11 @@ function submit(enctype, method = "post") {
   const field = Object.assign(document.createElement("input"), {name, value});
   form.append(field);
   document.body.append(form);
-  return new Promise((done) => { document.querySelector("iframe").onload = done; form.submit(); setTimeout(done, 700); });
+  return new Promise((done) => {
+    document.querySelector("iframe").onload = done;
+    form.submit();
+    setTimeout(done, 700);
+  });
 }
 window.attacked = (async () => {
   await attempt("no-cors, text", {mode: "no-cors", body: text});

@@ -1,7 +1,8 @@
-"""The moving picture of the README: the script that makes it works, and the picture is there."""
+"""The pictures of the documentation: the scripts that make them work, and the pictures are there."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +38,17 @@ def test_the_script_makes_it(tmp_path: Path) -> None:
     made = tmp_path / "made.webp"
     subprocess.run([sys.executable, ROOT / "docs" / "picture.py", made], cwd=ROOT, check=True)
     assert seconds(made) > 5
+
+
+@pytest.mark.external
+def test_the_script_makes_the_picture_of_the_monitor(tmp_path: Path) -> None:
+    program("chromium", "google-chrome", package="Debian: chromium")
+    made = tmp_path / "made.webp"
+    script = ROOT / "docs" / "monitor_picture.py"
+    subprocess.run(
+        [sys.executable, script, made, "1"], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True
+    )
+    kept = ROOT / "docs" / "guides" / "monitor.webp"
+    assert kept.stat().st_size < 150_000
+    with Image.open(made) as picture, Image.open(kept) as there:
+        assert picture.size == there.size

@@ -1,6 +1,7 @@
 """The monitor: a page for operators that shows what happens in one process, and what it shows.
 
-`snapshot` makes the data. The files of the page are in the folder ``page``; `page_file` reads them. Any thread.
+Any thread. `snapshot` makes the data; the files of the page are in the folder ``page``. See "The monitor" in
+docs/explanation/architecture.md.
 """
 
 from __future__ import annotations

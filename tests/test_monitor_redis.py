@@ -75,7 +75,8 @@ def test_batches_that_have_not_come_back_are_counted(server: RedisServer) -> Non
     backend = RedisBackend(*connector(server.url), 100, state=state)
     state.added = 3
     assert backend.unread == 0  # it reads nothing yet
-    backend.connect(RecordingReceiver())
+    receiver = RecordingReceiver()
+    backend.connect(receiver)
     backend.open(None)
     assert backend.close(TIMEOUT)
     state.added = state.settled + 3

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from flask import Flask, Response, request
 
-from sse_batcher import SSE
+from sse_batcher import SSE, Client
 from sse_batcher.cli import serving
 from sse_batcher.manager import process_of
 
@@ -40,11 +40,13 @@ class Site:
     def url(self, host: str = "127.0.0.1") -> str:
         return f"http://{host}:{self.port}/events/monitor"
 
-    def open(self, user: Any = None, *channels: str, address: str = "10.0.0.7") -> None:
+    def open(self, user: Any = None, *channels: str, address: str = "10.0.0.7") -> Client:
         """A stream that has begun."""
         process = process_of(self.manager)
         names = channels or ("default",)
-        next(process.subscribe(names, None, batches=True, snapshot=None, user=user, ticket=None, address=address))
+        stream = process.subscribe(names, None, batches=True, snapshot=None, user=user, ticket=None, address=address)
+        next(stream)
+        return stream
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ export class Kick {
   ask(stream, everywhere, opener) {
     this.#user = stream.user;
     this.#opener = opener;
-    const streams = `the ${plural(stream.streams_of_user, "stream")}`;
+    const number = stream.streams_of_user;
+    const streams = number === 1 ? "the one stream" : `the ${plural(number, "stream")}`;
     setText(byId("kick-user"), shown(stream.user));
     setText(
       byId("kick-text"),

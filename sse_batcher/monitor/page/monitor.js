@@ -9,6 +9,7 @@ import { Tiles } from "./tiles.js";
 
 const SEARCH_PAUSE = 300; // ms without another key before the server is asked
 const SAID_FOR = 8_000; // ms for which it stands that a kick was done
+const DISCOVER_EVERY = 60_000; // ms
 const SHORT = 15; // rows of a short list; the style sheet has the same number
 const SEEN_FOR = 30_000; // ms for which a problem stands that has only happened
 const MANY_BEHIND = 0.05; // from this share of all streams on, it is said
@@ -41,6 +42,7 @@ const byId = (id) => document.getElementById(id);
 let snapshot = null;
 let before = null; // the counts of the snapshot before
 let answeredAt = 0; // when the newest snapshot came, by the clock of the page
+let discoverAt = 0; // when other processes are looked for, by the same clock
 let failure = "";
 const seen = new Map(); // problem -> when it was seen last
 const known = new Map(); // id -> process: those that have answered
@@ -71,7 +73,11 @@ function received(body) {
   if (before === null) {
     tiles.forget();
     seen.clear();
-    if (body.several || body.backend.processes > 1) poll.discover();
+  }
+  const now = performance.now();
+  if ((body.several || body.backend.processes > 1) && now > discoverAt) {
+    discoverAt = now + DISCOVER_EVERY;
+    poll.discover();
   }
   show();
 }

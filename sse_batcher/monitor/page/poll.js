@@ -5,6 +5,7 @@
 
 const ANSWER_SECONDS = 8; // after so long without an answer, the server counts as away
 const TRIES = 16; // how often it is asked in a row for the process that is shown
+const AT_ONCE = 4; // how many questions are asked at the same time to meet other processes
 const TRY_PAUSE = 40; // ms
 const GIVE_UP = 3; // after so many rows in vain, another process is shown
 const PAUSES = [1, 2, 4, 8]; // seconds after an error, then after the next one, ...
@@ -81,15 +82,17 @@ export class Poll {
 
   /** Meets other processes: each that answers ends the connection, so that another one may answer the next time. */
   async discover() {
-    for (let left = TRIES; left > 0; left--) {
-      try {
-        const { body } = await ask("monitor/data?process=any");
-        if (body.process) this.met(body.process);
-      } catch (error) {
-        if (!(error instanceof Trouble)) throw error;
-        return;
+    const once = async () => {
+      const { body } = await ask("monitor/data?process=any");
+      if (body.process) this.met(body.process);
+    };
+    try {
+      for (let left = TRIES; left > 0; left -= AT_ONCE) {
+        await Promise.all(Array.from({ length: AT_ONCE }, once)); // over as many connections
+        await wait(TRY_PAUSE);
       }
-      await wait(TRY_PAUSE);
+    } catch (error) {
+      if (!(error instanceof Trouble)) throw error; // the next poll says it
     }
   }
 

@@ -30,6 +30,7 @@ export class Rows {
   /** Shows these items in this order: each is [key, item]. */
   show(items) {
     const focused = this.#body.contains(document.activeElement) ? document.activeElement : null;
+    const placeOfFocus = [...this.#body.children].findIndex((row) => row.contains(focused));
     const keys = new Set(items.map(([key]) => key));
     for (const [key, row] of this.#rows) {
       if (keys.has(key)) continue;
@@ -44,7 +45,11 @@ export class Rows {
       if (row === place) place = place.nextElementSibling;
       else this.#body.insertBefore(row, place);
     }
-    if (focused && focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
+    if (!focused || focused === document.activeElement) return;
+    // Its row has moved, which loses the focus; or it is gone, and then the row in its place gets it.
+    const near = this.#body.children[Math.min(placeOfFocus, this.#body.childElementCount - 1)];
+    const next = focused.isConnected ? focused : near?.querySelector("button:not([hidden]), summary");
+    next?.focus({ preventScroll: true });
   }
 }
 

@@ -66,7 +66,7 @@ def main(path: str, steps: str = "30") -> None:
                 sse.manager.enqueue(random.choice(TYPES), {"id": number, "state": "paid"}, channel=channel)
             sse.manager.flush_all()
             for client in others:
-                while client.has_backlog:
+                while client.is_waiting:
                     next(client)
             page.wait_for_timeout(1000)
         png = page.screenshot()

@@ -115,7 +115,7 @@ def test_a_detached_stream_in_the_middle_of_a_frame_is_behind(site: Site) -> Non
     site.connect("other")
     hub = site.hub
     site.deliver(data="x" * 1_000_000)  # nothing comes after it
-    late = [stream for stream in hub.survey(0).streams if stream.has_backlog]
+    late = [stream for stream in hub.survey(0).streams if stream.is_waiting]
     assert [stream.transport for stream in late] == ["detached"]
     (wait,) = hub.waits(late)
     assert wait.since == 0  # when the frames of this site are made

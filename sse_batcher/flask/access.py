@@ -111,6 +111,7 @@ class Access:
                 logging.WARNING,
                 "a request for the monitor was answered with 404, because no function says which requests may see "
                 "it: register one with @sse.allow_monitor",
+                extra=log_fields("monitor_not_allowed"),
             )
             return None
         return _yes_or_no("allow_monitor", allow())

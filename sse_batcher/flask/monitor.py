@@ -22,6 +22,7 @@ from ..event import User, check_user
 from ..manager import SSEManager, process_of
 from ..monitor import PAGE, page_files
 from ..monitor.snapshot import Monitor
+from ..runtime.log_fields import log_fields
 from ..transports.server import inspect_server
 from ..transports.watcher import end_connection
 from .access import Access
@@ -103,7 +104,13 @@ class MonitorViews:
             ended, error = self._manager.kick(user=user), None
         except BackendError as failure:
             ended, error = None, str(failure)
-        _log.info("the user %r was kicked in the monitor, by a request from %s", user, request.remote_addr)
+        address = request.remote_addr
+        _log.info(
+            "the user %r was kicked in the monitor, by a request from %s",
+            user,
+            address,
+            extra=log_fields("kicked_in_monitor", user=user, address=address),
+        )
         response = _json({"ended": ended, "everywhere": is_shared, "error": error})
         response.status_code = 200 if error is None else 503
         return response

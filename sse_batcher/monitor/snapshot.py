@@ -15,7 +15,6 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -23,7 +22,6 @@ from ..event import Event, User
 from ..manager import SSEManager, process_of
 from ..process_state import ProcessState
 from ..runtime.process import PerProcess, process_began
-from ..stats import ManagerStats
 from ..streams.history import Wait
 from ..streams.hub import Survey
 from ..streams.open_stream import OpenStream
@@ -49,7 +47,13 @@ SHARED_SECONDS = 1.0
 """For how many seconds a snapshot is kept at least, for other pages that ask for the same."""
 
 
-_COUNTS = [field.name for field in fields(ManagerStats) if field.name != "clients_by_channel"]
+COUNTS = (
+    *("clients", "clients_by_state", "clients_by_transport", "streams_opened", "streams_closed", "streams_refused"),
+    *("enqueued", "replaced", "failed", "refused", "batches", "pending_events"),
+    *("frames", "bytes", "saved_frames", "saved_bytes", "replays", "gaps", "overflows"),
+    *("history_frames", "history_bytes", "history_age", "backend_silent", "backend_answered", "ignored"),
+)
+"""The fields of `ManagerStats` that it has."""
 
 
 class _Kept(NamedTuple):
@@ -124,14 +128,12 @@ class Monitor:
         process = process_of(self._manager)
         stats = process.stats()
         channels = stats.clients_by_channel
-        # Not by `as_dict`, which would copy the numbers of all channels.
-        counts = {name: getattr(stats, name) for name in _COUNTS}
         hub = process.hub
         survey = hub.survey(FRAMES)
         now_ms = process.backend.now()
         return {
             "at": self._clock(),
-            "counts": counts,
+            "counts": {name: getattr(stats, name) for name in COUNTS},
             "users": survey.users,
             "channels": {
                 "total": len(channels),
@@ -148,7 +150,7 @@ class Monitor:
         found = survey.streams
         if search:
             found = [stream for stream in found if search in self._searched(stream)]
-        late = [stream for stream in found if stream.has_backlog]
+        late = [stream for stream in found if stream.is_waiting]
         rows = heapq.nsmallest(STREAMS, late, key=lambda stream: stream.point.position)
         waits: list[Wait | None] = [*process.hub.waits(rows)]
         behind = set(late)

@@ -6,7 +6,6 @@ Request threads. Each request asks the app whether it may see the monitor. A kic
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flask import Flask, Response, abort, current_app, request
-from itsdangerous import BadSignature, Signer
+from itsdangerous import BadSignature
 
 from ..errors import BackendError, InvalidEventError
 from ..event import User, check_user
@@ -26,6 +25,7 @@ from ..runtime.log_fields import log_fields
 from ..transports.server import inspect_server
 from ..transports.watcher import end_connection
 from .access import Access
+from .signing import signer_of
 
 _log = logging.getLogger("sse_batcher.monitor")
 
@@ -176,12 +176,12 @@ class PageTokens:
 
     def make(self) -> str | None:
         """Return a token, None if the app has no `SECRET_KEY`."""
-        signer = self._signer()
+        signer = signer_of(self._app(), self._salt)
         return None if signer is None else signer.sign(str(int(self._clock()))).decode()
 
     def check(self, token: object) -> bool:
         """Return whether this app has made the token, a short time ago."""
-        signer = self._signer()
+        signer = signer_of(self._app(), self._salt)
         if signer is None or not isinstance(token, str):
             return False
         try:
@@ -189,14 +189,6 @@ class PageTokens:
         except (BadSignature, ValueError):
             return False
         return -SKEW_SECONDS <= self._clock() - made <= TOKEN_SECONDS
-
-    def _signer(self) -> Signer | None:
-        app = self._app()
-        if app is None or not app.secret_key:
-            return None
-        older = app.config.get("SECRET_KEY_FALLBACKS") or ()
-        keys: list[Any] = [key for key in ([older] if isinstance(older, (str, bytes)) else older) if key]
-        return Signer([*keys, app.secret_key], salt=self._salt, key_derivation="hmac", digest_method=hashlib.sha256)
 
 
 def _is_from_here() -> bool:

@@ -49,6 +49,16 @@ class Grant(NamedTuple):
         return asked or self.channels
 
 
+def signer_of(app: Flask | None, salt: str) -> Signer | None:
+    """Return a signer with the app's present keys, which may change. None if the app has no key, or is gone."""
+    if app is None or not app.secret_key:
+        return None
+    older = app.config.get("SECRET_KEY_FALLBACKS") or ()
+    keys: list[Any] = [key for key in ([older] if isinstance(older, (str, bytes)) else older) if key]
+    # The last key signs. SHA-256, since some systems refuse SHA-1, the default of itsdangerous.
+    return Signer([*keys, app.secret_key], salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
+
+
 class Tokens:
     """Makes the tokens of one app, and checks those of its requests. `salt`: apps with other salts refuse them."""
 
@@ -63,7 +73,7 @@ class Tokens:
         names = check_channels(channels, may_be_none=named is not None)
         if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 0 < ttl <= MAX_TOKEN_SECONDS:
             raise UsageError(f"ttl has to be seconds, above 0 and at most {MAX_TOKEN_SECONDS:,}, not {described(ttl)}")
-        signer = self._signer()
+        signer = signer_of(self._app(), self._salt)
         if signer is None:
             raise UsageError("tokens are signed with the app's SECRET_KEY, and there is none: set SECRET_KEY")
         backend = process_of(self._manager).backend
@@ -118,22 +128,12 @@ class Tokens:
     def _verified(self, token: str) -> bytes | None:
         """Return the payload of a token that one of the app's keys has signed, as it is in the token."""
         found = _FORM.fullmatch(token)
-        signer = self._signer()
+        signer = signer_of(self._app(), self._salt)
         if found is None or signer is None or not signer.validate(token):
             return None
         # Of several texts that decode to the same signature, one is valid.
         exact = base64_encode(base64_decode(found[2]))
         return found[1].encode() if hmac.compare_digest(exact, found[2].encode()) else None
-
-    def _signer(self) -> Signer | None:
-        """Return a signer with the app's present keys, which may change. None if the app has no key."""
-        app = self._app()
-        if app is None or not app.secret_key:
-            return None
-        older = app.config.get("SECRET_KEY_FALLBACKS") or ()
-        keys: list[Any] = [key for key in ([older] if isinstance(older, (str, bytes)) else older) if key]
-        # The last key signs. SHA-256, since some systems refuse SHA-1, the default of itsdangerous.
-        return Signer([*keys, app.secret_key], salt=self._salt, key_derivation="hmac", digest_method=hashlib.sha256)
 
     def _may_open(self, user: User | None) -> bool:
         """Return whether the app's `revalidate` lets this user have a stream."""

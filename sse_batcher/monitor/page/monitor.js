@@ -10,6 +10,7 @@ import { Tiles } from "./tiles.js";
 const SEARCH_PAUSE = 300; // ms without another key before the server is asked
 const SAID_FOR = 8_000; // ms for which it stands that a kick was done
 const DISCOVER_EVERY = 60_000; // ms
+const DISCOVER_AGAIN = 5_000; // ms, until another process has answered: an idle server may let one process do it all
 const SHORT = 15; // rows of a short list; the style sheet has the same number
 const SEEN_FOR = 30_000; // ms for which a problem stands that has only happened
 const MANY_BEHIND = 0.05; // from this share of all streams on, it is said
@@ -76,7 +77,7 @@ function received(body) {
   }
   const now = performance.now();
   if ((body.several || body.backend.processes > 1) && now > discoverAt) {
-    discoverAt = now + DISCOVER_EVERY;
+    discoverAt = now + (known.size > 1 ? DISCOVER_EVERY : DISCOVER_AGAIN);
     poll.discover();
   }
   show();

@@ -121,7 +121,7 @@ def _option(name: str, texts: Mapping[str, str], default: Any, *, only_key: bool
 def shown(value: Any) -> str:
     """Return a default as one writes it."""
     if isinstance(value, frozenset):
-        return f"{{{', '.join(shown(each) for each in sorted(value))}}}"
+        return f"{{{', '.join(shown(each) for each in sorted(value))}}}" if value else "set()"
     if isinstance(value, Mapping):
         return repr(dict(value))
     if isinstance(value, str):

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .errors import ConfigurationError, InvalidEventError
-from .event import check_text, check_type, text_bytes
+from .event import check_channel, check_text, check_type, text_bytes
 from .functions import check_function
 
 DedupKey = str | Callable[[str, Any], Any] | None
@@ -176,6 +176,11 @@ class ClientOptions:
         Milliseconds. How long a browser waits before it connects again. ``None``: a random time for each connection,
         from 1,000 to 2,000 plus one for each open client, so that a restart does not bring all of them back at once;
         for a poll, from 500 to 1,000 plus one for each open poll.
+    `compress`
+        Channels whose streams are compressed, for clients that ask for gzip. Each frame is compressed once, for all of
+        them. A stream is compressed only if all of its channels are named here and it has no user; broadcasts in it
+        only if ``"*"`` is named, too. Name no channel whose frames have secrets beside what others may write: the size
+        of such a frame gives the secret away, byte by byte.
     `http2`
         What happens to streams over HTTP/2 if gunicorn itself speaks it, not a proxy in front. Such a stream keeps all
         other requests of the same browser waiting, so with ``"refuse"`` the client gets ``sse_busy`` and comes back
@@ -193,11 +198,13 @@ class ClientOptions:
     transport: str = "attached"
     poll_wait: float = 25.0
     retry_ms: int | None = None
+    compress: Iterable[str] = frozenset()
     http2: str = "refuse"
 
     def __post_init__(self) -> None:
         _whole("queue_frames", self.queue_frames, "frames")
         _whole("queue_bytes", self.queue_bytes, "bytes")
+        object.__setattr__(self, "compress", _channels("compress", self.compress))
         _seconds("heartbeat", self.heartbeat, 3600)
         _seconds("send_timeout", self.send_timeout, 3600)
         _seconds("revalidate_every", self.revalidate_every, 86_400)
@@ -336,6 +343,15 @@ def _per_type(per_type: Any, mixed: bool) -> Mapping[str, Mapping[str, Any]]:
 def _type_name(option: str, name: object) -> str:
     try:
         return check_type(name)
+    except InvalidEventError as error:
+        raise ConfigurationError(f"{option}: {error}", option=option) from error
+
+
+def _channels(option: str, names: object) -> frozenset[str]:
+    if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
+        raise ConfigurationError(f"{option} must be several channels, such as ['prices'], not {names!r}", option=option)
+    try:
+        return frozenset(check_channel(name) for name in names)
     except InvalidEventError as error:
         raise ConfigurationError(f"{option}: {error}", option=option) from error
 

@@ -113,6 +113,7 @@ class ProcessState:
         self.has_server = parts.has_server
         """See `Parts`."""
         self.options = settings.clients
+        self._compress = frozenset(settings.clients.compress)
         self.reaches_others = settings.backend != "memory://"
         """Whether the backend also brings events to other processes."""
         self.encode = checked(settings.encode)
@@ -161,6 +162,7 @@ class ProcessState:
         ticket: int | None,
         poll: bool = False,
         address: str | None = None,
+        gzipped: bool = False,
     ) -> QueueClient:
         """Open a stream, as `SSEManager.subscribe` does, for channels and a user that were checked. Or a poll."""
         ticket = self.hub.ticket if ticket is None else ticket
@@ -173,6 +175,7 @@ class ProcessState:
             ticket=ticket,
             poll=poll,
             address=address,
+            gzipped=gzipped,
         )
         try:
             # After the stream is listed: a question that ends now asks again about users that have a stream.
@@ -187,6 +190,11 @@ class ProcessState:
         """Whether a client that comes with this id now gets all that it has missed, and needs no snapshot."""
         self.backend.open(last_event_id)
         return self.hub.can_resume(channels, last_event_id, user)
+
+    def compresses(self, channels: tuple[str, ...]) -> bool:
+        """Whether a stream of these channels may be compressed, if it has no user."""
+        compress = self._compress
+        return bool(compress) and bool(channels) and compress.issuperset(channels)
 
     def busy_block(self, reason: BusyReason, last_event_id: str | None = None) -> bytes:
         """The only block of a stream that cannot be opened now: the client comes back later, with the same cursor.

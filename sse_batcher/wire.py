@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import struct
+import zlib
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, get_args
@@ -23,6 +25,12 @@ HEADERS = (
     ("X-Accel-Buffering", "no"),
     ("X-Content-Type-Options", "nosniff"),
 )
+
+GZIP_HEADERS = (
+    *(field for field in HEADERS if field[0] != "Content-Encoding"),
+    ("Content-Encoding", "gzip"),
+)
+"""As `HEADERS`, for a stream that is compressed."""
 
 Position = tuple[int, ...]
 """A frame's place in the history. In one history all positions have the same length, and they rise with each frame."""
@@ -140,10 +148,45 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
-# The memory of the Python objects of a frame, and for each of its events and users. Without their text. Measured.
+GZIP_START = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+"""The first bytes of a stream that is compressed: the header of a gzip file (RFC 1952).
+
+What follows is `deflated` or `stored`, in any order. There is no trailer: it would have the checksum of all that this
+one client got. Clients take such a stream as complete up to where it ends.
+"""
+
+_LONGEST_STORED = 0xFFFF
+_STORED_HEAD = struct.Struct("<BHH")
+
+
+def deflated(data: bytes) -> bytes:
+    """Return a part of a compressed stream that a client can read as soon as it has all of it (RFC 1951).
+
+    It refers to nothing outside of itself, so the same part can be sent to any client, whatever that has got before.
+    It is never longer than `stored` makes it. Releases the GIL, so it is not for the loop of the detached streams.
+    """
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    made = compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    return min(made, stored(data), key=len) if data else b""
+
+
+def stored(data: bytes) -> bytes:
+    """Return a part of a compressed stream as `deflated` does, but without compression."""
+    parts = [data[start : start + _LONGEST_STORED] for start in range(0, len(data), _LONGEST_STORED)]
+    return b"".join(_STORED_HEAD.pack(0, len(part), len(part) ^ 0xFFFF) + part for part in parts)
+
+
+def begins_compressed(body: bytes) -> bool:
+    """Return whether a body begins as compressed streams of this library do. Other compressors store no first block."""
+    return body.startswith(GZIP_START + b"\0")
+
+
+# The memory of the Python objects of a frame, for each of its events and users, and of bytes. Without their text.
+# Measured.
 _FRAME_OBJECT_BYTES = 512
 _EVENT_OBJECT_BYTES = 128
 _USER_OBJECT_BYTES = 256
+_BYTES_OBJECT_BYTES = 33
 # Python stores all characters of a string with as many bytes as the widest of them needs, which is at most so many.
 _WIDEST_CHARACTER_BYTES = 4
 
@@ -152,13 +195,14 @@ class Frame:
     """A batch with its position in the history, and its bytes in each variant that clients need.
 
     Each variant is made when it is first needed, and all clients share it. A harmless race: two threads that need one
-    at the same moment may both make it, and the bytes are equal. Only `plain` is kept for as long as the frame: see
-    `drop_variants`. Thread-safe.
+    at the same moment may both make it, and the bytes are equal. Only `plain` and what `compress` makes are kept for as
+    long as the frame: see `drop_variants`. Thread-safe.
     """
 
     # Can be referenced weakly: the queue of a slow client must not keep a frame alive that the history has dropped.
     __slots__ = (
-        *("__weakref__", "_plain", "_saved_bytes", "_variants", "batch", "held_bytes", "id", "position", "time"),
+        *("__weakref__", "_compressed", "_compressed_unbatched", "_plain", "_saved_bytes", "_variants"),
+        *("batch", "held_bytes", "id", "position", "time"),
     )
 
     def __init__(self, batch: Batch, position: Position, id: str, time: int | None = None) -> None:
@@ -167,12 +211,14 @@ class Frame:
         self.id = id
         self.time = batch.timestamp if time is None else time
         self.held_bytes = 0
-        """About the bytes of memory that it takes: `plain`, the data that it was made of, and their Python objects. 0
-        until `plain` was used. Other variants are not counted.
+        """About the bytes of memory that it takes: `plain`, what `compress` makes, the data that they were made of, and
+        their Python objects. 0 until `plain` was used. Other variants are not counted.
         """
         self._plain: bytes | None = None
-        # All variants except `plain`, by the arguments of `encoded`. None: they are no longer kept.
-        self._variants: dict[tuple[bool, bool], bytes] | None = {}
+        self._compressed: bytes | None = None
+        self._compressed_unbatched: bytes | None = None
+        # All other variants, by the arguments of `encoded`. None: they are no longer kept.
+        self._variants: dict[tuple[bool, bool, bool], bytes] | None = {}
         self._saved_bytes: int | None = None
 
     @property
@@ -193,8 +239,24 @@ class Frame:
             self._plain = made
         return self._plain
 
+    def compress(self, *, unbatched: bool = False) -> None:
+        """Compress the frame, for streams that are compressed. Without this, they get it `stored`.
+
+        `unbatched`: compress also the blocks for clients that asked for no batches. Called before the frame is
+        delivered. A second call does nothing.
+        """
+        if self._compressed is not None:
+            return
+        self._compressed = deflated(self.plain)
+        self.held_bytes += len(self._compressed) + _BYTES_OBJECT_BYTES
+        if unbatched and len(self.batch.events) > 1:
+            self._compressed_unbatched = deflated(self.unbatched)
+            self.held_bytes += len(self._compressed_unbatched) + _BYTES_OBJECT_BYTES
+
     def drop_variants(self) -> None:
-        """Drop all variants except `plain`, and keep no new ones: each is made again when it is needed.
+        """Drop all variants except `plain` and what `compress` has made, and keep no new ones.
+
+        Each of them is made again when it is needed.
 
         The history calls it while other threads read the frame. A harmless race: a thread that is making a variant may
         still put it into the old dictionary, which is dropped as well.
@@ -218,21 +280,31 @@ class Frame:
         """The events in blocks of their own, for a client that asked for no batches."""
         return self.encoded(batches=False, chunked=False)
 
-    def encoded(self, *, batches: bool, chunked: bool) -> bytes:
+    def encoded(self, *, batches: bool, chunked: bool, gzipped: bool = False) -> bytes:
         """Return the bytes for one kind of client.
 
-        `batches`: the client takes ``_batch`` events. `chunked`: the bytes are to be one chunk of HTTP/1.1.
+        `batches`: the client takes ``_batch`` events. `chunked`: the bytes are to be one chunk of HTTP/1.1. `gzipped`:
+        they are a part of a stream that is compressed.
         """
-        if batches or len(self.batch.events) == 1:  # one event looks the same in both
-            if not chunked:
-                return self.plain
-            batches = True
+        batches = batches or len(self.batch.events) == 1  # one event looks the same in both
+        if not chunked:
+            if gzipped:
+                kept = self._compressed if batches else self._compressed_unbatched
+            else:
+                kept = self.plain if batches else None
+            if kept is not None:
+                return kept
         variants = self._variants
-        made = None if variants is None else variants.get((batches, chunked))
+        made = None if variants is None else variants.get((batches, chunked, gzipped))
         if made is None:
-            made = chunk(self.encoded(batches=batches, chunked=False)) if chunked else self.rest(0)
+            if chunked:
+                made = chunk(self.encoded(batches=batches, chunked=False, gzipped=gzipped))
+            elif gzipped:
+                made = stored(self.encoded(batches=batches, chunked=False))
+            else:
+                made = self.rest(0)
             if variants is not None:
-                variants[batches, chunked] = made
+                variants[batches, chunked, gzipped] = made
         return made
 
     def rest(self, part: int) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 from urllib.parse import unquote_plus
@@ -23,11 +24,12 @@ from .transports.attached import Request
 from .transports.detached.stream import detach_policy
 from .transports.health import dead_thread, unready_reason
 from .transports.server import ServerInfo, inspect_server
-from .wire import HEADERS
+from .wire import GZIP_HEADERS, GZIP_START, HEADERS, stored
 
 _METHODS = "GET, HEAD, OPTIONS"
 MAX_ADDRESS = 64
 """How many characters of a client's address are kept."""
+_WEIGHT = re.compile(r"(?:q\s*=\s*(0(?:\.\d{0,3})?|1(?:\.0{0,3})?))?\Z", re.ASCII)
 _REFUSED_HTTP2 = (
     "streams are refused that come over HTTP/2 to gunicorn: it serves the requests of a connection one after another, "
     "so an open stream keeps all other requests of its browser waiting. Leave h2 out of --http-protocols, and have a "
@@ -49,7 +51,8 @@ def stream(
 
     The app decides before this call whether the request may have these channels. The header ``Last-Event-ID`` and the
     query say what the client asks for. GET streams; HEAD and OPTIONS answer and end; another method is 405, invalid
-    channels are 400. Nothing is held until the iterable is iterated.
+    channels are 400. Nothing is held until the iterable is iterated. If the option `compress` names all channels and
+    there is no user, the stream is compressed for a client whose ``Accept-Encoding`` names gzip.
 
     `channels`
         1 to 100 channels. A stream with a user may have none.
@@ -79,9 +82,11 @@ def stream(
     except InvalidEventError as error:
         process_of(manager).refusals.add("bad_request")
         return _text("400 Bad Request", f"{error}\n")
+    process = process_of(manager)
+    headers, gzipped = _coding(process, environ, names, name)
     if method == "HEAD":
-        return "200 OK", list(HEADERS), iter(())  # not a list: werkzeug would send the length of one
-    ticket, process = manager.ticket() if ticket is None else ticket, process_of(manager)
+        return "200 OK", headers, iter(())  # not a list: werkzeug would send the length of one
+    ticket = manager.ticket() if ticket is None else ticket
     cursor, server = last_event_id(environ), inspect_server(environ)
     process.reopen(server.is_stopping)
     resumes, state, refusal = False, None, _refusal(process, server)
@@ -92,12 +97,13 @@ def stream(
         except BackendError:
             refusal = "backend"
     if refusal is not None:
-        return "200 OK", list(HEADERS), [process.busy_block(refusal, cursor)]
+        block = process.busy_block(refusal, cursor)
+        return "200 OK", headers, [GZIP_START + stored(block) if gzipped else block]
     batches, poll = _query(environ, "batch") != "0", _query(environ, "poll") == "1"
     # Empty for a UNIX socket. A proxy's header may be behind it, and any client may have sent that.
     address = environ.get("REMOTE_ADDR", "")[:MAX_ADDRESS] or None
-    request = Request(names, server, cursor, batches, state, resumes, name, ticket, poll, address)
-    return "200 OK", list(HEADERS), open_stream(manager, request)
+    request = Request(names, server, cursor, batches, state, resumes, name, ticket, poll, address, gzipped)
+    return "200 OK", headers, open_stream(manager, request)
 
 
 def script(environ: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]], list[bytes]]:
@@ -172,6 +178,31 @@ def health(
     body = json.dumps(answer, separators=(",", ":")).encode() + b"\n"
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")]
     return "200 OK" if is_well else "503 Service Unavailable", headers, [] if method == "HEAD" else [body]
+
+
+def accepts_gzip(accept_encoding: str) -> bool:
+    """Return whether a client with this ``Accept-Encoding`` asks for gzip: RFC 9110, 12.5.3.
+
+    It must name gzip, or x-gzip, which is the same; ``*`` alone stands for any coding, and does not ask for this one.
+    A weight that is invalid counts as 0. A client that prefers ``identity`` gets that.
+    """
+    weights: dict[str, float] = {}
+    for field in accept_encoding.lower().split(","):
+        coding, _, parameter = (part.strip() for part in field.partition(";"))
+        weight = _WEIGHT.match(parameter)
+        weights[coding.removeprefix("x-")] = float(weight[1] or 1) if weight else 0.0
+    gzip = weights.get("gzip", 0.0)
+    return gzip > 0 and gzip >= weights.get("identity", 0.0)
+
+
+def _coding(
+    process: ProcessState, environ: Mapping[str, Any], channels: tuple[str, ...], user: str | int | None
+) -> tuple[list[tuple[str, str]], bool]:
+    """Return the headers of such a stream, and whether it is compressed."""
+    if user is not None or not process.compresses(channels):
+        return list(HEADERS), False
+    gzipped = accepts_gzip(environ.get("HTTP_ACCEPT_ENCODING", ""))
+    return [*(GZIP_HEADERS if gzipped else HEADERS), ("Vary", "Accept-Encoding")], gzipped
 
 
 def _names_version(condition: str) -> bool:

@@ -130,6 +130,7 @@ def test_the_imports_are_read_as_they_are_meant() -> None:
     assert ours("transports.attached") == {
         "streams.client",
         "transports.descriptors",
+        "wire",
         "errors",
         "transports.server",
         "reasons",

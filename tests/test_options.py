@@ -45,6 +45,7 @@ GOOD = {
     "transport": ["attached", "auto"],
     "poll_wait": [0.001, 1, 25.0, 3600],
     "http2": ["refuse", "allow"],
+    "compress": [(), [], {"prices"}, ("a",), ["prices", "*", "prices"]],
     "retry_ms": [None, 1, 60_000],
     "history_frames": [1, 10**6],
     "history_bytes": [1, 2**40],
@@ -121,6 +122,12 @@ BAD = {
         (NO_NUMBERS_BUT_NONE, "history_age must be a number of seconds, not"),
         ([0, 0.0, -1, 31_536_001], "history_age is in seconds, more than 0 and at most 31536000, not"),
     ],
+    "compress": [
+        (["prices", "", b"prices", None, True, 1], r"compress must be several channels, such as \['prices'\], not"),
+        ([[1], [None], [b"prices"]], "compress: the channel must be a string"),
+        ([[""], ["x" * 129]], "compress: the channel must have 1 to 128 characters"),
+        ([["a\nb"]], "compress: the channel"),
+    ],
     "retry_ms": [(NO_WHOLE_NUMBERS_BUT_NONE, "retry_ms must be a whole number of milliseconds")],
 }
 
@@ -143,7 +150,7 @@ def test_every_option_is_tested_here() -> None:
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in GOOD.items() for value in values])
 def test_a_value_that_can_be_meant_is_taken(name: str, value: Any) -> None:
     taken = getattr(options_with(name, value), name)
-    assert taken == (frozenset(value) if name == "critical_types" else value)
+    assert taken == (frozenset(value) if name in ("critical_types", "compress") else value)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +197,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         transport="attached",
         poll_wait=25.0,
         retry_ms=None,
+        compress=frozenset(),
         http2="refuse",
     )
     assert HistoryOptions() == HistoryOptions(history_frames=10_000, history_bytes=33_554_432, history_age=None)

@@ -21,7 +21,7 @@ from ..event import Audience
 from ..options import ClientOptions
 from ..reasons import ByeReason, EndReason, GapReason
 from ..runtime.worker import take
-from ..wire import HEARTBEAT, Frame, Position
+from ..wire import GZIP_START, HEARTBEAT, Frame, Position, deflated, stored
 from .control import ControlBlocks
 from .counts import Counts
 from .history import ResumePoint, Slice
@@ -100,13 +100,27 @@ class QueueClient(OpenStream, Client):
 
     transport = "attached"
 
-    def __init__(self, home: Home, info: ClientInfo, opening: Opening, *, batches: bool, poll: bool = False) -> None:
-        """`batches`: whether the client knows them, or gets a block for each event. `poll`: it ends with an answer."""
+    def __init__(
+        self,
+        home: Home,
+        info: ClientInfo,
+        opening: Opening,
+        *,
+        batches: bool,
+        poll: bool = False,
+        gzipped: bool = False,
+    ) -> None:
+        """`batches`: whether the client knows them, or gets a block for each event. `poll`: it ends with an answer.
+
+        `gzipped`: whether its bytes are compressed.
+        """
         now, age = home.clock(), home.options.max_stream_age
         lease = math.inf if age is None else now + age * random.uniform(0.8, 1.0)
         super().__init__(info, opening.point, now, now + home.options.poll_wait if poll else lease, poll=poll)
         self.options = home.options
         self.batches = batches
+        self.gzipped = gzipped
+        self._is_plain = batches and not gzipped
         self.missed = opening.missed
         """Why it may have missed something before it began; None if it has not."""
         self._home = home
@@ -288,9 +302,13 @@ class QueueClient(OpenStream, Client):
         For a poll, also what there is for it.
         """
         first = self.first_block()
+        if self.gzipped:
+            first = GZIP_START + stored(first)
         if self._dismissed is not None:
             return first + (self._say_goodbye(self._dismissed) or b"")
         state, self._state = self._state, b""
+        if self.gzipped:
+            state = deflated(state)
         if self.poll and not self._resumed:
             self.farewell = "polled"  # the client has its cursor, and comes back with it
         elif self.poll:
@@ -312,7 +330,8 @@ class QueueClient(OpenStream, Client):
     def _next_of_history(self) -> bytes | None:
         """Return the next block of a client that is behind. None: look again, it may be live now."""
         if not self._slice:
-            return self._home.catch_up(self)
+            gap = self._home.catch_up(self)
+            return None if gap is None else self._encoded(gap)
         frame = self._slice.popleft()()
         if frame is None:  # evicted meanwhile: the hub finds out what that means
             self._slice.clear()
@@ -325,7 +344,7 @@ class QueueClient(OpenStream, Client):
         try:
             reference = take(self._queue, max(0.0, min(self.options.heartbeat, rest)))
         except queue.Empty:
-            return HEARTBEAT if self._home.clock() < self.lease else None
+            return self._encoded(HEARTBEAT) if self._home.clock() < self.lease else None
         # A frame that was taken while the queue was being emptied is in the history.
         if reference is None or self._closed or self._behind or self._dismissed is not None:
             return None
@@ -354,21 +373,28 @@ class QueueClient(OpenStream, Client):
             self.point = ResumePoint(offered)
         self._home.settle(self)
         # Without an id if the state was not handed out: a client that comes back with an id would never get it.
-        return self._home.control.bye(self.point, reason, named=not self._state)
+        return self._encoded(self._home.control.bye(self.point, reason, named=not self._state))
 
     def _handed(self, frame: Frame) -> bytes | None:
         position, part, _ = self.point
         self.point = ResumePoint(frame.position)
         self._counts.frames += 1
         if part and frame.position == position:
-            return frame.rest(part) or None  # nothing is left if the part is larger than the frame: the id was not ours
+            rest = frame.rest(part)  # nothing is left if the part is larger than the frame: the id was not ours
+            return self._encoded(rest) or None
         if self.batches:
             self._counts.saved_frames += len(frame.batch.events) - 1
             self._counts.saved_bytes += frame.saved_bytes
         return self._bytes_of(frame)
 
     def _bytes_of(self, frame: Frame) -> bytes:
-        return frame.plain if self.batches else frame.unbatched
+        if self._is_plain:
+            return frame.plain
+        return frame.encoded(batches=self.batches, chunked=False, gzipped=self.gzipped)
+
+    def _encoded(self, block: bytes) -> bytes:
+        """Return a block that is no frame as the client gets it. It is short, and not worth compressing."""
+        return stored(block) if self.gzipped else block
 
     def _sent(self, data: bytes) -> bytes:
         self._counts.bytes += len(data)

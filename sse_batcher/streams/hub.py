@@ -90,6 +90,9 @@ class Hub:
         self.clock = clock
         self._options = options
         self._slice = options.queue_frames, options.queue_bytes  # the bounds of what is read from the history at once
+        self._compress = frozenset(options.compress)
+        # Whether a stream was opened that is compressed and has no batches. Never unset.
+        self._compress_unbatched = False
         self._cursors = cursors
         self._on_connect = on_connect
         self._make_queue = make_queue
@@ -121,6 +124,8 @@ class Hub:
     def deliver(self, frame: Frame) -> None:
         """Keep a frame, and offer it to the listeners of its channel or users."""
         _ = frame.plain  # encoded before the lock is taken, not while other threads wait for it
+        if self._compress and frame.batch.audience in self._compress:
+            frame.compress(unbatched=self._compress_unbatched)
         # In one step: a client that connects meanwhile is either listed here, or finds the frame in the history.
         with self._departures, self._lock:
             self._history.append(frame)
@@ -154,13 +159,14 @@ class Hub:
         ticket: int | None = None,
         poll: bool = False,
         address: str | None = None,
+        gzipped: bool = False,
     ) -> QueueClient:
         """Add a client. It reads the history from its cursor on, and is live when there is nothing more to read.
 
         A client that cannot go on at its cursor begins at the head, or with the snapshot. If it was dismissed after the
         `ticket`, it ends with its first step, and gets none of this. `poll`: it ends when it has got something.
-        `address`: that of `ClientInfo`. Raises `ClosedError` and `TooManyClientsError`, and `BackendError` if it is not
-        known whether the client can go on.
+        `address`: that of `ClientInfo`. `gzipped`: its bytes are compressed. Raises `ClosedError` and
+        `TooManyClientsError`, and `BackendError` if it is not known whether the client can go on.
         """
         replayed = self._is_replayed(channels, user, last_event_id)
         client: QueueClient | None = None
@@ -171,11 +177,13 @@ class Hub:
                 self._registry.check_limits(user)
                 opening = self._opening_locked(channels, user, last_event_id, replayed, snapshot)
                 info = ClientInfo(next(self._numbers), channels, user, address=address)
-                client = QueueClient(self._home(), info, opening, batches=batches, poll=poll)
+                client = QueueClient(self._home(), info, opening, batches=batches, poll=poll, gzipped=gzipped)
                 if opening.point.position == self._history.head and not opening.point.part:
                     client.go_live()
                 self._registry.add(client)
                 self._registry.listen(client, channels)
+                if gzipped and not batches:
+                    self._compress_unbatched = True
                 # In the same step: a dismissal either comes before this look, or finds the client in the registry.
                 dismissed = None if ticket is None else self._dismissals.after(ticket, user, channels)
             if dismissed is not None:
@@ -313,10 +321,11 @@ class Hub:
 
         May wait for the backend. Raises `BackendError`.
         """
-        older = self._cursors.replay(channels, point, user)
-        now = self._cursors.now()
-        if older is not None and any(self._history.is_expired(frame, now) for frame in older.frames):
-            return None
+        older = self._older(channels, point, user)
+        if older is not None and self._compress:
+            for frame in older.frames:
+                if frame.batch.audience in self._compress:
+                    frame.compress(unbatched=self._compress_unbatched)
         return older
 
     def settle(self, stream: OpenStream) -> None:
@@ -429,6 +438,13 @@ class Hub:
             *(self.catch_up, self.settle, self.remove, self._make_queue),
         )
 
+    def _older(self, channels: tuple[str, ...], point: ResumePoint, user: User | None) -> Slice | None:
+        older = self._cursors.replay(channels, point, user)
+        now = self._cursors.now()
+        if older is not None and any(self._history.is_expired(frame, now) for frame in older.frames):
+            return None
+        return older
+
     def _offered_position(self) -> Position:
         return self.offered
 
@@ -461,7 +477,7 @@ class Hub:
         with self._departures, self._lock:
             if self._opening_locked(channels, user, last_event_id).missed != "too_old":
                 return False
-        return self.replay(channels, self._cursors.parse(last_event_id), user) is not None
+        return self._older(channels, self._cursors.parse(last_event_id), user) is not None
 
     def _opening_locked(
         self,

@@ -17,6 +17,7 @@ from ..reasons import BusyReason, ByeReason
 from ..streams.client import QueueClient
 from ..streams.hub import Snapshot
 from ..streams.refusals import refusal_reason
+from ..wire import GZIP_START, stored
 from .descriptors import descriptors
 from .server import ServerInfo
 from .watcher import Watch, end_connection, watcher
@@ -39,6 +40,8 @@ class Request(NamedTuple):
     """Whether the stream ends as soon as the client has got something."""
     address: str | None = None
     """Where it came from: its ``REMOTE_ADDR``."""
+    gzipped: bool = False
+    """Whether its bytes are compressed, as the headers of the response say."""
 
 
 BUFFERED: ByeReason = "buffered"
@@ -157,7 +160,8 @@ class AttachedStream(Iterator[bytes]):
     def _refuse(self, reason: BusyReason) -> bytes:
         """Open no stream. Returns the only block of the response, the ``sse_busy``."""
         self.close()
-        return process_of(self._manager).busy_block(reason, self._request.last_event_id)
+        block = process_of(self._manager).busy_block(reason, self._request.last_event_id)
+        return GZIP_START + stored(block) if self._request.gzipped else block
 
     def _open(self) -> QueueClient:
         """Subscribe. Raises `BusyError`."""
@@ -176,6 +180,7 @@ class AttachedStream(Iterator[bytes]):
                 ticket=asked.ticket,
                 poll=asked.poll,
                 address=asked.address,
+                gzipped=asked.gzipped,
             )
         except (BackendError, ClosedError, TooManyClientsError) as error:
             if isinstance(error, TooManyClientsError):

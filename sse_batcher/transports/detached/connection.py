@@ -25,7 +25,7 @@ from ...streams.counts import Counts
 from ...streams.history import ResumePoint, Slice
 from ...streams.open_stream import OpenStream
 from ...streams.roles import Listener
-from ...wire import Frame, Position, chunk
+from ...wire import Frame, Position
 from ..watcher import sign_of_life
 from .sending import hang_up, has_taken_all, send_to
 from .takeover import Taken
@@ -347,8 +347,7 @@ class SocketClient(OpenStream):
         group = self.group
         pieces = [group.encoded(frame) for frame in frames]
         if self.point.part and frames[0].position == self.point.position:
-            rest = frames[0].rest(self.point.part)
-            pieces[0] = chunk(rest) if group.chunked else rest
+            pieces[0] = group.framed(frames[0].rest(self.point.part))
         if self.poll:
             pieces[-1] += group.end_of_body
         data = b"".join(pieces)

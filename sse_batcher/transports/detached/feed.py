@@ -34,8 +34,8 @@ MAX_SLICE_BYTES = 33_554_432
 HEARTBEAT_CHECKS = 20
 """How many times at most, within the time between two heartbeats, the groups are checked for one that is due."""
 
-Key = tuple[tuple[str, ...], bool, bool, bool]
-"""What the clients of a group have in common: the sorted channels, `batches`, `poll` and `chunked`."""
+Key = tuple[tuple[str, ...], bool, bool, bool, bool]
+"""What the clients of a group have in common: the sorted channels, `batches`, `poll`, `gzipped` and `chunked`."""
 
 
 class Feed:
@@ -265,4 +265,4 @@ class Feed:
 
 
 def _key(like: QueueClient | Group, chunked: bool) -> Key:
-    return tuple(sorted(like.channels)), like.batches, like.poll, chunked
+    return tuple(sorted(like.channels)), like.batches, like.poll, like.gzipped, chunked

@@ -1,4 +1,4 @@
-"""A group: the detached clients of one hub that have the same channels and the same framing, so get the same bytes.
+"""A group: the detached clients of one hub that have the same channels, framing and encoding, so get the same bytes.
 
 Frames for a user are no matter of the group: the streams of that user leave it, and read them alone.
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ...streams.client import QueueClient
 from ...streams.history import ResumePoint
-from ...wire import HEARTBEAT, LAST_CHUNK, Frame, Position, chunk
+from ...wire import HEARTBEAT, LAST_CHUNK, Frame, Position, chunk, stored
 from .connection import LEFT, SocketClient
 from .sending import FLAGS, send, sized, taken
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 IN_STEP = ResumePoint()
 """The `point` of all clients that are in step with their group, since their position is the group's. Shared by all of
 them, so that nothing has to be written to each client when the group moves on."""
-
-_CHUNKED_HEARTBEAT = chunk(HEARTBEAT)
 
 
 class Group:
@@ -37,9 +35,9 @@ class Group:
     """
 
     __slots__ = (
-        *("ahead", "batches", "busy", "channels", "chunked", "counts", "end_of_body", "feed", "heartbeat"),
-        *("heartbeat_block", "hub", "in_step", "loop", "poll", "position", "postponed", "send_timeout", "sent_at"),
-        *("_bytes", "_frames", "_missed_frames", "_size"),
+        *("ahead", "batches", "busy", "channels", "chunked", "counts", "end_of_body", "feed", "gzipped"),
+        *("heartbeat", "heartbeat_block", "hub", "in_step", "loop", "poll", "position", "postponed", "send_timeout"),
+        *("sent_at", "_bytes", "_frames", "_missed_frames", "_size"),
     )
 
     def __init__(self, feed: Feed, client: QueueClient, *, chunked: bool) -> None:
@@ -49,6 +47,7 @@ class Group:
         self.counts = feed.counts
         self.channels = client.channels
         self.batches = client.batches
+        self.gzipped = client.gzipped
         self.chunked = chunked
         self.end_of_body = LAST_CHUNK if chunked else b""
         """What ends a response, after its last block."""
@@ -67,7 +66,7 @@ class Group:
         self.send_timeout = client.options.send_timeout
         self.heartbeat = client.options.heartbeat
         """Seconds of silence after which a heartbeat is sent."""
-        self.heartbeat_block = _CHUNKED_HEARTBEAT if chunked else HEARTBEAT
+        self.heartbeat_block = self.framed(HEARTBEAT)
         """A heartbeat in the framing of this group."""
         self.sent_at = self.loop.clock()
         """When the last send to all clients began, by the loop's clock."""
@@ -158,11 +157,12 @@ class Group:
 
     def encoded(self, frame: Frame) -> bytes:
         """Return a frame as the clients of this group get it."""
-        return frame.encoded(batches=self.batches, chunked=self.chunked)
+        return frame.encoded(batches=self.batches, chunked=self.chunked, gzipped=self.gzipped)
 
     def framed(self, block: bytes) -> bytes:
         """Return any other block as the clients of this group get it."""
-        return chunk(block) if self.chunked else block
+        coded = stored(block) if self.gzipped else block  # not compressed here: see `deflated`
+        return chunk(coded) if self.chunked else coded
 
     def count_frames(self, frames: Sequence[Frame], clients: int) -> None:
         """Count that each of so many clients was handed these frames."""

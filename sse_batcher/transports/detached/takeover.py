@@ -26,7 +26,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from ...runtime.locks import new_lock
-from ...wire import chunk
+from ...wire import GZIP_START, chunk
 from ..server import duplicate
 from .sending import send_to
 
@@ -271,10 +271,11 @@ def _framing(text: bytes, prelude: bytes) -> str | None:
         return None
     headers = {name.strip().lower(): value.strip().lower() for name, _, value in _fields(head)}
     encoding = headers.get(b"transfer-encoding", b"")
+    coding = b"gzip" if prelude.startswith(GZIP_START) else b"identity"
     if (
         not _STATUS.match(head)
         or not headers.get(b"content-type", b"").startswith(b"text/event-stream")
-        or headers.get(b"content-encoding", b"identity") != b"identity"
+        or headers.get(b"content-encoding", b"identity") != coding
         or b"content-length" in headers
         or encoding not in {b"", b"chunked"}
     ):

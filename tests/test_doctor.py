@@ -245,6 +245,13 @@ def test_each_header_that_is_missing_is_named(server: str, name: str) -> None:
     assert ("In the configuration of nginx" in finding.do) is (server == "nginx")
 
 
+def test_what_the_library_has_compressed_is_no_fault_unless_it_is_held_back() -> None:
+    facts = healthy(coding="gzip", coded_block=True, coded_by_library=True, plain=ANSWER)
+    assert diagnose(facts) == []
+    facts.coded_block = False
+    assert [(finding.code, finding.level) for finding in diagnose(facts)] == [("compressed", "fault")]
+
+
 def test_a_coding_that_cannot_be_read_is_no_fault_and_the_words_say_so() -> None:
     found = diagnose(healthy(coding="br", plain=CODED))
     assert [(finding.code, finding.level) for finding in found] == [("compressed", "warning")]

@@ -82,6 +82,14 @@ def test_an_app_without_routes_is_examined_as_far_as_it_can_be(make_app: MakeApp
     assert check(app, None)["request"] is None
 
 
+def test_an_app_that_lets_the_library_compress(make_app: MakeApp) -> None:
+    app, _ = make_app(SSE_COMPRESS=["default"], **KEY)
+    request = check(app, None)["request"]
+    assert request["coded_by_library"]
+    assert request["answer"]["headers"]["content-encoding"] == "gzip"
+    assert request["first"]["type"] == "sse_open"
+
+
 def test_an_app_whose_stream_is_at_the_root(make_app: MakeApp) -> None:
     app, _ = make_app(SSE_URL_PREFIX="/", **KEY)
     assert check(app, None)["request"]["path"] == "/"

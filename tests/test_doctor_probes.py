@@ -10,6 +10,7 @@ from flask import Flask
 
 from sse_batcher import SSE
 from sse_batcher.doctor.client import Client, Target, below, with_query
+from sse_batcher.doctor.diagnoses import diagnose
 from sse_batcher.doctor.listener import Listener
 from sse_batcher.doctor.probes import examine, without_token
 from sse_batcher.parser import Block
@@ -175,3 +176,14 @@ def test_an_app_is_examined_without_any_other_program() -> None:
     assert lines[:2] == ["opening the stream", "asking beside the open stream"]
     assert lines[-1] == "coming back"
     assert any(line.startswith("listening for heartbeats, ") for line in lines)
+
+
+def test_a_stream_that_the_library_compresses_is_recognised() -> None:
+    app = Flask("app", static_folder=None)
+    app.config.update(SSE_HEARTBEAT=0.2, SSE_COMPRESS=["default"])
+    with SSE(app).manager, live_server(app) as url:
+        facts = examine(Target(f"{url}/events", seconds=0.5))
+    assert (facts.coding, facts.coded_block, facts.coded_by_library) == ("gzip", True, True)
+    assert facts.plain is not None
+    assert facts.plain.header("content-encoding") == "identity"
+    assert "compressed" not in {finding.code for finding in diagnose(facts)}

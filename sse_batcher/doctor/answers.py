@@ -15,8 +15,8 @@ CLOCK_SECONDS = 10
 
 
 def compressed(facts: Facts) -> Finding | None:
-    """The stream comes compressed to a client that accepts it."""
-    if facts.coding in {"", "identity"}:
+    """The stream comes compressed to a client that accepts it, and not by the library itself."""
+    if facts.coding in {"", "identity"} or (facts.coded_by_library and facts.coded_block):
         return None
     server, proxy = server_of(facts), proxy_of(facts)
     # Apache lets the name of the app's server pass, and compresses what says that it is not to be compressed.

@@ -111,6 +111,8 @@ class Facts:
     """The ``Content-Encoding`` of the answer to a client that takes any, as browsers do."""
     coded_block: bool | None = None
     """Whether the first block came in that coding. None: it cannot be read here."""
+    coded_by_library: bool = False
+    """Whether this library has compressed it: the app has set `SSE_COMPRESS`."""
     plain: Answer | None = None
     """The answer to a client that takes no coding, if that is another request than the one of `answer`."""
     listened: Listening | None = None

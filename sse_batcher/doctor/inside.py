@@ -50,6 +50,8 @@ class RequestFacts:
     answer: Answer | None = None
     first: FirstBlock | None = None
     """None: no block came out of the app."""
+    coded_by_library: bool = False
+    """Whether the stream is compressed because the app has set `SSE_COMPRESS`."""
     error: str | None = None
     """The error that a function of the app has raised."""
     reads_whole: bool = False
@@ -205,7 +207,11 @@ def _of_request(facts: AppFacts) -> Iterator[Finding]:
         )
     elif answer is not None and not answer.is_stream:
         yield _refused(request, answer)
-    elif answer is not None and answer.header("content-encoding") not in {"", "identity"}:
+    elif (
+        answer is not None
+        and answer.header("content-encoding") not in {"", "identity"}
+        and not request.coded_by_library
+    ):
         coding = answer.header("content-encoding")
         late = "" if request.first else " No block comes out of it, since the compressor waits for more."
         make = warning if request.first else fault

@@ -17,6 +17,7 @@ from urllib.parse import urljoin, urlsplit
 from ..parser import Block, Comment
 from ..remote.message import RemoteError
 from ..remote.stream import RemoteStream
+from ..wire import begins_compressed
 from .client import ANY_CODING, Client, Target, answer_of, below, is_timeout
 from .facts import POLLS_AT_ONCE, Answer, Facts, FirstBlock
 from .flow import heartbeat_limit
@@ -116,6 +117,7 @@ class _Examination:
             return stream
         if facts.coding not in _PLAIN:
             facts.coded_block = _comes_coded(client, stream, facts.coding)
+            facts.coded_by_library = begins_compressed(stream.coded_start)
             stream.close()
             stream = stack.enter_context(client.open())
             facts.plain = answer_of(stream)

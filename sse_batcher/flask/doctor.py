@@ -11,6 +11,7 @@ import os
 import shlex
 import threading
 import time
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ..doctor.inside import AppFacts, GunicornFacts, RedisFacts, RequestFacts, d
 from ..errors import SSEBatcherError, UsageError
 from ..manager import SSEManager
 from ..parser import Parser
+from ..wire import begins_compressed
 from .config import FlaskConfig, read_config
 
 PATIENCE_SECONDS = 3.0
@@ -81,6 +83,7 @@ class _Request:
         self._began = time.monotonic()
         self._answer: Answer | None = None
         self._first: FirstBlock | None = None
+        self._coded_by_library = False
         self._error: BaseException | None = None
         self._done = threading.Event()
 
@@ -103,6 +106,7 @@ class _Request:
             has_token=self._has_token,
             answer=answer,
             first=first,
+            coded_by_library=self._coded_by_library,
             error=None if error is None else f"{type(error).__name__}: {error}",
             reads_whole=isinstance(error, UsageError) and "has no end" in str(error),
         )
@@ -121,6 +125,9 @@ class _Request:
     def _read(self, body: Iterable[bytes]) -> None:
         parser = Parser()
         for data in body:
+            if begins_compressed(data):
+                self._coded_by_library = True
+                data = zlib.decompressobj(wbits=31).decompress(data)  # noqa: PLW2901  (the first block is whole)
             blocks = parser.blocks(data)
             if blocks:
                 block = blocks[0]

@@ -16,6 +16,8 @@ from urllib.parse import quote, urlsplit
 
 PORTS = {"http": 80, "https": 443}
 MAX_HEAD_BYTES = 100_000
+CODED_START_BYTES = 20
+"""How many of the first bytes of a compressed body are kept."""
 MAX_LENGTH_DIGITS = 18
 _SAFE = "!#$%&'()*+,/:;=?@[]~"  # what may stand in a URL as it is
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -146,6 +148,8 @@ class ResponseReader:
         """None until it is complete."""
         self.is_complete = False
         """Whether the body has come to its end, as the response itself says."""
+        self.coded_start = b""
+        """The first bytes of a compressed body, as they came."""
         self._has_body = method != "HEAD"
         self._rest = b""  # of a head, or of a line with the size of a chunk
         self._is_chunked = False
@@ -169,6 +173,7 @@ class ResponseReader:
             self.is_complete = self._left == 0
         if self._decompressor is None:
             return data
+        self.coded_start += data[: CODED_START_BYTES - len(self.coded_start)]
         try:
             return self._decompressor.decompress(data)
         except zlib.error as error:

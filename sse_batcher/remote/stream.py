@@ -69,6 +69,11 @@ class RemoteStream:
         """Whether the answer is an event stream: the status is 200, and the type ``text/event-stream``."""
         return self.head.is_stream
 
+    @property
+    def coded_start(self) -> bytes:
+        """The first bytes of a compressed body, as they came."""
+        return self._reader.coded_start
+
     def read(self, timeout: float) -> Piece | None:
         """Wait for the next piece, at most `timeout` seconds. Returns None if none has come, or after the `end`.
 

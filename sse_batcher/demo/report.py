@@ -20,14 +20,16 @@ import struct
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any, NamedTuple
 
 from ..errors import SSEBatcherError
+from ..event import DEFAULT_CHANNEL
 from ..manager import SSEManager
-from ..options import BatchOptions
+from ..options import BatchOptions, ClientOptions
 from ..wsgi import stream
 from .scenarios import SCENARIOS, Happening, Scenario
 
@@ -36,7 +38,10 @@ MODES: Mapping[str, bool | BatchOptions] = {
     "batched": BatchOptions(dedup_key="server"),
     "mixed": BatchOptions(dedup_key="server", mixed=True),
     "leading": BatchOptions(dedup_key="server", leading=True),
+    "compressed": BatchOptions(dedup_key="server"),
 }
+COMPRESSED = "compressed"
+"""The mode in which the stream is compressed, too (`ClientOptions.compress`)."""
 MEASURED = tuple(name for name in SCENARIOS if name != "error")
 
 SEGMENT_HEADERS = 52
@@ -136,7 +141,7 @@ def machine() -> dict[str, str | int]:
 def _measure(site: _Site, address: tuple[str, int], scenario: Scenario, mode: str, base: Latency | None) -> Row:
     events = scenario.happen(random.Random(0))
     count = ROUNDS_OF_A_BURST if events[-1].at == 0 else ROUNDS_OF_A_PERIOD
-    rounds = [_round(site, address, events, MODES[mode]) for _ in range(count)]
+    rounds = [_round(site, address, events, mode) for _ in range(count)]
 
     def middle(name: str) -> Any:
         values = [getattr(one, name) for one in rounds]
@@ -160,11 +165,12 @@ def _measure(site: _Site, address: tuple[str, int], scenario: Scenario, mode: st
     )
 
 
-def _round(site: _Site, address: tuple[str, int], events: list[Happening], batching: bool | BatchOptions) -> _Round:
-    with SSEManager(batching=batching) as site.manager, _Reader(address) as reader:
+def _round(site: _Site, address: tuple[str, int], events: list[Happening], mode: str) -> _Round:
+    clients = ClientOptions(compress=[DEFAULT_CHANNEL] if mode == COMPRESSED else ())
+    with SSEManager(batching=MODES[mode], clients=clients) as site.manager, _Reader(address) as reader:
         manager = site.manager
         reader.wait_for(1)  # the first block: from here on the stream is live
-        before = reader.traffic()
+        before, body_before = reader.traffic(), reader.body_bytes
         called = _enqueue(manager, events)
         deadline = time.monotonic() + PATIENCE
         while (stats := manager.get_stats()).pending_events:
@@ -172,7 +178,7 @@ def _round(site: _Site, address: tuple[str, int], events: list[Happening], batch
                 raise MeasuringError(f"{stats.pending_events} events were not sent within {PATIENCE:.0f} s")
             time.sleep(0.005)
         reader.wait_for(1 + stats.batches)
-        after = reader.traffic()
+        after, body_after = reader.traffic(), reader.body_bytes
     _, *frames = reader.blocks[: 1 + stats.batches]
     arrived = [(number, at) for at, block in frames for number in _numbers(block)]
     if len({number for number, _ in arrived}) != len(arrived) or len(arrived) + stats.replaced != len(events):
@@ -184,7 +190,7 @@ def _round(site: _Site, address: tuple[str, int], events: list[Happening], batch
     return _Round(
         frames=len(frames),
         segments=segments,
-        body_bytes=sum(len(block) for _, block in frames),
+        body_bytes=body_after - body_before,
         wire_bytes=wire_bytes,
         latencies=[at - called[number] for number, at in arrived],
         replaced=stats.replaced,
@@ -233,6 +239,8 @@ class _Reader:
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.blocks: list[tuple[float, bytes]] = []
+        self.body_bytes = 0
+        """The bytes of the body so far, without HTTP's framing. Written by the thread, before the blocks."""
         self._more = threading.Condition()  # guards `blocks` while the thread runs
         self._sock = _connect(address)
         self._connection = http.client.HTTPConnection(*address)
@@ -240,7 +248,7 @@ class _Reader:
         self._thread = threading.Thread(target=self._read, name="sse_batcher report")
 
     def __enter__(self) -> _Reader:
-        self._connection.request("GET", "/")
+        self._connection.request("GET", "/", headers={"Accept-Encoding": "gzip"})
         self._thread.start()
         return self
 
@@ -270,9 +278,12 @@ class _Reader:
         rest = b""
         with contextlib.suppress(OSError, http.client.HTTPException):
             response = self._connection.getresponse()
+            is_compressed = response.headers["Content-Encoding"] == "gzip"
+            decompress = zlib.decompressobj(wbits=31).decompress if is_compressed else bytes
             while piece := response.read1():
                 now = time.perf_counter()
-                *blocks, rest = (rest + piece).split(b"\n\n")
+                self.body_bytes += len(piece)
+                *blocks, rest = (rest + decompress(piece)).split(b"\n\n")
                 with self._more:
                     self.blocks += [(now, block + b"\n\n") for block in blocks]
                     self._more.notify_all()

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -22,8 +22,9 @@ from .kit import engines as kit
 from .kit import nginx
 from .kit.engines import ENGINES, Engine, Tab
 from .kit.redisserver import redis_server
-from .kit.servers import HOST, Server, running
+from .kit.servers import GTHREAD, HOST, Kind, Server, detached, running, serving
 from .kit.services import program
+from .kit.slicer import Relay
 from .kit.waiting import wait_until
 
 pytestmark = [pytest.mark.external, pytest.mark.timeout(300)]
@@ -187,3 +188,80 @@ def test_another_origin_sends_no_cookies_unless_the_page_says_so(outcome: Outcom
 def test_an_origin_that_is_not_named_reads_nothing(outcome: Outcome, engine: str) -> None:
     assert set(outcome.foreign.errors[engine]) == {0}
     assert outcome.foreign.events[engine] == []
+
+
+# -- compressed streams ------------------------------------------------------------------------------------------------
+
+GZIP = " gzip on; gzip_types text/event-stream; gzip_min_length 0; gzip_proxied any;"
+SITES = {
+    "attached": Kind(GTHREAD),
+    "detached behind nginx": detached(Kind(GTHREAD, nginx=nginx.KEEPING + GZIP)),
+}
+"""Where the library compresses. nginx could do it, too, and must not."""
+READ_COMPRESSED = """(async () => {
+  const {BatchedEventSource} = await import("/events/sse-batcher.js");
+  const types = ["sse_open", "sse_gap", "hub_state", "item_batch"];
+  window.got = {};
+  for (const [name, source] of [["own", new EventSource("/events")], ["module", new BatchedEventSource("/events")]]) {
+    got[name] = [];
+    for (const type of types.filter((type) => name === "own" || type !== "item_batch")) {
+      source.addEventListener(type, (event) => got[name].push([type, JSON.parse(event.data)]));
+    }
+    if (name === "module") source.onBatch("item", (list) => got[name].push(["item_batch", {events: list}]));
+  }
+  const poll = await fetch("/events?poll=1");
+  await poll.text();
+  return poll.headers.get("Content-Encoding");
+})()"""
+"""Reads the stream as an `EventSource` and by the module. Gives the encoding of an answer."""
+
+
+class Compressed(NamedTuple):
+    """What came of compressed streams in one engine at one site."""
+
+    encoding: str
+    events: dict[str, list[list[Any]]]
+    """By what reads them: ``own`` or ``module``."""
+
+
+@pytest.fixture(scope="module")
+def compressed(
+    engines: dict[str, Engine], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[tuple[str, str], Compressed]]:
+    found = {}
+    with ExitStack() as stack:
+        for site, kind in SITES.items():
+            folder = tmp_path_factory.mktemp("compressed")
+            server = stack.enter_context(serving(kind, folder, COMPRESS="default", BATCH_WINDOW="0.1"))
+            relay = stack.enter_context(Relay(server.port))
+            tabs = {name: engine.open(f"{relay.url}/no-such-page") for name, engine in engines.items()}
+            encodings = {name: tab.evaluate(READ_COMPRESSED) for name, tab in tabs.items()}
+
+            def wait_for(count: int, tabs: dict[str, Tab] = tabs) -> None:
+                expression = f"got.own.length >= {count} && got.module.length >= {count}"
+                wait_until(lambda: all(tab.evaluate(expression) for tab in tabs.values()), f"all have {count}")
+
+            wait_for(1)
+            server.enqueue(("hub_state", 1))
+            wait_for(2)
+            server.enqueue(*[("item", {"number": number}) for number in range(10)])
+            wait_for(3)
+            with relay.broken():
+                server.enqueue(("hub_state", "missed"))
+            wait_for(5)
+            for name, tab in tabs.items():
+                found[name, site] = Compressed(encodings[name], tab.evaluate("got"))
+                tab.close()
+        yield found
+
+
+@pytest.mark.parametrize("reader", ["own", "module"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_compressed_stream_is_read_at_once_and_goes_on_after_a_break(
+    compressed: dict[tuple[str, str], Compressed], engine: str, reader: str
+) -> None:
+    for site in SITES:
+        encoding, events = compressed[engine, site]
+        opened, first, (type, batch), resumed, missed = events[reader]
+        assert (encoding, opened[0], resumed[0]) == ("gzip", "sse_open", "sse_open")
+        assert (first[1], type, len(batch["events"]), missed[1]) == (1, "item_batch", 10, "missed")

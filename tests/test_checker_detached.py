@@ -166,8 +166,9 @@ class DetachedViewer(SteppedViewer):
         network: Network,
         *,
         chunked: bool,
+        gzipped: bool = False,
     ) -> None:
-        super().__init__(hub, record, seat.channels, seat.user)
+        super().__init__(hub, record, seat.channels, seat.user, gzipped=gzipped)
         self._loop = loop
         self._network = network
         self._chunked = chunked
@@ -225,7 +226,8 @@ class DetachedViewer(SteppedViewer):
     def _leave(self, blocks: int, more: int) -> None:
         if self._pipe is not None:
             ends = [0] + [match.end() for match in re.finditer(b"\n\n", self._pipe.on_its_way)]
-            self._arrive(ends[min(blocks, len(ends) - 1)] + more)
+            # In a compressed stream, ends of blocks cannot be seen: it is cut at any byte.
+            self._arrive(17 * blocks + more if self.gzipped else ends[min(blocks, len(ends) - 1)] + more)
             self._pipe.left = True
         self._client = self._pipe = None
         self._chunks = b""
@@ -238,7 +240,7 @@ class DetachedViewer(SteppedViewer):
             if len(data) > size:
                 self._pipe.parts.insert(0, (data[size:], self._facts))
             text = self._dechunk(data[:size]) if self._chunked else data[:size]
-            self.ids += [event.id for event in self._browser.feed(text)]
+            self.ids += [event.id for event in self._browser.feed(self._decompress(text))]
             size -= len(data)
 
     def _dechunk(self, data: bytes) -> bytes:
@@ -285,8 +287,10 @@ class DetachedInterleavings(Interleavings):
                 for name in names:
                     self.patch.setattr(f"sse_batcher.transports.detached.{module}.{name}", getattr(self.network, name))
             self.patch.setattr(Feed, "__setattr__", stepped(self.turns))
-        hub = self.hubs[seat.hub]
-        return DetachedViewer(hub, self.record, seat, self.loop, self.network, chunked="b" in seat.channels)
+        chunked, gzipped = "b" in seat.channels, self.compresses(seat)
+        return DetachedViewer(
+            self.hubs[seat.hub], self.record, seat, self.loop, self.network, chunked=chunked, gzipped=gzipped
+        )
 
     def teardown(self) -> None:
         try:
@@ -410,3 +414,15 @@ class TestDetachedInterleavings(DetachedInterleavings.TestCase):  # type: ignore
 @pytest.mark.timeout(180)
 class TestReplayedInterleavings(ReplayedInterleavings.TestCase):  # type: ignore[misc, valid-type]
     settings = SEARCH
+
+
+class CompressedInterleavings(ReplayedInterleavings):
+    """The same with compressed streams, beside one that is not. Broadcasts are compressed, too."""
+
+    VIEWERS = (Seat(("a",), None), Seat(("a",), None), Seat(("a", "b"), None, hub=1), Seat(("a",), 7))
+    COMPRESS = ("a", "b", "*")
+
+
+@pytest.mark.timeout(180)
+class TestCompressedInterleavings(CompressedInterleavings.TestCase):  # type: ignore[misc, valid-type]
+    settings = settings(SEARCH, max_examples=60)

@@ -12,6 +12,7 @@ from .kit.interleavings import (
     MEANWHILE,
     WAITING,
     Interleavings,
+    Seat,
 )
 
 
@@ -40,3 +41,15 @@ class TestInterleavings(Interleavings.TestCase):  # type: ignore[misc, valid-typ
         report_multiple_bugs=False,
         phases=[Phase.reuse, Phase.generate, Phase.shrink],
     )
+
+
+class CompressedInterleavings(Interleavings):
+    """The same with compressed streams, beside one that is not."""
+
+    VIEWERS = (Seat(("a",), None), Seat(("a", "b"), None), Seat(("b",), None, hub=1), Seat(("a",), 7))
+    COMPRESS = ("a", "b")
+
+
+@pytest.mark.timeout(180)
+class TestCompressedInterleavings(CompressedInterleavings.TestCase):  # type: ignore[misc, valid-type]
+    settings = settings(TestInterleavings.settings, max_examples=100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -28,9 +29,13 @@ from .turns import SteppedLock, SteppedQueue, Turns
 class SteppedViewer:
     """A browser, and the server's end of its connection. What was taken last is still on its way."""
 
-    def __init__(self, hub: Hub, record: Record, channels: tuple[str, ...], user: User | None) -> None:
+    def __init__(
+        self, hub: Hub, record: Record, channels: tuple[str, ...], user: User | None, *, gzipped: bool = False
+    ) -> None:
         self.channels = channels
         self.user = user
+        self.gzipped = gzipped
+        self._decompress: Callable[[bytes], bytes] = bytes
         self.ids: list[str] = []
         self._hub = hub
         self._record = record
@@ -62,7 +67,10 @@ class SteppedViewer:
 
     def come(self, cursor: str | None, batches: bool, poll: bool) -> None:
         asked = self._browser.connect(cursor, batches=batches, poll=poll)
-        self._client = self._hub.connect(self.channels, asked, batches=batches, user=self.user, poll=poll)
+        self._decompress = zlib.decompressobj(wbits=31).decompress if self.gzipped else bytes
+        self._client = self._hub.connect(
+            self.channels, asked, batches=batches, user=self.user, poll=poll, gzipped=self.gzipped
+        )
 
     def stay(self) -> None:
         """Be connected, and have taken all there is."""
@@ -76,7 +84,7 @@ class SteppedViewer:
             while alone and most > 0 and self._client is not None:
                 most -= 1
                 self._arrive(len(self._on_its_way))
-                self._on_its_way = next(self._client, b"")
+                self._on_its_way = self._decompress(next(self._client, b""))
                 self._facts = self._record.facts()
                 if self._on_its_way == HEARTBEAT:
                     return
@@ -215,6 +223,8 @@ class Interleavings(RuleBasedStateMachine):
     """Two hubs of one backend and three viewers: what happens to them, one thing after the other, and at once."""
 
     VIEWERS: tuple[Seat, ...] = (Seat(("a",), 7), Seat(("b",), 8), Seat(("a", "b"), 7, hub=1))
+    COMPRESS: tuple[str, ...] = ()
+    """The option `compress`. Viewers ask for gzip."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,7 +244,7 @@ class Interleavings(RuleBasedStateMachine):
     def make_hub(self, number: int) -> Hub:
         """Make the hub of one process. All have the positions of one backend."""
         return Hub(
-            ClientOptions(queue_frames=QUEUE),
+            ClientOptions(queue_frames=QUEUE, compress=self.COMPRESS),
             HISTORY,
             self.cursors_of(number),
             on_connect=lambda client: None,
@@ -247,7 +257,11 @@ class Interleavings(RuleBasedStateMachine):
         return self.backend
 
     def viewer(self, seat: Seat) -> SteppedViewer:
-        return SteppedViewer(self.hubs[seat.hub], self.record, seat.channels, seat.user)
+        hub, gzipped = self.hubs[seat.hub], self.compresses(seat)
+        return SteppedViewer(hub, self.record, seat.channels, seat.user, gzipped=gzipped)
+
+    def compresses(self, seat: Seat) -> bool:
+        return seat.user is None and {*self.COMPRESS}.issuperset(seat.channels)
 
     def publish(self, audience: Audience, event_type: str, size: int, texts: bool, *, lost: bool = False) -> None:
         with self.publisher:

@@ -20,6 +20,7 @@ app.config.update(
     SSE_HEARTBEAT=float(os.environ.get("HEARTBEAT", "0.3")),
     SSE_BATCH_WINDOW=float(os.environ.get("BATCH_WINDOW", "0.3")),
     SSE_MAX_BATCH_SIZE=10,
+    SSE_COMPRESS=os.environ.get("COMPRESS", "").split(),
     SSE_POLL_WAIT=float(os.environ.get("POLL_WAIT", "25")),
 )
 if "BACKEND" in os.environ:

@@ -26,6 +26,7 @@ from sse_batcher.reasons import GapReason
 from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.streams.hub import Hub
 from sse_batcher.streams.roles import Cursors
+from sse_batcher.transports.detached import feed as feeds
 from sse_batcher.transports.detached.feed import Feed
 from sse_batcher.transports.detached.loop import Adoption
 from sse_batcher.transports.detached.takeover import Taken
@@ -305,6 +306,40 @@ class DetachedInterleavings(Interleavings):
         assert all(hub.is_empty() for hub in self.hubs)
 
 
+class SteppedNotes(dict[Any, None]):
+    """A dictionary: before a value is added or removed, another thread may come in."""
+
+    def __init__(self, turns: Turns) -> None:
+        super().__init__()
+        self._turns = turns
+
+    def __setitem__(self, key: Any, value: None) -> None:
+        self._turns.place()
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        self._turns.place()
+        super().__delitem__(key)
+
+
+class RareInterleavings(DetachedInterleavings):
+    """Streams that read some of their channels alone; others have the same channels from their group."""
+
+    VIEWERS = (Seat(("a",), 7), Seat(("a", "b"), 8), Seat(("a", "b"), None), Seat(("b",), 7))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch.setattr(feeds, "MAX_GROUPS_OF_RARE_CHANNELS", 0)
+        self.patch.setattr(feeds, "COMMON_READERS", 2)
+        init, turns = Feed.__init__, self.turns
+
+        def init_with_notes(feed: Feed, *args: Any) -> None:
+            init(feed, *args)
+            feed.noted = SteppedNotes(turns)
+
+        self.patch.setattr(Feed, "__init__", init_with_notes)
+
+
 class Archive(MemoryBackend):
     """What one hub knows of positions, and a backend that still has what the hub's history has not."""
 
@@ -345,7 +380,7 @@ class Archive(MemoryBackend):
 
 
 class ReplayedInterleavings(DetachedInterleavings):
-    """The same with a backend that still has what the history has not, except what was lost."""
+    """As `DetachedInterleavings`, with a backend that still has what the history has not, except what was lost."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -378,7 +413,7 @@ def test_of_all_interleavings_with_one_switch_none_breaks_the_promise() -> None:
                 machine.teardown()
 
 
-@pytest.mark.parametrize("kind", [DetachedInterleavings, ReplayedInterleavings])
+@pytest.mark.parametrize("kind", [DetachedInterleavings, RareInterleavings, ReplayedInterleavings])
 def test_of_all_moments_at_which_a_frame_for_a_user_comes_none_breaks_the_promise(
     kind: type[DetachedInterleavings],
 ) -> None:
@@ -409,6 +444,11 @@ SEARCH = settings(
 @pytest.mark.timeout(180)  # to find a small example, if there is one
 class TestDetachedInterleavings(DetachedInterleavings.TestCase):  # type: ignore[misc, valid-type]
     settings = SEARCH
+
+
+@pytest.mark.timeout(180)
+class TestRareInterleavings(RareInterleavings.TestCase):  # type: ignore[misc, valid-type]
+    settings = settings(SEARCH, max_examples=150)
 
 
 @pytest.mark.timeout(180)

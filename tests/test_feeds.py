@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sse_batcher import HistoryOptions
+from sse_batcher.event import Audience
+from sse_batcher.reasons import GapReason
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.streams.counts import Counts
 from sse_batcher.streams.open_stream import OpenStream
-from sse_batcher.streams.roles import Listener
-from sse_batcher.wire import Frame
+from sse_batcher.wire import Frame, Position
 
 from .kit.delivery import Delivery
 
@@ -18,20 +19,25 @@ class Fed(OpenStream):
     """A detached stream, as the hub sees it."""
 
     transport = "detached"
-    listener = None  # type: ignore[assignment]
     counts = Counts()
     behind = is_waiting = True
     lost = None
     handed = (0, 0)
 
-    def __init__(self, client: QueueClient, feed: Listener) -> None:
+    def __init__(self, client: QueueClient) -> None:
         super().__init__(client.info, client.point, client.opened_at, client.lease)
-        self.listener = feed
         self.dismissed: list[str] = []
+        self.offered: list[int] = []
 
     def dismiss(self, reason: str) -> bool:
         self.dismissed.append(reason)
         return True
+
+    def offer(self, frame: Frame) -> None:
+        self.offered.append(frame.position)
+
+    def lose(self, audience: Audience, position: Position, reason: GapReason) -> None:
+        raise NotImplementedError
 
     def fall_behind(self) -> None:
         raise NotImplementedError
@@ -48,8 +54,8 @@ def test_a_stream_that_is_detached_is_counted_as_such() -> None:
     clients = [delivery.connect() for _ in range(3)]
     feed = delivery.connect()
     assert delivery.hub.count()["clients_by_transport"] == {"attached": 4, "detached": 0}
-    detached = Fed(clients[0], feed)
-    assert delivery.hub.replace(clients[0], detached, feed)
+    detached = Fed(clients[0])
+    assert delivery.hub.replace(clients[0], detached, feed, detached.channels)
     counts = delivery.hub.count()
     assert counts["clients_by_transport"] == {"attached": 3, "detached": 1}
     assert counts["clients_by_state"] == {"live": 3, "behind": 1}
@@ -71,7 +77,7 @@ class Feed:
 def test_a_feed_is_offered_the_frames_of_its_channels_until_it_is_unlisted() -> None:
     delivery = Delivery()
     client, feed = delivery.connect("a", "b"), Feed()
-    assert delivery.hub.replace(client, Fed(client, feed), feed)
+    assert delivery.hub.replace(client, Fed(client), feed, client.channels)
     for channel in ("a", "b", "c", "*"):
         delivery.deliver(channel=channel)
     assert feed.offered == [1, 2, 4]
@@ -89,21 +95,35 @@ def test_a_feed_is_offered_the_frames_of_its_channels_until_it_is_unlisted() -> 
     assert delivery.hub.count()["frames"] == 7
 
 
+def test_a_stream_is_offered_the_frames_of_the_channels_that_its_feed_leaves_out() -> None:
+    delivery = Delivery()
+    client, feed = delivery.connect("a", "b", "c", user=7), Feed()
+    stream = Fed(client)
+    assert delivery.hub.replace(client, stream, feed, ("a", "c"))
+    assert [delivery.hub.reader_count(channel) for channel in ("a", "b", "d")] == [1, 1, 0]
+    for audience in ("a", "b", "c", "d", "*", (7,)):
+        delivery.deliver(channel=audience)
+    assert (feed.offered, stream.offered) == ([1, 3, 5], [2, 6])
+    delivery.hub.remove(stream, "left")
+    delivery.deliver(channel="b")
+    assert stream.offered == [2, 6]
+    delivery.hub.unlisten(feed, ("a", "c", "*"))
+    assert delivery.hub.is_empty()
+
+
 def test_the_next_frames_for_a_feed_are_none_if_some_are_gone() -> None:
     delivery = Delivery(HistoryOptions(history_frames=2))
     delivery.deliver(3)
-    feed = Feed()
-    frames, alone = delivery.hub.next_frames(feed, ("default",), 1)
-    assert [frame.position for frame in frames or ()] == [2, 3]
-    assert delivery.hub.next_frames(feed, ("default",), 3) == ([], alone) == ([], [])
-    assert delivery.hub.next_frames(feed, ("default",), 0) == (None, [])
+    assert [frame.position for frame in delivery.hub.next_frames(("default",), 1) or ()] == [2, 3]
+    assert delivery.hub.next_frames(("default",), 3) == []
+    assert delivery.hub.next_frames(("default",), 0) is None
 
 
 def test_a_hub_whose_feed_still_listens_is_not_empty() -> None:
     delivery = Delivery()
     client, feed = delivery.connect(), Feed()
-    detached = Fed(client, feed)
-    assert delivery.hub.replace(client, detached, feed)
+    detached = Fed(client)
+    assert delivery.hub.replace(client, detached, feed, client.channels)
     delivery.hub.remove(detached, "left")
     assert not delivery.hub.is_empty()
     delivery.hub.unlisten(feed, ["default", "*"])
@@ -113,8 +133,8 @@ def test_a_hub_whose_feed_still_listens_is_not_empty() -> None:
 def test_a_hub_with_a_stream_without_a_listener_is_not_empty() -> None:
     delivery = Delivery()
     client, feed = delivery.connect(), Feed()
-    detached = Fed(client, feed)
-    assert delivery.hub.replace(client, detached, feed)
+    detached = Fed(client)
+    assert delivery.hub.replace(client, detached, feed, client.channels)
     delivery.hub.unlisten(feed, ["default", "*"])
     assert not delivery.hub.is_empty()
     delivery.hub.remove(detached, "left")
@@ -125,15 +145,15 @@ def test_a_client_that_has_left_is_not_replaced() -> None:
     delivery = Delivery()
     client = delivery.connect()
     client.close()
-    assert not delivery.hub.replace(client, Fed(client, client), client)
+    assert not delivery.hub.replace(client, Fed(client), client, client.channels)
     assert delivery.hub.is_empty()
 
 
 def test_a_client_that_was_replaced_hands_its_dismissal_on() -> None:
     delivery = Delivery()
     client = delivery.connect()
-    detached = Fed(client, client)
-    assert delivery.hub.replace(client, detached, client)
+    detached = Fed(client)
+    assert delivery.hub.replace(client, detached, client, client.channels)
     client.dismiss("kicked")
     assert detached.dismissed == ["kicked"]
 
@@ -142,6 +162,6 @@ def test_a_client_that_is_replaced_hands_on_that_it_was_dismissed_before() -> No
     delivery = Delivery()
     client = delivery.connect()
     client.dismiss("kicked")
-    detached = Fed(client, client)
-    assert delivery.hub.replace(client, detached, client)
+    detached = Fed(client)
+    assert delivery.hub.replace(client, detached, client, client.channels)
     assert detached.dismissed == ["kicked"]

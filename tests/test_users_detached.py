@@ -14,9 +14,9 @@ from sse_batcher.event import BROADCAST, EVERY_USER, Audience, User
 from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.transports.detached import group as groups
 from sse_batcher.transports.detached.group import Group
-from sse_batcher.wire import Frame
+from sse_batcher.wire import Frame, Position
 
-from .kit.site import Site, events, has_ended, numbers, read, turns_of
+from .kit.site import Site, events, fail, has_ended, numbers, read, turns_of
 from .kit.sse_parser import parse
 
 USERS: Sequence[User | None] = (None, 7, "7", 7, 8, None)
@@ -104,7 +104,7 @@ def test_a_frame_for_users_leaves_the_other_clients_in_their_group(site: Site, m
     clients = connect_all(site)
     others = [client for client in site.loop.clients.values() if client.info.user != 7]
     for each in others:
-        monkeypatch.setattr(type(each), "fall_behind", only_for(members(site, 7), type(each).fall_behind))
+        monkeypatch.setattr(type(each), "leave_group", only_for(members(site, 7), type(each).leave_group))
     site.deliver(1, channel=(7,))
     group = group_of(site)
     assert all(client in group.in_step for client in others)
@@ -123,14 +123,17 @@ def test_attached_streams_of_the_same_user_are_left_alone_by_the_loop(site: Site
     attached.close()
 
 
-def test_a_frame_for_several_users_is_noted_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frame_for_several_users_is_noted_for_each_of_their_streams(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connect_all(site)
     (feed,) = site.loop.feeds.values()
-    offered: list[Frame] = []
-    monkeypatch.setattr(feed, "offer", offered.append)
+    noted: list[tuple[User | None, Position | None]] = []
+    monkeypatch.setattr(feed, "note", lambda client, position: noted.append((client.info.user, position)))
+    monkeypatch.setattr(feed, "offer", fail)
     site.delivery.deliver(1, channel=(7, 8, "7"))
     site.delivery.deliver(1, channel=(9,))
-    assert [frame.position for frame in offered] == [1]
+    assert noted == [(7, 1), (7, 1), (8, 1), ("7", 1)]
 
 
 def only_for(some: list[Any], method: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -258,7 +261,7 @@ def test_a_gap_of_one_user_has_the_reason_of_a_users_loss(site: Site) -> None:
     assert gap.json["reason"] == "publish_failed"
     (feed,) = site.loop.feeds.values()
     assert feed.lost_in(["a"]) is None
-    assert feed.lost_in(["a"], 7) == (1, "publish_failed")
+    assert feed.lost_in(["a"], alone=True) == (1, "publish_failed")
 
 
 # -- clients that are ahead, behind, full, new, or wait ----------------------------------------------------------------

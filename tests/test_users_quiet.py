@@ -89,7 +89,7 @@ def test_many_frames_of_others_make_no_false_gap_in_detached_streams(site: Site,
 
     deliver_all(site.delivery, audiences)
     for ours in list(site.loop.clients.values()):
-        ours.fall_behind()
+        ours.leave_group()
     site.loop.run()
     assert [read(client) for client in clients] == [b""] * 3
     site.hub.dismiss("lease")

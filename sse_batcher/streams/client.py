@@ -190,11 +190,6 @@ class QueueClient(OpenStream, Client):
     # -- for the hub ---------------------------------------------------------------------------------------------------
 
     @property
-    def listener(self) -> QueueClient:
-        """The stream itself."""
-        return self
-
-    @property
     def counts(self) -> Counts:
         """The counters of what is handed to it."""
         return self._counts

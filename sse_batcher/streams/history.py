@@ -9,7 +9,7 @@ import heapq
 import itertools
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Collection, Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..event import BROADCAST, EVERY_USER, Audience, User
@@ -179,22 +179,14 @@ class History:
     def read_all(self, channels: Container[str], point: ResumePoint, max_frames: int, max_bytes: int) -> list[Frame]:
         """As `read`, for so many channels that it is quicker to look at all frames. ``*`` must be among them.
 
-        Without frames for users: see `users_after`.
+        Without frames for users, which their streams read alone.
         """
         of_channels = (frame for frame in self._channels.after(point) if frame.batch.audience in channels)
         return _first(of_channels, max_frames, max_bytes)
 
-    def users_after(self, point: ResumePoint) -> set[User]:
-        """Return the users that have frames after the point."""
-        return {user for frame in self._users.after(point) for user in frame.batch.users}
-
     def gone(self, channels: Iterable[str], point: ResumePoint) -> list[str]:
         """Return those of these channels of which a frame after the point is gone. ``*`` must be named, too."""
         return self._channels.gone(channels, point)
-
-    def gone_users(self, users: Collection[User], point: ResumePoint) -> list[User]:
-        """Return those of these users of which a frame after the point is gone."""
-        return self._users.gone(users, point)
 
 
 class _Shelf(Generic[Name]):

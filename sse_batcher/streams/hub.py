@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 from ..errors import BackendError, ClosedError
-from ..event import BROADCAST, Audience, User
+from ..event import Audience, User
 from ..options import ClientOptions, HistoryOptions
 from ..reasons import ByeReason, EndReason, GapReason
 from ..runtime.locks import new_lock
@@ -50,10 +50,6 @@ class News(NamedTuple):
     """The next frames of the channels that its streams have; none if it is up to date."""
     gone: list[str]
     """Channels of which frames are gone."""
-    alone: list[OpenStream]
-    """Streams that have to read the history on their own, since there are frames for their users, or some are gone."""
-    head: Position
-    """There are no others up to this position."""
 
 
 class Survey(NamedTuple):
@@ -129,21 +125,21 @@ class Hub:
         # In one step: a client that connects meanwhile is either listed here, or finds the frame in the history.
         with self._departures, self._lock:
             self._history.append(frame)
-            listeners = self._registry.listeners(frame.batch.audience)
-        for listener in listeners:
-            listener.offer(frame)
+            readers = self._registry.readers(frame.batch.audience)
+        for reader in readers:
+            reader.offer(frame)
         self.offered = frame.position
 
     def lose(self, audience: Audience, position: Position, reason: GapReason = "publish_failed") -> None:
         """Let the clients of this audience know that they have missed something, and those that return later, too."""
         with self._departures, self._lock:
             self._history.lose(audience, position)
-            listeners = self._registry.listeners(audience)
-            for listener in listeners:
+            readers = self._registry.readers(audience)
+            for reader in readers:
                 # Under the lock: a stream that reads the history at this moment must find this reason.
-                listener.lose(audience, position, reason)
-        for listener in listeners:
-            listener.fall_behind()
+                reader.lose(audience, position, reason)
+        for reader in readers:
+            reader.fall_behind()
         self.offered = position
 
     # -- for the manager -----------------------------------------------------------------------------------------------
@@ -247,7 +243,7 @@ class Hub:
             self.closing = self.closing or reason
             self._closed_for_good = self._closed_for_good or for_good
             self._closed_at = self.clock()
-            listeners = self._registry.listeners(BROADCAST)
+            listeners = self._registry.listeners()
         for listener in listeners:
             listener.end(reason)
 
@@ -286,7 +282,7 @@ class Hub:
     def survey(self, frames: int) -> Survey:
         """Return what operators see: the open streams, and up to so many of the newest frames."""
         with self._departures, self._lock:
-            return Survey(self._registry.streams(), len(self._registry.users()), self._history.newest(frames))
+            return Survey(self._registry.streams(), self._registry.user_count(), self._history.newest(frames))
 
     def waits(self, streams: Iterable[OpenStream]) -> list[Wait]:
         """Return since when something waits for each of these streams, for operators. Name only a few."""
@@ -369,60 +365,57 @@ class Hub:
         """Forget a stream. Never waits. May be called more than once, and by the garbage collector."""
         self._departures.add(stream, reason)
 
-    def replace(self, client: QueueClient, stream: OpenStream, feed: Listener) -> bool:
+    def replace(self, client: QueueClient, stream: OpenStream, feed: Listener, shared: Collection[str]) -> bool:
         """Let a stream that `feed` listens for go on in place of a client that is not iterated any more.
 
-        The stream is behind, at the client's point. False if the client has left already.
+        `shared`: those of its channels that the feed reads for it. The stream itself is offered the frames of the
+        others. The stream is behind, at the client's point. False if the client has left already.
         """
         with self._departures, self._lock:
             if client not in self._registry:
                 return False
             self._registry.remove(client)
             self._registry.add(stream)
-            self._registry.listen(feed, client.channels)
+            self._registry.listen(feed, shared)
+            self._registry.add_reader(stream, [channel for channel in stream.channels if channel not in shared])
             client.give_way(stream)
         return True
+
+    def share(self, stream: OpenStream, feed: Listener, channels: Collection[str]) -> None:
+        """Offer the frames of these channels, which the stream was offered until now, to its feed instead."""
+        with self._departures, self._lock:
+            self._registry.listen(feed, channels)
+            self._registry.unlisten(stream, channels)
+
+    def reader_count(self, channel: str) -> int:
+        """Return how many streams and feeds are offered the frames of this channel. Takes no lock."""
+        return self._registry.reader_count(channel)
 
     def unlisten(self, feed: Listener, channels: Iterable[str]) -> None:
         """Offer a feed no more frames of these channels; with ``*`` among them, none at all."""
         with self._departures, self._lock:
             self._registry.unlisten(feed, channels)
 
-    def news(
-        self, feed: Listener, channels: Collection[str], position: Position, first: Position, alone_after: Position
-    ) -> News:
+    def news(self, channels: Collection[str], position: Position, first: Position) -> News:
         """Return what is new for a feed.
 
-        `channels`: all that its streams ask for, and ``*``. The feed has read everything up to `position`. `first` is
-        the position of the first frame that was offered to it since then: it has read everything before that, too.
-        `alone_after`: up to there, it knows which streams have to read on their own.
+        `channels`: all that it reads for its streams, and ``*``. It has read everything up to `position`. `first` is
+        the position of the first frame that was offered to it or its streams since then: there is nothing before that.
         """
         # Not from its position on, which may be old: if there are many channels, the floor of a quiet one may have
         # risen above it, though no frame of that channel is missing.
         point = ResumePoint(first, part=1) if first > position else ResumePoint(position)
         with self._departures, self._lock:
             frames = self._history.read_all(channels, point, *self._slice)
-            alone = self._alone_locked(feed, ResumePoint(alone_after))
-            return News(frames, self._history.gone(channels, point), alone, self._history.head)
+            return News(frames, self._history.gone(channels, point))
 
-    def alone(self, feed: Listener, after: Position) -> tuple[list[OpenStream], Position]:
-        """Return the streams of a feed that have to read on their own because of what came `after`, and the head."""
-        with self._departures, self._lock:
-            return self._alone_locked(feed, ResumePoint(after)), self._history.head
-
-    def next_frames(
-        self, feed: Listener, channels: tuple[str, ...], position: Position
-    ) -> tuple[list[Frame] | None, list[OpenStream]]:
-        """Return what comes after this position, for a group of streams with these channels.
-
-        The frames of the channels, None if some are gone; and the streams of the feed that have to read on their own.
-        """
+    def next_frames(self, channels: tuple[str, ...], position: Position) -> list[Frame] | None:
+        """Return the frames of these channels that come after this position, for a group. None if some are gone."""
         point = ResumePoint(position)
         with self._departures, self._lock:
-            alone = self._alone_locked(feed, point)
             if not self._history.covers(channels, point):
-                return None, alone
-            return self._history.read(channels, point, *self._slice), alone
+                return None
+            return self._history.read(channels, point, *self._slice)
 
     def count_thread_restart(self) -> None:
         """Count that a thread that drives streams of this hub is started again. Called by that thread."""
@@ -447,11 +440,6 @@ class Hub:
 
     def _offered_position(self) -> Position:
         return self.offered
-
-    def _alone_locked(self, feed: Listener, point: ResumePoint) -> list[OpenStream]:
-        """Return the streams of this feed for whose users there are frames after the point, or such frames are gone."""
-        users = self._history.users_after(point).union(self._history.gone_users(self._registry.users(), point))
-        return self._registry.streams_of(feed, users) if users else []
 
     def _advance_locked(self, stream: OpenStream) -> bool:
         channels, user = stream.channels, stream.info.user

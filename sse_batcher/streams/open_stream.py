@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..event import Audience
 from ..reasons import ByeReason, EndReason, GapReason
 from ..wire import Frame, Position
 from .counts import Counts
 from .history import ResumePoint
-from .roles import Listener
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,6 @@ class OpenStream(ABC):
 
     @property
     @abstractmethod
-    def listener(self) -> Listener:
-        """What the hub offers the stream's frames: the stream itself, or a feed for many of them."""
-
-    @property
-    @abstractmethod
     def counts(self) -> Counts:
         """The counters of what is handed to it."""
 
@@ -102,6 +97,14 @@ class OpenStream(ABC):
 
         Return False, and change nothing, if it was dismissed before.
         """
+
+    @abstractmethod
+    def offer(self, frame: Frame) -> None:
+        """Take a frame for its user, or of a channel that no feed reads for it. As `Reader.offer`."""
+
+    @abstractmethod
+    def lose(self, audience: Audience, position: Position, reason: GapReason) -> None:
+        """Note that such a frame was lost before delivery. As `Reader.lose`."""
 
     @abstractmethod
     def fall_behind(self) -> None:

@@ -2,14 +2,16 @@
 
 Not thread-safe; the hub's lock guards it. `len` and `is_empty` may be called without it, too.
 
-A *listener* is offered each frame of its channels, and each frame for the users of its streams. A stream with a queue
-is its own listener. Other streams have a feed, which listens for many of them at once.
+A *reader* is offered each frame of its channels. A *listener* is a reader that is offered the frames of ``*``, too. A
+stream with a queue is its own listener. Other streams have a feed, which listens for many of them at once; such a
+stream is itself a reader of those of its channels that the feed does not read for it. A stream is also offered each
+frame for its user.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import TypeVar, get_args
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar, get_args
 
 from ..errors import TooManyClientsError
 from ..event import BROADCAST, EVERY_USER, Audience, User
@@ -18,7 +20,7 @@ from ..reasons import EndReason
 from ..stats import Histogram
 from .counts import LIFETIMES, Buckets, Counts
 from .open_stream import OpenStream
-from .roles import Listener
+from .roles import Listener, Reader
 
 
 class Registry:
@@ -34,7 +36,8 @@ class Registry:
         self.polls: dict[OpenStream, None] = {}
         """The open streams that are polls. Its length may be read without the lock, as `len`."""
         self._users: dict[User, dict[OpenStream, None]] = {}
-        self._listeners: dict[str, dict[Listener, None]] = {}  # by channel; all of them under "*"
+        self._readers: dict[str, dict[Reader, None]] = {}  # by channel
+        self._listeners: dict[Listener, None] = {}
         self._ended = Counts()  # of listeners that are gone
         self._closed: dict[EndReason, int] = dict.fromkeys(get_args(EndReason), 0)
         self._lifetimes = Buckets(LIFETIMES)
@@ -47,7 +50,7 @@ class Registry:
 
     def is_empty(self) -> bool:
         """Return whether there is no stream and no listener. May be called without the lock, as `len`."""
-        return not (self._streams or self._users or self._listeners)
+        return not (self._streams or self._users or self._readers or self._listeners)
 
     def __contains__(self, stream: OpenStream) -> bool:
         return stream in self._streams
@@ -72,14 +75,12 @@ class Registry:
             self._users.setdefault(stream.info.user, {})[stream] = None
 
     def remove(self, stream: OpenStream, reason: EndReason | None = None, duration: float = 0.0) -> None:
-        """Remove a stream that is there, and its listener if that is the stream itself.
+        """Remove a stream that is there, also as a reader.
 
         `reason`: why it has ended. None: it has not, because another one goes on in its place. `duration`: for how many
         seconds it was open.
         """
-        listener: object = stream.listener
-        if listener is stream:
-            self.unlisten(stream.listener, (*stream.channels, BROADCAST))
+        self.unlisten(stream, (*stream.channels, BROADCAST))
         if stream.info.user is not None:
             _discard(self._users, stream.info.user, stream)
         self.polls.pop(stream, None)
@@ -99,39 +100,49 @@ class Registry:
         """Return whether this user has a stream."""
         return user in self._users
 
+    def user_count(self) -> int:
+        """Return how many users have a stream."""
+        return len(self._users)
+
     # -- listeners -----------------------------------------------------------------------------------------------------
 
     def listen(self, listener: Listener, channels: Iterable[str]) -> None:
         """Offer this listener the frames of these channels and of ``*``."""
-        for channel in (*channels, BROADCAST):
-            self._listeners.setdefault(channel, {})[listener] = None
+        self._listeners[listener] = None
+        self.add_reader(listener, channels)
 
-    def unlisten(self, listener: Listener, channels: Iterable[str]) -> None:
-        """Offer this listener no more frames of these channels. With ``*`` among them, its counts are kept as ended."""
+    def add_reader(self, reader: Reader, channels: Iterable[str]) -> None:
+        """Offer this reader the frames of these channels."""
+        for channel in channels:
+            self._readers.setdefault(channel, {})[reader] = None
+
+    def unlisten(self, reader: Reader, channels: Iterable[str]) -> None:
+        """Offer it no more frames of these channels. With ``*`` among them, the counts of a listener are kept."""
         for channel in channels:
             if channel == BROADCAST:
-                self._keep_counts(listener)
-            _discard(self._listeners, channel, listener)
+                self._keep_counts(reader)
+            else:
+                _discard(self._readers, channel, reader)
 
-    def listeners(self, audience: Audience) -> list[Listener]:
-        """Return the listeners of this channel, of ``*`` all, or those of the streams of these users."""
+    def readers(self, audience: Audience) -> Sequence[Reader]:
+        """Return the readers of this channel, of ``*`` all listeners, or the streams of these users."""
         if isinstance(audience, str):
-            return list(self._listeners.get(audience, ()))
+            return self.listeners() if audience == BROADCAST else list(self._readers.get(audience, ()))
         users = self._users if audience == EVERY_USER else audience
-        return list(dict.fromkeys(stream.listener for user in users for stream in self._users.get(user, ())))
+        return [stream for user in users for stream in self._users.get(user, ())]
 
-    def users(self) -> Collection[User]:
-        """Return the users that have a stream."""
-        return self._users.keys()
+    def listeners(self) -> list[Listener]:
+        """Return all listeners."""
+        return list(self._listeners)
 
-    def streams_of(self, listener: Listener, users: Iterable[User]) -> list[OpenStream]:
-        """Return the streams of these users that this listener listens for."""
-        return [stream for user in users for stream in self._users.get(user, ()) if stream.listener is listener]
+    def reader_count(self, channel: str) -> int:
+        """Return the number of readers of this channel. Needs no lock: it was true a moment ago."""
+        return len(self._readers.get(channel, ()))
 
     def counts(self) -> Counts:
         """Return what was handed to all streams, including those that have ended."""
         counts = Counts()
-        for each in (self._ended, *(listener.counts for listener in self._listeners.get(BROADCAST, ()))):
+        for each in (self._ended, *(listener.counts for listener in self._listeners)):
             counts.add(each)
         return counts
 
@@ -143,14 +154,14 @@ class Registry:
         """Return for how long the streams that have ended were open, without polls."""
         return self._lifetimes.histogram()
 
-    def _keep_counts(self, listener: Listener) -> None:
-        listed = self._listeners.get(BROADCAST, {})
-        if listener in listed:
+    def _keep_counts(self, reader: Reader) -> None:
+        listeners: dict[Any, None] = self._listeners
+        if reader in listeners:
             ended = Counts()
             ended.add(self._ended)
-            ended.add(listener.counts)
+            ended.add(reader.counts)
             # There is no call between these two lines, so no signal handler runs there: it is counted exactly once.
-            del listed[listener]
+            del listeners[reader]
             self._ended = ended
 
 

@@ -50,8 +50,8 @@ class Receiver(Protocol):
         """End the streams of this user, or of this channel, or of this user in this channel, now."""
 
 
-class Listener(Protocol):
-    """What the hub offers each frame of its streams: a stream with a queue of its own, or the feed of many streams.
+class Reader(Protocol):
+    """What the hub offers frames of some channels or of a user: a stream, or the feed of many streams.
 
     Compared by identity.
     """
@@ -68,6 +68,10 @@ class Listener(Protocol):
 
     def fall_behind(self) -> None:
         """Let its streams read the history. Called after `lose`, by the same thread, without the lock."""
+
+
+class Listener(Reader, Protocol):
+    """A reader that is also offered the frames of ``*``: a stream with a queue of its own, or the feed of many."""
 
     def end(self, reason: ByeReason) -> None:
         """Let its streams end with ``sse_bye`` after everything that was delivered. Thread-safe."""

@@ -210,8 +210,8 @@ class Threaded:
         self.manager = SSEManager(batching=False)
         self.loop = Loop()
 
-    def connect(self) -> socket.socket:
-        client = self.manager.subscribe()
+    def connect(self, *channels: str) -> socket.socket:
+        client = self.manager.subscribe(channels=channels) if channels else self.manager.subscribe()
         first = next(client)
         ours, theirs = socket.socketpair()
         theirs.settimeout(TIMEOUT)

@@ -9,7 +9,8 @@ A client is in one of three states:
   is the group's position.
 - *behind*: its socket was full, so it has left the group, possibly in the middle of a frame. It keeps the unsent rest
   of that one frame and nothing else. When the socket takes data again, it reads on in the history from its own
-  position. A client with frames for its user is also behind, until its next turn, and may keep these frames so long.
+  position. A client with frames that it reads alone (see `Feed.group_of`) is also behind, until its next turn, and may
+  keep these frames so long.
 - *waiting*: it is behind, and the history no longer has what comes next. The next slice is read from the backend.
 """
 
@@ -19,12 +20,12 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
+from ...event import EVERY_USER, Audience
 from ...reasons import ByeReason, EndReason, GapReason
 from ...streams.client import QueueClient
 from ...streams.counts import Counts
 from ...streams.history import ResumePoint, Slice
 from ...streams.open_stream import OpenStream
-from ...streams.roles import Listener
 from ...wire import Frame, Position
 from ..watcher import sign_of_life
 from .sending import hang_up, has_taken_all, send_to
@@ -99,10 +100,6 @@ class SocketClient(OpenStream):
     # -- for the hub ---------------------------------------------------------------------------------------------------
 
     @property
-    def listener(self) -> Listener:
-        return self.group.feed
-
-    @property
     def behind(self) -> bool:
         return not self.live
 
@@ -116,7 +113,7 @@ class SocketClient(OpenStream):
 
     @property
     def lost(self) -> tuple[Position, GapReason] | None:
-        return self.group.feed.lost_in(self.channels, self.info.user)
+        return self.group.feed.lost_in(self.channels, alone=self.reads_alone)
 
     @property
     def handed(self) -> tuple[int, int]:
@@ -131,13 +128,14 @@ class SocketClient(OpenStream):
         self.group.loop.post(self)
         return first
 
+    def offer(self, frame: Frame) -> None:
+        self.group.feed.note(self, frame.position)
+
+    def lose(self, audience: Audience, position: Position, reason: GapReason) -> None:
+        self.group.feed.lose(EVERY_USER, position, reason)
+
     def fall_behind(self) -> None:
-        group = self.group
-        if group.busy:
-            group.postponed.append(self)  # its position is known only after the group has sent to all of its clients
-        else:
-            group.leave(self)
-            group.loop.post(self)
+        self.group.feed.note(self)
 
     def read_on(self, frames: Iterable[Frame]) -> None:
         self._slice = list(frames)
@@ -160,15 +158,27 @@ class SocketClient(OpenStream):
             pending.answer = (older,)
             self.group.loop.post(self)
 
-    # -- for its feed --------------------------------------------------------------------------------------------------
+    # -- for its feed and its group ------------------------------------------------------------------------------------
+
+    @property
+    def reads_alone(self) -> bool:
+        """Whether there may be frames that it has to read alone: for its user, or of channels its group leaves out."""
+        return self.info.user is not None or len(self.group.channels) < len(self.channels)
+
+    def leave_group(self) -> None:
+        """Read what comes after the position of the group from the history, now or when the group has time."""
+        group = self.group
+        if group.busy:
+            group.postponed.append(self)  # its position is known only after the group has sent to all of its clients
+        else:
+            group.leave(self)
+            group.loop.post(self)
 
     @property
     def needs_slice(self) -> bool:
         """Whether the next thing that it does is to read the history. Not while its socket is full."""
         has_more_to_do = bool(self.rest or self._slice) or self._pending is not None or self.dismissed is not None
         return not (self.live or has_more_to_do) and self.full_since is None and self.fd >= 0
-
-    # -- for its group -------------------------------------------------------------------------------------------------
 
     def count(self, frames: int, size: int) -> None:
         """Add these numbers of frames and bytes to what the client was handed. They may be negative."""
@@ -270,7 +280,7 @@ class SocketClient(OpenStream):
         if self.fd < 0 or (self.live and self.dismissed is None):
             return False
         if self.live and self.group.busy:
-            self.fall_behind()
+            self.leave_group()
             return False
         if self.live:
             self.group.settle()
@@ -302,10 +312,11 @@ class SocketClient(OpenStream):
 
     def _join(self) -> bool:
         """Go live: the client has everything up to now. If the hub is closing, say goodbye instead."""
-        group, closing = self.group, self.group.hub.closing
+        closing = self.group.hub.closing
         if closing is not None:
             return self._end(closing)
-        group.join(self)
+        self.group.feed.regroup(self)
+        self.group.join(self)
         return False
 
     def _ask(self) -> bool:

@@ -6,20 +6,19 @@ thread: they leave a note and wake the loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ...event import BROADCAST, EVERY_USER, Audience, User
+from ...event import BROADCAST, EVERY_USER, Audience
 from ...manager import SSEManager
 from ...reasons import ByeReason, GapReason
 from ...streams.client import QueueClient
 from ...streams.counts import Counts
 from ...streams.history import ResumePoint
 from ...streams.hub import Hub
-from ...streams.open_stream import OpenStream
 from ...wire import Frame, Position
 from .connection import SocketClient
-from .group import Group
+from .group import Group, Key
 from .replay import Replay
 
 if TYPE_CHECKING:
@@ -34,12 +33,19 @@ MAX_SLICE_BYTES = 33_554_432
 HEARTBEAT_CHECKS = 20
 """How many times at most, within the time between two heartbeats, the groups are checked for one that is due."""
 
-Key = tuple[tuple[str, ...], bool, bool, bool, bool]
-"""What the clients of a group have in common: the sorted channels, `batches`, `poll`, `gzipped` and `chunked`."""
+COMMON_READERS = 4
+"""A channel with fewer readers is rare. A group of so few clients costs a broadcast more than it saves for the frames
+of that channel."""
+
+MAX_GROUPS_OF_RARE_CHANNELS = 16
+"""If there are so many groups, new groups leave rare channels out. A few small groups cost a broadcast hardly anything,
+and the frames of their rare channels less than if clients read them alone."""
 
 
 class Feed:
     """The groups of one hub, and how far its history was read for them.
+
+    What a client reads alone (see `group_of`) is noted for this client, and not read for any group.
 
     `position`: all frames up to it, of the channels that clients have, were given to the groups.
 
@@ -54,11 +60,15 @@ class Feed:
               writes `_first_news`                 3. reads the history from that position
               sets `_has_news` to True
 
-      `_noted_after` is written and read together with `_first_news`. `_has_news_for_users` is used in the same order,
-      by `offer` and `read_ahead`.
+      `_noted_after` is written and read together with `_first_news`.
 
       A frame that is added before step 3 is read there, and if it was noted after step 2, one more turn finds nothing.
       A frame that is added after step 3 finds `_has_news` false, and is noted.
+    - `noted` has the clients with frames that they read alone. The hub adds a client to it (`note`) after the frame is
+      in the history, and before it adds the next frame. The loop's thread removes clients, and then lets them read the
+      history. It does so after each look at the history, and before it gives the groups what it has found there: so a
+      client that has to leave its group has left before the group is given a newer frame. Single steps of a dictionary
+      are atomic.
     - `_lost` is written by the hub under its lock, before `fall_behind`. The loop's thread removes channels that no
       client has any more. Harmless race: single steps of a dictionary are atomic.
     """
@@ -73,30 +83,33 @@ class Feed:
         self.channels: dict[str, dict[Group, None]] = {}
         """The groups of each channel that clients have; under ``*``, all groups."""
         self._groups: dict[Key, Group] = {}
+        self._given: Position = self.position  # see `let_read_alone`
         self._replay = Replay(hub, loop.clock, loop.make_worker)
         self._lost: dict[Audience, tuple[Position, GapReason]] = {}
         self._lost_at = self.position
-        self._heartbeat = client.options.heartbeat
+        self.options = client.options
         hub.loop_counts = loop.counts
         self._next_heartbeat_check = 0.0
         self._serving = False
         self._first_news: Position = self.position
         self._noted_after: Position = self.position  # up to here, all was offered before `_first_news`
         self._has_news = False
-        self._has_news_for_users = False
-        # Up to this position, the streams are known that read on alone because of frames for their users.
-        self._alone_up_to: Position = self.position
+        self.noted: dict[SocketClient, None] = {}
 
     # -- for the hub ---------------------------------------------------------------------------------------------------
 
     def offer(self, frame: Frame) -> None:
-        if not isinstance(frame.batch.audience, str):
-            self._has_news_for_users = True
         self._note_news(frame.position)
 
+    def note(self, client: SocketClient, position: Position | None = None) -> None:
+        """Note that there is a frame at this position which the client reads alone; None: where one was lost."""
+        self.noted[client] = None
+        self._note_news(self._lost_at if position is None else position)
+
     def lose(self, audience: Audience, position: Position, reason: GapReason) -> None:
-        # One place for all users, since there may be many. At worst, a gap has the reason of another user's gap.
-        self._lost[audience if isinstance(audience, str) else EVERY_USER] = position, reason
+        # `EVERY_USER` stands for all that streams read alone, since that may be many users and channels. At worst, a
+        # gap has the reason of the gap of another one.
+        self._lost[audience] = position, reason
         self._lost_at = position
 
     def fall_behind(self) -> None:
@@ -127,18 +140,56 @@ class Feed:
         return self._noted_after if self._has_news else offered
 
     def group_of(self, client: QueueClient, *, chunked: bool) -> Group:
-        """Return the group for this client. If there is none, a new one, which is listed with its first client."""
-        return self._groups.get(_key(client, chunked)) or Group(self, client, chunked=chunked)
+        """Return the group for this client. If there is none, a new one, which is listed with its first client.
+
+        If there are many groups already, it is the group of those channels that are not rare. The client reads the
+        frames of its rare channels alone, as those for its user. So clients that have a channel of their own beside
+        common ones are one group for the frames of the common ones.
+        """
+        channels: Iterable[str] = client.channels
+        if len(self._groups) >= MAX_GROUPS_OF_RARE_CHANNELS:
+            channels = [channel for channel in channels if not self._is_rare(channel)]
+        key = Key(tuple(sorted(channels)), client.batches, client.poll, client.gzipped, chunked)
+        return self._group(key, client.point.position)
+
+    def regroup(self, client: SocketClient) -> None:
+        """Move a client, before it joins its group, to the one that has also those of its channels that were rare once.
+
+        A frame that the client has not read yet was either noted for it, or is given to its new group later.
+        """
+        group = client.group
+        if len(group.channels) == len(client.channels):
+            return
+        found = [name for name in client.channels if name not in group.channels and not self._is_rare(name)]
+        if not found:
+            return
+        self.hub.share(client, self, found)
+        key = group.key._replace(channels=tuple(sorted((*group.channels, *found))))
+        client.group = self._group(key, client.point.position)
+        client.group.grow()
+        group.shrink()
+
+    def _group(self, key: Key, position: Position) -> Group:
+        return self._groups.get(key) or Group(self, key, position)
+
+    def _is_rare(self, channel: str) -> bool:
+        """Return whether few streams have this channel."""
+        count = self.hub.reader_count(channel)
+        for group in self.channels.get(channel, ()):
+            if count >= COMMON_READERS:
+                break
+            count += group.size
+        return count < COMMON_READERS
 
     def enlist(self, group: Group) -> None:
         """Read for this group from now on. The hub already reports its channels to this feed."""
-        self._groups[_key(group, group.chunked)] = group
+        self._groups[group.key] = group
         for channel in (*group.channels, BROADCAST):
             self.channels.setdefault(channel, {})[group] = None
 
     def unlist(self, group: Group) -> None:
         """Forget this group, and unsubscribe from the channels that no other group has."""
-        del self._groups[_key(group, group.chunked)]
+        del self._groups[group.key]
         unused = []
         for channel in (*group.channels, BROADCAST):
             groups = self.channels[channel]
@@ -150,37 +201,45 @@ class Feed:
         if unused:
             self.hub.unlisten(self, unused)
 
-    def lost_in(self, channels: Sequence[str], user: User | None = None) -> tuple[Position, GapReason] | None:
-        """The position of the newest frame of such a stream that never arrived, and why; None if there is none."""
+    def lost_in(self, channels: Sequence[str], *, alone: bool = False) -> tuple[Position, GapReason] | None:
+        """The position of the newest frame of such a stream that never arrived, and why; None if there is none.
+
+        `alone`: also of what streams read alone.
+        """
         audiences: list[Audience] = [*channels, BROADCAST]
-        if user is not None:
+        if alone:
             audiences.append(EVERY_USER)
         lost = [self._lost[audience] for audience in audiences if audience in self._lost]
         return max(lost, default=None)
 
-    def let_read_alone(self, streams: Sequence[OpenStream], reached: Position | None = None) -> None:
-        """Let these streams go on without their groups, and read their next frames from the history now.
+    def let_read_alone(self, reached: Position | None = None) -> None:
+        """Let the clients that were noted go on without their groups, and read their next frames from the history now.
 
-        `reached`: all that came up to this position was given to the groups. A stream that leaves its group begins
-        there, and not at the old position of a quiet group: the floor that all quiet channels, or users, have in common
-        may have risen above that, though the stream has missed nothing.
+        `reached`: all that came up to this position was given to the groups, and what clients read alone was noted
+        before the last call of this method. A client that leaves its group begins there, and not at the old position of
+        a quiet group: the floor that all quiet channels, or users, have in common may have risen above that, though the
+        client has missed nothing.
         """
-        for stream in streams:
-            was_live = not stream.behind
+        if not self.noted:
+            return
+        clients = list(self.noted)
+        for client in clients:
+            del self.noted[client]  # before it reads: what is noted after this is either read, or noted once more
+            was_live = client.live
             if was_live:  # otherwise it goes on alone already, or waits until its socket has room
-                stream.fall_behind()
+                client.leave_group()
             # Not if it leaves later, because its group is busy.
-            if was_live and stream.behind and reached is not None and stream.point.position < reached:
-                stream.point = ResumePoint(reached)
-        self.read_for(streams)
+            if was_live and not client.live and reached is not None and client.point.position < reached:
+                client.point = ResumePoint(reached)
+        self.read_for(clients)
 
-    def read_for(self, streams: Sequence[OpenStream]) -> None:
+    def read_for(self, clients: Sequence[SocketClient]) -> None:
         """Read the next frames of these streams from the history now, if they are about to do so themselves.
 
         When a stream has its turn, its frames might be gone, as in `read_ahead`. Nothing is read while streams keep
         `MAX_SLICE_BYTES` that they have not begun to send.
         """
-        waiting = [stream for stream in streams if isinstance(stream, SocketClient) and stream.needs_slice]
+        waiting = [client for client in clients if client.needs_slice]
         for start in range(0, len(waiting), STREAMS_PER_LOCK):
             if self.loop.slice_bytes >= MAX_SLICE_BYTES:
                 break
@@ -198,14 +257,18 @@ class Feed:
             return  # a call that is between two of its turns finds these news before it ends
         self._serving = True
         while self._has_news:
-            first, reached = self._first_news, self._noted_after  # in this order: see the class
+            first, self._given = self._first_news, max(self._given, self._noted_after)  # in this order: see the class
             self._has_news = False
+            offered = self.hub.offered
             # Until there are no more: the next note means that all frames before its position were read.
-            while frames := self._read(first, max(reached, self.position)):
+            while frames := self._read(first):
                 for group, part in self._by_group(frames).items():
                     group.give(part)
                     if self.loop.turn_is_over:
                         yield
+                # A frame that groups were given may also be one that a client reads alone, and is yet to be noted.
+                self._given = max(self._given, min(self.position, offered))
+                offered = self.hub.offered
         self._serving = False
         if self.hub.closing is not None:
             for group in self._groups.values():
@@ -213,39 +276,34 @@ class Feed:
                 group.split_up()
 
     def read_ahead(self) -> None:
-        """Read the new frames of streams whose users have some, before `serve` has its turn.
+        """Read the new frames of streams that have some of their own, before `serve` has its turn.
 
         `serve` comes after what the loop already has to do. In a loop over many users, that can take so long that
         their frames are gone from the history by then.
         """
-        if self._has_news_for_users:
-            self._has_news_for_users = False
-            reached = self.reached  # before the look at the history
-            alone, self._alone_up_to = self.hub.alone(self, self._alone_up_to)
-            self.let_read_alone(alone, reached)
+        if self.noted:
+            self.let_read_alone(self.reached)
 
     def check(self, now: float) -> None:
         """Let the groups send the heartbeats that are due. `now` is by the loop's clock."""
         if now < self._next_heartbeat_check:
             return
-        rest = self._heartbeat
+        rest = self.options.heartbeat
         for group in self._groups.values():
             left = group.until_heartbeat(now)
             if left <= 0:
                 self.loop.post(group)
             elif left < rest:
                 rest = left
-        self._next_heartbeat_check = now + max(rest, self._heartbeat / HEARTBEAT_CHECKS)
+        self._next_heartbeat_check = now + max(rest, self.options.heartbeat / HEARTBEAT_CHECKS)
 
-    def _read(self, first: Position, reached: Position) -> list[Frame]:
+    def _read(self, first: Position) -> list[Frame]:
         """Read the next frames. Streams that cannot go on with their groups read on alone: they need other frames.
 
-        These are the streams of users with frames of their own, and groups of channels that have lost some. `first`:
-        see `Hub.news`. `reached`: see `let_read_alone`.
+        These are the clients that were noted, and groups of channels that have lost some. `first`: see `Hub.news`.
         """
-        news = self.hub.news(self, self.channels, self.position, first, self._alone_up_to)
-        self._alone_up_to = news.head
-        self.let_read_alone(news.alone, reached)
+        news = self.hub.news(self.channels, self.position, first)
+        self.let_read_alone(self._given)
         for channel in news.gone:
             for group in self.channels[channel]:
                 group.split_up()
@@ -262,7 +320,3 @@ class Feed:
             for group in self.channels.get(channel, ()):
                 parts.setdefault(group, []).append(frame)
         return parts
-
-
-def _key(like: QueueClient | Group, chunked: bool) -> Key:
-    return tuple(sorted(like.channels)), like.batches, like.poll, like.gzipped, chunked

@@ -1,6 +1,7 @@
 """A group: the detached clients of one hub that have the same channels, framing and encoding, so get the same bytes.
 
-Frames for a user are no matter of the group: the streams of that user leave it, and read them alone.
+The group knows nothing of frames that its clients read alone, for their users and of rare channels (see
+`Feed.group_of`): for each of these, the client leaves the group, and joins it again.
 
 Runs on the loop's thread only. Takes no lock.
 """
@@ -8,9 +9,8 @@ Runs on the loop's thread only. Takes no lock.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from ...streams.client import QueueClient
 from ...streams.history import ResumePoint
 from ...wire import HEARTBEAT, LAST_CHUNK, Frame, Position, chunk, stored
 from .connection import LEFT, SocketClient
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 IN_STEP = ResumePoint()
 """The `point` of all clients that are in step with their group, since their position is the group's. Shared by all of
 them, so that nothing has to be written to each client when the group moves on."""
+
+
+class Key(NamedTuple):
+    """What the clients of a group have in common."""
+
+    channels: tuple[str, ...]
+    """Those that the group reads for them, sorted."""
+    batches: bool
+    poll: bool
+    gzipped: bool
+    chunked: bool
 
 
 class Group:
@@ -36,23 +47,21 @@ class Group:
 
     __slots__ = (
         *("ahead", "batches", "busy", "channels", "chunked", "counts", "end_of_body", "feed", "gzipped"),
-        *("heartbeat", "heartbeat_block", "hub", "in_step", "loop", "poll", "position", "postponed", "send_timeout"),
-        *("sent_at", "_bytes", "_frames", "_missed_frames", "_size"),
+        *("heartbeat", "heartbeat_block", "hub", "in_step", "key", "loop", "poll", "position", "postponed"),
+        *("send_timeout", "sent_at", "size", "_bytes", "_frames", "_missed_frames"),
     )
 
-    def __init__(self, feed: Feed, client: QueueClient, *, chunked: bool) -> None:
+    def __init__(self, feed: Feed, key: Key, position: Position) -> None:
+        """`position`: that of the first client."""
         self.feed = feed
         self.loop = feed.loop
         self.hub = feed.hub
         self.counts = feed.counts
-        self.channels = client.channels
-        self.batches = client.batches
-        self.gzipped = client.gzipped
-        self.chunked = chunked
-        self.end_of_body = LAST_CHUNK if chunked else b""
+        self.key = key
+        self.channels, self.batches, self.poll, self.gzipped, self.chunked = key
+        self.end_of_body = LAST_CHUNK if self.chunked else b""
         """What ends a response, after its last block."""
-        self.poll = client.poll
-        self.position = client.point.position
+        self.position = position
         self._frames = self._bytes = 0  # handed to each client that was live all the time
         self.in_step: dict[SocketClient, None] = {}
         self.ahead: dict[SocketClient, None] = {}
@@ -60,11 +69,12 @@ class Group:
         """Whether the group is in the middle of sending to its clients, between two of their turns."""
         self.postponed: list[SocketClient] = []
         """Clients that have to be served as soon as the group is no longer busy."""
-        self._size = 0  # the number of clients, including those that are behind
+        self.size = 0
+        """The number of clients, including those that are behind."""
         # Whether frames came, or the hub was closed, while the group was busy: it has to look for them itself.
         self._missed_frames = False
-        self.send_timeout = client.options.send_timeout
-        self.heartbeat = client.options.heartbeat
+        self.send_timeout = feed.options.send_timeout
+        self.heartbeat = feed.options.heartbeat
         """Seconds of silence after which a heartbeat is sent."""
         self.heartbeat_block = self.framed(HEARTBEAT)
         """A heartbeat in the framing of this group."""
@@ -80,14 +90,14 @@ class Group:
 
     def grow(self) -> None:
         """Count one more client. With the first one, the feed begins to read for this group."""
-        if not self._size:
+        if not self.size:
             self.feed.enlist(self)
-        self._size += 1
+        self.size += 1
 
     def shrink(self) -> None:
         """Count one client less. After the last one, the feed forgets this group."""
-        self._size -= 1
-        if not self._size:
+        self.size -= 1
+        if not self.size:
             self.feed.unlist(self)
 
     def join(self, client: SocketClient) -> None:
@@ -131,7 +141,7 @@ class Group:
             self._missed_frames = True  # what has happened is found after the present send
             return
         for client in [*self.in_step, *self.ahead]:
-            client.fall_behind()
+            client.leave_group()
 
     def settle(self) -> None:
         """Move up to where the feed is, if this group was given everything up to there.
@@ -187,8 +197,8 @@ class Group:
         """Return the next frames that came while the group was busy. The feed has not waited for the group."""
         if not self._missed_frames:
             return ()
-        frames, alone = self.hub.next_frames(self.feed, self.channels, self.position)
-        self.feed.let_read_alone(alone)  # before the group goes on: the frames for their users come first
+        frames = self.hub.next_frames(self.channels, self.position)
+        self.feed.let_read_alone()  # after the look at the history, and before the group goes on: see `Feed.note`
         if not frames:
             self._missed_frames = False
             if frames is None or self.hub.closing is not None:
@@ -210,7 +220,7 @@ class Group:
                 client.point = IN_STEP
             elif position < last:
                 # The client has some of these frames and needs the others, which it reads from the history itself.
-                client.fall_behind()
+                client.leave_group()
 
     def _send(self, pieces: Sequence[bytes], frames: Sequence[Frame] = ()) -> Iterator[None]:
         """Send all pieces to all clients, as one block of bytes. Yields between turns.
@@ -252,7 +262,7 @@ class Group:
         # Before the next frames: a client that was dismissed while the group was busy must get nothing more.
         postponed, self.postponed = self.postponed, []
         for client in postponed:
-            client.fall_behind()
+            client.leave_group()
         self.feed.read_for(postponed)
 
     def _handle_short_send(

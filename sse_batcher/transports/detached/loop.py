@@ -340,7 +340,7 @@ class Loop:
             feed = self.feeds.get(hub) or Feed(self, hub, manager, attached)
             group = feed.group_of(attached, chunked=taken.chunked)
             client = SocketClient(attached, group, taken)
-            is_open = hub.replace(attached, client, feed)
+            is_open = hub.replace(attached, client, feed, group.channels)
         except Exception:
             _log.exception(
                 "a stream cannot be detached: it is closed, and its client reconnects",

@@ -127,13 +127,14 @@ def measure(subjects: list[Subject], clients: int) -> None:
     take_turns(subjects, Subject.single)
     # The same pauses for all: what a burst costs depends on how long the machine has done something else.
     every = max((subject.interval or 0 for subject in subjects), default=0)
-    take_turns(subjects, lambda subject: subject.run(SECONDS / 2, every), rounds=3)
+    take_turns(subjects, lambda subject: subject.run(SECONDS / 4, every))
     if clients == FLOODED:
         take_turns(subjects, Subject.flood, rounds=3)
     ours = [subject for subject in subjects if subject.result.kind.ours]
     take_turns(ours, lambda subject: subject.enqueue(min(10_000, MOST_CALLS // clients)), rounds=3)
-    take_turns(ours, lambda subject: subject.busy(ROUNDS), rounds=1)
-    take_turns(ours, Subject.other_page, rounds=1)
+    bare = next((subject for subject in subjects if subject not in ours and not subject.result.fault), None)
+    take_turns(ours, lambda subject: subject.busy(ROUNDS, bare), rounds=1)
+    take_turns(ours, lambda subject: subject.other_page(bare), rounds=1)
 
 
 def take_turns(subjects: list[Subject], step: Callable[[Subject], object], rounds: int = ROUNDS) -> None:

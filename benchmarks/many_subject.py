@@ -37,9 +37,14 @@ class Result:
     publish_us: list[float] = field(default_factory=list)
     cpu_us: list[float] = field(default_factory=list)
     enqueue_us: list[float] = field(default_factory=list)
+    dumps_us: list[float] = field(default_factory=list)
     flood: list[float] = field(default_factory=list)
     busy_last: list[float] = field(default_factory=list)
+    busy_bare: list[float] = field(default_factory=list)
+    """The same of the bare loop, while our request computes."""
     ping: Ping | None = None
+    ping_bare: Ping | None = None
+    """The same of our page, while the bursts are those of the bare loop."""
     missing: int = 0
     disordered: int = 0
     load_cpu_ms: float = 0
@@ -102,31 +107,45 @@ class Subject:
         self.result.flood.append(seen.events / seen.last_ms * 1e3)
 
     def enqueue(self, calls: int) -> None:
-        """Microseconds of a call of ours, back to back."""
+        """Microseconds of a call of ours, back to back, and of `json.dumps` of the same events."""
 
         def publish(first: int, count: int) -> float:
-            return float(self.server.post(f"/enqueue?first={first}&n={count}")["median_us"])
+            took = self.server.post(f"/enqueue?first={first}&n={count}")
+            self.result.dumps_us.append(float(took["dumps_us"]))
+            return float(took["median_us"])
 
         self.result.enqueue_us.append(self.round(calls, publish, 3 * PATIENCE)[1])
 
-    def busy(self, rounds: int) -> None:
-        """Bursts while one request computes without pause. What takes longer than that does counts as it is."""
+    def busy(self, rounds: int, bare: Subject | None = None) -> None:
+        """Bursts while one request computes without pause, in turns with those of the bare loop.
+
+        What takes longer than the request does counts as it is.
+        """
         with in_background(lambda: self.server.request("GET", f"/burn?seconds={BUSY}")):
             time.sleep(0.2)
             end = time.monotonic() + BUSY - 0.2
             while not self.result.busy_last or (len(self.result.busy_last) < rounds and time.monotonic() < end - 1):
                 self.result.busy_last.append(self.round(BURST, self.server.publish)[0].last_ms)
+                if bare is not None:
+                    self.result.busy_bare.append(bare.round(BURST, bare.server.publish)[0].last_ms)
 
-    def other_page(self) -> None:
-        """How long another page takes during constant bursts to all clients."""
+    def other_page(self, bare: Subject | None = None) -> None:
+        """How long another page takes during constant bursts to all clients; and during those of the bare loop."""
+        if bare is not None:
+            self.result.ping_bare = self._ping_during_bursts_of(bare)
+        self.result.ping = self._ping_during_bursts_of(self)
+
+    def _ping_during_bursts_of(self, other: Subject) -> Ping:
+        pings: list[Ping] = []
 
         def publish(first: int, _: int) -> float:
-            bursts = lambda: self.server.publish(first, BURST, bursts=CONSTANT, every=WINDOW)  # noqa: E731
+            bursts = lambda: other.server.publish(first, BURST, bursts=CONSTANT, every=WINDOW)  # noqa: E731
             with in_background(bursts):
-                self.result.ping = ping(self._program, self.server.port, (CONSTANT - 2) * WINDOW)
+                pings.append(ping(self._program, self.server.port, (CONSTANT - 2) * WINDOW))
             return 0
 
-        self.round(BURST * CONSTANT, publish, CONSTANT * WINDOW + PATIENCE)
+        other.round(BURST * CONSTANT, publish, CONSTANT * WINDOW + PATIENCE)
+        return pings[0]
 
     def round(
         self, count: int, publish: Callable[[int, int], float], timeout: float = PATIENCE, *, lossy: bool = False

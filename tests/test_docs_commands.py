@@ -42,7 +42,9 @@ def test_the_sample_of_load_has_its_rows(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_sample_of_redis_has_its_rows() -> None:
-    facts = RedisFacts(stream="s", entries=1, memory_bytes=1, epoch="e", oldest_age=1.0, newest_age=1.0, kicked_users=1)
+    facts = RedisFacts(
+        stream="s", entries=1, memory_bytes=1, epoch="e", oldest_age=1, newest_age=1, processes=1, kicked_users=1
+    )
     [text] = re.findall(r"^(Redis, for all processes.*?)^```", PAGE, flags=re.M | re.S)
     assert labels(text.splitlines()) == labels(list(redis_lines(facts)))
 
@@ -60,6 +62,8 @@ def test_the_rights_are_enough(server: RedisServer, tmp_path: Path) -> None:
         with backend.inspect() as inspection:  # type: ignore[attr-defined]
             next(inspection.follow(1, ""))
             facts = inspection.facts()
-            assert (facts.entries, facts.memory_bytes, facts.kicked_users) == (1, None, None)
+            assert (facts.entries, facts.memory_bytes, facts.processes) == (1, None, None)
             server.client.execute_command("ACL", "SETUSER", *second.split())
-            assert inspection.facts().memory_bytes
+            facts = inspection.facts()
+            assert facts.memory_bytes
+            assert facts.processes == 0  # it only publishes

@@ -126,7 +126,9 @@ def test_events_reach_the_streams_of_all_processes(redis: RedisServer, site: Ser
             assert [block.data for block in got if block.event == "order"] == [{"id": 6}, {"id": 7}]
     assert "Redis fails" not in site.output()
     assert not [entry for entry in redis.client.acl_log() if entry["username"] == "app"]
-    assert sorted(redis.client.keys("sse_batcher:*")) == [b"sse_batcher:epoch", b"sse_batcher:stream"]
+    assert sorted(redis.client.keys("sse_batcher:*")) == [
+        *(b"sse_batcher:epoch", b"sse_batcher:processes", b"sse_batcher:stream"),
+    ]
     assert redis.client.memory_usage("sse_batcher:stream") > 0
 
 

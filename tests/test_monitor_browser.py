@@ -461,7 +461,11 @@ def test_the_page_itself_kicks_with_the_same_request(browser: Browser, site: Sit
 def test_no_page_frames_the_monitor(browser: Browser, site: Site, host: str) -> None:
     with attacker(json.dumps(site.url())) as port, closing(browser.new_page()) as page:
         page.goto(f"http://{host}:{port}/frame")
-        frame = page.frame("framed")
-        assert frame is not None
-        wait_until(lambda: (page.wait_for_timeout(20), frame.url.startswith("chrome-error:"))[1], "it is not shown")
+
+        def is_refused() -> bool:
+            page.wait_for_timeout(20)
+            frame = page.frame("framed")
+            return frame is not None and frame.url.startswith("chrome-error:")
+
+        wait_until(is_refused, "it is not shown")
     assert site.data == 0

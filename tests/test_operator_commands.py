@@ -26,6 +26,7 @@ from sse_batcher.testing import live_server
 
 from .kit.commands import environment, interrupt, started
 from .kit.redisserver import RedisServer, cursor_of, redis_fixture
+from .kit.waiting import wait_until
 
 external = pytest.mark.external
 server = redis_fixture()
@@ -224,15 +225,16 @@ def test_facts_are_those_of_redis(manager: SSEManager, inspection: Inspection, s
     manager.kick(user="7")
     facts = inspection.facts()
     assert (facts.entries, facts.kicked_users) == (5, 2)  # with the beginning of the epoch, and the kicks
+    wait_until(lambda: inspection.facts().processes == 1, "the manager reads")
     assert facts.memory_bytes == server.client.memory_usage("sse_batcher:stream")
     assert facts.epoch == manager.cursor().partition("-")[0]
     assert facts.oldest_age is not None
     assert facts.newest_age is not None
     assert 0 <= facts.newest_age <= facts.oldest_age < 20
     # A user without these rights still learns the rest.
-    server.client.execute_command("ACL", "SETUSER", "default", "-memory", "-zcard")
+    server.client.execute_command("ACL", "SETUSER", "default", "-memory", "-zcard", "-zcount")
     facts = inspection.facts()
-    assert (facts.entries, facts.memory_bytes, facts.kicked_users) == (5, None, None)
+    assert (facts.entries, facts.memory_bytes, facts.processes, facts.kicked_users) == (5, None, None, None)
     server.kill()
     with pytest.raises(BackendError, match="reading from Redis failed"):
         inspection.facts()

@@ -114,6 +114,7 @@ def redis_lines(facts: RedisFacts) -> Iterator[str]:
     yield _row("memory", unknown if facts.memory_bytes is None else size(facts.memory_bytes))
     yield _row("oldest entry", _ago(facts.oldest_age))
     yield _row("newest entry", _ago(facts.newest_age))
+    yield _row("reading processes", unknown if facts.processes is None else f"{facts.processes:,}")
     yield _row("kicked users", unknown if facts.kicked_users is None else f"{facts.kicked_users:,}")
 
 

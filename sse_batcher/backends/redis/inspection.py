@@ -16,7 +16,19 @@ from ...errors import BackendError
 from ...event import Batch
 from ..kicks import MICROSECONDS
 from .connections import errors, pauses, understood
-from .entries import Kick, RawEntry, Unreadable, before, new_entries, numbers, raw_entries, read_fields, value_of
+from .entries import (
+    Kick,
+    RawEntry,
+    Unreadable,
+    before,
+    microseconds_of,
+    new_entries,
+    numbers,
+    raw_entries,
+    read_fields,
+    value_of,
+)
+from .presence import count_present
 from .reader import BLOCK_MS, ENTRIES_PER_READ, Keys
 
 _CURSOR = re.compile(r"([0-9a-f]{8})-([0-9]{1,20})-([0-9]{1,20})(?:-1|(\.[0-9]{1,9}))?", re.ASCII)
@@ -43,6 +55,8 @@ class RedisFacts:
     epoch: str | None
     oldest_age: float | None
     newest_age: float | None
+    processes: int | None
+    """Processes that read the stream, because they have clients."""
     kicked_users: int | None
     """Users whose older tokens are refused."""
 
@@ -65,8 +79,7 @@ class Inspection:
         stream = self._keys.stream
         try:
             with understood():
-                seconds, microseconds = self._client.time()
-                now = seconds + microseconds / MICROSECONDS
+                now = microseconds_of(self._client.time()) / MICROSECONDS
                 oldest = raw_entries(self._client.xrange(stream, count=1))
                 entries, newest = self._length(), self._newest(1)
                 return RedisFacts(
@@ -76,6 +89,7 @@ class Inspection:
                     epoch=self._epoch() or None,
                     oldest_age=_age(oldest, now),
                     newest_age=_age(newest, now),
+                    processes=self._if_allowed(lambda: count_present(self._client, self._keys.processes, now)),
                     kicked_users=self._if_allowed(lambda: max(0, self._client.zcard(self._keys.kicked) - 1)),
                 )
         except errors() as error:

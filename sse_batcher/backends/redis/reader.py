@@ -228,7 +228,7 @@ class Reader:
             self._read_on(receiver)
             if self._state.ready:
                 with understood():
-                    self.presence.note(self._link.client, self._clock(), self._state.now())
+                    self.presence.note(self._link.client, self._clock(), self._state.redis_time())
         except Exception as error:
             if self._closed.is_set():
                 return 0.0  # any error that redis-py raises because `close` has cut its connection

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from sse_batcher import SSE, SSEManager
+from sse_batcher import SSE, EventBatcher, SSEManager
 from sse_batcher.manager import process_of
 from sse_batcher.runtime.log_fields import PREFIX, log_fields
 
@@ -101,6 +101,23 @@ def test_values_are_made_plain(value: object, shown: object) -> None:
     made = log_fields("line", value=value)
     assert made == {"sse_code": "line", "sse_value": shown}
     assert is_plain(made["sse_value"])
+
+
+class SilentError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("it has no text")
+
+
+def test_an_error_without_a_text_does_not_end_the_thread_that_logs_it(caplog: pytest.LogCaptureFixture) -> None:
+    def sink(batch: object) -> None:
+        raise SilentError
+
+    with EventBatcher(sink) as batcher:
+        batcher.enqueue("log", 1)
+        assert not batcher.flush_all()
+        assert batcher.get_stats().thread_restarts == 0
+    [record] = [record for record in caplog.records if fields_of(record)["sse_code"] == "sink_failed"]
+    assert fields_of(record)["sse_error"] == "<SilentError>"
 
 
 def test_a_stream_that_ends_says_all_about_itself(caplog: pytest.LogCaptureFixture) -> None:

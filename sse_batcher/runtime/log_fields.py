@@ -26,4 +26,11 @@ def _plain(value: object) -> object:
         return value
     if isinstance(value, (tuple, list, set, frozenset)):
         return [_plain(each) for each in value]
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    try:
+        return str(value)
+    except Exception:
+        # An error of the app may not even have a text. `logging` survives that in the arguments of a line, so the
+        # thread that logs must survive it here.
+        return f"<{type(value).__name__}>"

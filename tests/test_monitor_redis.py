@@ -142,11 +142,12 @@ def test_a_note_is_made_every_ten_seconds_whatever_redis_answers() -> None:
         presence.note(client, now, 1_000_000.5 + 1_000 * now)
         counts.append(presence.count)
     assert counts == [3, 3, None, None, 4]
-    assert client.asked[:3] == [
+    assert client.asked[:4] == [
         ("zadd", "x:processes", {"me": 1_000_000}),
         ("zremrangebyscore", "x:processes", "-inf", "(970000"),
+        ("zremrangebyscore", "x:processes", "(1030000", "+inf"),
         ("zcard", "x:processes"),
     ]
-    assert len(client.asked) == 9
+    assert len(client.asked) == 12
     with pytest.raises(redis.ConnectionError):  # which the reader handles
         presence.note(client, 30.0, 0)

@@ -1,6 +1,6 @@
 """Presence: how many processes read a Redis stream, from a sorted set in which each process notes the time.
 
-The reader's thread, except for `count`. The note is three small commands every ten seconds. It is for the monitor only:
+The reader's thread, except for `count`. The note is four small commands every ten seconds. It is for the monitor only:
 if Redis refuses it, the number is not known, and nothing else changes.
 """
 
@@ -38,6 +38,8 @@ class Presence:
         pipeline = client.pipeline(transaction=False)
         pipeline.zadd(self._key, {self._name: int(now_ms)})
         pipeline.zremrangebyscore(self._key, "-inf", f"({int(now_ms - 1000 * GONE_SECONDS)}")
+        # Of a time at which the clock of Redis was wrong: it would count for as long as the clock was ahead.
+        pipeline.zremrangebyscore(self._key, f"({int(now_ms + 1000 * GONE_SECONDS)}", "+inf")
         pipeline.zcard(self._key)
         try:
             self.count = int(pipeline.execute()[-1])

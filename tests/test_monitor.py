@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from sse_batcher.streams.client import QueueClient
 from .kit.clock import Clock
 from .kit.process import AsProcess
 from .kit.site import Site
+from .kit.waiting import TIMEOUT
 
 Look = Callable[..., dict[str, Any]]
 
@@ -247,6 +250,40 @@ def test_pages_that_ask_for_the_same_share_a_snapshot(manager: SSEManager) -> No
     assert second is not first
     clock.now += 1.1
     assert monitor.look() is not second
+
+
+class Asked:
+    """A lock that says when a thread asks for it."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Semaphore(0)
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self.asked.release()
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+
+
+def test_pages_that_ask_at_the_same_time_share_a_snapshot(manager: SSEManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, goes_on, made = Asked(), threading.Event(), []
+    monkeypatch.setattr(snapshot, "new_lock", lambda: lock)
+    monitor = Monitor(manager)
+
+    def make(monitor: Monitor, search: str) -> dict[str, Any]:
+        made.append(search)
+        assert goes_on.wait(TIMEOUT)
+        return {}
+
+    monkeypatch.setattr(Monitor, "_make", make)
+    with ThreadPoolExecutor(2) as pool:
+        looks = [pool.submit(monitor.look) for _ in range(2)]
+        assert all(lock.asked.acquire(timeout=TIMEOUT) for _ in looks)
+        goes_on.set()
+        assert looks[0].result() is looks[1].result()
+    assert made == [""]
 
 
 def test_an_expensive_snapshot_is_made_seldom(manager: SSEManager) -> None:

@@ -134,6 +134,33 @@ def test_a_search_asks_the_server(open_page: Open, site: Site) -> None:
     expect(page.locator("#no-streams")).to_be_visible()
 
 
+def test_no_two_users_look_the_same(open_page: Open) -> None:
+    users = [
+        7,
+        "7",
+        '"7"',
+        "ada",
+        " ada",
+        "ada ",
+        "\u202e",
+        r"\u202e",
+        r"\\u202e",
+        "\u3164",
+        "a\u00a0b",
+        "a b",
+        "",
+        "-7",
+        "ä",
+    ]
+    shown = open_page().evaluate(
+        "users => import('/events/monitor/format.js').then(({user}) => users.map(user))",
+        [json.dumps(user) for user in users],
+    )
+    assert len(set(shown)) == len(users)
+    assert [text for text in shown if re.search("[\u202e\u3164\u00a0]", text)] == []
+    assert [shown[users.index(user)] for user in ("ada", "a b", "ä", "7")] == ["ada", "a b", "ä", '"7"']
+
+
 def test_hostile_names_show_as_text(open_page: Open, site: Site) -> None:
     page = open_page()
     elements = page.evaluate("document.querySelectorAll('img, script, iframe, a, object').length")

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from ..event import Event, User
 from ..manager import SSEManager, process_of
 from ..process_state import ProcessState
+from ..runtime.locks import new_lock
 from ..runtime.process import PerProcess, process_began
 from ..streams.history import Wait
 from ..streams.hub import Survey
@@ -65,11 +66,12 @@ class _Kept(NamedTuple):
 
 
 class _Here:
-    """What a monitor has in one process. Written by any thread. A harmless race: two may make a snapshot each."""
+    """What a monitor has in one process. `making` is held while a snapshot is made, and guards `kept`."""
 
     def __init__(self) -> None:
         self.id = secrets.token_hex(8)
         self.kept: _Kept | None = None
+        self.making = new_lock()
 
 
 class Monitor:
@@ -106,15 +108,16 @@ class Monitor:
         address.
         """
         here = self._here.get()
-        kept, now = here.kept, self._clock()
-        if kept is not None and kept.search == search and now < kept.until:
-            return kept.snapshot
-        began = self._cpu_clock()
-        snapshot = self.other() | self._make(search)
-        rest = REST * (self._cpu_clock() - began)
-        snapshot["next"] = round(max(MIN_SECONDS, rest), 1)
-        here.kept = _Kept(search, now + max(SHARED_SECONDS, rest), snapshot)
-        return snapshot
+        with here.making:  # of pages that ask at the same time, one makes it, and the others wait for it
+            kept, now = here.kept, self._clock()
+            if kept is not None and kept.search == search and now < kept.until:
+                return kept.snapshot
+            began = self._cpu_clock()
+            snapshot = self.other() | self._make(search)
+            rest = REST * (self._cpu_clock() - began)
+            snapshot["next"] = round(max(MIN_SECONDS, rest), 1)
+            here.kept = _Kept(search, now + max(SHARED_SECONDS, rest), snapshot)
+            return snapshot
 
     def is_here(self, process: str) -> bool:
         """Return whether this is the process with this `id`."""

@@ -25,14 +25,24 @@ export function time(seconds) {
 
 export const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
 
-/** A user, which comes as JSON: 7 and "7" are two users, so a text that looks like a number keeps its quotes. */
+// Characters that are not seen, are seen as a space, or turn others round.
+const HIDDEN =
+  /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\u00a0\u115f\u1160\u1680\u2000-\u200a\u202f\u205f\u2800\u3000\u3164\uffa0]/gu;
+
+/**
+ * A user, which comes as JSON. No two users look the same: 7 and "7" are two, so a text is shown without its quotes only
+ * if it could not be taken for a number, for JSON, or for a text with characters that are written out.
+ */
 export function user(json) {
-  return /^"(-?\d+)"$/.test(json) || !json.startsWith('"') ? json : visible(JSON.parse(json));
+  if (!json.startsWith('"')) return json;
+  const text = JSON.parse(json);
+  const isPlain = /^[^\s"\\]([^\\]*[^\s\\])?$/u.test(text) && !/^-?\d+$/.test(text) && text === visible(text);
+  return isPlain ? text : visible(JSON.stringify(text));
 }
 
-/** A text whose characters that are not seen, or that turn others round, are written out. */
+/** A text with such characters written out. */
 export function visible(text) {
-  return text.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (character) =>
+  return text.replace(HIDDEN, (character) =>
     `\\u${character.codePointAt(0).toString(16).padStart(4, "0")}`,
   );
 }

@@ -377,6 +377,7 @@ def markdown_of(page: Path) -> str:
 
     text = re.sub(r"^ *<!--.*?-->\n+", "", page.read_text(), flags=re.M | re.S)
     text = re.sub(r"\{py:obj\}`\.([\w.]+)`", r"`\1`", _FENCE.sub(expanded, text))
+    text = re.sub(r"\{download\}`(.*?) <.*?>`", r"`\1` (the HTML page has the file)", text)
     text = re.sub(r"\]\((?!\w+:)([\w./-]+)\.md([#)])", r"](\1.html.md\2", text)
     return re.sub(r"\n{3,}", "\n\n", text)
 

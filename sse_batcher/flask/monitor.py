@@ -11,7 +11,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from flask import Flask, Response, abort, current_app, request
 from itsdangerous import BadSignature
@@ -141,10 +141,10 @@ class MonitorViews:
     def _read_kick(self) -> dict[str, Any]:
         """Return the JSON object of a kick that the page has sent. Aborts for everything else."""
         if not _is_from_here():
-            abort(
-                403,
-                "a kick has to come from the page of the monitor: its Sec-Fetch-Site must be same-origin, or its "
-                f"Origin {_own_origin()}",
+            _refuse(
+                "a kick has to come from the page of the monitor. The app takes its own address for "
+                f"{_own_origin()}, and the browser has sent the origin {request.headers.get('Origin')}. Let each proxy "
+                "pass on the Host with its port, and the scheme"
             )
         if request.mimetype != "application/json":
             abort(415, "a kick is sent as application/json")
@@ -159,7 +159,7 @@ class MonitorViews:
         if not isinstance(body, dict):
             abort(400, "a kick is a JSON object")
         if not self._tokens.check(body.get("token")):
-            abort(403, "the token of the page is missing or too old, or another app has made it: load the page again")
+            _refuse("the token of the page is missing or too old, or another app has made it: load the page again")
         return body
 
 
@@ -214,6 +214,13 @@ def _named_user(body: dict[str, Any]) -> User:
     except (ValueError, RecursionError, InvalidEventError):
         pass
     return abort(400, "user has to be a string with the JSON of a user")
+
+
+def _refuse(error: str) -> NoReturn:
+    """Abort with 403 and words that the page shows."""
+    response = _json({"error": error})
+    response.status_code = 403
+    abort(response)
 
 
 def _json(content: dict[str, Any]) -> Response:

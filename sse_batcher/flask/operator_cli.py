@@ -53,7 +53,9 @@ def _add_tail(group: AppGroup, tokens: Tokens, redis: Callable[[], RedisBackend 
     @group.command("tail")
     @click.argument("url", required=False)
     @tail_options
-    @click.option("-n", "--last", type=click.IntRange(0), default=0, help="From Redis: begin with so many entries.")
+    @click.option(
+        "-n", "--last", type=click.IntRange(0), default=0, help="From Redis: begin with so many entries, of any type."
+    )
     @click.option("--user", metavar="USER", help="With a URL: this user's stream. JSON: 7 is a number, '\"7\"' a text.")
     @request_options
     @command

@@ -57,8 +57,10 @@ export class Kick {
       const { status, body } = found;
       if (status !== 200) throw new Trouble(body.error ?? `the server answers with the status ${status}`);
       this.done(
-        `${shown(user)} was kicked: ${plural(body.ended, "stream")} ended` +
-          (body.everywhere ? " in the process that answered, and those in all others." : "."),
+        // With Redis, another process may have answered, so its number says nothing about the one that is shown.
+        body.everywhere
+          ? `${shown(user)} was kicked in all processes.`
+          : `${shown(user)} was kicked: ${plural(body.ended, "stream")} ended.`,
       );
       this.#dialog.close();
     } catch (error) {

@@ -27,8 +27,8 @@ export async function ask(url, options = {}) {
   }
   const { status } = response;
   if (response.type === "opaqueredirect" || status === 401) throw new Trouble("you are not logged in any more");
-  if (status === 403) throw new Trouble("you may not see this, or not any more");
   const isJson = response.headers.get("Content-Type")?.startsWith("application/json");
+  if (status === 403 && !isJson) throw new Trouble("you may not see this, or not any more");
   if (!isJson) throw new Trouble(`the server answers with the status ${status}`);
   try {
     return { status, body: await response.json() };

@@ -194,6 +194,14 @@ def test_a_snapshot_is_no_frame(capsys: pytest.CaptureFixture[str]) -> None:
     assert said["frames"] == {"different": 2, "received": 3, "lost": 0, "clients_with_losses": 0, "gaps": {}}
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_the_report_does_not_show_a_token(form: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_server(sending(b""), sending(OPEN)) as server:
+        assert main(["load", f"{server.url}?token=secret", "--clients", "1", "--seconds", "0", *form]) == 0
+    assert f"{server.url}?token=..." in (out := capsys.readouterr().out)
+    assert "secret" not in out
+
+
 # -- against a site ----------------------------------------------------------------------------------------------------
 
 

@@ -347,8 +347,10 @@ def test_stats_of_a_process(site: Any) -> None:
     sse.allow_stats(lambda: request.headers.get("Authorization") == "Bearer t")
     result = invoke(app, "stats", "--url", url)
     assert (result.exit_code, "does not let this request see them" in result.output) == (1, True)
-    result = invoke(app, "stats", "--url", f"{url}?channel=a", "--token", "t")
+    result = invoke(app, "stats", "--url", f"{url}?channel=a&token=secret", "--token", "t")
     assert result.exit_code == 0, result.output
+    assert "/events?channel=a&token=...: " in result.output
+    assert "secret" not in result.output
     assert re.match(r"One process of \S+/events\S*: the one that has answered. \d\d:\d\d:\d\d\n", result.output)
     assert re.search(r"\n  clients +0\n", result.output)
     said = json.loads(invoke(app, "stats", "--url", url, "--token", "t", "--json").output)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sse_batcher import SSE
 from sse_batcher.parser import Block, Comment
-from sse_batcher.remote.message import RemoteError, ResponseReader, make_request, parse_header
+from sse_batcher.remote.message import RemoteError, ResponseReader, make_request, parse_header, without_token
 from sse_batcher.remote.stream import RemoteStream, connect
 from sse_batcher.testing import live_server
 
@@ -108,6 +108,28 @@ def test_a_header_is_written_with_a_colon() -> None:
     for line in ["Cookie", ": x", "a b: c"]:
         with pytest.raises(RemoteError, match="Name: value"):
             parse_header(line)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://a/events?channel=b&token=secret&x=%20#part", "http://a/events?channel=b&token=...&x=%20#part"),
+        ("http://a/?%74oken=secret&&Token=secret", "http://a/?token=...&&token=..."),
+        ("/login?next=%2Fevents%3Fa%3Db%26token%3Dsecret", "/login?next=/events?a=b%26token=..."),
+        ("http://[::1/?token=secret", "http://[::1/?token=..."),
+        ("http://a/events?tokens=1", "http://a/events?tokens=1"),
+        ("http://a/events", "http://a/events"),
+    ],
+)
+def test_a_url_is_printed_without_its_token(url: str, shown: str) -> None:
+    assert without_token(url) == shown
+
+
+def test_an_error_about_a_url_does_not_show_its_token() -> None:
+    for url in ("ftp://a/?token=secret", "http://[::1/?token=secret"):
+        with pytest.raises(RemoteError, match=r"token=\.\.\.") as caught:
+            make_request(url)
+        assert "secret" not in str(caught.value)
 
 
 # -- the answer --------------------------------------------------------------------------------------------------------

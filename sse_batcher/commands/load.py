@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..parser import Block
-from ..remote.message import RemoteError, Request
+from ..remote.message import RemoteError, Request, without_token
 from .load_client import EndedError, LoadClient, Memo, RefusedError
 from .load_tally import Seen, Tally, losses, report
 
@@ -108,7 +108,7 @@ class Load:
         seen = [*self._seen, *(_seen(client) for client in open_ones if client.begin)]
         return report(
             self.tally,
-            url=self._request.url,
+            url=without_token(self._request.url),
             seconds=seconds,
             busy=(time.process_time() - self._cpu) / max(seconds, 0.001),
             lost=losses(self.tally.frames, seen),

@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ..backends.redis.inspection import RedisFacts
-from ..remote.message import RemoteError, Request
+from ..remote.message import RemoteError, Request, without_token
 from ..remote.stream import CONNECT_SECONDS, connect
 from ..stats import ManagerStats
 from .terminal import Terminal, duration, printable, size
@@ -33,13 +33,13 @@ def fetch_stats(request: Request) -> dict[str, Any]:
             403: ": the app's @sse.allow_stats does not let this request see them",
             404: ": the app has no @sse.allow_stats, or this is not the URL of its stream",
         }.get(status)
-        raise RemoteError(f"{request.url} is answered with {status}{why}", "answer")
+        raise RemoteError(f"{without_token(request.url)} is answered with {status}{why}", "answer")
     try:
         stats = json.loads(body)
     except (ValueError, RecursionError):
         stats = None
     if not isinstance(stats, dict):
-        raise RemoteError(f"{request.url} does not answer with the counters of sse_batcher", "answer")
+        raise RemoteError(f"{without_token(request.url)} does not answer with the counters of sse_batcher", "answer")
     return stats
 
 
@@ -53,7 +53,8 @@ def show_stats(ask: Callable[[], dict[str, Any]], url: str, terminal: Terminal, 
         else:
             if watch:
                 terminal.clear_screen()
-            terminal.write(f"One process of {printable(url)}: the one that has answered. {time.strftime('%H:%M:%S')}")
+            place, moment = printable(without_token(url)), time.strftime("%H:%M:%S")
+            terminal.write(f"One process of {place}: the one that has answered. {moment}")
             for line in table(stats, before):
                 terminal.write(line)
         if not watch:

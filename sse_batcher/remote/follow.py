@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from ..parser import Block
-from .message import Head, RemoteError, Request
+from .message import Head, RemoteError, Request, without_token
 from .stream import RemoteStream, connect
 
 HEARTBEAT_SECONDS = 15.0
@@ -119,7 +119,8 @@ class Follower:
         status = f"{head.status} {head.reason}".strip()
         location = head.headers.get("Location")
         if location is not None:
-            raise FinalError(f"the answer is {status}, to {location}: give that URL, or a token or cookie", "answer")
+            place = without_token(location)
+            raise FinalError(f"the answer is {status}, to {place}: give that URL, or a token or cookie", "answer")
         if head.status == 200:
             kind = head.headers.get_content_type()
             raise FinalError(f"the answer is {kind}, not an event stream: is this the URL of the stream?", "answer")

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from email.message import Message
 from typing import Literal, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 PORTS = {"http": 80, "https": 443}
 MAX_HEAD_BYTES = 100_000
@@ -20,8 +20,10 @@ CODED_START_BYTES = 20
 """How many of the first bytes of a compressed body are kept."""
 MAX_LENGTH_DIGITS = 18
 _SAFE = "!#$%&'()*+,/:;=?@[]~"  # what may stand in a URL as it is
+_SAFE_IN_VALUE = "/:?=."  # what is written as it is in a value that has a URL
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;.*)?")
+_TOKEN_INSIDE = re.compile(r"(?i)\b(token=)[^&#]*")
 _STATUS_LINE = re.compile(rb"(HTTP/\d\.\d) (\d{3})(?: (.*))?")
 
 Stage = Literal["arguments", "name", "connect", "tls", "answer"]
@@ -77,9 +79,9 @@ def make_request(
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise RemoteError(f"{url!r} is not a URL: {error}", "arguments") from None
+        raise RemoteError(f"{without_token(url)!r} is not a URL: {error}", "arguments") from None
     if parts.scheme not in PORTS or not parts.hostname:
-        raise RemoteError(f"{url!r} is not a URL with http:// or https://", "arguments")
+        raise RemoteError(f"{without_token(url)!r} is not a URL with http:// or https://", "arguments")
     if parts.username is not None:
         raise RemoteError("a URL must have no user name and password: say them by a header", "arguments")
     host = _ascii_host(parts.hostname)
@@ -103,6 +105,27 @@ def make_request(
             raise RemoteError(f"the header {name!r} has a name or a value that is not valid", "arguments")
     head = "".join(f"{line}\r\n" for line in (f"{method} {target} HTTP/1.1", *map(": ".join, lines), ""))
     return Request(url, host, port, parts.scheme == "https", head.encode("latin-1"))
+
+
+def without_token(url: str) -> str:
+    """Return a URL that can be printed: ``...`` stands for each token in its query. The rest is as it was.
+
+    A token inside of another parameter is hidden too: redirects to a login page have the whole URL in one.
+    """
+    before, mark, rest = url.partition("?")
+    query, hash, fragment = rest.partition("#")
+    return before + mark + "&".join(map(_without_token, query.split("&"))) + hash + fragment
+
+
+def _without_token(part: str) -> str:
+    """Return one parameter of a query, without its value if that is a token."""
+    for name, value in parse_qsl(part, keep_blank_values=True):  # which decodes it: a letter may be written as %74
+        if name.lower() == "token":
+            return "token=..."
+        if _TOKEN_INSIDE.search(value):
+            hidden = _TOKEN_INSIDE.sub(r"\1...", value)
+            return f"{quote(name)}={quote(hidden, safe=_SAFE_IN_VALUE)}"
+    return part
 
 
 def parse_header(line: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import re
@@ -172,6 +173,18 @@ def test_a_stream_that_does_not_open_is_given_up(
     with scripted_server(sending(b""), holding(begin)) as server:
         said = load(server.url, "--clients", "1", "--seconds", "99", capsys=capsys)
     assert said["clients"]["refused"] == {"no sse_open within 0.2 s": 1}
+
+
+def test_a_compressed_stream_is_refused_unless_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    head, body = OPEN.split(b"\r\n\r\n")
+    answer = head + b"\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(body)
+    for more, opened in [((), 0), (("--header", "Accept-Encoding: gzip"), 1)]:
+        with scripted_server(sending(b""), sending(answer)) as server:
+            said = load(server.url, "--clients", "1", "--seconds", "0", *more, capsys=capsys)
+        assert said["clients"]["opened"] == opened
+        assert [reason[:31] for reason in said["clients"]["refused"]] == ["the answer is compressed (gzip)"] * (
+            1 - opened
+        )
 
 
 def test_a_time_that_is_not_credible_is_not_counted(capsys: pytest.CaptureFixture[str]) -> None:

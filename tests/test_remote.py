@@ -7,6 +7,8 @@ import socket
 import ssl
 import threading
 import time
+import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +19,14 @@ from hypothesis import strategies as st
 
 from sse_batcher import SSE
 from sse_batcher.parser import Block, Comment
-from sse_batcher.remote.message import RemoteError, ResponseReader, make_request, parse_header, without_token
+from sse_batcher.remote.message import (
+    MAX_STEP_BYTES,
+    RemoteError,
+    ResponseReader,
+    make_request,
+    parse_header,
+    without_token,
+)
 from sse_batcher.remote.stream import RemoteStream, connect
 from sse_batcher.testing import live_server
 
@@ -172,6 +181,36 @@ def test_an_answer_to_head_has_no_body() -> None:
     assert reader.is_complete
 
 
+def test_a_compressed_body_comes_in_steps_however_short_it_was() -> None:
+    size = 3 * MAX_STEP_BYTES + 7
+    reader = ResponseReader()
+    body = gzip.compress(b":\n" * (size // 2) + b"\n")
+    pieces = [reader.feed(HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))]
+    while reader.has_more:
+        pieces.append(reader.feed(b""))
+    assert [len(piece) for piece in pieces] == [MAX_STEP_BYTES] * 3 + [7]
+    assert reader.is_complete
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_the_last_step_is_not_forgotten(kept: int) -> None:
+    coder = zlib.compressobj(wbits=31)
+    flushed = coder.compress(b"x" * (MAX_STEP_BYTES + kept)) + coder.flush(zlib.Z_SYNC_FLUSH)
+    reader = ResponseReader()
+    body = reader.feed(HEAD + b"Content-Encoding: gzip\r\n\r\n" + flushed)
+    while reader.has_more:
+        body += reader.feed(b"")
+    assert len(body) == MAX_STEP_BYTES + kept
+
+
+def test_what_follows_a_compressed_body_is_not_kept() -> None:
+    reader = ResponseReader()
+    assert reader.feed(HEAD + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(b"data: 1\n\n")) == b"data: 1\n\n"
+    assert reader.feed(b"x" * 1_000) == b""
+    assert reader._decompressor is not None
+    assert reader._decompressor.unused_data == b""
+
+
 # -- over a connection -------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +267,28 @@ def test_a_body_that_something_compresses_is_read() -> None:
         assert b"identity" not in server.heads[0]
 
 
+def test_a_compressed_stream_is_read_in_steps_until_its_end() -> None:
+    head = HEAD + b"Content-Encoding: gzip\r\n\r\n"
+    comments = b":\n" * MAX_STEP_BYTES
+    with scripted_server(sending(head, gzip.compress(comments + b"data: 1\n\n"))) as server:
+        with connect(make_request(server.url)) as stream:
+            pieces = list(iter(lambda: stream.read(TIMEOUT), None))
+    assert max(len(piece.body) for piece in pieces) == MAX_STEP_BYTES
+    assert pieces[-1].items[-1] == Block("message", "1", "", False)
+    assert stream.end == "complete"
+
+
+def test_a_compressed_body_that_must_not_be_is_an_error() -> None:
+    head = HEAD + b"Content-Encoding: gzip\r\n\r\n"
+    with scripted_server(sending(head, gzip.compress(b"data: 1\n\n"))) as server:
+        with connect(make_request(server.url, takes_codings=False)) as stream:
+            with pytest.raises(RemoteError, match=r"is compressed \(gzip\), although"):
+                stream.read(TIMEOUT)
+    with scripted_server(sending(HEAD + b"Content-Encoding: Identity\r\n\r\ndata: 1\n\n")) as server:
+        with connect(make_request(server.url, takes_codings=False)) as stream:
+            assert items_of(stream) == [Block("message", "1", "", False)]
+
+
 def test_an_answer_that_is_no_stream_can_be_read_too() -> None:
     answer = b"HTTP/1.1 302 Found\r\nLocation: /login\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nContent-Length: 3\r\n\r\nyes"
     with scripted_server(sending(answer)) as server, connect(make_request(server.url)) as stream:
@@ -280,6 +341,34 @@ def test_a_server_that_does_not_answer_in_time() -> None:
         stage, text = failure(server.url, 0.2)
     assert stage == "answer"
     assert text.endswith("accepted the connection, and did not answer within 0.2 s")
+
+
+def flooding(begin: bytes, more: bytes) -> Callable[[socket.socket], None]:
+    """Return a script that never stops sending, until the client closes the connection."""
+
+    def send(connection: socket.socket) -> None:
+        with suppress(OSError):
+            connection.sendall(begin)
+            while True:
+                connection.sendall(more)
+
+    return send
+
+
+def test_a_server_that_never_stops_sending_does_not_answer_in_time_either() -> None:
+    with scripted_server(flooding(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100)) as server:
+        stage, text = failure(server.url, 0.2)
+    assert stage == "answer"
+    assert text.endswith("accepted the connection, and did not answer within 0.2 s")
+
+
+def test_a_body_of_nothing_ends_at_the_deadline_or_at_its_limit() -> None:
+    begin = gzip.compress(b"")[:10]
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + begin
+    empty = b"\x00\x00\x00\xff\xff" * 1_000  # a stored block without bytes
+    for timeout, limit in [(0.2, 10**12), (1e9, 10)]:
+        with scripted_server(flooding(head, empty)) as server, connect(make_request(server.url)) as stream:
+            assert stream.read_rest(timeout, limit) == b""
 
 
 def test_a_server_without_tls() -> None:

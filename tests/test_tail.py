@@ -184,6 +184,7 @@ def test_a_passing_failure_is_waited_out(capsys: pytest.CaptureFixture[str], mon
         (b"HTTP/1.1 503 \r\n\r\n", "the server answers with 503"),
         (b"HTTP/1.1 302 Found\r\nLocation: /log\x1bin\r\n\r\n", "302 Found, to /log\\x1bin: give that URL"),
         (b"HTTP/1.1 308 Moved\r\nLocation: /events/?token=secret\r\n\r\n", "to /events/?token=...: give that URL"),
+        (HEAD + b"Content-Encoding: br\r\n\r\n", "the answer is compressed (br), although"),
         (b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n", "the answer is text/html, not an event stream"),
     ],
 )

@@ -80,7 +80,9 @@ def request_of(
     """Make the request for these arguments. Raises `click.UsageError` if one of them is not valid."""
     try:
         given = [parse_header(line) for line in headers]
-        return make_request(with_channels(url, channels), headers=given, token=token, cursor=cursor)
+        asks = any(name.lower() == "accept-encoding" for name, _ in given)
+        address = with_channels(url, channels)
+        return make_request(address, headers=given, token=token, cursor=cursor, takes_codings=asks)
     except RemoteError as error:
         raise click.UsageError(str(error)) from None
 

@@ -36,8 +36,8 @@ class BlockReader:
 
     __slots__ = ("_is_clean", "_parser", "_reader")
 
-    def __init__(self) -> None:
-        self._reader = ResponseReader()
+    def __init__(self, *, takes_codings: bool = True) -> None:
+        self._reader = ResponseReader(takes_codings=takes_codings)
         self._parser = Parser()
         self._is_clean = False  # all bytes so far were whole chunks of whole blocks
 
@@ -57,7 +57,10 @@ class BlockReader:
             return []
         if not head.is_stream:
             raise RefusedError(f"status {head.status}" if head.status != 200 else "not an event stream")
+        self._reader.check_coding()
         blocks = self._parser.blocks(body)
+        while self._reader.has_more:
+            blocks += self._parser.blocks(self._reader.feed(b""))
         self._is_clean = self._reader.is_between_chunks and self._parser.is_between_blocks
         if was_clean and self._is_clean:
             if len(memo) >= MOST_REMEMBERED:
@@ -91,7 +94,7 @@ class LoadClient:
         """Whether it has got ``sse_open``, or ``sse_gap`` in its place, and the connection is there."""
         self.context = context
         self._request = request
-        self._reader = BlockReader()
+        self._reader = BlockReader(takes_codings=request.takes_codings)
         self._unsent = request.head
         self._step = self._connected
         self.waits_for = WRITE

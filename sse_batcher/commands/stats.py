@@ -25,8 +25,8 @@ _ORDER = {field.name: place for place, field in enumerate(fields(ManagerStats))}
 def fetch_stats(request: Request) -> dict[str, Any]:
     """Return the counters of the process that answers. Raises `RemoteError`."""
     with connect(request) as answer:
-        body = answer.read_rest(CONNECT_SECONDS, limit=10_000_000)
         status = answer.head.status
+        body = answer.read_rest(CONNECT_SECONDS, limit=10_000_000) if status == 200 else b""
     if status != 200:
         why = {
             401: ": give the --token or --header that the app asks for",

@@ -18,6 +18,9 @@ PORTS = {"http": 80, "https": 443}
 MAX_HEAD_BYTES = 100_000
 CODED_START_BYTES = 20
 """How many of the first bytes of a compressed body are kept."""
+MAX_STEP_BYTES = 1_000_000
+"""The most bytes of a compressed body that are decompressed at once. They may be a thousand times as long as what came.
+"""
 MAX_LENGTH_DIGITS = 18
 _SAFE = "!#$%&'()*+,/:;=?@[]~"  # what may stand in a URL as it is
 _SAFE_IN_VALUE = "/:?=."  # what is written as it is in a value that has a URL
@@ -53,6 +56,8 @@ class Request(NamedTuple):
     tls: bool
     head: bytes
     """The bytes to send."""
+    takes_codings: bool
+    """Whether the body of the answer may be compressed."""
 
 
 def make_request(
@@ -62,6 +67,7 @@ def make_request(
     token: str | None = None,
     cursor: str = "",
     method: str = "GET",
+    takes_codings: bool = True,
 ) -> Request:
     """Make a request of a stream, or of another page.
 
@@ -72,6 +78,8 @@ def make_request(
         A bearer token.
     `cursor`
         The id after which the stream goes on (``Last-Event-ID``). Empty: it begins with what happens now.
+    `takes_codings`
+        Whether a body that is compressed is read, also if the request does not ask for that. Otherwise it is an error.
 
     Raises `RemoteError` if an argument is not valid.
     """
@@ -104,7 +112,7 @@ def make_request(
         if not _HEADER_NAME.fullmatch(name) or re.search("[\r\n\0]", value) or not _is_latin(value):
             raise RemoteError(f"the header {name!r} has a name or a value that is not valid", "arguments")
     head = "".join(f"{line}\r\n" for line in (f"{method} {target} HTTP/1.1", *map(": ".join, lines), ""))
-    return Request(url, host, port, parts.scheme == "https", head.encode("latin-1"))
+    return Request(url, host, port, parts.scheme == "https", head.encode("latin-1"), takes_codings)
 
 
 def without_token(url: str) -> str:
@@ -164,25 +172,34 @@ class Head(NamedTuple):
 
 
 class ResponseReader:
-    """Takes the bytes of one connection, and returns the body of the response. Not thread-safe."""
+    """Takes the bytes of one connection, and returns the body of the response. Not thread-safe.
 
-    def __init__(self, method: str = "GET") -> None:
+    `takes_codings`: see `make_request`. Without it, a compressed body is not decompressed, and `check_coding` fails.
+    """
+
+    def __init__(self, method: str = "GET", *, takes_codings: bool = True) -> None:
         self.head: Head | None = None
         """None until it is complete."""
         self.is_complete = False
         """Whether the body has come to its end, as the response itself says."""
         self.coded_start = b""
         """The first bytes of a compressed body, as they came."""
+        self.has_more = False
+        """Whether `feed` without bytes would return more of what has already come."""
         self._has_body = method != "HEAD"
+        self._takes_codings = takes_codings
+        self._refused_coding = ""
         self._rest = b""  # of a head, or of a line with the size of a chunk
         self._is_chunked = False
         self._left: int | None = None  # bytes of the body, or of the chunk with its line end. None: until the close
         self._decompressor: zlib._Decompress | None = None
+        self._compressed = b""  # what came, and is not decompressed yet
 
     def feed(self, data: bytes) -> bytes:
         """Return the bytes of the body that came with these: without chunks, and decompressed if it is gzip or deflate.
 
-        Raises `RemoteError` if this is not a response of HTTP/1.
+        Of a compressed body, it returns up to `MAX_STEP_BYTES`, and then says `has_more`. Raises `RemoteError` if this
+        is not a response of HTTP/1.
         """
         if self.head is None:
             data = self._take_head(data)
@@ -197,10 +214,28 @@ class ResponseReader:
         if self._decompressor is None:
             return data
         self.coded_start += data[: CODED_START_BYTES - len(self.coded_start)]
+        return self._decompressed(self._decompressor, data)
+
+    def _decompressed(self, decompressor: zlib._Decompress, data: bytes) -> bytes:
+        if decompressor.eof:
+            return b""  # it would keep all that follows
         try:
-            return self._decompressor.decompress(data)
+            body = decompressor.decompress(self._compressed + data, MAX_STEP_BYTES)
         except zlib.error as error:
             raise RemoteError(f"the compressed body is broken: {error}", "answer") from None
+        self._compressed = decompressor.unconsumed_tail
+        # After a full step, the decompressor may hold more, although it has taken all bytes.
+        self.has_more = not decompressor.eof and (bool(self._compressed) or len(body) == MAX_STEP_BYTES)
+        return body
+
+    def check_coding(self) -> None:
+        """Raise `RemoteError` if the body is compressed, and must not be."""
+        if self._refused_coding:
+            raise RemoteError(
+                f"the answer is compressed ({self._refused_coding[:50]}), although the request asks for no "
+                f"compression: python -m sse_batcher doctor URL says what compresses it",
+                "answer",
+            )
 
     @property
     def is_between_chunks(self) -> bool:
@@ -229,8 +264,10 @@ class ResponseReader:
 
     def _begin_body(self, head: Head) -> None:
         self.head = head
-        coding = head.headers.get("Content-Encoding", "").strip().lower()
-        if coding in {"gzip", "x-gzip", "deflate"}:
+        coding = str(head.headers.get("Content-Encoding", "")).strip().lower()
+        if not self._takes_codings:
+            self._refused_coding = "" if coding == "identity" else coding
+        elif coding in {"gzip", "x-gzip", "deflate"}:
             self._decompressor = zlib.decompressobj(32 + zlib.MAX_WBITS)  # of both, as the first bytes say
         length = head.headers.get("Content-Length", "")
         if not self._has_body or head.status in {204, 304}:

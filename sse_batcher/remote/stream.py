@@ -17,6 +17,8 @@ from .message import Head, RemoteError, Request, ResponseReader
 
 CONNECT_SECONDS = 10.0
 RECEIVE_BYTES = 65_536
+FRAMING_BYTES = 1_000_000
+"""How much longer than its body an answer that is no stream may be, with the lines around its chunks."""
 
 End = Literal["complete", "closed", "reset"]
 """How a response has ended.
@@ -77,13 +79,21 @@ class RemoteStream:
     def read(self, timeout: float) -> Piece | None:
         """Wait for the next piece, at most `timeout` seconds. Returns None if none has come, or after the `end`.
 
-        Raises `RemoteError` if what comes is not valid.
+        A long body that is compressed comes in several pieces, of which only the first one has `Piece.received`.
+
+        Raises `RemoteError` if what comes is not valid, or is compressed and must not be.
         """
+        self._reader.check_coding()
         deadline = time.monotonic() + timeout
         while True:
             if self._first is not None:  # arrived with the head
                 at, received, body = self.answered, len(self._first), self._first
                 self._first = None
+            elif self._reader.has_more:
+                at, received = time.monotonic(), 0
+                if at >= deadline:
+                    return None
+                body = self._reader.feed(b"")
             else:
                 if self.end is not None:
                     return None
@@ -100,17 +110,22 @@ class RemoteStream:
                     self.end = "complete" if self._reader.is_complete else "closed"
                     return None
                 body = self._reader.feed(data)
-            if self._reader.is_complete:
+            if self._reader.is_complete and not self._reader.has_more:
                 self.end = "complete"
-            if received:
+            if received or body:
                 return Piece(at, received, body, self.parser.feed(body))
 
     def read_rest(self, timeout: float, limit: int = 1_000_000) -> bytes:
         """Return the rest of the body, for an answer that is not a stream: what comes in time, up to `limit` bytes."""
         deadline = time.monotonic() + timeout
         body = b""
-        while len(body) < limit and (piece := self.read(deadline - time.monotonic())) is not None:
+        received = 0
+        while len(body) < limit and received < limit + FRAMING_BYTES:
+            piece = self.read(deadline - time.monotonic())
+            if piece is None:
+                break
             body += piece.body
+            received += piece.received
         return body[:limit]
 
     def close(self) -> None:
@@ -130,7 +145,8 @@ def connect(request: Request, timeout: float = CONNECT_SECONDS, context: ssl.SSL
     sock = _open(request, timeout, deadline, context)
     try:
         connected = time.monotonic()
-        reader = ResponseReader(request.head.split(b" ", 1)[0].decode())
+        method = request.head.split(b" ", 1)[0].decode()
+        reader = ResponseReader(method, takes_codings=request.takes_codings)
         first = _send(sock, request, reader, timeout, deadline)
         assert reader.head is not None
         return RemoteStream(sock, reader, reader.head, (began, connected, time.monotonic()), first)
@@ -193,7 +209,11 @@ def _send(sock: socket.socket, request: Request, reader: ResponseReader, timeout
 
 def _receive(sock: socket.socket, deadline: float) -> bytes:
     """Return what comes; nothing at the end of the connection. Raises `TimeoutError` at the deadline."""
-    sock.settimeout(max(0.001, deadline - time.monotonic()))
+    left = deadline - time.monotonic()
+    if left <= 0:
+        # With a time-out, however short, a server that never stops sending would never reach it.
+        raise TimeoutError
+    sock.settimeout(left)
     try:
         return sock.recv(RECEIVE_BYTES)
     except ssl.SSLError as error:

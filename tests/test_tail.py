@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from sse_batcher.commands.tail import Printer, Shown, unpack
 from sse_batcher.commands.terminal import Terminal
 from sse_batcher.parser import Block
 from sse_batcher.remote import follow
+from sse_batcher.remote.follow import Follower
+from sse_batcher.remote.message import make_request
 from sse_batcher.testing import live_server
 
 from .kit.commands import environment, interrupt, started
@@ -38,6 +41,15 @@ NO_CONTENT = "Error: the server answers with 204 No Content\n"
 def said(text: str) -> str:
     """What was printed, without what differs each time."""
     return re.sub(r"\d\d:\d\d:\d\d\.\d{3}", "TIME", re.sub(r"in \d+\.\d s", "in N s", text))
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits between attempts, in seconds. They take no time."""
+    waits: list[float] = []
+    clock = SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=waits.append)
+    monkeypatch.setattr(follow, "time", clock)
+    return waits
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------
@@ -140,7 +152,8 @@ def test_gaps_ends_and_refusals_are_lines_of_their_own(capsys: pytest.CaptureFix
     assert b"\r\nLast-Event-ID: e-6\r\n" in heads[-1]
 
 
-def test_a_silent_stream_is_opened_again(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_silent_stream_is_opened_again(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "LEAST_HEARTBEAT_SECONDS", 0.05)
     quiet = OPEN.replace(b"15.0", b"0.05")
     began = time.monotonic()
     _, notices, _ = tail(capsys, holding(STREAM + quiet))
@@ -148,33 +161,57 @@ def test_a_silent_stream_is_opened_again(capsys: pytest.CaptureFixture[str]) -> 
     assert time.monotonic() - began < 5
 
 
-def test_numbers_that_are_too_large_are_cut(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("steady", "longest"), [(5.0, [0.5, 2.0, 4.0, 8.0]), (0.0, [0.5, 0.5, 0.5, 0.5])])
+def test_a_server_that_ends_each_stream_at_once_is_asked_less_and_less(
+    steady: float,
+    longest: list[float],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    waits: list[float],
 ) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr(follow.time, "sleep", waited.append)
+    monkeypatch.setattr(follow, "STEADY_SECONDS", steady)
+    tail(capsys, *[sending(STREAM + b"retry: 0\n" + OPEN.replace(b"retry: 1\n", b""))] * 4)
+    assert len(waits) == 4
+    for wait, most in zip(waits, longest, strict=True):
+        assert most / 2 <= wait <= most
+        assert wait >= 0.5
+
+
+def test_a_heartbeat_that_no_server_can_have_is_not_believed() -> None:
+    follower = Follower(lambda cursor: make_request("http://x"), lambda line: None)
+    for heartbeat, believed in [(1e-9, 1.0), (2, 2.0), (1e999, 3_600.0), (float("nan"), 3_600.0)]:
+        follower._take_own("sse_open", {"heartbeat": heartbeat})
+        assert follower._heartbeat == believed
+
+
+def test_after_a_thousand_attempts_it_goes_on(waits: list[float]) -> None:
+    follower = Follower(lambda cursor: make_request("http://x"), lambda line: None)
+    for _ in range(1_100):
+        follower._wait("x")
+    assert 15 <= waits[-1] <= 30
+
+
+def test_numbers_that_are_too_large_are_cut(capsys: pytest.CaptureFixture[str], waits: list[float]) -> None:
     opened = b'event: sse_open\nretry: %b\ndata: {"heartbeat":1e999}\nid: \xe2\x82\xac\n\n'
     far = b"HTTP/1.1 503 \r\nRetry-After: Mon, 01 Jan 0001 00:00:00 GMT\r\nContent-Length: %b\r\n\r\n" % (b"9" * 5_000)
     scripts = [sending(STREAM + opened % digits) for digits in (b"9" * 15, b"9" * 5_000)]
     _, _, heads = tail(capsys, *scripts, sending(far))
-    assert waited[:2] == [3_600, 3_600]
+    assert waits[:2] == [3_600, 3_600]
     assert b"\r\nLast-Event-ID: \xe2\x82\xac\r\n" in heads[1]
 
 
-def test_a_passing_failure_is_waited_out(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr(follow.time, "sleep", waited.append)
+def test_a_passing_failure_is_waited_out(capsys: pytest.CaptureFixture[str], waits: list[float]) -> None:
     failing = sending(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\n\r\n")
     later = sending(b"HTTP/1.1 502 Bad Gateway\r\nRetry-After: Fri, 31 Dec 2100 00:00:00 GMT\r\n\r\n")
     nonsense = sending(b"HTTP/1.1 502 Bad Gateway\r\nRetry-After: soon\r\n\r\n")
     _, notices, _ = tail(capsys, sending(STREAM + OPEN), failing, sending(b""), later, nonsense)
     assert "-- the server answers with 503 Service Unavailable; next attempt in N s" in notices
     assert "closed the connection without an answer; next attempt in N s" in notices
-    assert waited[0] == 0.001
-    assert waited[1] == 7
-    assert 2 <= waited[2] <= 4
-    assert waited[3] == 3_600
-    assert 8 <= waited[4] <= 16
+    assert waits[0] == 0.5
+    assert waits[1] == 7
+    assert 2 <= waits[2] <= 4
+    assert waits[3] == 3_600
+    assert 8 <= waits[4] <= 16
 
 
 @pytest.mark.parametrize(

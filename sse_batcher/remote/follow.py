@@ -20,6 +20,12 @@ HEARTBEAT_SECONDS = 15.0
 """What a stream's heartbeat is taken for until it says so."""
 BACKOFF_SECONDS = (1.0, 30.0)
 """The shortest and the longest time between two attempts, if the server does not say how long to wait."""
+LEAST_WAIT_SECONDS = 0.5
+"""The shortest time between two attempts, whatever the server asks for."""
+LEAST_HEARTBEAT_SECONDS = 1.0
+"""The shortest heartbeat that a server can have. The stream counts as silent after two of them."""
+STEADY_SECONDS = 5.0
+"""How long a stream must be open to count as a success. After shorter ones, the time between attempts grows."""
 LONGEST_SECONDS = 3_600.0
 """The longest heartbeat and the longest wait that a server can ask for."""
 _FINAL = {204, 400, 401, 403, 404, 405, 410}
@@ -47,7 +53,7 @@ class Follower:
         self._ask = ask
         self._notice = notice
         self._was_open = False  # ever: else a failure is the user's to mend
-        self._is_open = False  # in this attempt
+        self._opened_at: float | None = None  # in this attempt
         self._tries = 0  # in a row without success
         self._retry: float | None = None  # seconds, as the server said last
         self._after = 0.0  # seconds that the server asks to wait, at least
@@ -59,7 +65,7 @@ class Follower:
         Never ends. Raises `RemoteError` if the first attempt fails, or if the server refuses for good.
         """
         while True:
-            self._is_open = False
+            self._opened_at = None
             self._after = 0.0
             try:
                 with connect(self._ask(self.cursor)) as stream:
@@ -104,15 +110,15 @@ class Follower:
             return
         heartbeat = data.get("heartbeat")
         if isinstance(heartbeat, (int, float)) and heartbeat > 0:
-            self._heartbeat = float(min(heartbeat, LONGEST_SECONDS))
+            self._heartbeat = float(min(max(heartbeat, LEAST_HEARTBEAT_SECONDS), LONGEST_SECONDS))
         if block_type == "sse_gap":
             self._notice(f"gap: events may be missing here ({reason})")
-        if not self._is_open:
+        if self._opened_at is None:
+            self._opened_at = time.monotonic()
             names = data.get("channels")
             channels = ", ".join(map(str, names)) if isinstance(names, list) else ""
             self._notice(f"{'open again' if self._was_open else 'open'}: {channels or 'no channel'}")
-        self._was_open = self._is_open = True
-        self._tries = 0
+        self._was_open = True
 
     def _refusal(self, head: Head) -> str:
         """Return why there is no stream. Raises `FinalError` if there never will be one."""
@@ -131,11 +137,15 @@ class Follower:
 
     def _wait(self, why: str) -> None:
         least, most = BACKOFF_SECONDS
-        if self._tries == 0 and self._retry is not None:
+        was_open = self._opened_at is not None
+        if self._opened_at is not None and time.monotonic() - self._opened_at >= STEADY_SECONDS:
+            self._tries = 0
+        wait = min(most, least * 2.0 ** min(self._tries, 10)) * random.uniform(0.5, 1)
+        if self._retry is not None and self._tries == 0:
             wait = self._retry  # by which the server spreads its clients
-        else:
-            wait = min(most, least * 2.0**self._tries) * random.uniform(0.5, 1)
-        wait = max(wait, self._after)
+        elif self._retry is not None and was_open:
+            wait = max(wait, self._retry)
+        wait = max(wait, self._after, LEAST_WAIT_SECONDS)
         self._tries += 1
         self._notice(f"{why}; next attempt in {wait:.1f} s")
         time.sleep(wait)

@@ -165,6 +165,14 @@ def test_losses_gaps_and_ends_are_found(capsys: pytest.CaptureFixture[str]) -> N
     assert said["frames"] == frames
 
 
+def test_busy_after_the_beginning_is_an_end(capsys: pytest.CaptureFixture[str]) -> None:
+    busy = b'event: sse_busy\ndata: {"reason":"limit"}\n\n'
+    with scripted_server(sending(b""), holding(OPEN + busy), sending(OPEN)) as server:
+        said = load(server.url, "--clients", "2", "--seconds", "99", capsys=capsys)
+    assert (said["clients"]["opened"], said["clients"]["open_at_end"], said["clients"]["refused"]) == (2, 0, {})
+    assert said["clients"]["ended"] == {"sse_busy limit": 1, "closed without sse_bye": 1}
+
+
 @pytest.mark.parametrize("begin", [b"", HEAD + b"\r\n:\n"])
 def test_a_stream_that_does_not_open_is_given_up(
     begin: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -92,7 +92,7 @@ class Load:
             self._begin(family, address, now)
             self._turn(self._pause(now, end))
             self._give_up(now)
-            if end is None and self.tally.settled == self.tally.wanted:
+            if end is None and self.tally.settled >= self.tally.wanted:
                 end = time.monotonic() + self._seconds
             if end is not None and not self._clients:
                 return
@@ -209,7 +209,8 @@ class Load:
                 self.tally.has_opened(client.began, at)
             client.begin, client.last, client.count = block.id if block.has_id else "", "", 0
         elif kind == "sse_busy":
-            raise RefusedError(f"sse_busy {_reason(block)}")
+            reason = f"sse_busy {_reason(block)}"
+            raise EndedError(reason) if client.is_open else RefusedError(reason)
         elif kind == "sse_bye":
             client.bye = f"sse_bye {_reason(block)}"
         elif not client.begin:

@@ -103,6 +103,38 @@ def test_hostile_names_and_contents_do_not_reach_the_terminal(as_json: bool) -> 
         assert 'user "u' in line
 
 
+def printed(event: Shown) -> Any:
+    """What `--json` prints, read as strictly as most programs do."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    out = io.StringIO()
+    Printer(Terminal(out, io.StringIO()), as_json=True, full=False, types=()).print(event)
+    return json.loads(out.getvalue(), parse_constant=refuse)
+
+
+@pytest.mark.parametrize("body", ["NaN", "[-Infinity]", "1e999", "9" * 5_000])
+def test_a_number_that_json_does_not_have_is_written_as_text(body: str) -> None:
+    [event] = unpack(0.0, Block("a", body, "e-1", True))
+    assert printed(event)["text"] == body
+
+
+def test_json_of_any_depth_is_written() -> None:
+    nested = [(f"{'[' * depth}{']' * depth}", depth) for depth in range(100, 1_100, 7)]
+    for body, depth in nested:
+        for data in (body, f'{{"events":[{body}]}}', f'{{"events":[{{"type":"x","data":{body}}}]}}'):
+            for block_type in ("a", "a_batch", "mixed_batch"):
+                for event in unpack(0.0, Block(block_type, data, "e-1", True)):
+                    said = printed(event)
+                    assert ("data" in said) is not ("text" in said), depth
+
+
+def test_a_cursor_can_be_copied_into_a_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    _, notices, _ = tail(capsys, sending(STREAM + OPEN + b"data: 1\nid: $(reboot);'\n\n"))
+    assert notices.endswith("""-- to go on here: --since '$(reboot);'"'"''\n""")
+
+
 # -- coming back -------------------------------------------------------------------------------------------------------
 
 

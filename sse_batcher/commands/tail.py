@@ -6,6 +6,7 @@ The command's own thread. What is shown comes from outside, so all of it is esca
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -50,17 +51,23 @@ def unpack(at: float, block: Block) -> Iterator[Shown]:
     cursor = block.id if block.has_id else ""
     batch = _parse(block.data) if block.type.endswith(BATCH_SUFFIX) else None
     events = batch.get("events") if isinstance(batch, dict) else None
-    if not isinstance(events, list):
-        yield Shown(at, block.type, block.data, _parse(block.data) is _NO_JSON, cursor)
-        return
-    name = block.type.removesuffix(BATCH_SUFFIX)
+    if isinstance(events, list):
+        try:
+            yield from list(_unpacked(at, block.type.removesuffix(BATCH_SUFFIX), events, cursor))
+            return
+        except RecursionError:
+            pass  # Python reads JSON a little deeper than it writes it
+    yield Shown(at, block.type, block.data, _parse(block.data) is _NO_JSON, cursor)
+
+
+def _unpacked(at: float, name: str, events: list[Any], cursor: str) -> Iterator[Shown]:
     for event in events:
         if name != MIXED:
             yield Shown(at, name, _json(event), False, cursor)
         elif isinstance(event, dict) and isinstance(event.get("text"), str):
-            yield Shown(at, str(event.get("type")), event["text"], True, cursor)
+            yield Shown(at, _type(event), event["text"], True, cursor)
         elif isinstance(event, dict):
-            yield Shown(at, str(event.get("type")), _json(event.get("data")), False, cursor)
+            yield Shown(at, _type(event), _json(event.get("data")), False, cursor)
 
 
 def unpack_batch(batch: Batch, at: float, cursor: str) -> Iterator[Shown]:
@@ -106,8 +113,14 @@ class Printer:
             said["channel"] = event.channel
         if event.users is not None:
             said["users"] = event.users
-        said["text" if event.is_text else "data"] = event.body if event.is_text else _parse(event.body)
-        return json.dumps(said)  # ASCII, so nothing in it can reach a terminal as a control character
+        value = _NO_JSON if event.is_text else _parse(event.body)
+        # The result is ASCII, so nothing in it can reach a terminal as a control character.
+        if value is not _NO_JSON:
+            try:
+                return json.dumps({**said, "data": value}, allow_nan=False)
+            except (ValueError, RecursionError):
+                pass  # NaN, which JSON does not have, or very deep: Python reads a little deeper than it writes
+        return json.dumps({**said, "text": event.body})
 
 
 def tail_url(ask: Callable[[str], Request], cursor: str, printer: Printer, terminal: Terminal) -> None:
@@ -158,7 +171,7 @@ def _local(seconds: float) -> datetime:
 
 def _say_cursor(terminal: Terminal, cursor: str) -> None:
     if cursor:
-        terminal.notice(f"to go on here: --since {cursor}", "dim")
+        terminal.notice(f"to go on here: --since {shlex.quote(cursor)}", "dim")  # it comes from the server
 
 
 def _audience(event: Shown) -> str:
@@ -181,6 +194,11 @@ def _parse(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return _NO_JSON
+
+
+def _type(event: dict[str, Any]) -> str:
+    """Return the type of an event out of a ``mixed_batch``; also of one that has another form."""
+    return str(event.get("type"))
 
 
 def _json(value: Any) -> str:

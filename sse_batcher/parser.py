@@ -13,7 +13,14 @@ from .wire import DEFAULT_TYPE
 MAX_RETRY_DIGITS = 15
 """A longer `retry` is ignored: Python refuses to read numbers of thousands of digits."""
 
+MAX_BLOCK_BYTES = 64_000_000
+"""A longer block, or comment, is an error, so that a stream without an end of line cannot take all memory."""
+
 _LINE_END = re.compile(rb"\r\n|\r|\n")
+
+
+class BlockTooLongError(ValueError):
+    """A block or a comment of a stream is longer than `MAX_BLOCK_BYTES`."""
 
 
 class Block(NamedTuple):
@@ -41,7 +48,8 @@ class Parser:
         """The id of the newest complete block: the cursor of a client that comes back."""
         self.retry: int | None = None
         """After how many milliseconds the client has to come back, as the server said last."""
-        self._rest = b""
+        self._parts: list[bytes] = []  # of a line that is not complete
+        self._parts_size = self._data_size = 0  # bytes of that line, and of the lines of `_data`
         self._is_after_cr = False
         self._type = ""
         self._data: list[str] = []
@@ -51,7 +59,7 @@ class Parser:
     @property
     def is_between_blocks(self) -> bool:
         """Whether what came ends with a whole block or comment, so that the next bytes mean the same to any parser."""
-        return not (self._rest or self._data or self._type or self._has_id or self._is_after_cr)
+        return not (self._parts or self._data or self._type or self._has_id or self._is_after_cr)
 
     def blocks(self, data: bytes) -> list[Block]:
         """Return the blocks that are complete now, without the comments."""
@@ -60,15 +68,25 @@ class Parser:
     def feed(self, data: bytes) -> list[Block | Comment]:
         """Return the blocks that are complete now, and the comments, in their order.
 
-        A block without data is no event, and is left out; its id and `retry` count.
+        A block without data is no event, and is left out; its id and `retry` count. Raises `BlockTooLongError`.
         """
         if not data:
             return []
         # A CR has ended its line already: an LF after it may never come.
         skip = self._is_after_cr and data.startswith(b"\n")
         self._is_after_cr = data.endswith(b"\r")
-        *lines, self._rest = _LINE_END.split(self._rest + data[skip:])
-        items = [self._take(line.decode(errors="replace")) for line in lines]
+        first, *others = _LINE_END.split(data[skip:])
+        if first:
+            self._parts.append(first)
+        self._parts_size += len(first)
+        items: list[Block | Comment | None] = []
+        if others:
+            # Only now: to join and search all of a long line for each of its pieces would take quadratic time.
+            *lines, rest = [b"".join(self._parts), *others]
+            self._parts, self._parts_size = [rest] if rest else [], len(rest)
+            items = [self._take(line.decode(errors="replace")) for line in lines]
+        if self._parts_size + self._data_size > MAX_BLOCK_BYTES:
+            raise BlockTooLongError(f"the stream has a block of more than {MAX_BLOCK_BYTES // 1_000_000} MB")
         return [item for item in items if item is not None]
 
     def _take(self, line: str) -> Block | Comment | None:
@@ -82,6 +100,7 @@ class Parser:
             self._type = value
         elif name == "data":
             self._data.append(value)
+            self._data_size += len(line)
         elif name == "id" and "\0" not in value:
             self._id, self._has_id = value, True
         elif name == "retry" and value.isascii() and value.isdecimal() and len(value) <= MAX_RETRY_DIGITS:
@@ -92,5 +111,5 @@ class Parser:
         self.last_id = self._id
         block = Block(self._type or DEFAULT_TYPE, "\n".join(self._data), self._id, self._has_id)
         is_empty = not self._data
-        self._type, self._data, self._has_id = "", [], False
+        self._type, self._data, self._data_size, self._has_id = "", [], 0, False
         return None if is_empty else block

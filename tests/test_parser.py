@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sse_batcher.parser import Block, Comment, Parser
+from sse_batcher import parser
+from sse_batcher.parser import Block, BlockTooLongError, Comment, Parser
 
 from .kit.sse_parser import EventStreamParser
 
@@ -42,3 +47,30 @@ def test_a_line_that_ends_with_cr_waits_for_nothing() -> None:
 def test_comments_keep_their_place_among_the_blocks() -> None:
     items = Parser().feed(b":\ndata: 1\n: a: b\n\n")
     assert items == [Comment(""), Comment("a: b"), Block("message", "1", "", False)]
+
+
+def test_a_long_line_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+
+    class Counting:
+        def split(self, data: bytes) -> list[Any]:
+            searched.append(len(data))
+            return re.split(b"\n", data)
+
+    monkeypatch.setattr(parser, "_LINE_END", Counting())
+    ours = Parser()
+    for _ in range(100):
+        assert ours.feed(b"data: " + b"x" * 94) == []
+    [block] = ours.blocks(b"\n\n")
+    assert len(block.data) == 100 * 100 - len("data: ")
+    assert sum(searched) == 100 * 100 + 2
+
+
+@pytest.mark.parametrize("piece", [b"x" * 10, b"data: abc\n", b"data: 1\r\ndata: 2"])
+def test_a_block_that_never_ends_is_an_error(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parser, "MAX_BLOCK_BYTES", 100)
+    ours = Parser()
+    for _ in range(50):  # many small blocks are no long one
+        ours.feed(b"data: 12345678\ndata: x\n\n: 12345678\n")
+    with pytest.raises(BlockTooLongError, match="a block of more than"):
+        list(map(ours.feed, [piece] * 20))

@@ -11,8 +11,8 @@ import socket
 import ssl
 from typing import Any
 
-from ..parser import Block, Parser
-from ..remote.message import Request, ResponseReader
+from ..parser import Block, BlockTooLongError, Parser
+from ..remote.message import RemoteError, Request, ResponseReader
 
 RECEIVE_BYTES = 65_536
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -58,9 +58,12 @@ class BlockReader:
         if not head.is_stream:
             raise RefusedError(f"status {head.status}" if head.status != 200 else "not an event stream")
         self._reader.check_coding()
-        blocks = self._parser.blocks(body)
-        while self._reader.has_more:
-            blocks += self._parser.blocks(self._reader.feed(b""))
+        try:
+            blocks = self._parser.blocks(body)
+            while self._reader.has_more:
+                blocks += self._parser.blocks(self._reader.feed(b""))
+        except BlockTooLongError as error:
+            raise RemoteError(str(error), "answer") from None
         self._is_clean = self._reader.is_between_chunks and self._parser.is_between_blocks
         if was_clean and self._is_clean:
             if len(memo) >= MOST_REMEMBERED:

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
-from ..parser import Block, Comment, Parser
+from ..parser import Block, BlockTooLongError, Comment, Parser
 from .message import Head, RemoteError, Request, ResponseReader
 
 CONNECT_SECONDS = 10.0
@@ -113,7 +113,10 @@ class RemoteStream:
             if self._reader.is_complete and not self._reader.has_more:
                 self.end = "complete"
             if received or body:
-                return Piece(at, received, body, self.parser.feed(body))
+                try:
+                    return Piece(at, received, body, self.parser.feed(body))
+                except BlockTooLongError as error:
+                    raise RemoteError(str(error), "answer") from None
 
     def read_rest(self, timeout: float, limit: int = 1_000_000) -> bytes:
         """Return the rest of the body, for an answer that is not a stream: what comes in time, up to `limit` bytes."""

@@ -20,9 +20,9 @@ import click
 from flask import Flask, Response, abort, request
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from .commands.arguments import INTERRUPTED, command, request_of, request_options, tail_options
+from .commands.arguments import INTERRUPTED, FiniteRange, command, request_of, request_options, tail_options
 from .commands.tail import Printer, tail_url
-from .commands.terminal import Terminal
+from .commands.terminal import Terminal, output
 from .demo import report
 from .demo.scenarios import SCENARIOS
 from .demo.simulation import Demo, Setting
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int | None = _commands.main(argv, "python -m sse_batcher", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        error.show(output(sys.stderr))
         return error.exit_code
     return status or 0
 
@@ -111,10 +111,10 @@ _commands.add_command(doctor)
 @_commands.command("load")
 @click.argument("url")
 @click.option("--clients", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Streams to open.")
-@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Open at most so many a second.")
+@click.option("--rate", type=FiniteRange(0, 1_000_000, min_open=True), help="Open at most so many a second.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=10.0,
     show_default=True,
     help="How long to measure after the last stream was opened.",
@@ -232,11 +232,12 @@ def serving(app: report.WSGIApp) -> Iterator[tuple[str, int]]:
 
 def _report(render: Callable[[Iterable[report.Row]], str]) -> int:
     """Measure, and print the results on stdout and the progress on stderr."""
-    begin, end = ("\r\x1b[K", "") if sys.stderr.isatty() else ("", "\n")
+    stderr = output(sys.stderr)
+    begin, end = ("\r\x1b[K", "") if stderr.isatty() else ("", "\n")
 
     def progress(line: str) -> None:
-        sys.stderr.write(f"{begin}{line}{end}")
-        sys.stderr.flush()
+        stderr.write(f"{begin}{line}{end}")
+        stderr.flush()
 
     try:
         text = render(report.measure(serving, progress=progress))

@@ -16,7 +16,7 @@ from flask import Flask, abort, request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_batcher import SSE
+from sse_batcher import SSE, parser
 from sse_batcher.cli import main
 from sse_batcher.commands import load as commands_load
 from sse_batcher.commands.load import OTHER_FILES, Load, raise_limit
@@ -354,6 +354,22 @@ def test_it_says_how_many_it_can_open(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_numbers_out_of_range_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["load", "http://127.0.0.1:1", *arguments]) == 2
     assert "is not in the range" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--rate", "--seconds"])
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_what_is_no_number_is_refused(option: str, number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["load", "http://127.0.0.1:1", option, number]) == 2
+    assert f"Invalid value for '{option}'" in capsys.readouterr().err
+
+
+def test_a_line_that_never_ends_ends_the_client(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parser, "MAX_BLOCK_BYTES", 1_000)
+    with scripted_server(sending(b""), sending(OPEN + b"x" * 1_001)) as server:
+        said = load(server.url, "--clients", "1", "--seconds", "99", capsys=capsys)
+    assert "a block of more than" in str(said["clients"]["refused"] or said["clients"]["ended"])
 
 
 def test_a_site_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:

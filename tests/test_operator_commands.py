@@ -26,6 +26,7 @@ from sse_batcher.testing import live_server
 
 from .kit.commands import environment, interrupt, started
 from .kit.redisserver import RedisServer, cursor_of, redis_fixture
+from .kit.scripted_server import scripted_server, sending
 from .kit.waiting import wait_until
 
 external = pytest.mark.external
@@ -84,6 +85,9 @@ def test_without_redis_each_says_why_it_cannot(make_app: Any, arguments: list[st
         (["tail", "http://x", "--user", ""], "1 to 256 characters"),
         (["stats", "--watch", "1"], "need --url"),
         (["stats", "--url", "x"], "is not a URL"),
+        (["stats", "--url", "http://[::1/"], "is not a URL"),
+        (["stats", "--url", "http://x", "--watch", "nan"], "Invalid value for '--watch'"),
+        (["stats", "--url", "http://x", "--watch", "1e300"], "Invalid value for '--watch'"),
     ],
 )
 def test_wrong_arguments_are_status_2(make_app: Any, arguments: list[str], said: str) -> None:
@@ -91,6 +95,15 @@ def test_wrong_arguments_are_status_2(make_app: Any, arguments: list[str], said:
     result = invoke(app, *arguments)
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_a_token_of_the_environment_is_no_argument(make_app: Any) -> None:
+    app, _ = make_app()
+    for arguments in (["tail"], ["stats"]):
+        result = invoke(app, *arguments, env={"SSE_TOKEN": "t"})
+        assert result.exit_code == 1  # it asks for a URL, or for Redis
+        result = invoke(app, *arguments, "--token", "t")
+        assert result.exit_code == 2
 
 
 def test_a_backend_that_was_set_too_late_is_an_error(caplog: pytest.LogCaptureFixture, make_app: Any) -> None:
@@ -379,6 +392,47 @@ def test_a_page_that_is_no_counters(site: Any) -> None:
     app, _, url = site
     result = invoke(app, "stats", "--url", f"{url}/health?x=")
     assert (result.exit_code, "is answered with 404" in result.output) == (1, True)
+
+
+HUGE = "9" * 400
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (f'{{"bytes":{HUGE}}}', r"  bytes +9{199}\u2026"),
+        (f'{{"enqueued":{HUGE}}}', r"  enqueued +9{199}\u2026"),
+        ('{"enqueued":12345678901234567890}', r"  enqueued +12,345,678,901,234,567,890"),
+        (f'{{"times":{{"buckets":{{"1":1}},"sum":{HUGE}}}}}', r"  times +0"),
+        ('{"times":{"buckets":{"1":1e-7},"sum":1e308}}', r"  times +1e-07  mean inf days"),
+        ('{"oldest_stream":NaN,"clients_by_channel":{"a":-Infinity,"b":1e999,"c":1}}', r"    c +1"),
+        (f'{{"clients_by_channel":{{"{"x" * 100_000}":1}}}}', r"    x{199}\u2026 +1"),
+        (f'{{"a":{"[" * 900}{"]" * 900}}}', r"  a +\[+\u2026"),
+    ],
+)
+def test_counters_of_a_hostile_server(make_app: Any, body: str, line: str) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    app, _ = make_app()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body.encode())
+    with scripted_server(sending(answer), sending(answer)) as scripted:
+        shown = invoke(app, "stats", "--url", scripted.url)
+        for_programs = invoke(app, "stats", "--url", scripted.url, "--json")
+    assert (shown.exit_code, for_programs.exit_code) == (0, 0)
+    assert re.search(f"^{line}$", shown.output, re.MULTILINE)
+    assert max(map(len, shown.output.splitlines())) < 300
+    assert isinstance(json.loads(for_programs.output, parse_constant=refuse), dict)
+
+
+def test_counters_that_are_nested_too_deeply_are_none(make_app: Any) -> None:
+    app, _ = make_app()
+    for depth in range(930, 1_000):
+        body = b'{"a":' + b"[" * depth + b"]" * depth + b"}"
+        for more in ([], ["--json"]):
+            with scripted_server(sending(b"HTTP/1.1 200 OK\r\n\r\n" + body)) as scripted:
+                result = invoke(app, "stats", "--url", scripted.url, *more)
+            assert result.exit_code == 0 or "does not answer with the counters" in result.output
 
 
 def test_the_table_shows_changes_and_the_largest_names() -> None:

@@ -17,7 +17,7 @@ from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_batcher import SSE
+from sse_batcher import SSE, parser
 from sse_batcher.parser import Block, Comment
 from sse_batcher.remote.message import (
     MAX_STEP_BYTES,
@@ -96,12 +96,29 @@ def test_letters_that_a_url_cannot_have_are_escaped() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "events", "ftp://x/", "http://", "http://x:port/", "http://a:b@x/", "http://x:99999/", "http://[::1/"]
+    "url",
+    [
+        "",
+        "events",
+        "ftp://x/",
+        "http://",
+        "http://x:port/",
+        "http://a:b@x/",
+        "http://x:99999/",
+        "http://[::1/",
+        "http://x/\udce9",
+    ],
 )
 def test_a_url_that_cannot_be_asked_is_refused_in_words(url: str) -> None:
     with pytest.raises(RemoteError, match="URL") as caught:
         make_request(url)
     assert caught.value.stage == "arguments"
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "\u00fc..b"])
+def test_a_host_that_no_name_can_be_is_refused_in_words(host: str) -> None:
+    with pytest.raises(RemoteError, match="is not the name of a host"):
+        make_request(f"http://{host}/")
 
 
 @pytest.mark.parametrize("header", [("a b", "c"), ("", "c"), ("A", "b\r\nC: d"), ("A", "b\0"), ("A", "\u20ac")])
@@ -287,6 +304,13 @@ def test_a_compressed_body_that_must_not_be_is_an_error() -> None:
     with scripted_server(sending(HEAD + b"Content-Encoding: Identity\r\n\r\ndata: 1\n\n")) as server:
         with connect(make_request(server.url, takes_codings=False)) as stream:
             assert items_of(stream) == [Block("message", "1", "", False)]
+
+
+def test_a_line_that_never_ends_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parser, "MAX_BLOCK_BYTES", 1_000)
+    with scripted_server(sending(HEAD + b"\r\n" + b"x" * 1_001)) as server, connect(make_request(server.url)) as stream:
+        with pytest.raises(RemoteError, match="a block of more than"):
+            items_of(stream)
 
 
 def test_an_answer_that_is_no_stream_can_be_read_too() -> None:

@@ -9,6 +9,7 @@ import pty
 import re
 import select
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -295,6 +296,14 @@ def test_arguments_become_the_request(capsys: pytest.CaptureFixture[str]) -> Non
         assert b"\r\n" + line + b"\r\n" in heads[0]
 
 
+def test_a_token_can_be_in_the_environment(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSE_TOKEN", "sse1.t")
+    _, _, heads = tail(capsys, sending(STREAM + OPEN))
+    assert b"\r\nAuthorization: Bearer sse1.t\r\n" in heads[0]
+    _, _, heads = tail(capsys, sending(STREAM + OPEN), arguments=("--token", "other"))
+    assert b"\r\nAuthorization: Bearer other\r\n" in heads[0]
+
+
 def test_only_some_types(capsys: pytest.CaptureFixture[str]) -> None:
     lines, _, _ = tail(capsys, sending(STREAM + OPEN + EVENTS), arguments=("--type", "b", "--type", "c"))
     assert lines == ["TIME  b      3 B  x\\ny"]
@@ -310,7 +319,15 @@ def test_json_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
-    [(["ftp://x"], "is not a URL with"), (["http://x", "--header", "Cookie"], "Name: value"), ([], "Missing argument")],
+    [
+        (["ftp://x"], "is not a URL with"),
+        (["http://x", "--header", "Cookie"], "Name: value"),
+        ([], "Missing argument"),
+        (["http://a..b/"], "is not the name of a host"),
+        (["http://x", "--channel", "\udce9"], "a byte that is not UTF-8"),
+        (["http://x/\udce9"], "a byte that is not UTF-8"),
+        (["http://[::1/", "--channel", "a"], "is not a URL: Invalid IPv6 URL"),
+    ],
 )
 def test_wrong_arguments_are_status_2(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tail", *arguments]) == 2
@@ -408,3 +425,27 @@ def test_a_terminal_without_unicode_gets_escapes(tmp_path: Path) -> None:
         with started("-m", "sse_batcher", "tail", server.url, environ=environ) as process:
             out, _ = process.communicate(timeout=TIMEOUT)
     assert said(out) == "TIME  \\u4e2d      3 B  \\u4e2d\n"
+
+
+@pytest.mark.parametrize(
+    ("closed", "out", "err"), [("1", "", "-- open: a\n"), ("2", 'TIME  a      4 B  "\u00e9"\n', "")]
+)
+def test_an_output_that_the_shell_has_closed_is_not_missed(closed: str, out: str, err: str) -> None:
+    arguments = ["sh", "-c", f'exec "$@" {closed}>&-', "sh", sys.executable, "-m", "sse_batcher", "tail"]
+    event = 'event: a\ndata: "\u00e9"\n\n'.encode()
+    with scripted_server(sending(STREAM + OPEN + event), GONE) as server:
+        ended = subprocess.run([*arguments, server.url], env=environment(), capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert said(ended.stdout) == out
+    assert ended.stderr.startswith(err)
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_disk_that_is_full_is_said_in_a_line() -> None:
+    with scripted_server(sending(STREAM + OPEN + EVENTS)) as server, Path("/dev/full").open("w") as full:
+        with started("-m", "sse_batcher", "tail", server.url, stdout=full) as process:
+            _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1
+    assert err.endswith("Error: the output cannot be written: No space left on device\n")
+    assert "Traceback" not in err

@@ -38,6 +38,7 @@ def test_sizes_times_and_texts_are_short() -> None:
         "250 kB",
         "10.0 TB",
     ]
+    assert size(10**400) == "1000000000000000000 TB"
     times = ["0.0 s", "40 ms", "1.5 s", "61 s", "10 min", "2 h", "12 days"]
     assert [duration(each) for each in (0.0, 0.04, 1.5, 61, 600, 9_000, 10**6)] == times
     assert (shortened("abcdef", 6), shortened("abcdef", 5)) == ("abcdef", "abcd\u2026")

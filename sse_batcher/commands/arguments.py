@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -12,11 +13,15 @@ from typing import Any, ParamSpec, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import click
+from click.core import ParameterSource
 
 from ..errors import BackendError
 from ..event import User
-from ..remote.message import RemoteError, Request, make_request, parse_header
-from .terminal import printable
+from ..remote.message import RemoteError, Request, is_utf8, make_request, parse_header
+from .terminal import OutputError, output, printable
+
+TOKEN_VARIABLE = "SSE_TOKEN"
+"""The environment variable with the token: all users of a machine can see the arguments of a process."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -37,18 +42,37 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        # Click would write its errors to stdout if there is no stderr.
+        sys.stdout, sys.stderr = output(sys.stdout), output(sys.stderr)
         try:
             return function(*args, **kwargs)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
         except BrokenPipeError:
-            # Python flushes stdout at its end, and would report the error again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             sys.exit(PIPE_CLOSED)
+        except OutputError as error:
+            _drop_output()
+            raise click.ClickException(printable(str(error))) from None
         except (RemoteError, BackendError) as error:
             raise click.ClickException(printable(str(error))) from None
 
     return run
+
+
+def _drop_output() -> None:
+    """Write to stdout no more. Python flushes it at its end, and would report the error again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without ``nan`` and ``inf``, which Python reads as numbers too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number that can be used here.", param, ctx)
+        return number
 
 
 def tail_options(function: F) -> F:
@@ -70,7 +94,13 @@ def request_options(function: F) -> F:
     header = click.option(
         "--header", "headers", metavar="'NAME: VALUE'", multiple=True, help="A header to send, such as a Cookie."
     )
-    token = click.option("--token", metavar="TOKEN", help="A bearer token to send.")
+    token = click.option(
+        "--token",
+        metavar="TOKEN",
+        envvar=TOKEN_VARIABLE,
+        show_envvar=True,
+        help="A bearer token to send. Others on this machine can read arguments, but not the variable.",
+    )
     return header(token(function))
 
 
@@ -92,15 +122,29 @@ def with_channels(url: str, channels: Iterable[str]) -> str:
     named = list(channels)
     if not named:
         return url
-    parts = urlsplit(url)
+    for name in named:
+        if not is_utf8(name):
+            raise RemoteError(f"the channel {name!r} is not valid: it has a byte that is not UTF-8", "arguments")
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url  # `make_request` says what is wrong with it
     query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name != "channel"]
     return urlunsplit(parts._replace(query=urlencode([*query, *(("channel", name) for name in named)])))
 
 
 def below(url: str, name: str) -> str:
     """Return the URL of another route of the site whose stream is at `url`: ``below(url, "stats")``."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url  # `make_request` says what is wrong with it
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}", query="", fragment=""))
+
+
+def is_argument(name: str) -> bool:
+    """Return whether a parameter of the command that runs was given as an argument, not by the environment."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def user_of(text: str) -> User:

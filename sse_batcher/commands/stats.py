@@ -6,6 +6,7 @@ The command's own thread. Numbers and names come from outside, so all of them ar
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
@@ -15,10 +16,14 @@ from ..backends.redis.inspection import RedisFacts
 from ..remote.message import RemoteError, Request, without_token
 from ..remote.stream import CONNECT_SECONDS, connect
 from ..stats import ManagerStats
-from .terminal import Terminal, duration, printable, size
+from .terminal import Terminal, duration, printable, shortened, size
 
 MOST_SHOWN = 10
 """How many names of one counter are shown; the others are counted."""
+MAX_DIGITS = 20
+"""No whole number of a counter is longer."""
+MOST_CHARACTERS = 200
+"""How much is shown of a name, or of a value that is no number."""
 _ORDER = {field.name: place for place, field in enumerate(fields(ManagerStats))}
 
 
@@ -35,12 +40,23 @@ def fetch_stats(request: Request) -> dict[str, Any]:
         }.get(status)
         raise RemoteError(f"{without_token(request.url)} is answered with {status}{why}", "answer")
     try:
-        stats = json.loads(body)
+        stats = json.loads(body, parse_constant=str, parse_float=_float, parse_int=_int)
     except (ValueError, RecursionError):
         stats = None
     if not isinstance(stats, dict):
         raise RemoteError(f"{without_token(request.url)} does not answer with the counters of sse_batcher", "answer")
     return stats
+
+
+def _int(text: str) -> int | str:
+    """Return a number, or its text if no counter can be so large."""
+    return int(text) if len(text) <= MAX_DIGITS else text
+
+
+def _float(text: str) -> float | str:
+    """Return a number, or its text if it is none for JSON."""
+    number = float(text)
+    return number if math.isfinite(number) else text
 
 
 def show_stats(ask: Callable[[], dict[str, Any]], url: str, terminal: Terminal, as_json: bool, watch: float) -> None:
@@ -49,7 +65,7 @@ def show_stats(ask: Callable[[], dict[str, Any]], url: str, terminal: Terminal, 
     while True:
         stats = ask()
         if as_json:
-            terminal.write(json.dumps(stats))
+            terminal.write(_as_json(stats, url))
         else:
             if watch:
                 terminal.clear_screen()
@@ -61,6 +77,13 @@ def show_stats(ask: Callable[[], dict[str, Any]], url: str, terminal: Terminal, 
             return
         before = stats
         time.sleep(watch)
+
+
+def _as_json(stats: dict[str, Any], url: str) -> str:
+    try:
+        return json.dumps(stats, allow_nan=False)
+    except RecursionError:
+        raise RemoteError(f"{without_token(url)} does not answer with the counters of sse_batcher", "answer") from None
 
 
 def table(stats: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[str]:
@@ -76,7 +99,7 @@ def table(stats: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[str]:
             text = f"{'-' * (value < 0)}{size(abs(value))}" if name.endswith("bytes") else f"{value:,}"
             yield _row(label, text, _change(value, before.get(name, 0) if before else None))
         else:
-            yield _row(label, printable(str(value)))
+            yield _row(label, _text(value))
 
 
 def _histogram(label: str, value: Mapping[str, Any]) -> list[str]:
@@ -95,7 +118,7 @@ def _names(label: str, value: Mapping[str, Any], before: Mapping[str, Any] | Non
     shown = sorted(numbers, key=lambda key: (-numbers[key], key))
     for key in shown[:MOST_SHOWN]:
         change = _change(numbers[key], None if before is None else before.get(key, 0))
-        yield _row(f"  {printable(key)}", f"{numbers[key]:,}", change)
+        yield _row(f"  {_text(key)}", f"{numbers[key]:,}", change)
     rest = shown[MOST_SHOWN:]
     if rest:
         yield _row(f"  {len(rest)} more", f"{sum(numbers[key] for key in rest):,}")
@@ -125,7 +148,14 @@ def redis_json(facts: RedisFacts) -> str:
 
 
 def _label(name: str) -> str:
-    return printable(name.replace("_", " "))
+    return _text(name.replace("_", " "))
+
+
+def _text(value: object) -> str:
+    try:
+        return shortened(printable(str(value)), MOST_CHARACTERS)
+    except RecursionError:  # a list in a list in a list...
+        return "..."
 
 
 def _row(label: str, value: str, change: str = "") -> str:

@@ -14,6 +14,8 @@ from typing import TextIO
 # Control characters; those that change the direction of text; line and paragraph separators; lone surrogates.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+LARGEST = 10**30
+"""A larger number of bytes is shown as this one. Python has whole numbers that no float can be."""
 _STYLES = {"dim": "2", "bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
 
@@ -29,7 +31,7 @@ def shortened(text: str, width: int) -> str:
 
 def size(count: float) -> str:
     """Return a number of bytes in few characters, such as ``27 B`` or ``1.2 kB``."""
-    value, unit = float(count), "B"
+    value, unit = float(min(count, LARGEST)), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1_000:
             break
@@ -49,12 +51,21 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:.0f} days"
 
 
+class OutputError(Exception):
+    """The output cannot be written, such as to a disk that is full. Its text is a sentence for people."""
+
+
+def output(file: TextIO | None) -> TextIO:
+    """Return `sys.stdout` or `sys.stderr`, or a file for nothing if it is None: the shell can close it (``2>&-``)."""
+    return open(os.devnull, "w") if file is None else file
+
+
 class Terminal:
     """The two outputs of a command. By default, those of the process."""
 
     def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
-        self._out = out or sys.stdout
-        self._err = err or sys.stderr
+        self._out = out or output(sys.stdout)
+        self._err = err or output(sys.stderr)
         for file in (self._out, self._err):
             if hasattr(file, "reconfigure"):
                 file.reconfigure(errors="backslashreplace")  # for terminals that do not know all characters
@@ -75,10 +86,15 @@ class Terminal:
         return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self._colours else text
 
     def write(self, line: str) -> None:
-        """Write a line on stdout, at once. Raises `BrokenPipeError` if its reader has left."""
+        """Write a line on stdout, at once. Raises `BrokenPipeError` if its reader has left, or `OutputError`."""
         self._clear()
-        self._out.write(f"{line}\n")
-        self._out.flush()
+        try:
+            self._out.write(f"{line}\n")
+            self._out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"the output cannot be written: {error.strerror or error}") from error
 
     def clear_screen(self) -> None:
         """Begin a page of its own on a terminal; elsewhere, do nothing."""

@@ -13,9 +13,11 @@ from flask.cli import AppGroup
 
 from ..backends.redis.backend import RedisBackend
 from ..commands.arguments import (
+    FiniteRange,
     below,
     command,
     described_user,
+    is_argument,
     request_of,
     request_options,
     tail_options,
@@ -97,7 +99,7 @@ def _add_tail(group: AppGroup, tokens: Tokens, redis: Callable[[], RedisBackend 
 
             tail_url(lambda after: request_of(url, headers, sign(), channels, after), cursor, printer, terminal)
             return
-        if headers or token or user is not None:
+        if headers or user is not None or is_argument("token"):
             raise click.UsageError("--header, --token and --user need the URL of the stream")
         backend = redis()
         if backend is None:
@@ -114,7 +116,7 @@ def _add_stats(group: AppGroup, redis: Callable[[], RedisBackend | None]) -> Non
     @click.option("--url", help="The URL of the stream: shows the counters of the process that answers there.")
     @request_options
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-    @click.option("--watch", metavar="SECONDS", type=click.FloatRange(0.1), help="Again and again, with changes.")
+    @click.option("--watch", metavar="SECONDS", type=FiniteRange(0.1, 86_400), help="Again and again, with changes.")
     @command
     def stats(url: str | None, headers: tuple[str, ...], token: str | None, as_json: bool, watch: float | None) -> None:
         """Show the counters of a running process, or what Redis knows of all processes.
@@ -127,7 +129,7 @@ def _add_stats(group: AppGroup, redis: Callable[[], RedisBackend | None]) -> Non
             request = request_of(below(url, "stats"), [*headers, "Accept: application/json"], token)
             show_stats(lambda: fetch_stats(request), url, terminal, as_json, watch or 0.0)
             return
-        if headers or token or watch:
+        if headers or watch or is_argument("token"):
             raise click.UsageError("--header, --token and --watch need --url")
         backend = redis()
         if backend is None:

@@ -90,6 +90,8 @@ def make_request(
         raise RemoteError(f"{without_token(url)!r} is not a URL: {error}", "arguments") from None
     if parts.scheme not in PORTS or not parts.hostname:
         raise RemoteError(f"{without_token(url)!r} is not a URL with http:// or https://", "arguments")
+    if not is_utf8(url):
+        raise RemoteError(f"{without_token(url)!r} is not a URL: it has a byte that is not UTF-8", "arguments")
     if parts.username is not None:
         raise RemoteError("a URL must have no user name and password: say them by a header", "arguments")
     host = _ascii_host(parts.hostname)
@@ -132,7 +134,7 @@ def _without_token(part: str) -> str:
             return "token=..."
         if _TOKEN_INSIDE.search(value):
             hidden = _TOKEN_INSIDE.sub(r"\1...", value)
-            return f"{quote(name)}={quote(hidden, safe=_SAFE_IN_VALUE)}"
+            return f"{quote(name)}={quote(hidden, safe=_SAFE_IN_VALUE, errors='replace')}"
     return part
 
 
@@ -146,9 +148,15 @@ def parse_header(line: str) -> tuple[str, str]:
 
 def _ascii_host(host: str) -> str:
     try:
-        return host if host.isascii() else host.encode("idna").decode("ascii")
+        encoded = host.encode("idna").decode("ascii")  # for ASCII, a check: Python encodes it again to connect
+        return host if host.isascii() else encoded
     except UnicodeError:
         raise RemoteError(f"{host!r} is not the name of a host", "arguments") from None
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be sent. Arguments of a process have lone surrogates for bytes that are not UTF-8."""
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def _is_latin(text: str) -> bool:

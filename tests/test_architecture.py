@@ -610,9 +610,12 @@ def test_no_test_uses_a_private_name_of_the_library() -> None:
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 CONTROL_FLOW = {"StopIteration", "Empty", "OSError", "AttributeError", "NotImplementedError", "AssertionError"}
-CAUGHT_INSIDE = {"BusyError", "_UnexpectedError", "RemoteError", "FinalError", "RefusedError", "EndedError"}
-"""Errors of the package that never leave it; commands print those of streams over HTTP."""
-OF_THE_KIT = {"StreamRefusedError"}
+CAUGHT_INSIDE = {
+    *("BusyError", "_UnexpectedError", "RemoteError", "FinalError", "RefusedError", "EndedError"),
+    *("_DeadlineError", "OutputError"),
+}
+"""Errors of the package that never leave it; commands print those of streams over HTTP, and of their own output."""
+OF_THE_KIT = {"StreamRefusedError", "BlockTooLongError"}
 """Errors of the testing kit, which fail a test."""
 CHECKS = {"encoding", "backends.redis.entries", "backends.redis.reader", "backends.redis.connections"}
 """Modules that raise `ValueError` and `TypeError`, which become errors of the library before a caller sees them."""

@@ -29,6 +29,10 @@ End = Literal["complete", "closed", "reset"]
 """
 
 
+class _DeadlineError(TimeoutError):
+    """The deadline has passed, although more may have come."""
+
+
 class Piece(NamedTuple):
     """What arrived at one time."""
 
@@ -215,7 +219,7 @@ def _receive(sock: socket.socket, deadline: float) -> bytes:
     left = deadline - time.monotonic()
     if left <= 0:
         # With a time-out, however short, a server that never stops sending would never reach it.
-        raise TimeoutError
+        raise _DeadlineError
     sock.settimeout(left)
     try:
         return sock.recv(RECEIVE_BYTES)

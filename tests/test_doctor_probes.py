@@ -9,7 +9,7 @@ import pytest
 from flask import Flask
 
 from sse_batcher import SSE
-from sse_batcher.doctor.client import Client, Target, below, with_query
+from sse_batcher.doctor.client import Client, Target, below, with_query, within_site
 from sse_batcher.doctor.diagnoses import diagnose
 from sse_batcher.doctor.listener import Listener
 from sse_batcher.doctor.probes import examine, without_token
@@ -37,15 +37,42 @@ def test_a_redirect_to_the_same_host_is_followed_with_the_token() -> None:
     assert all(TOKEN.encode() in head for head in server.heads)
 
 
-def test_no_other_host_gets_the_token() -> None:
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_no_other_host_or_port_gets_the_token(host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
-        place = f"http://localhost:{other.getsockname()[1]}/events"
+        place = f"http://{host}:{other.getsockname()[1]}/events"
         with scripted_server(sending(redirect(place))) as server:
             facts = examine(Target(server.url, token=TOKEN, seconds=0.5))
         assert facts.leads_to is None
         other.setblocking(False)
         with pytest.raises(BlockingIOError):
             other.accept()
+
+
+@pytest.mark.parametrize(
+    ("url", "location", "place"),
+    [
+        ("http://a:80/events", "http://A/events/", "http://A/events/"),
+        ("http://a/events", "https://a/events", "https://a/events"),
+        ("http://a/events?token=secret", "/other", "http://a/other"),
+        ("http://a:8000/events", "//a:8000/other", "http://a:8000/other"),
+        ("http://a/events", "https://a:8443/events", None),
+        ("http://a:8000/events", "https://a/events", None),
+        ("https://a/events", "http://a/events", None),
+        ("https://a/events", "//b/events", None),
+        ("https://a/events", "//a.b/events", None),
+        ("http://a/events", "http://[::1", None),
+        ("http://a/events", "http://a:port/", None),
+        ("http://a/events", "http://a:99999/", None),
+    ],
+)
+def test_a_redirect_stays_in_the_site_or_goes_to_its_https(url: str, location: str, place: str | None) -> None:
+    assert within_site(url, location) == place
+
+
+def test_a_redirect_to_what_is_not_a_url_is_a_finding() -> None:
+    with scripted_server(sending(redirect("http://[::1"))) as server:
+        assert [finding.code for finding in diagnose(examine(Target(server.url)))] == ["redirected"]
 
 
 def test_a_token_is_not_shown() -> None:

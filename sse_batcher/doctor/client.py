@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlencode, urljoin, urlsplit, urlunsplit
 
 from ..parser import Block, Comment
-from ..remote.message import Head, RemoteError, make_request
+from ..remote.message import PORTS, Head, RemoteError, make_request
 from ..remote.stream import RemoteStream, connect
 from .facts import Answer, Check, FirstBlock
 
@@ -148,6 +148,31 @@ def below(url: str, path: str) -> str:
     """Return the URL of a path below that of the stream, without a query."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}{path}", "", ""))
+
+
+def within_site(url: str, location: str) -> str | None:
+    """Return the URL of a redirect if it may get the same token and headers, else None.
+
+    That is one of the same origin, or from http to https, each at its usual port. Another port can be another program.
+    """
+    try:
+        place = urljoin(url, location)
+        here, there = _origin(url), _origin(place)
+    except ValueError:  # what the server names is not a URL
+        return None
+    plain, secured = (_Origin(scheme, here.host, PORTS[scheme]) for scheme in ("http", "https"))
+    return place if there == here or (here, there) == (plain, secured) else None
+
+
+class _Origin(NamedTuple):
+    scheme: str
+    host: str | None
+    port: int | None
+
+
+def _origin(url: str) -> _Origin:
+    parts = urlsplit(url)
+    return _Origin(parts.scheme, parts.hostname, PORTS.get(parts.scheme) if parts.port is None else parts.port)
 
 
 def _check(response: RemoteStream, word: str, began: float) -> Check:

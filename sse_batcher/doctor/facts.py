@@ -104,7 +104,7 @@ class Facts:
     answer: Answer | None = None
     first: FirstBlock | None = None
     leads_to: Answer | None = None
-    """For a redirect to the same host, what is there."""
+    """For a redirect within the site, what is there."""
     found_at: str | None = None
     """For a path without a stream, the path of one that was found."""
     coding: str = ""

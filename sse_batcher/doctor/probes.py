@@ -18,7 +18,7 @@ from ..parser import Block, Comment
 from ..remote.message import RemoteError
 from ..remote.stream import RemoteStream
 from ..wire import begins_compressed
-from .client import ANY_CODING, Client, Target, answer_of, below, is_timeout
+from .client import ANY_CODING, Client, Target, answer_of, below, is_timeout, within_site
 from .facts import POLLS_AT_ONCE, Answer, Facts, FirstBlock
 from .flow import heartbeat_limit
 from .http2 import try_http2
@@ -85,7 +85,7 @@ class _Examination:
                 facts.stage = "silent" if is_timeout(error) else error.stage
                 return facts
             if facts.answer is not None and not facts.answer.is_stream:
-                self._look_elsewhere(facts.answer)
+                self._look_elsewhere(facts.answer, stream.head.headers.get("Location", ""))
             elif facts.first is None or facts.first.type == "sse_busy":
                 self._ask_short()
             else:
@@ -133,14 +133,12 @@ class _Examination:
             facts.poll, facts.health = poll.result(), health.result()
             facts.ready, facts.live = ready.result(), live.result()
 
-    def _look_elsewhere(self, answer: Answer) -> None:
-        """Follow a redirect to the same host, or look for the path of the stream."""
+    def _look_elsewhere(self, answer: Answer, location: str) -> None:
+        """Follow a redirect within the site, or look for the path of the stream."""
         client, target, facts = self._client, self._target, self.facts
         if 300 <= answer.status < 400:
-            place = urljoin(target.url, answer.headers.get("location", ""))
-            here, there = urlsplit(target.url), urlsplit(place)
-            # No other host gets the token, nor does anything that can read what is not encrypted.
-            if there.hostname == here.hostname and there.scheme in {here.scheme, "https"}:
+            place = within_site(target.url, location)
+            if place is not None:
                 with suppress(RemoteError), client.open(url=place) as stream:
                     facts.leads_to = answer_of(stream)
         elif answer.status in {200, 404, 405}:

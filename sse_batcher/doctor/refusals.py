@@ -147,9 +147,9 @@ def _redirected(facts: Facts, answer: Answer) -> Finding:
         )
     return fault(
         "redirected",
-        f"The answer is {status_text(answer)} to {where}, and no stream is there: most likely a login page, to which a "
-        "function of the app (`before_request`, `login_required`) sends requests that are not logged in. A browser "
-        "refuses the page that it gets then for good.",
+        f"The answer is {status_text(answer)} to {where}, and no stream was found there (the doctor asks no other "
+        "origin): most likely a login page, to which a function of the app (`before_request`, `login_required`) sends "
+        "requests that are not logged in. A browser refuses the page that it gets then for good.",
         "Let the function answer 401 for the path of the stream instead, or leave it out and decide in "
         "`@sse.authorize`. To examine the stream behind it, give `--header 'Cookie: session=...'`, or a signed token "
         f"by `--token`. {page('Authentication: decide which requests get a stream')}",

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -11,6 +15,7 @@ from flask import Flask
 from sse_batcher import SSE
 from sse_batcher.doctor.client import Client, Target, below, with_query, within_site
 from sse_batcher.doctor.diagnoses import diagnose
+from sse_batcher.doctor.http2 import try_http2
 from sse_batcher.doctor.listener import Listener
 from sse_batcher.doctor.probes import examine, without_token
 from sse_batcher.parser import Block
@@ -184,6 +189,64 @@ def test_a_health_check_that_is_not_answered_in_time_is_tried_once() -> None:
     with scripted_server(wait) as server:
         assert Client(Target(server.url), 0.2).health("/health") is None
         release.set()
+
+
+# -- HTTP/2 ------------------------------------------------------------------------------------------------------------
+
+
+class ClearSocket(socket.socket):
+    def selected_alpn_protocol(self) -> str:
+        return "h2"
+
+
+class ClearContext(ssl.SSLContext):
+    """One that does not encrypt, so that a scripted server can speak HTTP/2."""
+
+    def wrap_socket(self, sock: socket.socket, *args: Any, **kwargs: Any) -> Any:
+        return ClearSocket(fileno=sock.detach())
+
+
+def frame(kind: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes([kind, 0]) + stream.to_bytes(4, "big") + payload
+
+
+def flooding(piece: bytes) -> Callable[[socket.socket], None]:
+    def flood(connection: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                connection.sendall(piece)
+
+    return flood
+
+
+DATA, HEADERS, PING = 0, 1, 6
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        frame(DATA, 5, b"") * 5_000,
+        frame(DATA, 1, b"x" * 16_000) * 4,
+        frame(PING, 0, b"12345678") * 5_000,
+        b"\xff" * 50_000,
+    ],
+    ids=["other stream", "body", "pings", "long frame"],
+)
+def test_frames_without_an_end_do_not_hold_the_look_at_http2(piece: bytes) -> None:
+    with scripted_server(flooding(piece)) as server:
+        url = server.url.replace("http:", "https:")
+        assert try_http2(url, "/events/health", [], 0.2, ClearContext(ssl.PROTOCOL_TLS_CLIENT)) is None
+
+
+def test_a_stream_and_a_short_request_over_http2() -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(frame(DATA, 1, b"data: 1\n") + frame(DATA, 1, b"\n") + frame(HEADERS, 3, b""))
+        while connection.recv(65_536):
+            pass
+
+    with scripted_server(answer) as server:
+        url = server.url.replace("http:", "https:")
+        assert try_http2(url, "/events/health", [], TIMEOUT, ClearContext(ssl.PROTOCOL_TLS_CLIENT)) == "works"
 
 
 # -- all of it ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -19,6 +19,11 @@ _DATA, _HEADERS, _RESET, _SETTINGS, _PING = 0, 1, 3, 4, 6
 _ACK, _END_STREAM, _END_HEADERS = 1, 1, 4
 _STREAM, _SHORT = 1, 3
 """The numbers of the two requests on the connection."""
+_MAX_BODY_BYTES = 65_536
+"""The first block of a stream is shorter than this."""
+_MAX_FRAME_BYTES = 16_384
+"""The longest payload of a frame, since our settings allow no other (RFC 9113, 6.5.2)."""
+_FRAME_HEAD_BYTES = 9
 
 
 class _Frame(NamedTuple):
@@ -49,7 +54,7 @@ def try_http2(
             return (
                 _ask(sock, url, short_path, dict(headers), timeout) if sock.selected_alpn_protocol() == "h2" else None
             )
-    except OSError:
+    except (OSError, UnicodeError):  # the second one: a URL with characters that no header may have
         return None
 
 
@@ -59,11 +64,12 @@ def _ask(
     connection = _Connection(sock)
     parts = urlsplit(url)
     connection.request(_STREAM, parts.netloc, f"{parts.path or '/'}{'?' * bool(parts.query)}{parts.query}", headers)
-    body = b""
+    body = bytearray()
     for frame in connection.frames(timeout):
         if frame.stream == _STREAM and frame.kind == _DATA:
+            begun = max(0, len(body) - 1)  # the line ends may come in two frames
             body += frame.payload
-            if b"\n\n" in body:
+            if body.find(b"\n\n", begun) >= 0 or len(body) > _MAX_BODY_BYTES:
                 break
         if frame.stream == _STREAM and (frame.kind == _RESET or frame.flags & _END_STREAM):
             break
@@ -80,7 +86,7 @@ class _Connection:
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         self._sock = sock
-        self._rest = b""
+        self._rest = bytearray()
         sock.sendall(_PREFACE + _frame(_SETTINGS, 0, 0, b""))
 
     def request(self, stream: int, host: str, path: str, headers: Mapping[str, str]) -> None:
@@ -90,13 +96,15 @@ class _Connection:
         block = b"".join(b"\x00" + _text(name) + _text(value) for name, value in fields.items())
         self._sock.sendall(_frame(_HEADERS, _END_STREAM | _END_HEADERS, stream, block))
 
-    def frames(self, timeout: float) -> Iterable[_Frame]:
-        """Yield what comes, for at most `timeout` seconds."""
+    def frames(self, timeout: float) -> Iterator[_Frame]:
+        """Yield what comes, for at most `timeout` seconds, also if there is always more."""
         deadline = time.monotonic() + timeout
-        while True:
-            while len(self._rest) >= 9 and len(self._rest) >= 9 + int.from_bytes(self._rest[:3], "big"):
-                yield self._take()
-            self._sock.settimeout(max(0.001, deadline - time.monotonic()))
+        while (left := deadline - time.monotonic()) > 0:
+            self._sock.settimeout(left)
+            frame = self._take()
+            if frame is not None:
+                yield frame
+                continue
             try:
                 data = self._sock.recv(65_536)
             except OSError:
@@ -105,9 +113,18 @@ class _Connection:
                 return
             self._rest += data
 
-    def _take(self) -> _Frame:
-        length, kind, flags, stream = int.from_bytes(self._rest[:3], "big"), *struct.unpack(">BBI", self._rest[3:9])
-        payload, self._rest = self._rest[9 : 9 + length], self._rest[9 + length :]
+    def _take(self) -> _Frame | None:
+        """Return the next frame, None if it is not complete. Raises `OSError` if the connection is broken."""
+        if len(self._rest) < _FRAME_HEAD_BYTES:
+            return None
+        length, (kind, flags, stream) = int.from_bytes(self._rest[:3], "big"), struct.unpack_from(">BBI", self._rest, 3)
+        if length > _MAX_FRAME_BYTES:
+            raise OSError("a frame is longer than HTTP/2 allows")
+        end = _FRAME_HEAD_BYTES + length
+        if len(self._rest) < end:
+            return None
+        payload = bytes(self._rest[_FRAME_HEAD_BYTES:end])
+        del self._rest[:end]  # a bytearray moves its beginning, and copies nothing
         if kind in {_SETTINGS, _PING} and not flags & _ACK:
             self._sock.sendall(_frame(kind, _ACK, 0, payload if kind == _PING else b""))
         return _Frame(kind, flags, stream & 0x7FFFFFFF, payload)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from flask import Flask, Response, abort, redirect, request
@@ -198,6 +199,14 @@ def test_an_app_that_refuses_its_visitors_may_mean_it(make_app: MakeApp) -> None
 
     check(app, "redirected", "warning", "/login", "--header 'Cookie:", "signed token")
     assert report(app, "--header", "Cookie: session=1")["findings"] == []
+
+
+def test_a_token_in_a_redirect_is_not_shown(make_app: MakeApp) -> None:
+    app, _ = make_app(**KEY)
+    app.before_request(lambda: redirect(f"/login?next={quote(request.full_path)}"))
+    made = report(app, "http://127.0.0.1:9/events?token=sse1.visible")
+    assert [finding["code"] for finding in made["findings"]] == ["redirected", "unreachable"]
+    assert "visible" not in json.dumps(made)
 
 
 @pytest.mark.parametrize(("status", "code"), [(401, "unauthorized"), (403, "forbidden")])

@@ -17,7 +17,8 @@ from sse_batcher.doctor.client import Client, Target, below, with_query, within_
 from sse_batcher.doctor.diagnoses import diagnose
 from sse_batcher.doctor.http2 import try_http2
 from sse_batcher.doctor.listener import Listener
-from sse_batcher.doctor.probes import examine, without_token
+from sse_batcher.doctor.probes import examine
+from sse_batcher.doctor.rendering import json_text
 from sse_batcher.parser import Block
 from sse_batcher.remote.message import RemoteError
 from sse_batcher.testing import live_server
@@ -80,10 +81,19 @@ def test_a_redirect_to_what_is_not_a_url_is_a_finding() -> None:
         assert [finding.code for finding in diagnose(examine(Target(server.url)))] == ["redirected"]
 
 
-def test_a_token_is_not_shown() -> None:
-    assert without_token("http://a/events?channel=b&token=secret&x=1") == "http://a/events?channel=b&token=...&x=1"
+def test_a_token_in_the_url_is_a_token() -> None:
     assert Target("http://a/events?token=secret").has_token
     assert not Target("http://a/events").has_token
+
+
+def test_a_token_in_a_redirect_is_sent_and_not_shown() -> None:
+    place = "/other?token=sse1.secret"
+    with scripted_server(sending(redirect(place)), sending(HEAD + b"\r\n")) as server:
+        facts = examine(Target(f"{server.url}?token=sse1.secret"))
+    assert server.heads[1].startswith(f"GET {place} ".encode())
+    report = json_text(facts.url, diagnose(facts), facts.as_dict())
+    assert "/other?token=..." in report
+    assert "secret" not in report
 
 
 def test_cookies_are_not_among_the_facts() -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlencode, urljoin, urlsplit, urlunsplit
 
 from ..parser import Block, Comment
-from ..remote.message import PORTS, Head, RemoteError, make_request
+from ..remote.message import PORTS, Head, RemoteError, make_request, without_token
 from ..remote.stream import RemoteStream, connect
 from .facts import Answer, Check, FirstBlock
 
@@ -182,8 +182,15 @@ def _check(response: RemoteStream, word: str, began: float) -> Check:
 
 def _headers(head: Head) -> dict[str, str]:
     names: Iterable[str] = dict.fromkeys(name.lower() for name in head.headers)
-    # Cookies are no matter of ours, and facts may be printed.
-    return {name: ", ".join(map(str, head.headers.get_all(name, ()))) for name in names if name != "set-cookie"}
+    return printable_headers((name, ", ".join(map(str, head.headers.get_all(name, ())))) for name in names)
+
+
+def printable_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return headers by their names in lower case, without what is secret: facts may be printed.
+
+    Cookies are left out. A redirect that keeps the query has the token in its URL.
+    """
+    return {name.lower(): without_token(value) for name, value in headers if name.lower() != "set-cookie"}
 
 
 def json_object(text: str) -> dict[str, Any]:

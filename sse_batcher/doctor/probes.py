@@ -7,7 +7,6 @@ the same time, about twenty short requests, and no event.
 from __future__ import annotations
 
 import email.utils
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from contextlib import ExitStack, suppress
 from urllib.parse import urljoin, urlsplit
 
 from ..parser import Block, Comment
-from ..remote.message import RemoteError
+from ..remote.message import RemoteError, without_token
 from ..remote.stream import RemoteStream
 from ..wire import begins_compressed
 from .client import ANY_CODING, Client, Target, answer_of, below, is_timeout, within_site
@@ -51,11 +50,6 @@ def examine(target: Target, progress: Progress = lambda line: None, every: float
     Raises `RemoteError` if the URL, a header or the token is not valid.
     """
     return _Examination(target, progress, every).run()
-
-
-def without_token(url: str) -> str:
-    """Return a URL that can be printed."""
-    return re.sub(r"([?&]token=)[^&#]*", r"\1...", url)
 
 
 class _Examination:

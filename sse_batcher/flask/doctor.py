@@ -22,7 +22,7 @@ from werkzeug.test import EnvironBuilder
 
 from ..backends.redis.connections import connector, errors, understood
 from ..backends.redis.reader import Keys
-from ..doctor.client import ANY_CODING, Target, json_object
+from ..doctor.client import ANY_CODING, Target, json_object, printable_headers
 from ..doctor.command import Report
 from ..doctor.facts import Answer, FirstBlock
 from ..doctor.inside import AppFacts, GunicornFacts, RedisFacts, RequestFacts, diagnose_app, fine_inside
@@ -139,8 +139,8 @@ class _Request:
                 return
 
     def _start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-        named = {name.lower(): value for name, value in headers if name.lower() != "set-cookie"}
-        self._answer = Answer(status=int(status[:3]), headers=named, after=time.monotonic() - self._began)
+        after = time.monotonic() - self._began
+        self._answer = Answer(status=int(status[:3]), headers=printable_headers(headers), after=after)
         return lambda data: None
 
 

@@ -17,10 +17,10 @@ from ..commands.arguments import command
 from ..commands.terminal import Terminal
 from ..doctor.command import doctor_options, examine_url, print_reports, target_of
 from ..doctor.inside import token_refused
-from ..doctor.probes import without_token
 from ..errors import ConfigurationError, InvalidEventError, UsageError
 from ..event import DEFAULT_CHANNEL, NOT_GIVEN
 from ..manager import SSEManager
+from ..remote.message import without_token
 from .doctor import examine_app
 from .signing import Tokens
 

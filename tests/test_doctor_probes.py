@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import threading
@@ -13,14 +14,16 @@ import pytest
 from flask import Flask
 
 from sse_batcher import SSE
-from sse_batcher.doctor.client import Client, Target, below, with_query, within_site
+from sse_batcher.doctor.client import Client, Target, below, json_object, with_query, within_site
 from sse_batcher.doctor.diagnoses import diagnose
+from sse_batcher.doctor.facts import Facts, FirstBlock
 from sse_batcher.doctor.http2 import try_http2
-from sse_batcher.doctor.listener import Listener
+from sse_batcher.doctor.listener import MAX_TIMES, Listener
 from sse_batcher.doctor.probes import examine
 from sse_batcher.doctor.rendering import json_text
-from sse_batcher.parser import Block
+from sse_batcher.parser import Block, Comment
 from sse_batcher.remote.message import RemoteError
+from sse_batcher.remote.stream import RemoteStream
 from sse_batcher.testing import live_server
 
 from .kit.scripted_server import HEAD, holding, scripted_server, sending
@@ -199,6 +202,57 @@ def test_a_health_check_that_is_not_answered_in_time_is_tried_once() -> None:
     with scripted_server(wait) as server:
         assert Client(Target(server.url), 0.2).health("/health") is None
         release.set()
+
+
+@pytest.mark.parametrize("number", ["1e999", "NaN", f"1{'0' * 400}", f"1{'0' * 5_000}"])
+def test_numbers_of_any_size_are_no_error(number: str) -> None:
+    first = FirstBlock(type="sse_open", data=json_object(f'{{"heartbeat": {number}}}'))
+    facts = Facts(url="", first=first)
+    assert facts.heartbeat in {None, 3_600.0}
+    assert json.loads(json_text(facts.url, [], facts.as_dict()), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("depth", [2, 400, 900, 100_000])
+def test_what_is_nested_is_left_out(depth: int) -> None:
+    nested = "[" * depth + "]" * depth
+    data = json_object(f'{{"channels": ["a", "b"], "reason": "x", "nested": {nested}}}')
+    assert data in ({"channels": ["a", "b"], "reason": "x"}, {})
+
+
+@pytest.mark.parametrize("date", ["1 Jan 1 0:0:0 999999999999999999", "Mon, 99 Zzz 99999999 99:99:99 +999999", ""])
+def test_a_date_that_is_none_is_no_error(date: str) -> None:
+    with scripted_server(sending(f"HTTP/1.1 429 Later\r\nDate: {date}\r\n\r\n".encode())) as server:
+        assert examine(Target(server.url)).clock_offset is None
+
+
+def test_a_goodbye_that_cannot_be_read_is_one_without_a_reason() -> None:
+    bye = b"event: sse_bye\ndata: " + b"[" * 100_000 + b"\n\n"
+    with scripted_server(sending(HEAD + b"\r\n", bye)) as server:
+        seen = listen(server.url).result()
+    assert (seen.bye, seen.end) == ("", "complete")
+    assert seen.seconds >= 0
+
+
+def test_an_error_of_the_listener_does_not_lose_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(stream: RemoteStream, timeout: float) -> None:
+        raise LookupError
+
+    errors: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+    monkeypatch.setattr(RemoteStream, "read", fail)
+    with scripted_server(sending(HEAD + b"\r\n")) as server:
+        assert listen(server.url).result().seconds >= 0
+    assert len(errors) == 1
+
+
+def test_any_number_of_comments_can_be_counted() -> None:
+    rest = [Comment("")] * 300_000
+    with scripted_server(holding(HEAD + b"\r\n")) as server, Client(Target(server.url), TIMEOUT).open() as stream:
+        listener = Listener(stream, 1.0, 0.1, rest)
+        listener.start()
+        assert listener.wait(TIMEOUT)
+        seen = listener.result()
+    assert (seen.heartbeats, seen.together) == (300_000, MAX_TIMES)
 
 
 # -- HTTP/2 ------------------------------------------------------------------------------------------------------------

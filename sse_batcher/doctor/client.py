@@ -6,6 +6,7 @@ Any thread. Waits for the network, never longer than the caller says.
 from __future__ import annotations
 
 import json
+import math
 import ssl
 import time
 from collections.abc import Iterable, Mapping
@@ -194,9 +195,22 @@ def printable_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Return an object, an empty one for anything else."""
+    """Return the plain members of an object: texts, numbers, truth values, null, and lists of them.
+
+    Anything else is left out, so that what a server sends can be printed as JSON again: what is nested deeply cannot,
+    nor can infinity. An empty object stands for text that is not one.
+    """
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return value if isinstance(value, dict) else {}
+    members = value.items() if isinstance(value, dict) else ()
+    return {name: each for name, each in members if _is_plain(each) or _is_plain_list(each)}
+
+
+def _is_plain(value: object) -> bool:
+    return math.isfinite(value) if isinstance(value, float) else value is None or isinstance(value, str | int)
+
+
+def _is_plain_list(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_plain, value))

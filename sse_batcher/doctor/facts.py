@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 POLLS_AT_ONCE = 4
 """How many connections look for several processes at the same time."""
+MAX_HEARTBEAT_SECONDS = 3_600.0
+"""The largest `SSE_HEARTBEAT`. What the stream says is a number of any size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +159,9 @@ class Facts:
     def heartbeat(self) -> float | None:
         """The time between two heartbeats, as the stream says."""
         value = None if self.first is None else self.first.data.get("heartbeat")
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else None
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+            return None
+        return float(min(value, MAX_HEARTBEAT_SECONDS))
 
     def as_dict(self) -> dict[str, Any]:
         """A plain dictionary, which `json.dumps` accepts."""

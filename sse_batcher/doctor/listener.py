@@ -5,7 +5,7 @@ A thread of its own, which is the only one to use the stream as long as it runs.
 
 from __future__ import annotations
 
-import itertools
+import bisect
 import threading
 import time
 
@@ -16,6 +16,8 @@ from .client import json_object
 from .facts import FirstBlock, Listening
 
 UNKNOWN_HEARTBEAT_SECONDS = 15.0
+MAX_TIMES = 10_000
+"""Of how many heartbeats the times are kept. An app sends fewer, and a server can send any number of comments."""
 
 
 class Listener:
@@ -32,8 +34,10 @@ class Listener:
         self._began = time.monotonic()
         self._deadline = self._began + seconds
         self._stopping = False
-        self._heartbeats: list[float] = []
-        self._arrivals = [self._began]
+        self._heartbeats = 0
+        self._heartbeat_times: list[float] = []  # of the first ones
+        self._last = self._began  # when the last byte came
+        self._silence = 0.0  # the longest one so far
         self._events = 0
         self._bye = ""
         self._is_invalid = False
@@ -60,20 +64,17 @@ class Listener:
 
     def result(self) -> Listening:
         """Return what has come. After the end."""
-        times = [*self._arrivals, self._ended]
-        silences = [after - before for before, after in itertools.pairwise(times)]
-        together = [
-            sum(0 <= other - one < self._near for other in self._heartbeats[index:])
-            for index, one in enumerate(self._heartbeats)
-        ]
+        times = sorted(self._heartbeat_times)
+        together = [bisect.bisect_left(times, one + self._near) - index for index, one in enumerate(times)]
+        silence_at_end = self._ended - self._last
         return Listening(
             seconds=self._ended - self._began,
-            heartbeats=len(self._heartbeats),
+            heartbeats=self._heartbeats,
             together=max(together, default=0),
             events=self._events,
-            silence=max(silences),
+            silence=max(self._silence, silence_at_end),
             end="invalid" if self._is_invalid else self._stream.end,
-            silence_at_end=silences[-1],
+            silence_at_end=silence_at_end,
             bye=self._bye,
         )
 
@@ -83,20 +84,24 @@ class Listener:
                 self._read()
         except RemoteError:
             self._is_invalid = True
-        self._ended = time.monotonic()
+        finally:
+            self._ended = time.monotonic()
 
     def _read(self) -> None:
         piece = self._stream.read(min(0.2, max(0.001, self._deadline - time.monotonic())))
         if piece is None:
             return
         if piece.body:  # not the last, empty chunk, with which some proxies end a response that they cut
-            self._arrivals.append(piece.at)
+            self._silence = max(self._silence, piece.at - self._last)
+            self._last = piece.at
         self._take(piece.at, piece.items)
 
     def _take(self, at: float, items: list[Block | Comment]) -> None:
         for item in items:
             if isinstance(item, Comment):
-                self._heartbeats.append(at)
+                self._heartbeats += 1
+                if len(self._heartbeat_times) < MAX_TIMES:
+                    self._heartbeat_times.append(at)
             elif item.type == "sse_bye":
                 self._bye = FirstBlock(type=item.type, data=json_object(item.data)).reason
             elif not item.type.startswith("sse_"):

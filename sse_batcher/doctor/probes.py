@@ -254,5 +254,5 @@ def _clock_offset(answer: Answer) -> float | None:
     try:
         # The header names the second in which the answer was made.
         return email.utils.parsedate_to_datetime(answer.headers["date"]).timestamp() + 0.5 - now
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):  # it may be any text
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import socket
 import ssl
@@ -21,6 +22,7 @@ from sse_batcher.doctor.http2 import try_http2
 from sse_batcher.doctor.listener import MAX_TIMES, Listener
 from sse_batcher.doctor.probes import examine
 from sse_batcher.doctor.rendering import json_text
+from sse_batcher.doctor.together import call_together
 from sse_batcher.parser import Block, Comment
 from sse_batcher.remote.message import RemoteError
 from sse_batcher.remote.stream import RemoteStream
@@ -253,6 +255,42 @@ def test_any_number_of_comments_can_be_counted() -> None:
         assert listener.wait(TIMEOUT)
         seen = listener.result()
     assert (seen.heartbeats, seen.together) == (300_000, MAX_TIMES)
+
+
+# -- requests at the same time -----------------------------------------------------------------------------------------
+
+
+def test_calls_at_the_same_time_return_in_their_order() -> None:
+    second_runs = threading.Event()
+
+    def first() -> bool:
+        return second_runs.wait(TIMEOUT)
+
+    def second() -> str:
+        second_runs.set()
+        return "second"
+
+    assert call_together([first, second], 2) == [True, "second"]
+    assert call_together([lambda number=number: number for number in range(9)], 2) == [*range(9)]
+    with pytest.raises(LookupError):
+        call_together([second, lambda: {}["a"]], 1)
+
+
+def test_ctrl_c_does_not_wait_for_calls_and_begins_no_more() -> None:
+    release, more = threading.Event(), threading.Event()
+
+    def interrupt() -> None:
+        _thread.interrupt_main()
+        release.wait()
+
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        call_together([interrupt, more.set], 1)
+    [left] = set(threading.enumerate()) - before
+    assert left.daemon  # so the interpreter does not wait for it
+    release.set()
+    left.join(TIMEOUT)
+    assert not more.is_set()
 
 
 # -- HTTP/2 ------------------------------------------------------------------------------------------------------------

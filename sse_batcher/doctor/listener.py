@@ -58,9 +58,9 @@ class Listener:
         return max(0.0, self._deadline - time.monotonic())
 
     def stop(self) -> None:
-        """End it now."""
+        """End it now. A thread that a server holds is left behind after a second, so that Ctrl-C ends the program."""
         self._stopping = True
-        self._thread.join()
+        self._thread.join(1.0)
 
     def result(self) -> Listening:
         """Return what has come. After the end."""

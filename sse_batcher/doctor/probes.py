@@ -9,8 +9,8 @@ from __future__ import annotations
 import email.utils
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 from urllib.parse import urljoin, urlsplit
 
 from ..parser import Block, Comment
@@ -18,10 +18,11 @@ from ..remote.message import RemoteError, without_token
 from ..remote.stream import RemoteStream
 from ..wire import begins_compressed
 from .client import ANY_CODING, Client, Target, answer_of, below, is_timeout, within_site
-from .facts import POLLS_AT_ONCE, Answer, Facts, FirstBlock
+from .facts import POLLS_AT_ONCE, Answer, Check, Facts, FirstBlock
 from .flow import heartbeat_limit
 from .http2 import try_http2
 from .listener import UNKNOWN_HEARTBEAT_SECONDS, Listener
+from .together import call_together
 
 PATIENCE_SECONDS = 5.0
 """How long an answer, or a first block, may take. The module for browsers waits as long before it polls."""
@@ -121,11 +122,9 @@ class _Examination:
     def _ask_short(self) -> None:
         """Ask what is answered although there is no stream, all at the same time."""
         client, facts = self._client, self.facts
-        with ThreadPoolExecutor(4) as pool:
-            poll = pool.submit(client.poll)
-            health, ready, live = (pool.submit(client.health, f"/health{name}") for name in ("", "/ready", "/live"))
-            facts.poll, facts.health = poll.result(), health.result()
-            facts.ready, facts.live = ready.result(), live.result()
+        questions: list[Callable[[], Check | None]] = [client.poll]
+        questions += [partial(client.health, f"/health{name}") for name in ("", "/ready", "/live")]
+        facts.poll, facts.health, facts.ready, facts.live = call_together(questions, len(questions))
 
     def _look_elsewhere(self, answer: Answer, location: str) -> None:
         """Follow a redirect within the site, or look for the path of the stream."""
@@ -218,9 +217,8 @@ class _Examination:
 
     def _histories(self) -> list[str]:
         """Make some new connections, which several processes would share. Returns what each of them met."""
-        client = self._client
-        with ThreadPoolExecutor(POLLS_AT_ONCE) as pool:
-            firsts = list(pool.map(lambda _: client.first_of(query={"poll": "1"}), range(POLLS)))
+        poll = partial(self._client.first_of, query={"poll": "1"})
+        firsts = call_together([poll] * POLLS, POLLS_AT_ONCE)
         return [history for first in firsts for history in _history(first)]
 
 

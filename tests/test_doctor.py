@@ -19,6 +19,8 @@ from sse_batcher.doctor.inside import (
     RequestFacts,
     diagnose_app,
     fine_inside,
+    no_token,
+    token_refused,
 )
 from sse_batcher.doctor.rendering import as_text, fine_of, json_text, subject_of
 from sse_batcher.doctor.software import PROXIES, SERVERS, recognise
@@ -335,7 +337,8 @@ def test_faults_come_before_warnings() -> None:
 
 def test_each_code_is_documented_and_has_a_case() -> None:
     inside = {code for code, text in CODES.items() if "Inside only" in text}
-    assert {code for _, code, _, _ in CASES.values()} == set(CODES) - inside
+    of_tokens = {token_refused().code, no_token().code}
+    assert {code for _, code, _, _ in CASES.values()} == set(CODES) - inside - of_tokens
     assert inside <= {code for _, code, _, _ in INSIDE.values()}
 
 
@@ -435,7 +438,6 @@ def gunicorn(**changed: Any) -> GunicornFacts:
 
 
 INSIDE: dict[str, tuple[AppFacts, str, str, str]] = {
-    "no key": (seen(has_secret_key=False), "secret_key", "warning", "SECRET_KEY"),
     "a long heartbeat": (seen(heartbeat=60.0), "idle_timeout", "warning", "SSE_HEARTBEAT"),
     "workers": (seen(gunicorn=gunicorn(workers=4)), "separate_processes", "fault", "SSE_BACKEND"),
     "max_requests": (seen(gunicorn=gunicorn(max_requests=1000)), "ends_early", "fault", "max_requests"),

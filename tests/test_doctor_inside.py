@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from flask import Flask, Response, abort, redirect, request
 from flask_compress import Compress
 
 from sse_batcher import stream
+from sse_batcher.testing import live_server
 
 from .kit.flask_apps import MakeApp, apps_fixture
 from .kit.redisserver import redis_server
+from .kit.scripted_server import scripted_server, sending
 from .kit.servers import gunicorn, running
 
 make_app = apps_fixture()
@@ -68,9 +72,9 @@ def test_a_healthy_app_gets_a_clean_bill_in_words(make_app: MakeApp) -> None:
     assert end == "Nothing is wrong."
 
 
-def test_an_app_without_a_key_is_warned(make_app: MakeApp) -> None:
+def test_an_app_without_a_key_may_need_none(make_app: MakeApp) -> None:
     app, _ = make_app()
-    check(app, "secret_key", "warning", "SECRET_KEY")
+    assert not check(app, None)["has_secret_key"]
 
 
 def test_a_heartbeat_that_is_too_long_for_the_usual_proxies(make_app: MakeApp) -> None:
@@ -218,7 +222,7 @@ def test_an_app_that_refuses_with_a_status(status: int, code: str, make_app: Mak
         abort(status)
 
     made = report(app)
-    assert [finding["code"] for finding in made["findings"]] == ["secret_key", code]
+    assert [finding["code"] for finding in made["findings"]] == [code]
 
 
 def test_a_token_stands_for_authorize(make_app: MakeApp) -> None:
@@ -285,6 +289,37 @@ def test_a_clock_of_redis_that_is_off(make_app: MakeApp, tmp_path: Path) -> None
 
 
 # -- with a URL --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "given", "codes"),
+    [
+        (401, [], ["unauthorized", "secret_key"]),
+        (403, [], ["forbidden", "secret_key"]),
+        (404, [], ["not_found"]),
+        (401, ["--token=sse1.a"], ["unauthorized"]),
+        (403, ["--header=Cookie: a=b"], ["forbidden"]),
+    ],
+)
+def test_a_server_that_refuses_an_app_without_a_key(
+    status: int, given: list[str], codes: list[str], make_app: MakeApp
+) -> None:
+    app, _ = make_app(name="inside")
+    server = Flask("server")
+    server.before_request(lambda: abort(status))
+    with live_server(server) as url:
+        made = report(app, f"{url}/events", *given)
+    assert [finding["code"] for finding in made["findings"] if "In this process" not in finding["what"]] == codes
+
+
+@pytest.mark.parametrize(("given", "seconds"), [([], 210), (["--seconds=2"], 62)])
+def test_the_token_that_it_signs_is_soon_over(given: list[str], seconds: int, make_app: MakeApp) -> None:
+    app, _ = make_app(**KEY)
+    with scripted_server(sending(b"HTTP/1.1 429 Later\r\n\r\n")) as server:
+        report(app, server.url, *given)
+    [payload] = re.findall(rb"Bearer sse1\.([^.]+)\.", server.heads[0])
+    issued, expires, *_ = json.loads(base64.urlsafe_b64decode(payload + b"=="))
+    assert expires - issued == seconds * 1_000_000
 
 
 @pytest.mark.external

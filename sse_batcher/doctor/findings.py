@@ -35,7 +35,7 @@ CODES: dict[str, str] = {
     "headers": "A header that the library sends has been removed or changed.",
     "busy": "The server refuses further streams for now.",
     "unhealthy": "A thread of the library has died, or does nothing.",
-    "secret_key": "The app has no `SECRET_KEY`, or another one than the server, so that tokens fail. Inside only.",
+    "secret_key": "The app has no `SECRET_KEY` for a token, or not that of the server. `flask sse doctor URL` only.",
     "eviction": "Redis may evict the keys of the library. Inside only.",
 }
 """What each code means, in one sentence. ``Inside only``: `flask sse doctor` finds it, without a URL, too."""

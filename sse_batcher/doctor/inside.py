@@ -98,6 +98,18 @@ def token_refused() -> Finding:
     )
 
 
+def no_token() -> Finding:
+    """Return the finding for a server that refuses a request without a token, which the app has no key to sign."""
+    return warning(
+        "secret_key",
+        "The server refuses the stream, and the doctor has sent no token, since the app in this process has no "
+        "`SECRET_KEY` to sign one.",
+        "Give this command the same environment as the server, or give the doctor what a browser sends: `--header "
+        "'Cookie: session=...'`, or `--token`. If the app needs signed URLs or sessions, set `SECRET_KEY` to the same "
+        f"random text in all processes. {page('Signed URLs')}",
+    )
+
+
 def fine_inside(facts: AppFacts, findings: list[Finding]) -> list[str]:
     """Return what works, in a few words each."""
     codes = {finding.code for finding in findings}
@@ -116,14 +128,6 @@ def _of_settings(facts: AppFacts) -> Iterator[Finding]:
     late = diagnose_heartbeat(facts.heartbeat)
     if late is not None:
         yield late
-    if not facts.has_secret_key:
-        yield warning(
-            "secret_key",
-            "The app has no `SECRET_KEY`: `sse.sign()` and `sse.url()` raise, and the doctor cannot sign a token for "
-            "itself.",
-            "Set `SECRET_KEY` to the same random text in all processes, if the app needs signed URLs or sessions. "
-            + page("Signed URLs"),
-        )
 
 
 def _of_gunicorn(facts: AppFacts) -> Iterator[Finding]:

@@ -15,8 +15,10 @@ from flask.cli import AppGroup, with_appcontext
 
 from ..commands.arguments import command
 from ..commands.terminal import Terminal
+from ..doctor.client import Target
 from ..doctor.command import doctor_options, examine_url, print_reports, target_of
-from ..doctor.inside import token_refused
+from ..doctor.inside import no_token, token_refused
+from ..doctor.probes import MAX_LISTEN_SECONDS
 from ..errors import ConfigurationError, InvalidEventError, UsageError
 from ..event import DEFAULT_CHANNEL, NOT_GIVEN
 from ..manager import SSEManager
@@ -24,8 +26,8 @@ from ..remote.message import without_token
 from .doctor import examine_app
 from .signing import Tokens
 
-TOKEN_SECONDS = 3_600
-"""How long the token that it signs for itself is valid."""
+TOKEN_SECONDS = 60.0
+"""How long the token that it signs for itself is valid after the time of listening."""
 
 
 def add_doctor(group: AppGroup, manager: SSEManager, tokens: Tokens, compare_config: Callable[[], None]) -> None:
@@ -47,7 +49,8 @@ def add_doctor(group: AppGroup, manager: SSEManager, tokens: Tokens, compare_con
         compare_config()
         terminal = Terminal()
         target = target_of(url or "http://localhost", **arguments)
-        signed = None if target.has_token or target.headers else _sign_for(target.url, tokens)
+        is_given = target.has_token or bool(target.headers)
+        signed = None if is_given else _sign_for(target, tokens)
         target = target._replace(token=signed or target.token)
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # of a proxy
         terminal.progress("asking the app in this process")
@@ -57,18 +60,25 @@ def add_doctor(group: AppGroup, manager: SSEManager, tokens: Tokens, compare_con
             raise click.ClickException(str(error)) from error
         if url:
             report = examine_url(target, terminal)
-            if signed and {finding.code for finding in report.findings} == {"unauthorized"}:
+            codes = {finding.code for finding in report.findings}
+            if signed and codes == {"unauthorized"}:
                 report = examine_url(target._replace(token=None), terminal)
                 report.findings.append(token_refused())
+            elif not app.secret_key and not is_given and codes & {"unauthorized", "forbidden"}:
+                report.findings.append(no_token())
             reports.append(report)
         shown = without_token(url) if url else None
         click.get_current_context().exit(print_reports(reports, shown, terminal, as_json=as_json))
 
 
-def _sign_for(url: str, tokens: Tokens) -> str | None:
-    """Return a token for the channels that a URL asks for, None if the app has no `SECRET_KEY`."""
-    asked = parse_qs(urlsplit(url).query).get("channel", [DEFAULT_CHANNEL])
+def _sign_for(target: Target, tokens: Tokens) -> str | None:
+    """Return a token for the channels that a URL asks for, None if the app has no `SECRET_KEY`.
+
+    It is over soon after the examination: it goes to any host that the URL names, also over plain HTTP.
+    """
+    asked = parse_qs(urlsplit(target.url).query).get("channel", [DEFAULT_CHANNEL])
+    seconds = MAX_LISTEN_SECONDS if target.seconds is None else target.seconds
     try:
-        return tokens.sign(asked, NOT_GIVEN, TOKEN_SECONDS)
+        return tokens.sign(asked, NOT_GIVEN, seconds + TOKEN_SECONDS)
     except (InvalidEventError, UsageError):
         return None

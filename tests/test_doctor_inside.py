@@ -72,6 +72,13 @@ def test_a_healthy_app_gets_a_clean_bill_in_words(make_app: MakeApp) -> None:
     assert end == "Nothing is wrong."
 
 
+def test_the_request_in_this_process_logs_nothing(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+    """No server serves it, so it stays attached, which the library would warn of."""
+    app, _ = make_app(SSE_TRANSPORT="auto", **KEY)
+    check(app, None)
+    assert "attached" not in caplog.text
+
+
 def test_an_app_without_a_key_may_need_none(make_app: MakeApp) -> None:
     app, _ = make_app()
     assert not check(app, None)["has_secret_key"]

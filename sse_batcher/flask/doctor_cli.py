@@ -5,7 +5,9 @@ Run by the command's own process, which ends afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -55,7 +57,8 @@ def add_doctor(group: AppGroup, manager: SSEManager, tokens: Tokens, compare_con
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # of a proxy
         terminal.progress("asking the app in this process")
         try:
-            reports = [examine_app(app, manager, target if url else target._replace(url=""))]
+            with _without_log():
+                reports = [examine_app(app, manager, target if url else target._replace(url=""))]
         except ConfigurationError as error:  # the config was changed since `init_app`
             raise click.ClickException(str(error)) from error
         if url:
@@ -69,6 +72,18 @@ def add_doctor(group: AppGroup, manager: SSEManager, tokens: Tokens, compare_con
             reports.append(report)
         shown = without_token(url) if url else None
         click.get_current_context().exit(print_reports(reports, shown, terminal, as_json=as_json))
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Log nothing of ours: no server serves the request in this process, so lines about it would mislead."""
+    logger = logging.getLogger("sse_batcher")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _sign_for(target: Target, tokens: Tokens) -> str | None:

@@ -442,6 +442,7 @@ INSIDE: dict[str, tuple[AppFacts, str, str, str]] = {
     "workers": (seen(gunicorn=gunicorn(workers=4)), "separate_processes", "fault", "SSE_BACKEND"),
     "max_requests": (seen(gunicorn=gunicorn(max_requests=1000)), "ends_early", "fault", "max_requests"),
     "sync": (seen(gunicorn=gunicorn(worker_class="sync")), "one_thread", "fault", "SSE_TRANSPORT"),
+    "few threads": (seen(gunicorn=gunicorn(threads=16)), "threads", "warning", "16 open tabs"),
     "no Redis": (seen(redis=RedisFacts(error="refused"), request=None), "backend", "fault", "SSE_BACKEND"),
     "replica": (seen(redis=replace(REDIS, is_replica=True)), "backend", "fault", "redis+sentinel://"),
     "clock of Redis": (seen(redis=RedisFacts(clock_offset=-90.0)), "clock", "fault", "of Redis is 90 s behind"),
@@ -484,7 +485,7 @@ def test_facts_of_an_app_are_diagnosed_as_one_fault(name: str) -> None:
 
 
 def test_a_healthy_app_has_no_finding() -> None:
-    facts = seen(has_redis=True, redis=REDIS, gunicorn=gunicorn(workers=4, worker_class="gthread", threads=16))
+    facts = seen(has_redis=True, redis=REDIS, gunicorn=gunicorn(workers=4, worker_class="gthread", threads=32))
     assert diagnose_app(facts) == []
     assert len(fine_inside(facts, [])) == 3
     assert json.dumps(facts.as_dict())

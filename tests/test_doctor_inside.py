@@ -118,13 +118,21 @@ def test_a_config_that_was_changed_since(make_app: MakeApp) -> None:
 # -- gunicorn ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("variable", "value"), [("WEB_CONCURRENCY", "3"), ("GUNICORN_CMD_ARGS", "-w 3 --threads=9")])
+@pytest.mark.parametrize(("variable", "value"), [("WEB_CONCURRENCY", "3"), ("GUNICORN_CMD_ARGS", "-w 3 --threads=99")])
 def test_several_processes_without_redis(
     variable: str, value: str, make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
     app, _ = make_app(**KEY)
     check(app, "separate_processes", "fault", variable, "SSE_BACKEND", "3 processes")
+
+
+def test_few_threads_that_streams_hold(make_app: MakeApp) -> None:
+    Path("gunicorn.conf.py").write_text('worker_class = "gthread"\nthreads = 16\n')
+    app, _ = make_app(**KEY)
+    check(app, "threads", "warning", "16 open tabs", "SSE_TRANSPORT")
+    app, _ = make_app(SSE_TRANSPORT="auto", **KEY)
+    check(app, None)
 
 
 def test_the_file_of_gunicorn_is_read_and_not_run(make_app: MakeApp) -> None:

@@ -15,6 +15,9 @@ from .findings import Finding, fault, warning
 from .flow import diagnose_heartbeat
 from .words import LEAVE_OUT_OF_COMPRESSION, MORE_THREADS, page, status_text
 
+FEW_THREADS = 100
+"""With fewer threads, a site whose streams hold one each is stopped by a few dozen visitors."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GunicornFacts:
@@ -156,6 +159,14 @@ def _of_gunicorn(facts: AppFacts) -> Iterator[Finding]:
             "one_thread",
             f"{gunicorn.where} chooses the worker class `sync`, which serves one request at a time, and "
             '`SSE_TRANSPORT` is "attached": each stream is refused with `sse_busy`, `threads`.',
+            f"{MORE_THREADS} {page('Choose and set up a server')}",
+        )
+    threads = (gunicorn.threads or 1) * (gunicorn.workers or 1)
+    if 1 < threads < FEW_THREADS and not has_one_thread and facts.transport == "attached":
+        yield warning(
+            "threads",
+            f'{gunicorn.where} gives the site {threads} threads, and `SSE_TRANSPORT` is "attached": each open tab '
+            f"holds a thread, so {threads} open tabs stop the site.",
             f"{MORE_THREADS} {page('Choose and set up a server')}",
         )
 

@@ -386,6 +386,11 @@ def process_of(manager: SSEManager) -> ProcessState:
     return manager._process.get()
 
 
+def existing_process_of(manager: SSEManager) -> ProcessState | None:
+    """The same, None if the manager was not used in this process."""
+    return manager._process.existing()
+
+
 class StandIn(Protocol):
     """What makes the process states of managers in a test."""
 

@@ -16,6 +16,7 @@ import pytest
 from flask import Flask, render_template_string
 
 from sse_batcher import SSE, SSEManager, UsageError, stream
+from sse_batcher.manager import existing_process_of
 from sse_batcher.testing import live_server, record
 
 from .kit.browser import chromium
@@ -133,6 +134,13 @@ def test_the_requests_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
         pass
     assert caplog.records == []
     sse.manager.shutdown()
+
+
+def test_a_manager_that_nothing_uses_does_not_begin() -> None:
+    manager = SSEManager()
+    with live_server(lambda environ, start_response: []):
+        pass
+    assert existing_process_of(manager) is None
 
 
 def test_a_plain_wsgi_app_is_served() -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..errors import UsageError
-from ..manager import SSEManager, process_of
+from ..manager import SSEManager, existing_process_of
 from ..manager import managers as all_managers
 from ..runtime.worker import Deadline
 from .stage import current_stage
@@ -71,7 +71,9 @@ def live_server(app: Callable[..., Any]) -> Iterator[str]:
         managers = _managers_of(app)
         deadline = Deadline(END_SECONDS)
         # Before the server ends: the watcher would see that it does, and end the streams later than the block.
-        ended = [process for process in map(process_of, managers) if not process.is_closed]
+        # Only those: the others must not begin, in real time, because of a server that has nothing to do with them.
+        used = [process for process in map(existing_process_of, managers) if process is not None]
+        ended = [process for process in used if not process.is_closed]
         for process in ended:
             process.end_streams()
         for process in ended:

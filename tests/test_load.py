@@ -302,10 +302,11 @@ def test_the_rate_is_a_limit(site: tuple[str, SSE], capsys: pytest.CaptureFixtur
 def test_ctrl_c_prints_what_was_measured_so_far(site: tuple[str, SSE]) -> None:
     url, sse = site
     with started("-m", "sse_batcher", "load", url, "--clients", "5", "--seconds", "60") as process:
+        # For the server they are open. How many of them the command has seen by then is a matter of milliseconds.
         wait_until(lambda: sse.manager.get_stats().clients == 5, "all are open")
         status, out, err = interrupt(process)
     assert status == 130
-    assert re.search(r"streams opened +5 of 5, ", out)
+    assert re.search(r"streams opened +\d of 5, ", out)
     assert "Traceback" not in err
 
 

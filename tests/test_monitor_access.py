@@ -14,7 +14,8 @@ from itsdangerous import Signer
 from werkzeug.test import TestResponse
 
 from sse_batcher import SSE, BackendError, ConfigurationError, SSEManager, UsageError
-from sse_batcher.flask.monitor import HEADERS, MAX_BODY, SKEW_SECONDS, TOKEN_SECONDS, PageTokens
+from sse_batcher.flask.monitor import HEADERS, MAX_BODY, TOKEN_SECONDS, PageTokens
+from sse_batcher.flask.signing import SKEW_SECONDS
 from sse_batcher.monitor import PAGE, page_files
 
 from .kit.clock import Clock

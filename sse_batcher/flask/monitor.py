@@ -25,14 +25,12 @@ from ..runtime.log_fields import log_fields
 from ..transports.server import inspect_server
 from ..transports.watcher import end_connection
 from .access import Access
-from .signing import signer_of
+from .signing import SKEW_SECONDS, signer_of
 
 _log = logging.getLogger("sse_batcher.monitor")
 
 TOKEN_SECONDS = 600
 """How long a token of the page is valid. Its data bring a new one each time."""
-SKEW_SECONDS = 10
-"""How far ahead the clock of another host may be."""
 MAX_BODY = 8_192
 """How many bytes a kick may have. A user has at most 256 characters."""
 MAX_SEARCH = 200

@@ -32,7 +32,7 @@ LAYERS = """
     streams.refusals streams.control streams.client streams.registry streams.departures streams.census streams.hub
     streams.revalidation streams
     backends.kicks backends.memory
-    backends.redis.entries backends.redis.connections backends.redis.presence backends.redis.reader
+    backends.redis.entries backends.redis.connections backends.redis.presence backends.redis.state backends.redis.reader
     backends.redis.archive backends.redis.kicks backends.redis.inspection
     backends.redis.backend backends.redis backends
     signals process_state after_commit manager prometheus

@@ -13,7 +13,7 @@ from sse_batcher import SSE, SSEManager
 from sse_batcher.backends.redis.backend import RedisBackend
 from sse_batcher.backends.redis.connections import connector
 from sse_batcher.backends.redis.presence import GONE_SECONDS, NOTE_SECONDS, Presence
-from sse_batcher.backends.redis.reader import State
+from sse_batcher.backends.redis.state import State
 from sse_batcher.monitor.snapshot import Monitor
 
 from .kit.documents import text_of

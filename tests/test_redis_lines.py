@@ -13,7 +13,7 @@ import redis
 
 from sse_batcher import HistoryOptions, SSEManager
 from sse_batcher.backends.redis.backend import RedisBackend
-from sse_batcher.backends.redis.reader import State
+from sse_batcher.backends.redis.state import State
 from sse_batcher.manager import process_of
 
 from .kit.redisserver import RedisServer, cursor_of, redis_fixture, redis_server, sentinel_of

@@ -210,7 +210,7 @@ def test_from_redis_too_nothing_comes_twice_and_no_hole_is_passed(server: RedisS
 def test_doubles_that_are_forgotten_are_not_passed(
     server: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_batcher.backends.redis.reader.MAX_DUPLICATES", 2)
+    monkeypatch.setattr("sse_batcher.backends.redis.state.MAX_DUPLICATES", 2)
     manager = make(server.url, history=FORGETFUL)
     start = cursor_of(manager)
     ids = [add(server, number) for number in (1, 1, 1, 1, 2, 3)]

@@ -14,7 +14,8 @@ from sse_batcher import BatchOptions
 from sse_batcher.backends.redis.backend import RedisBackend
 from sse_batcher.backends.redis.connections import Link
 from sse_batcher.backends.redis.entries import Entry, Kick, Position, RawEntry, to_fields
-from sse_batcher.backends.redis.reader import Keys, Reader, State
+from sse_batcher.backends.redis.reader import Reader
+from sse_batcher.backends.redis.state import Keys, State
 from sse_batcher.event import EVERY_USER, Batch, Event
 from sse_batcher.manager import process_of
 from sse_batcher.streams.history import ResumePoint

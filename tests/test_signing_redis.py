@@ -16,8 +16,8 @@ from flask import Flask
 
 from sse_batcher import SSE, BackendError
 from sse_batcher.backends.kicks import MAX_TOKEN_SECONDS
-from sse_batcher.backends.redis import reader
-from sse_batcher.backends.redis.reader import State
+from sse_batcher.backends.redis import state
+from sse_batcher.backends.redis.state import State
 from sse_batcher.manager import process_of
 
 from .kit.documents import text_of
@@ -195,7 +195,7 @@ def test_an_entry_far_ahead_does_not_move_the_clock_of_tokens(
 
 
 def test_tokens_follow_the_clock_of_redis_if_it_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "CLOCK_SECONDS", 0.0)
+    monkeypatch.setattr(state, "CLOCK_SECONDS", 0.0)
     with redis_server(tmp_path, clock="+0") as server, making(Site) as make:
         site = make(SSE_BACKEND=server.url)
         assert site.status(site.sse.sign()) == 200

@@ -21,7 +21,7 @@ from flask import Flask, got_request_exception
 from werkzeug.test import EnvironBuilder
 
 from ..backends.redis.connections import connector, errors, understood
-from ..backends.redis.reader import Keys
+from ..backends.redis.state import Keys
 from ..doctor.client import ANY_CODING, Target, json_object, printable_headers
 from ..doctor.command import Report
 from ..doctor.facts import Answer, FirstBlock

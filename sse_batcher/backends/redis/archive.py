@@ -14,7 +14,7 @@ from ...streams.history import ResumePoint, Slice
 from ...wire import Frame, Position
 from .connections import Link, SharedLink
 from .entries import RawEntry, Unreadable, audience_of, before, id_of, numbers, read_fields
-from .reader import Keys, State
+from .state import Keys, State
 
 ENTRIES_PER_SLICE = 64
 """How many entries one call asks for."""

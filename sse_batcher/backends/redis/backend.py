@@ -30,7 +30,8 @@ from .connections import Link, connector, errors, is_exhausted, pauses, understo
 from .entries import START, Entry, Kick, numbers, to_fields
 from .inspection import Inspection
 from .kicks import RedisKicks
-from .reader import Keys, Reader, State
+from .reader import Reader
+from .state import Keys, State
 
 _log = logging.getLogger("sse_batcher.backends.redis")
 

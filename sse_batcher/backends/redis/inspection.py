@@ -29,7 +29,8 @@ from .entries import (
     value_of,
 )
 from .presence import count_present
-from .reader import BLOCK_MS, ENTRIES_PER_READ, Keys
+from .reader import BLOCK_MS, ENTRIES_PER_READ
+from .state import Keys
 
 _CURSOR = re.compile(r"([0-9a-f]{8})-([0-9]{1,20})-([0-9]{1,20})(?:-1|(\.[0-9]{1,9}))?", re.ASCII)
 

@@ -127,7 +127,8 @@ def measure(subjects: list[Subject], clients: int) -> None:
     take_turns(subjects, Subject.single)
     # The same pauses for all: what a burst costs depends on how long the machine has done something else.
     every = max((subject.interval or 0 for subject in subjects), default=0)
-    take_turns(subjects, lambda subject: subject.run(SECONDS / 4, every))
+    # Many short runs: what disturbs one of them for a moment must not move the median.
+    take_turns(subjects, lambda subject: subject.run(SECONDS / 8, every), rounds=2 * ROUNDS)
     if clients == FLOODED:
         take_turns(subjects, Subject.flood, rounds=3)
     ours = [subject for subject in subjects if subject.result.kind.ours]

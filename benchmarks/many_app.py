@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -99,6 +100,11 @@ def create_app() -> Flask:
             "median_us": statistics.median(took),
             "dumps_us": statistics.median(microseconds(json.dumps, group) for group in groups),
         }
+
+    @app.get("/threads")
+    def threads() -> dict[int, str]:
+        """The names of all threads, by the system's number."""
+        return {thread.native_id or 0: thread.name for thread in threading.enumerate()}
 
     @app.get("/burn")
     def burn() -> str:

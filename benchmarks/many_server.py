@@ -109,6 +109,10 @@ class Server:
             raise ServerError(f"{method} {path}: {response.status}")
         return body
 
+    def get(self, path: str) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.request("GET", path))
+        return answer
+
     def post(self, path: str) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(self.request("POST", path))
         return answer
@@ -135,16 +139,17 @@ class Server:
     def cpu(self) -> float:
         """Microseconds of CPU that its processes have taken so far, all threads, user and system."""
         # ~pid << 3 | 2 is the kernel's name for that clock; /proc has the same in steps of 10 ms.
-        return sum(time.clock_gettime_ns(~pid << 3 | 2) for pid in self._pids()) / 1e3
+        return sum(time.clock_gettime_ns(~pid << 3 | 2) for pid in self.pids()) / 1e3
 
     def rss(self) -> int:
         """Bytes in memory, of all processes."""
-        return sum(int(_status(pid, "VmRSS").split()[0]) for pid in self._pids()) * 1024
+        return sum(int(_status(pid, "VmRSS").split()[0]) for pid in self.pids()) * 1024
 
     def threads(self) -> int:
-        return sum(int(_status(pid, "Threads")) for pid in self._pids())
+        return sum(int(_status(pid, "Threads")) for pid in self.pids())
 
-    def _pids(self) -> list[int]:
+    def pids(self) -> list[int]:
+        """Of all its processes."""
         pids = [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
         return [pid for pid in pids if _group(pid) == self._process.pid]
 

@@ -55,6 +55,12 @@ A poll releases the GIL for an instant. Another thread that waits for the GIL ca
 switch interval (5 ms) starts again from zero. So it gets the GIL in the pauses of the `GilYielder`, and does not take
 it by force in between."""
 
+GATHER_SECONDS = 0.002
+"""After streams were handed over, how long the loop lets further ones come before it looks at them, in seconds.
+
+Otherwise, while many streams open, each one would wake the loop's thread, which then competes with the threads of the
+server for the GIL. Everything else wakes it at once."""
+
 MAX_KEPT_BYTES = 67_108_864
 """Maximum number of bytes, in all, that are kept for single clients until their sockets take them."""
 
@@ -86,6 +92,9 @@ class Loop:
     - `_rung` is True while the bell (an eventfd in the epoll) has been rung and not yet heard. `post` appends its note
       before it reads the flag, and `turn` clears the flag before it looks at the inbox, so no note is overlooked.
       Harmless race: two threads may both ring.
+    - `_gathers` is True while the loop looks at its inbox within `GATHER_SECONDS` anyway, so that `adopt` need not ring.
+      Only the thread writes it. As above, `adopt` appends its note before it reads the flag, and `turn` clears the flag
+      before it looks at the inbox.
     - `_parked` is True while the thread does not exist or is about to end. Only the thread writes it, so that an
       interrupted caller cannot leave it wrong. The thread looks for work after it has set it, and callers read it after
       they have added work, so either the thread goes on or the caller starts another one. Harmless race: both do.
@@ -128,6 +137,8 @@ class Loop:
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._bell, select.EPOLLIN)
         self._rung = False
+        self._gathers = False
+        self._gathered_at = 0.0  # when that ends
         self.counts = LoopCounts()
         """By how much it was late, and its pauses, for the counters of all hubs."""
         self._yielder = GilYielder(clock, counts=self.counts)
@@ -171,9 +182,14 @@ class Loop:
 
     def adopt(self, adoption: Adoption) -> None:
         """Take over this stream. Never blocks. Any thread."""
-        self.post(adoption)
+        self._inbox.append(adoption)
+        if not (self._gathers or self._rung):  # after the note: see the class
+            self._rung = True
+            os.eventfd_write(self._bell, 1)
+        if self._parked:
+            self.can_run()
 
-    def post(self, item: Adoption | Task) -> None:
+    def post(self, item: Task) -> None:
         """Let the loop's thread serve this soon. Never blocks. Any thread."""
         self._inbox.append(item)
         # After the note. The thread clears the flag before it looks at the notes, so if the flag is still set, the
@@ -269,7 +285,8 @@ class Loop:
         """Wait up to `timeout` seconds for something to do, and do some of it."""
         busy = self.is_busy
         # Not longer than until the next tick, so that the tick is late only if something keeps the loop from it.
-        happened = self._epoll.poll(0 if busy else max(0.0, min(timeout, self._next_tick - self.clock())))
+        until = min(self._next_tick, self._gathered_at) if self._gathers else self._next_tick
+        happened = self._epoll.poll(0 if busy else max(0.0, min(timeout, until - self.clock())))
         if not happened:
             self._rung = False  # in case a caller was interrupted between setting the flag and ringing
         if not busy:
@@ -280,11 +297,7 @@ class Loop:
                 self._rung = False
             else:
                 self._handle_events(self.clients[fd], events)
-        while self._inbox:
-            item = self._inbox.popleft()
-            task = self._take_in(item) if isinstance(item, Adoption) else item
-            if task is not None:
-                self._running.append((task, task.serve()))
+        self._take_notes()
         for feed in list(self.feeds.values()):
             feed.read_ahead()
         now = self.clock()
@@ -318,6 +331,22 @@ class Loop:
                 client.check(now)
             except Exception:
                 self.close_failed(client)
+
+    def _take_notes(self) -> None:
+        """Take in what other threads have left in the inbox."""
+        self._gathers = adopted = False
+        while self._inbox:
+            item = self._inbox.popleft()
+            if isinstance(item, Adoption):
+                adopted = True
+                task = self._take_in(item)
+            else:
+                task = item
+            if task is not None:
+                self._running.append((task, task.serve()))
+        if adopted:
+            self._gathered_at = self.clock() + GATHER_SECONDS
+            self._gathers = True
 
     def _is_idle(self) -> bool:
         return not (self.clients or self.is_busy or self._attended)

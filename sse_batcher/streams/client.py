@@ -14,7 +14,7 @@ import threading
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from weakref import ref
 
 from ..event import Audience
@@ -71,23 +71,26 @@ class Opening(NamedTuple):
     """The blocks of a snapshot, which come after the first block. The last one has the point as its id."""
 
 
-class Home(NamedTuple):
-    """What all clients of one hub need of it."""
+class Home(Protocol):
+    """What a client needs of its hub."""
 
     options: ClientOptions
     clock: Callable[[], float]
     """Seconds, from any start; never goes backwards."""
     control: ControlBlocks
-    offered: Callable[[], Position]
-    """Returns `Hub.offered`."""
-    catch_up: Callable[[QueueClient], bytes | None]
-    """`Hub.catch_up`."""
-    settle: Callable[[OpenStream], None]
-    """`Hub.settle`."""
-    remove: Callable[[OpenStream, EndReason], None]
-    """`Hub.remove`."""
+    offered: Position
+    """See `Hub.offered`."""
     make_queue: Callable[[], queue.SimpleQueue[Reference | None]]
     """Makes the queue of a client."""
+
+    def catch_up(self, client: QueueClient) -> bytes | None:
+        """See `Hub.catch_up`."""
+
+    def settle(self, stream: OpenStream) -> None:
+        """See `Hub.settle`."""
+
+    def remove(self, stream: OpenStream, reason: EndReason) -> None:
+        """See `Hub.remove`."""
 
 
 def new_queue() -> queue.SimpleQueue[Reference | None]:
@@ -363,7 +366,7 @@ class QueueClient(OpenStream, Client):
         if self.poll:
             self.close()
             return None
-        offered = self._home.offered()  # in this order: what was offered until now is either queued or handed out
+        offered = self._home.offered  # in this order: what was offered until now is either queued or handed out
         if not self._behind and self._bytes_in == self._bytes_out and offered > self.point.position:
             self.point = ResumePoint(offered)
         self._home.settle(self)

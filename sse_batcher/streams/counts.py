@@ -6,7 +6,7 @@ Pure. Each object is written by one thread, the driver of the streams that it co
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from ..stats import Histogram
 
@@ -39,8 +39,15 @@ class Counts:
 
     def add(self, other: Counts) -> None:
         """Add the other's counts to these."""
-        for item in fields(Counts):
-            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+        # Not a loop over the fields, which takes five times as long: this is done for each stream that is detached.
+        self.frames += other.frames
+        self.bytes += other.bytes
+        self.saved_frames += other.saved_frames
+        self.saved_bytes += other.saved_bytes
+        self.overflows += other.overflows
+        self.replays += other.replays
+        self.gaps += other.gaps
+        self.undone += other.undone
 
 
 class Buckets:

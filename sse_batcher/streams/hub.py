@@ -20,7 +20,7 @@ from ..reasons import ByeReason, EndReason, GapReason
 from ..runtime.locks import new_lock
 from ..wire import Frame, Position
 from .census import Census, first_waiting_locked
-from .client import Home, Opening, QueueClient, Reference, new_queue
+from .client import Opening, QueueClient, Reference, new_queue
 from .control import ControlBlocks
 from .counts import LoopCounts
 from .departures import Departures, Farewell
@@ -84,14 +84,14 @@ class Hub:
         make_queue: Callable[[], queue.SimpleQueue[Reference | None]] = new_queue,
     ) -> None:
         self.clock = clock
-        self._options = options
+        self.options = options
         self._slice = options.queue_frames, options.queue_bytes  # the bounds of what is read from the history at once
         self._compress = frozenset(options.compress)
         # Whether a stream was opened that is compressed and has no batches. Never unset.
         self._compress_unbatched = False
         self._cursors = cursors
         self._on_connect = on_connect
-        self._make_queue = make_queue
+        self.make_queue = make_queue
         self._numbers = itertools.count(1)
         # Guards the registry, the history, the dismissals, `closing`, `_closed_for_good` and `_closed_at`. Read without
         # it, each a harmless race: `closing` and the number of open streams, which were true a moment ago; `head` and
@@ -173,7 +173,7 @@ class Hub:
                 self._registry.check_limits(user)
                 opening = self._opening_locked(channels, user, last_event_id, replayed, snapshot)
                 info = ClientInfo(next(self._numbers), channels, user, address=address)
-                client = QueueClient(self._home(), info, opening, batches=batches, poll=poll, gzipped=gzipped)
+                client = QueueClient(self, info, opening, batches=batches, poll=poll, gzipped=gzipped)
                 if opening.point.position == self._history.head and not opening.point.part:
                     client.go_live()
                 self._registry.add(client)
@@ -423,14 +423,6 @@ class Hub:
 
     # -- internal ------------------------------------------------------------------------------------------------------
 
-    def _home(self) -> Home:
-        # Not kept here: its methods would make a cycle, and only the garbage collector would end a dropped hub, and the
-        # reader of Redis with it.
-        return Home(
-            *(self._options, self.clock, self.control, self._offered_position),
-            *(self.catch_up, self.settle, self.remove, self._make_queue),
-        )
-
     def _older(self, channels: tuple[str, ...], point: ResumePoint, user: User | None) -> Slice | None:
         older = self._cursors.replay(channels, point, user)
         now = self._cursors.now()
@@ -438,14 +430,15 @@ class Hub:
             return None
         return older
 
-    def _offered_position(self) -> Position:
-        return self.offered
-
     def _advance_locked(self, stream: OpenStream) -> bool:
         channels, user = stream.channels, stream.info.user
-        if not self._history.covers(channels, stream.point, user):
+        point = stream.point
+        if point.position == self._history.head and not point.part:
+            stream.go_live()  # nearly always so for a new stream, and there is nothing to look for
+            return True
+        if not self._history.covers(channels, point, user):
             return False
-        frames = self._history.read(channels, stream.point, *self._slice, user)
+        frames = self._history.read(channels, point, *self._slice, user)
         if frames:
             stream.read_on(frames)
         else:

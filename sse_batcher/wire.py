@@ -62,9 +62,7 @@ def block(*, event: str, data: str, retry: int | None = None, id: str | None = N
         lines.append(f"retry: {retry}")
     lines.extend(f"data: {line}" for line in _LINE_END.split(data))
     if id is not None:
-        if not _ID.match(id):
-            raise InvalidEventError(f"an id is 1 to 128 of A-Z a-z 0-9 . _ ~ -, not {id[:200]!r}", field="id")
-        lines.append(f"id: {id}")
+        lines.append(f"id: {_checked_id(id)}")
     return _utf8("\n".join(lines) + "\n\n")
 
 
@@ -75,7 +73,21 @@ def comment(text: str = "") -> bytes:
 
 def control(event: str, data: Mapping[str, Any], *, retry: int, id: str | None) -> bytes:
     """Return a control block: ``sse_open``, ``sse_gap``, ``sse_busy`` or ``sse_bye``. `retry` is in milliseconds."""
-    return block(event=event, data=_encode(data), retry=retry, id=id)
+    return encoded_control(event, control_data(data), retry=retry, id=id)
+
+
+def control_data(data: Mapping[str, Any]) -> str:
+    """Return the JSON of a control block, for `encoded_control`."""
+    return _encode(data)
+
+
+def encoded_control(event: str, data: str, *, retry: int, id: str | None) -> bytes:
+    """As `control`. `data` is what `control_data` has returned.
+
+    Of the checks of `block`, only that of the id is made: the rest cannot come from outside.
+    """
+    named = "" if id is None else f"id: {_checked_id(id)}\n"
+    return f"event: {event}\nretry: {retry}\ndata: {data}\n{named}\n".encode()
 
 
 def event_block(event: Event, id: str) -> bytes:
@@ -127,6 +139,12 @@ def _envelope(name: str, values: list[str], reason: BatchReason, timestamp: int)
         f'{{"type":{json.dumps(name)},"batchSize":{len(values)},"events":[{",".join(values)}],'
         f'"reason":"{reason}","timestamp":{timestamp}}}'
     )
+
+
+def _checked_id(id: str) -> str:
+    if not _ID.match(id):
+        raise InvalidEventError(f"an id is 1 to 128 of A-Z a-z 0-9 . _ ~ -, not {id[:200]!r}", field="id")
+    return id
 
 
 def _utf8(text: str) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sized
+from functools import lru_cache
 from typing import Any
 
 from .. import wire
@@ -52,14 +53,10 @@ class ControlBlocks:
         ``sse_gap`` if the client has `missed` something, else ``sse_open``. `named`: with the point as its id. `poll`:
         the stream is a poll, so the client comes back often.
         """
-        data: dict[str, Any] = {"heartbeat": self._heartbeat}
-        if channels is not None:
-            data["channels"] = channels
         id = self._id(point) if named else None
-        if missed is not None:
-            data["reason"] = missed
         retry = self._poll_retry_ms() if poll else self._retry_ms(missed)
-        return wire.control("sse_open" if missed is None else "sse_gap", data, retry=retry, id=id)
+        data = _opening_data(self._heartbeat, channels, missed)
+        return wire.encoded_control("sse_open" if missed is None else "sse_gap", data, retry=retry, id=id)
 
     def bye(self, point: ResumePoint, reason: ByeReason, *, named: bool = True) -> bytes:
         """Make the last block of a stream. `named`: with the point as its id."""
@@ -87,3 +84,14 @@ class ControlBlocks:
         # From 500, since Firefox knows no less. A broadcast ends all polls at once: the more there are, the longer the
         # time over which their return has to be spread.
         return self._retry_option or random.randint(500, 1_000 + len(self._open_polls))
+
+
+@lru_cache(maxsize=256)
+def _opening_data(heartbeat: float, channels: tuple[str, ...] | None, missed: GapReason | None) -> str:
+    """Return the JSON of the first block of a stream. Nearly all streams of a process have one of few."""
+    data: dict[str, Any] = {"heartbeat": heartbeat}
+    if channels is not None:
+        data["channels"] = channels
+    if missed is not None:
+        data["reason"] = missed
+    return wire.control_data(data)

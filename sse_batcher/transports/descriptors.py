@@ -19,9 +19,9 @@ from ..runtime.process import PerProcess
 
 _log = logging.getLogger("sse_batcher.descriptors")
 
-RECOUNT_FACTOR = 50
-"""The file descriptors are not counted again for this many times as long as counting them took. Before Linux 6.2,
-counting 10,000 takes 9 ms."""
+RECOUNT_FACTOR = 500
+"""The file descriptors are not counted again for this many times as long as counting them took, which is 1 to 2 ms.
+Before Linux 6.2, counting 10,000 takes 9 ms."""
 
 MAX_RECOUNT_SECONDS = 0.5
 """They are counted again after this time in any case: a thread that has to wait for the GIL while it counts seems to

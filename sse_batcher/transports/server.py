@@ -84,7 +84,8 @@ def inspect_server(environ: Mapping[str, Any]) -> ServerInfo:
     for find in (_gunicorn, _werkzeug, _waitress, _uwsgi, _mod_wsgi, _cheroot):
         server = _ask(partial(find, environ))
         if isinstance(server, ServerInfo):
-            return server._replace(obstacle=_obstacle(environ, server))
+            obstacle = _obstacle(environ, server)
+            return server._replace(obstacle=obstacle) if obstacle else server
     return ServerInfo("", None, None, _stopping())
 
 
@@ -115,27 +116,60 @@ def _gunicorn(environ: Mapping[str, Any]) -> ServerInfo | None:
     connection = environ.get("gunicorn.socket") or environ.get("gunicorn.sock")  # sock: gevent_pywsgi
     if connection is None:
         return None
-    worker = _gunicorn_worker()
-    kind = _gunicorn_kind(worker)
-    threads = {
-        "sync": 1,
-        "gthread": _get(worker, "cfg", "threads"),
-        "gevent": _get(worker, "cfg", "worker_connections"),
-        "eventlet": _get(worker, "cfg", "worker_connections"),
-    }.get(kind)
-    is_stopping = _stopping(lambda: worker is not None and worker.alive is False, lambda: _has_lost_its_arbiter(worker))
+    known = _gunicorn_facts.of(_gunicorn_worker())
     # Not read from SERVER_PROTOCOL, which a client that speaks HTTP/1 can choose.
-    http2 = any(key.startswith("gunicorn.http2.") for key in environ)
-    lets_go = kind in {"sync", "gthread"} and _is_plain(connection) and not http2
+    http2 = bool([key for key in environ if key.startswith("gunicorn.http2.")])
     return ServerInfo(
-        f"gunicorn {kind}".strip(),
+        known.name,
         _fileno(connection),
-        _count(threads),
-        is_stopping,
-        lets_go,
-        max_requests=_count(_get(worker, "cfg", "max_requests")),
+        known.threads,
+        known.is_stopping,
+        known.kind in {"sync", "gthread"} and _is_plain(connection) and not http2,
+        max_requests=known.max_requests,
         http2=http2,
     )
+
+
+class _GunicornFacts(NamedTuple):
+    """What is the same for all requests of a worker of gunicorn."""
+
+    kind: str
+    name: str
+    threads: int | None
+    max_requests: int | None
+    is_stopping: Callable[[], bool]
+
+    @classmethod
+    def find(cls, worker: Any) -> _GunicornFacts:
+        kind = _gunicorn_kind(worker)
+        threads = {
+            "sync": 1,
+            "gthread": _get(worker, "cfg", "threads"),
+            "gevent": _get(worker, "cfg", "worker_connections"),
+            "eventlet": _get(worker, "cfg", "worker_connections"),
+        }.get(kind)
+        is_stopping = _stopping(
+            lambda: worker is not None and worker.alive is False, lambda: _has_lost_its_arbiter(worker)
+        )
+        max_requests = _count(_get(worker, "cfg", "max_requests"))
+        return cls(kind, f"gunicorn {kind}".strip(), _count(threads), max_requests, is_stopping)
+
+
+class _KeptFacts:
+    """Keeps the facts about the worker of the newest request, since a process has one. Any thread, without a lock."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Any, _GunicornFacts] | None = None
+
+    def of(self, worker: Any) -> _GunicornFacts:
+        """Return the facts about this worker; None: it is unknown."""
+        kept = self._kept  # read once: another thread may replace it
+        if kept is None or kept[0] is not worker or worker is None:
+            kept = self._kept = worker, _GunicornFacts.find(worker)
+        return kept[1]
+
+
+_gunicorn_facts = _KeptFacts()
 
 
 def _gunicorn_worker() -> Any:

@@ -82,6 +82,21 @@ def stream(
     except InvalidEventError as error:
         process_of(manager).refusals.add("bad_request")
         return _text("400 Bad Request", f"{error}\n")
+    return checked_stream(manager, environ, names, snapshot, name, ticket)
+
+
+def checked_stream(
+    manager: SSEManager,
+    environ: Mapping[str, Any],
+    names: tuple[str, ...],
+    snapshot: Callable[[], Iterable[tuple[str, Any]]] | None,
+    name: str | int | None,
+    ticket: int | None,
+) -> tuple[str, list[tuple[str, str]], Iterable[bytes]]:
+    """As `stream`, for channels and a user that were checked."""
+    method = environ.get("REQUEST_METHOD", "GET")
+    if method not in {"GET", "HEAD"}:
+        return _other_method(method)
     process = process_of(manager)
     headers, gzipped = _coding(process, environ, names, name)
     if method == "HEAD":
@@ -235,7 +250,10 @@ def _query(environ: Mapping[str, Any], *names: str) -> str | None:
 
     Only that value is decoded: any client may send a long query, and the framework has decoded all of it already.
     """
-    query = "&" + environ.get("QUERY_STRING", "")
+    query = environ.get("QUERY_STRING", "")
+    if not query:
+        return None  # usual, and so not worth a look for each name
+    query = "&" + query
     values = (query.partition(f"&{name}=")[2].partition("&")[0] for name in names)
     return next((unquote_plus(value) for value in values if value), None)
 

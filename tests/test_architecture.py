@@ -26,7 +26,8 @@ ROOT = Path(sse_batcher.__file__).parent
 # A module imports only what stands before it. Each module has its place here, and so has the package itself.
 LAYERS = """
     errors encoding reasons event functions options wire parser stats
-    runtime.log_fields runtime.process runtime.locks runtime.log_once runtime.worker runtime.app_thread runtime
+    runtime.dropped runtime.log_fields runtime.process runtime.locks runtime.log_once runtime.worker runtime.app_thread
+    runtime
     batching.window batching.engine batching.batcher batching
     streams.history streams.dismissals streams.counts streams.roles streams.open_stream
     streams.refusals streams.control streams.client streams.registry streams.departures streams.census streams.hub
@@ -128,6 +129,7 @@ def where(module: str, node: ast.AST) -> str:
 
 def test_the_imports_are_read_as_they_are_meant() -> None:
     assert ours("transports.attached") == {
+        "runtime.dropped",
         "streams.client",
         "transports.descriptors",
         "wire",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ from werkzeug.test import TestResponse
 from sse_batcher import SSE, HistoryOptions, SSEManager, UsageError, stream
 
 from .kit.flask_sites import making
+from .kit.ports import HOST, free_port
 from .kit.sse_parser import EventStreamParser, ServerEvent, parse, take_events
 from .kit.waiting import TIMEOUT
 
@@ -144,6 +147,20 @@ def test_a_template_without_a_request_has_the_cursor_of_now(site: Site) -> None:
     with site.app.app_context():
         site.send(1)
         assert render_template_string(PAGE) == site.manager.cursor()
+
+
+def test_a_page_without_a_cursor_waits_for_no_redis_and_starts_nothing(make_site: Callable[..., Site]) -> None:
+    redis_backend = pytest.importorskip("sse_batcher.backends.redis.backend")
+    site = make_site(SSE_BACKEND=f"redis://{HOST}:{free_port()}")
+    site.app.add_url_rule("/plain", view_func=lambda: "plain")
+    before = threading.enumerate()
+    began = time.monotonic()
+    for _ in range(3):
+        assert site.get("/plain").text == "plain"
+    assert threading.enumerate() == before
+    assert site.get().text == "unknown"  # it was asked for the place, so it is found out for later pages
+    assert time.monotonic() - began < redis_backend.OPEN_SECONDS  # as long as a stream would wait for Redis
+    assert any(thread not in before for thread in threading.enumerate())
 
 
 def test_each_app_has_a_cursor_of_its_own(make_site: Callable[..., Site]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from sse_batcher.manager import process_of
 from sse_batcher.streams.history import MAX_FLOORS
 from sse_batcher.transports.detached import connection as connections
 from sse_batcher.transports.detached import group as groups
-from sse_batcher.transports.detached.loop import LOOP_TICK_SECONDS
+from sse_batcher.transports.detached.loop import GATHER_SECONDS, LOOP_TICK_SECONDS
 from sse_batcher.wire import LAST_CHUNK, Frame, chunk
 
 from .kit.site import Site, Threaded, batched, events, fail, has_ended, numbers, read, read_again
@@ -361,6 +362,74 @@ def test_one_client_that_cannot_be_checked_ends_alone(site: Site, monkeypatch: p
 def test_a_dismissal_counts_each_stream_once(site: Site) -> None:
     site.connect()
     assert [site.hub.dismiss("kicked"), site.hub.dismiss("kicked")] == [1, 0]
+
+
+# -- what wakes it -----------------------------------------------------------------------------------------------------
+
+
+def handed_over(site: Site) -> Any:
+    client = site.delivery.connect()
+    return site.hand_over(client, next(client))
+
+
+def test_streams_that_come_right_after_another_do_not_wake_the_loop_but_are_taken_in(site: Site) -> None:
+    handed_over(site)
+    assert site.loop.epoll.poll(0)
+    site.loop.turn(0)
+    second, third = handed_over(site), handed_over(site)
+    assert not site.loop.epoll.poll(0)
+    site.loop.turn(GATHER_SECONDS)
+    assert read(second).startswith(b"event: sse_open\n")
+    assert read(third).startswith(b"event: sse_open\n")
+    site.loop.turn(0)  # none came since
+    handed_over(site)
+    assert site.loop.epoll.poll(0)
+    site.loop.run()
+
+
+class Polls:
+    """An epoll that notes how long the loop would wait, and calls `meanwhile` instead of waiting."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self.timeouts: list[float] = []
+        self.meanwhile: Callable[[], object] = int
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        self.timeouts.append(timeout)
+        self.meanwhile()
+        return self._epoll.poll(0)
+
+
+def test_the_loop_waits_only_shortly_for_streams_that_do_not_wake_it(make_site: Callable[..., Site]) -> None:
+    polls = Polls()
+    site = make_site(loop={"epoll": polls})
+    handed_over(site)
+    site.loop.turn(0)
+    polls.timeouts.clear()
+    streams: list[Any] = []
+    polls.meanwhile = lambda: streams.append(handed_over(site)) if len(streams) < 2 else None
+    for _ in range(2):
+        site.loop.turn(TIMEOUT)
+        assert read(streams[-1]).startswith(b"event: sse_open\n")
+    polls.meanwhile = int
+    site.loop.turn(TIMEOUT)  # none comes, and it waits for long again
+    site.loop.turn(TIMEOUT)
+    assert polls.timeouts == pytest.approx([GATHER_SECONDS] * 3 + [LOOP_TICK_SECONDS])
+
+
+def test_a_frame_wakes_the_loop_although_it_waits_for_streams(site: Site) -> None:
+    one = site.connect()
+    two = handed_over(site)
+    assert not site.loop.epoll.poll(0)
+    site.delivery.deliver(1, "news", "default")
+    assert site.loop.epoll.poll(0)
+    site.loop.run()
+    assert numbers(one) == ["news"]
+    assert [event.type for event in parse(read(two))] == ["sse_open", "t"]
 
 
 # -- the thread --------------------------------------------------------------------------------------------------------

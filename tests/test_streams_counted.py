@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict, fields
 from typing import Any, get_args
 
 import pytest
@@ -15,6 +16,7 @@ from sse_batcher.errors import BackendError, ClosedError
 from sse_batcher.reasons import EndReason, RefusalReason
 from sse_batcher.stats import ManagerStats
 from sse_batcher.streams.census import LOOKUPS
+from sse_batcher.streams.counts import Counts
 from sse_batcher.streams.history import History
 from sse_batcher.transports.server import ServerInfo
 
@@ -323,3 +325,10 @@ def test_every_reason_is_in_the_json(app: App) -> None:
     answer = app.app.test_client().get("/events/stats").get_json()
     assert set(answer["streams_refused"]) == set(get_args(RefusalReason))
     assert set(answer["streams_closed"]) == set(get_args(EndReason))
+
+
+def test_counts_are_added_with_all_their_fields() -> None:
+    names = [field.name for field in fields(Counts)]
+    counts = Counts(**dict.fromkeys(names, 1))
+    counts.add(Counts(**{name: 10 * number for number, name in enumerate(names)}))
+    assert asdict(counts) == {name: 1 + 10 * number for number, name in enumerate(names)}

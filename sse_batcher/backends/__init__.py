@@ -50,6 +50,10 @@ class Backend(Cursors, Protocol):
     def kicked_until(self, user: User) -> int:
         """Return the stamp up to which tokens of this user are refused. May wait. Raises `BackendError`."""
 
+    @property
+    def known(self) -> bool:
+        """Whether the newest position is known here. Starts nothing, and never waits."""
+
     def is_known(self) -> bool:
         """Return whether the newest position is known here. If not, starts to find it; never waits."""
 

@@ -81,6 +81,7 @@ class MemoryBackend:
     def close(self, timeout: float | None) -> bool:
         return True
 
+    known = True
     silent_for = answered_ago = 0.0
     unread = ignored = 0
     processes: int | None = None

@@ -69,7 +69,9 @@ class Views:
         ``?token=`` is a signed token, which stands for `authorize` and `identify`.
         """
         try:
-            asked = check_channels(request.args.getlist("channel"), may_be_none=True)
+            # Parsing takes 5 µs also if there is nothing to parse.
+            named = request.args.getlist("channel") if request.environ.get("QUERY_STRING") else ()
+            asked = check_channels(named, may_be_none=True)
         except InvalidEventError as error:
             abort(400, str(error))
         ticket = self._notes.ticket()
@@ -120,9 +122,7 @@ class Views:
             self._notes.wait_for_ticket()
 
     def allow_origin(self, response: Response) -> Response:
-        """Called after each request to the blueprint. Refusals of a stream can be read by other origins, too."""
-        if request.endpoint != STREAM_ENDPOINT:
-            return response
+        """Called after each request for a stream. Refusals of a stream can be read by other origins, too."""
         self._count_refusal(response.status_code)
         return self._responder.allow_origin(response)
 
@@ -150,11 +150,13 @@ def create_blueprint(views: Views, monitor: MonitorViews, url_prefix: str) -> Bl
     ]
     _add_routes(blueprint, [Route("", "stream", views.stream), *routes] if url_prefix else routes)
     blueprint.url_value_preprocessor(views.note_ticket)
-    blueprint.after_request(views.allow_origin)
 
     @blueprint.after_request
-    def secure_monitor(response: Response) -> Response:
-        return monitor.secure(response) if (request.endpoint or "").startswith(f"{NAME}.monitor") else response
+    def finish(response: Response) -> Response:
+        endpoint = request.endpoint or ""
+        if endpoint == STREAM_ENDPOINT:
+            return views.allow_origin(response)
+        return monitor.secure(response) if endpoint.startswith(f"{NAME}.monitor") else response
 
     return blueprint
 

@@ -35,6 +35,11 @@ class Cors:
                 option="cors_origins",
             )
 
+    @property
+    def allows_none(self) -> bool:
+        """Whether no other origin may read the stream: then there are no headers."""
+        return not self._origins
+
     def headers(self, origin: str | None, *, preflight: bool = False) -> list[tuple[str, str]]:
         """Return the headers of the response to a request with this ``Origin``. `preflight`: that is OPTIONS."""
         if not self._origins:

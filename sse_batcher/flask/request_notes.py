@@ -19,7 +19,8 @@ class RequestNotes:
 
     They are made before any view or before-request function. A page whose stream goes on from there misses nothing that
     happens while it is made, and a kick counts for a stream that the request is then given. All requests pay for that,
-    so it is done in a WSGI layer around Flask: a before-request function alone would cost seven times as much.
+    so it is done in a WSGI layer around Flask: a before-request function alone would cost seven times as much. Nothing
+    is started for it: with Redis, the reader begins with the first stream or cursor.
     """
 
     def __init__(self, app: Flask, manager: SSEManager) -> None:
@@ -35,9 +36,17 @@ class RequestNotes:
         app.wsgi_app = note  # type: ignore[method-assign]
 
     def cursor(self) -> str:
-        """Return the cursor that stands for the beginning of the request; without a request, for now."""
+        """Return the cursor that stands for the beginning of the request; without a request, for now.
+
+        If the place was not known then, it is found out from now on, for later requests.
+        """
         noted = self._noted()
-        return self._manager.cursor() if noted is None else process_of(self._manager).format(noted[0])
+        if noted is None:
+            return self._manager.cursor()
+        process = process_of(self._manager)
+        if noted[0] is None:
+            process.place()
+        return process.format(noted[0])
 
     def ticket(self) -> int:
         """Return the number after which kicks count for a stream of this request. See `SSEManager.ticket`.

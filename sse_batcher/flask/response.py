@@ -24,7 +24,7 @@ from ..reasons import BusyReason
 from ..runtime.log_fields import log_fields
 from ..runtime.log_once import LogOnce
 from ..wire import HEADERS
-from ..wsgi import last_event_id, script, stream
+from ..wsgi import checked_stream, last_event_id, script
 from .access import Access
 from .cors import Cors
 
@@ -58,9 +58,7 @@ class Responder:
             )
         snapshot = self._access.snapshot(channels, user)
         try:
-            status, headers, body = stream(
-                self._manager, environ, channels, snapshot=snapshot, user=user, ticket=ticket
-            )
+            status, headers, body = checked_stream(self._manager, environ, channels, snapshot, user, ticket)
         except HTTPException:
             raise
         except Exception:
@@ -78,6 +76,8 @@ class Responder:
 
     def allow_origin(self, response: Response) -> Response:
         """Add the headers that let other origins read this response to the current request."""
+        if self._cors.allows_none:
+            return response
         headers = self._cors.headers(request.headers.get("Origin"), preflight=request.method == "OPTIONS")
         for name, value in headers:
             if name == "Vary":

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ..errors import BackendError, ClosedError, TooManyClientsError
 from ..manager import SSEManager, process_of
 from ..reasons import BusyReason, ByeReason
+from ..runtime.dropped import Dropped
 from ..streams.client import QueueClient
 from ..streams.hub import Snapshot
 from ..streams.refusals import refusal_reason
@@ -111,7 +111,7 @@ class AttachedStream(Iterator[bytes]):
         self._watch: Watch | None = None
         self._buffering: BufferingCheck | None = None  # until it has answered
         self._ended = False
-        self._finalizer: weakref.finalize[..., AttachedStream] | None = None
+        self._dropped: Dropped | None = None
 
     def __next__(self) -> bytes:
         client = self._client  # before `_ended`: see the class
@@ -188,8 +188,7 @@ class AttachedStream(Iterator[bytes]):
             raise BusyError(refusal_reason(error)) from None
         self._client = client
         # A middleware may drop this object without closing it, and a signal handler may interrupt `close`.
-        self._finalizer = weakref.finalize(self, client.close)
-        self._finalizer.atexit = False
+        self._dropped = Dropped(self, client.close)
         if asked.resumes and client.missed is not None:
             # What the client has missed was evicted since `resumes` was found out. It reconnects and gets the snapshot.
             raise BusyError("backend")

@@ -194,6 +194,10 @@ class RedisBackend:
 
     # -- clients -------------------------------------------------------------------------------------------------------
 
+    @property
+    def known(self) -> bool:
+        return self._state.known
+
     def is_known(self) -> bool:
         """Return whether the end of the stream is known, where new clients begin. Starts the reader; never waits."""
         if not self._state.known:

@@ -92,9 +92,9 @@ class Loop:
     - `_rung` is True while the bell (an eventfd in the epoll) has been rung and not yet heard. `post` appends its note
       before it reads the flag, and `turn` clears the flag before it looks at the inbox, so no note is overlooked.
       Harmless race: two threads may both ring.
-    - `_gathers` is True while the loop looks at its inbox within `GATHER_SECONDS` anyway, so that `adopt` need not ring.
-      Only the thread writes it. As above, `adopt` appends its note before it reads the flag, and `turn` clears the flag
-      before it looks at the inbox.
+    - `_gathers` is True while the loop looks at its inbox within `GATHER_SECONDS` anyway, so that `adopt` need not
+      ring. Only the thread writes it. As above, `adopt` appends its note before it reads the flag, and `turn` clears
+      the flag before it looks at the inbox.
     - `_parked` is True while the thread does not exist or is about to end. Only the thread writes it, so that an
       interrupted caller cannot leave it wrong. The thread looks for work after it has set it, and callers read it after
       they have added work, so either the thread goes on or the caller starts another one. Harmless race: both do.
@@ -337,11 +337,8 @@ class Loop:
         self._gathers = adopted = False
         while self._inbox:
             item = self._inbox.popleft()
-            if isinstance(item, Adoption):
-                adopted = True
-                task = self._take_in(item)
-            else:
-                task = item
+            adopted = adopted or isinstance(item, Adoption)
+            task = self._take_in(item) if isinstance(item, Adoption) else item
             if task is not None:
                 self._running.append((task, task.serve()))
         if adopted:

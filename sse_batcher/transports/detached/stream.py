@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import select
-import weakref
 from collections.abc import Mapping
 
 from ...manager import SSEManager, process_of
+from ...runtime.dropped import Dropped
 from ...runtime.log_fields import log_fields
 from ...runtime.log_once import LogOnce
 from ...runtime.process import PerProcess
@@ -36,6 +36,7 @@ class DetachedStream(AttachedStream):
         self._begun = False
         self._detaches = True
         self._takeover: TakeOver | None = None
+        self._diverted: Dropped | None = None  # until the take-over is over
         self._prelude = b""
         self._kept = b""  # the part of the first block that the server was not given
 
@@ -43,7 +44,7 @@ class DetachedStream(AttachedStream):
         takeover = self._claim()
         if takeover is not None:
             detached = self._detach(takeover)
-            self._takeover = None  # only now: if this was interrupted, `close` gives the connection back
+            self._forget_takeover()  # only now: if this was interrupted, `close` gives the connection back
             if detached:
                 raise StopIteration
         if self._kept:
@@ -63,7 +64,7 @@ class DetachedStream(AttachedStream):
             takeover = self._claim()
             if takeover is not None:
                 takeover.undo()
-                self._takeover = None
+                self._forget_takeover()
         finally:
             super().close()
 
@@ -73,6 +74,12 @@ class DetachedStream(AttachedStream):
         if takeover is not None:
             loop.get().release(takeover)
         return takeover
+
+    def _forget_takeover(self) -> None:
+        """Call this when the take-over was finished or undone."""
+        self._takeover = None
+        if self._diverted is not None:
+            self._diverted.cancel()
 
     def _hold(self) -> None:
         if not self._detaches:
@@ -94,7 +101,7 @@ class DetachedStream(AttachedStream):
             return block if self._stay() else self._refuse("threads")
         loop.get().attend(self._takeover)
         # A middleware may drop this response without closing it, and answer with another one.
-        weakref.finalize(self, self._takeover.drop).atexit = False
+        self._diverted = Dropped(self, self._takeover.drop)
         self._prelude, self._kept = block[:MAX_PRELUDE_BYTES], block[MAX_PRELUDE_BYTES:]
         return self._prelude
 
@@ -119,8 +126,8 @@ class DetachedStream(AttachedStream):
         # `adopt`.
         adopt(Adoption(hub, self._manager, client, taken, self._request.server))
         self._client, self._ended = None, True
-        if self._finalizer is not None:
-            self._finalizer.detach()  # the stream outlives this object
+        if self._dropped is not None:
+            self._dropped.cancel()  # the stream outlives this object
         return True
 
     def _stay(self) -> bool:
@@ -141,6 +148,7 @@ class DetachPolicy:
 
     def __init__(self) -> None:
         self._log_once = LogOnce(_log)
+        self._told: tuple[str, int | None] | None = None  # of which server it was logged that streams are detached
 
     def detaches(self, server: ServerInfo) -> bool:
         """Return whether the stream of this request can be detached. A `TakeOver` may still find that it cannot."""
@@ -159,6 +167,9 @@ class DetachPolicy:
                 extra=log_fields("stream_stays_attached", obstacle=server.obstacle),
             )
             return False
+        if self._told == (server.name, server.max_requests):
+            return True  # not even the text is made again
+        self._told = server.name, server.max_requests
         text = f"streams are detached from the threads of this {server.name}"
         limit = descriptor_limit()
         if limit is not None:

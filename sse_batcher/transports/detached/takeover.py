@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import NamedTuple
 
 from ...runtime.locks import new_lock
@@ -43,6 +44,12 @@ into a socket's buffer, so the server does not have to wait until the loop reads
 
 MAX_HEAD_BYTES = 16_777_216
 """Maximum size of what the server may write. After that, it finds that the client has hung up."""
+
+READ_BYTES = 65_536
+"""The size of one read from the tap."""
+
+MAX_KNOWN_HEAD_BYTES = 1_024
+"""The largest head that is remembered for the next streams."""
 
 _END_OF_HEAD = b"\r\n\r\n"
 _STATUS = re.compile(rb"HTTP/[1-9](\.\d)? 200[ \r]")
@@ -204,6 +211,12 @@ class TakeOver:
 
     def _find_framing(self, prelude: bytes) -> str | None:
         """Read the tap. Returns what `_framing` returns, and raises `_UnexpectedError` as it does."""
+        with suppress(BlockingIOError):
+            text = self._tap.recv(READ_BYTES)
+            self._read += text
+            # Fewer bytes than asked for are all that there are: such a read takes them however they were written.
+            if 0 < len(text) < READ_BYTES and (found := _framing(self._read, prelude)) is not None:
+                return found
         is_open = self._drain()
         found = _framing(self._read, prelude)
         if found is None and not is_open:
@@ -217,7 +230,7 @@ class TakeOver:
         """
         with suppress(BlockingIOError):
             while len(self._read) <= most:
-                text = self._tap.recv(65_536)
+                text = self._tap.recv(READ_BYTES)
                 if not text:
                     return False
                 self._read += text
@@ -269,19 +282,12 @@ def _framing(text: bytes, prelude: bytes) -> str | None:
         if len(text) > MAX_HEAD_BYTES:
             raise _UnexpectedError
         return None
-    headers = {name.strip().lower(): value.strip().lower() for name, _, value in _fields(head)}
-    encoding = headers.get(b"transfer-encoding", b"")
+    found = _read_head(head)
     coding = b"gzip" if prelude.startswith(GZIP_START) else b"identity"
-    if (
-        not _STATUS.match(head)
-        or not headers.get(b"content-type", b"").startswith(b"text/event-stream")
-        or headers.get(b"content-encoding", b"identity") != coding
-        or b"content-length" in headers
-        or encoding not in {b"", b"chunked"}
-    ):
+    if not found.is_expected or found.coding != coding:
         raise _UnexpectedError
     expected = prelude
-    if encoding:
+    if found.chunked:
         size = _CHUNK_SIZE.match(body)
         if size is None:
             if len(body) > len(b"12345678\r\n"):
@@ -291,7 +297,7 @@ def _framing(text: bytes, prelude: bytes) -> str | None:
             raise _UnexpectedError
         expected = size[0] + prelude + b"\r\n"
     if body == expected:
-        return "chunked" if encoding else "plain"
+        return "chunked" if found.chunked else "plain"
     if not expected.startswith(body):
         raise _UnexpectedError
     return None
@@ -308,10 +314,45 @@ def _closing(text: bytes) -> bytes:
     Otherwise, a proxy that keeps connections open may send its next request before it sees the end, and gets no answer.
     """
     head, end, body = text.partition(_END_OF_HEAD)
+    return _read_head(head).closing + end + body
+
+
+class _Head(NamedTuple):
+    """What the head of a response says."""
+
+    is_expected: bool
+    """Whether it may be that of a stream, whatever the coding of its content is."""
+    coding: bytes
+    """The coding of its content."""
+    chunked: bool
+    closing: bytes
+    """The same head with ``Connection: close``."""
+
+
+def _read_head(head: bytes) -> _Head:
+    """Read a head, without the empty line at its end."""
+    return _read_known_head(head) if len(head) <= MAX_KNOWN_HEAD_BYTES else _read_any_head(head)
+
+
+def _read_any_head(head: bytes) -> _Head:
     first, *lines = head.split(b"\r\n")
-    kept = [line for line in lines if line.partition(b":")[0].strip().lower() not in {b"connection", b"keep-alive"}]
-    return b"\r\n".join([first, *kept, b"Connection: close"]) + end + body
+    fields = [line.partition(b":") for line in lines]
+    headers = {name.strip().lower(): value.strip().lower() for name, _, value in fields}
+    encoding = headers.get(b"transfer-encoding", b"")
+    is_expected = (
+        bool(_STATUS.match(head))
+        and headers.get(b"content-type", b"").startswith(b"text/event-stream")
+        and b"content-length" not in headers
+        and encoding in {b"", b"chunked"}
+    )
+    kept = [
+        line
+        for line, (name, *_) in zip(lines, fields, strict=True)
+        if name.strip().lower() not in {b"connection", b"keep-alive"}
+    ]
+    closing = b"\r\n".join([first, *kept, b"Connection: close"])
+    return _Head(is_expected, headers.get(b"content-encoding", b"identity"), bool(encoding), closing)
 
 
-def _fields(head: bytes) -> list[tuple[bytes, bytes, bytes]]:
-    return [line.partition(b":") for line in head.split(b"\r\n")[1:]]
+# Streams that are opened within a second have the same head, unless they get cookies.
+_read_known_head = lru_cache(maxsize=8)(_read_any_head)

@@ -1,7 +1,8 @@
 """The app that `many.py` measures: ours, attached or detached. `gunicorn 'many_app:create_app()'`.
 
 `MANY_TRANSPORT` is the value of `SSE_TRANSPORT`; ``attached`` sets nothing. `MANY_POLL_WAIT` is that of
-`SSE_POLL_WAIT`. Everything else has its default. A stream with ``user=NUMBER`` in its query belongs to this user.
+`SSE_POLL_WAIT`, `MANY_BACKEND` that of `SSE_BACKEND`. Everything else has its default. A stream with ``user=NUMBER`` in
+its query belongs to this user.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def create_app() -> Flask:
         app.config["SSE_TRANSPORT"] = transport
     if "MANY_POLL_WAIT" in os.environ:
         app.config["SSE_POLL_WAIT"] = float(os.environ["MANY_POLL_WAIT"])
+    if "MANY_BACKEND" in os.environ:
+        app.config["SSE_BACKEND"] = os.environ["MANY_BACKEND"]
     sse = SSE(app)
 
     @sse.authorize

@@ -44,6 +44,29 @@ class Retries(NamedTuple):
     busiest: int
 
 
+class Return(NamedTuple):
+    """What clients saw that came back after the server had closed all of them. Times are from the first attempt."""
+
+    clients: int
+    back: int
+    """Clients that got a stream."""
+    complete: int
+    """Clients that have all events that they had missed."""
+    gaps: int
+    busy: int
+    refused: int
+    """Connections that were refused, or ended before the first block."""
+    back_p50_ms: float
+    back_p99_ms: float
+    back_last_ms: float
+    waited_p50_ms: float
+    """From the time when a client came back until its first block."""
+    waited_p99_ms: float
+    waited_last_ms: float
+    missing: int
+    disordered: int
+
+
 class Ping(NamedTuple):
     asked: int
     connects: int
@@ -101,6 +124,19 @@ class Load:
         publish()
         return Round(**self._answer())
 
+    def note(self) -> None:
+        """Have the clients note what they need to come back. Call this before `connect`."""
+        self._ask("note")
+
+    def return_all(self, first: int, end: int, timeout: float, *, spread: bool) -> Return:
+        """Let all clients come back, which the server has closed, and wait until they have all events up to `end`.
+
+        Each one names the newest event that it had, every other one the batch before. `first` is the first event that
+        came while they were away. `spread`: each after the time that it was told; otherwise all at once.
+        """
+        self._ask(f"return {first} {end} {int(spread)} {timeout * 1_000:.0f}")
+        return Return(**self._answer())
+
     def _ask(self, command: str) -> dict[str, Any]:
         assert self._process.stdin is not None
         try:
@@ -122,10 +158,38 @@ class Load:
 def ping(program: Path, port: int, seconds: float, pause: float = 0.005) -> Ping:
     """How long `/ping` takes over one keep-alive connection, asked from a process of its own."""
     command = [str(program), "ping", str(port), "/ping", str(seconds), str(int(pause * 1e6))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        text = process.stdout.read()  # and then close its stdin, or it would end early
+    if process.returncode:
+        raise LoadError("no answer to /ping")
+    return Ping(**json.loads(text))
+
+
+class Pinging:
+    """Asks for `/ping` again and again, from a process of its own, until `end`. `fresh`: over a new connection each."""
+
+    def __init__(self, program: Path, port: int, *, fresh: bool, pause: float = 0.005, most: float = 600) -> None:
+        command = [str(program), "ping", str(port), "/ping", str(most), str(int(pause * 1e6))]
+        self._process = subprocess.Popen(
+            [*command, "fresh"] if fresh else command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def end(self) -> Ping:
+        """Return what was seen, as soon as the present request is answered."""
+        text, _ = self._process.communicate()
+        if self._process.returncode:
+            raise LoadError("no answer to /ping")
+        return Ping(**json.loads(text))
+
+
+def pages(program: Path, port: int, path: str, count: int) -> float:
+    """Seconds until so many pages were answered, each on a connection of its own, with as many at a time as streams."""
+    command = [str(program), "pages", str(port), path, str(count), str(IN_FLIGHT)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if done.returncode:
-        raise LoadError("no answer to /ping")
-    return Ping(**json.loads(done.stdout))
+        raise LoadError(f"no answer to {path}")
+    return float(json.loads(done.stdout)["seconds"])
 
 
 class LoadError(Exception):

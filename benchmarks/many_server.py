@@ -67,16 +67,34 @@ class Server:
         words = {"port": self.port, "threads": threads, "folder": folder, "here": HERE, **kind.words}
         environment = {name: value.format(**words) for name, value in kind.environment.items()}
         self._log = folder / f"server-{self.port}.log"
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [word.format(**words) for word in kind.command.split()],
-                cwd=folder,
-                env={**os.environ, **_environment(folder), **environment},
+        self._folder = folder
+        self._command = [word.format(**words) for word in kind.command.split()]
+        self._environment = {**os.environ, **_environment(folder), **environment}
+        self._process = self._started()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                self._command,
+                cwd=self._folder,
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # with its workers it is one group, which is measured and killed as one
             )
+
+    def stop(self, *, killed: bool = False) -> None:
+        """Let it end as after a SIGTERM, or kill all of its processes. `start_again` starts it on the same port."""
+        if killed:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        else:
+            self._process.terminate()
+        self._process.wait(timeout=START * 4)
+
+    def start_again(self) -> None:
+        self._process = self._started()
+        self.__enter__()
 
     def __enter__(self) -> Server:
         deadline = time.monotonic() + START

@@ -293,8 +293,8 @@ class SSEManager:
         """Return where the history stands: a client with this `last_event_id` gets everything after this call.
 
         Call this before you read the state that the events are about: then nothing is missed between the two, and at
-        most an event comes twice. Never waits: as long as Redis has not answered this process, the place is not known,
-        and a client that begins there gets ``sse_gap``.
+        most an event comes twice. Never waits: as long as Redis has not answered this process, which asks it for the
+        first stream or cursor, the place is not known, and a client that begins there gets ``sse_gap``.
         """
         process = self._process.get()
         return process.format(process.place())

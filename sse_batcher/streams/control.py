@@ -86,7 +86,7 @@ class ControlBlocks:
         return self._retry_option or random.randint(500, 1_000 + len(self._open_polls))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256, typed=True)  # 15 and 15.0 are equal, and their JSON is not
 def _opening_data(heartbeat: float, channels: tuple[str, ...] | None, missed: GapReason | None) -> str:
     """Return the JSON of the first block of a stream. Nearly all streams of a process have one of few."""
     data: dict[str, Any] = {"heartbeat": heartbeat}

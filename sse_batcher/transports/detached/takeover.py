@@ -331,7 +331,9 @@ class _Head(NamedTuple):
 
 def _read_head(head: bytes) -> _Head:
     """Read a head, without the empty line at its end."""
-    return _read_known_head(head) if len(head) <= MAX_KNOWN_HEAD_BYTES else _read_any_head(head)
+    # Those with cookies do not come again, and are secret.
+    is_kept = len(head) <= MAX_KNOWN_HEAD_BYTES and b"set-cookie" not in head.lower()
+    return _read_known_head(head) if is_kept else _read_any_head(head)
 
 
 def _read_any_head(head: bytes) -> _Head:
@@ -354,5 +356,5 @@ def _read_any_head(head: bytes) -> _Head:
     return _Head(is_expected, headers.get(b"content-encoding", b"identity"), bool(encoding), closing)
 
 
-# Streams that are opened within a second have the same head, unless they get cookies.
+# Streams that are opened within a second have the same head, with the same `Date`.
 _read_known_head = lru_cache(maxsize=8)(_read_any_head)

@@ -318,8 +318,10 @@ class SSEManager:
     def shutdown(self, timeout: float | None = 5.0) -> bool:
         """Refuse further events and clients, deliver what is pending, and end all streams with ``sse_bye``.
 
-        True if within `timeout` seconds (None: no limit) everything was delivered and every stream that another thread
-        iterates has ended. Idempotent. `close` is another name for it, and the end of a ``with`` block calls it.
+        If the server is stopping, many streams end in waves, if the backend is Redis and `timeout` allows it: for 4 s
+        at most. True if within `timeout` seconds (None: no limit) everything was delivered and every stream that
+        another thread iterates has ended. Idempotent. `close` is another name for it, and the end of a ``with`` block
+        calls it.
         """
         return self._process.get().shutdown(timeout)
 

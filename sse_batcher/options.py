@@ -175,7 +175,8 @@ class ClientOptions:
     `retry_ms`
         Milliseconds. How long a browser waits before it connects again. ``None``: a random time for each connection,
         from 1,000 to 2,000 plus one for each open client, so that a restart does not bring all of them back at once;
-        for a poll, from 500 to 1,000 plus one for each open poll.
+        for a stream that ends in one of many waves, from 500 to 1,000; for a poll, from 500 to 1,000 plus one for each
+        open poll.
     `compress`
         Channels whose streams are compressed, for clients that ask for gzip. Each frame is compressed once, for all of
         them. A stream is compressed only if all of its channels are named here and it has no user; broadcasts in it

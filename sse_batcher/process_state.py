@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import logging
 import queue
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from blinker import NamedSignal
 from . import signals
 from .backends import open_backend
 from .batching.batcher import EventBatcher
+from .draining import Draining
 from .encoding import Encode, checked
 from .event import Batch, User
 from .options import BatchOptions, ClientOptions, HistoryOptions
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from .backends import Backend
 
 _log = logging.getLogger("sse_batcher.manager")
-
-DRAIN_SECONDS = 5.0
-"""How long a drain may take to deliver pending events, in seconds."""
 
 REOPEN_SECONDS = 2.0
 """A request that comes at least so many seconds after a drain shows that the server has not stopped."""
@@ -146,8 +143,7 @@ class ProcessState:
         )
         self.is_closed = False
         """Whether it was shut down."""
-        self._draining = False
-        """Whether a drain is under way and has not ended the streams yet. Two drains at once: a harmless race."""
+        self._draining = Draining(self.hub, self.batcher, self.backend, reaches_others=self.reaches_others)
 
     # -- opening and ending streams ------------------------------------------------------------------------------------
 
@@ -240,7 +236,7 @@ class ProcessState:
 
     def unhealthy_reason(self) -> str | None:
         """See `SSEManager.unhealthy_reason`."""
-        if self.hub.closing:
+        if self.hub.refuses:
             return "draining"
         stuck = max(self.batcher.publishing_for, self.backend.silent_for)
         return "backend" if stuck > STUCK_SECONDS else None
@@ -277,32 +273,11 @@ class ProcessState:
         Returns at once. For a server that seems to be stopping and waits for its streams; `reopen` undoes it if the
         server goes on. While a drain is under way, further calls change nothing. If one fails, the next call drains.
         """
-        if self._draining or self.hub.closing is not None:
-            return
-        self._draining = True
-        try:
-            _log.info(
-                "the server seems to be stopping: all streams end",
-                extra=log_fields("draining", clients=self.hub.stream_count()),
-            )
-            try:
-                threading.Thread(target=self.end_streams, name="sse_batcher-drain", daemon=True).start()
-            except RuntimeError:  # no thread can be started at the end of a process
-                self.end_streams()
-        except BaseException:  # of a log handler or a signal handler: nothing is under way
-            self._draining = False
-            raise
+        self._draining.begin()
 
     def end_streams(self) -> None:
         """Deliver what is pending, and let all streams end. Until `reopen`, or `Hub.reopen`, no more are taken."""
-        deadline = Deadline(DRAIN_SECONDS)
-        try:
-            self.batcher.flush_all(deadline.left())
-            self.backend.wait_until_delivered(deadline.left())
-        finally:
-            # Before the streams end: if they open again, the next drain must count.
-            self._draining = False
-        self.hub.close("shutdown", for_good=False)
+        self._draining.end_at_once()
 
     def reopen(self, is_stopping: Callable[[], bool]) -> None:
         """Open streams again after a drain, if the server has gone on. Call this in a request that the server serves.
@@ -311,14 +286,16 @@ class ProcessState:
         this process. The server has gone on if it serves a request some time after the drain and does not say now that
         it is stopping.
         """
-        if self.hub.closing is not None and not is_stopping() and self.hub.reopen(REOPEN_SECONDS):
+        self._draining.note_server(is_stopping)
+        if self.hub.refuses and not is_stopping() and self.hub.reopen(REOPEN_SECONDS):
             _log.info("the server has not stopped: streams open again", extra=log_fields("reopened"))
 
     def shutdown(self, timeout: float | None) -> bool:
         """See `SSEManager.shutdown`."""
         deadline = Deadline(timeout)
         self.is_closed = True
-        delivered = self.batcher.destroy(timeout) and self.backend.wait_until_delivered(deadline.left())
+        self._draining.finish(deadline)
+        delivered = self.batcher.destroy(deadline.left()) and self.backend.wait_until_delivered(deadline.left())
         self.hub.close("shutdown")
         ended = self.hub.wait_until_left(deadline.left())
         closed = self.backend.close(deadline.left())

@@ -31,12 +31,12 @@ LAYERS = """
     batching.window batching.engine batching.batcher batching
     streams.history streams.dismissals streams.counts streams.roles streams.open_stream
     streams.refusals streams.control streams.client streams.registry streams.departures streams.census streams.hub
-    streams.revalidation streams
+    streams.handover streams.revalidation streams
     backends.kicks backends.memory
     backends.redis.entries backends.redis.connections backends.redis.presence backends.redis.state backends.redis.reader
     backends.redis.archive backends.redis.kicks backends.redis.inspection
     backends.redis.backend backends.redis backends
-    signals process_state after_commit manager prometheus
+    signals draining process_state after_commit manager prometheus
     transports.server transports.descriptors transports.watcher
     transports.attached transports.detached.sending transports.detached.takeover
     transports.detached.connection transports.detached.group transports.detached.replay transports.detached.feed

@@ -38,6 +38,8 @@ class ControlBlocks:
         self._cursors = cursors
         self._open_streams = open_streams
         self._open_polls = open_polls
+        self.return_ms: tuple[int, int] | None = None
+        """The range of milliseconds that clients wait whose streams end in waves. Set by `Handover`; None: no waves."""
 
     def opening(
         self,
@@ -77,6 +79,8 @@ class ControlBlocks:
             return random.randint(*_RETRY_MS[reason])
         if self._retry_option is not None:
             return self._retry_option
+        if reason == "shutdown" and self.return_ms is not None:
+            return random.randint(*self.return_ms)
         # Browsers add no jitter. And the more clients there are, the longer their return has to be spread.
         return random.randint(1_000, 2_000 + len(self._open_streams))
 

@@ -93,9 +93,10 @@ class Hub:
         self._on_connect = on_connect
         self.make_queue = make_queue
         self._numbers = itertools.count(1)
-        # Guards the registry, the history, the dismissals, `closing`, `_closed_for_good` and `_closed_at`. Read without
-        # it, each a harmless race: `closing` and the number of open streams, which were true a moment ago; `head` and
-        # `ticket`, whose older value only means that more frames, or more dismissals, come after it.
+        # Guards the registry, the history, the dismissals, `closing`, `handover`, `_closed_for_good` and `_closed_at`.
+        # Read without it, each a harmless race: `closing`, `handover` and the number of open streams, which were true a
+        # moment ago; `head` and `ticket`, whose older value only means that more frames, or more dismissals, come after
+        # it.
         self._lock = new_lock() if lock is None else lock
         self._registry = Registry(options)
         self._departures = Departures(self._lock, self._registry, clock, on_disconnect)
@@ -107,6 +108,8 @@ class Hub:
         self.closing: ByeReason | None = None
         """Why no more clients are taken, and all streams end; None while the hub is open. Changed under the lock. Code
         without the lock looks at it once: it may be None again at any moment."""
+        self.handover: list[OpenStream] | None = None
+        """The streams that are still to end, while they end in waves: see `Handover`. None: they do not."""
         self._closed_for_good = False
         self._closed_at = 0.0
         self.control = ControlBlocks(options, cursors, self._registry, self._registry.polls)
@@ -168,7 +171,7 @@ class Hub:
         client: QueueClient | None = None
         try:
             with self._departures, self._lock:
-                if self.closing is not None:
+                if self.refuses:
                     raise ClosedError("this manager was shut down and takes no more clients")
                 self._registry.check_limits(user)
                 opening = self._opening_locked(channels, user, last_event_id, replayed, snapshot)
@@ -241,21 +244,41 @@ class Hub:
         """
         with self._departures, self._lock:
             self.closing = self.closing or reason
+            if self.handover:
+                self.control.return_ms = None  # all that are left end at once, so their return has to be spread
+            self.handover = None  # after `closing`: see `refuses`
             self._closed_for_good = self._closed_for_good or for_good
             self._closed_at = self.clock()
             listeners = self._registry.listeners()
         for listener in listeners:
             listener.end(reason)
 
-    def reopen(self, after: float) -> bool:
-        """Take clients again, if the hub was closed at least `after` seconds ago, and not for good.
+    def hand_over(self) -> list[OpenStream]:
+        """Take no more clients. Return the open streams, which go on; the caller ends them, and takes them out.
 
-        Return whether it was.
+        `close` ends all that are left, and `reopen` takes clients again.
         """
         with self._departures, self._lock:
-            if self.closing is None or self._closed_for_good or self.clock() - self._closed_at < after:
+            if self.closing is not None:
+                return []  # all of them end already
+            self._closed_at = self.clock()
+            self.handover = streams = self._registry.streams()
+            return streams
+
+    @property
+    def refuses(self) -> bool:
+        """Whether no more clients are taken. Takes no lock."""
+        return self.handover is not None or self.closing is not None  # in this order: see `close`
+
+    def reopen(self, after: float) -> bool:
+        """Take clients again, if none were taken for at least `after` seconds, and the hub was not closed for good.
+
+        Return whether that was so.
+        """
+        with self._departures, self._lock:
+            if not self.refuses or self._closed_for_good or self.clock() - self._closed_at < after:
                 return False
-            self.closing = None
+            self.closing = self.handover = self.control.return_ms = None
             return True
 
     def wait_until_left(self, timeout: float | None) -> bool:

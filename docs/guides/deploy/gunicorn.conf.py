@@ -3,5 +3,5 @@
 worker_class = "gthread"
 workers = 1  # more only with Redis (FLASK_SSE_BACKEND)
 threads = 16  # enough, as streams are detached (SSE_TRANSPORT = "auto"); attached, each stream needs one
-graceful_timeout = 10  # seconds that other requests get to finish; streams end within a second
+graceful_timeout = 10  # seconds that other requests get to finish; streams end within 5 s
 control_socket_disable = True  # of gunicorn 25 and later: it would be in the home directory, which services often lack

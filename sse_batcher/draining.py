@@ -1,0 +1,151 @@
+"""Draining: all streams of a process end, because its server is stopping.
+
+Any thread. See "A reload with Redis" in docs/guides/deployment.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .batching.batcher import EventBatcher
+from .runtime.log_fields import log_fields
+from .runtime.worker import Deadline
+from .streams.handover import HANDOVER_SECONDS, WAVE_STREAMS, Handover
+from .streams.hub import Hub
+
+if TYPE_CHECKING:
+    from .backends import Backend
+
+_log = logging.getLogger("sse_batcher.manager")
+
+DELIVER_SECONDS = 5.0
+"""How long a drain may take to deliver pending events, in seconds."""
+
+CLOSE_SECONDS = 1.0
+"""How much of the time of a shutdown is kept for what comes after the streams have ended in waves, in seconds."""
+
+
+class Draining:
+    """Ends the streams of one process.
+
+    `reaches_others`: whether other processes have the same events. Then many streams end in waves: see `Handover`.
+
+    Takes no lock. `_pending` is written by all threads that drain. Two drains at once: a harmless race.
+    """
+
+    def __init__(self, hub: Hub, batcher: EventBatcher, backend: Backend, *, reaches_others: bool) -> None:
+        self._is_stopping: Callable[[], bool] = bool
+        self._hub = hub
+        self._batcher = batcher
+        self._backend = backend
+        self._reaches_others = reaches_others
+        self._pending = False
+        """Whether a drain is under way and has not begun to end the streams."""
+        self._over: threading.Event | None = None
+        """Set when the newest drain has ended all streams. None: there was none."""
+
+    def note_server(self, is_stopping: Callable[[], bool]) -> None:
+        """Note how to find out whether the server of the newest request is stopping."""
+        # Only if it is used: with some servers, it keeps the server alive, and so its app and this object, until the
+        # garbage collector finds them.
+        if self._reaches_others:
+            self._is_stopping = is_stopping
+
+    def begin(self) -> None:
+        """Drain in another thread. Does nothing while a drain is under way. If one fails, the next call drains."""
+        if not self._can_begin():
+            return
+        over = self._start()
+        run = partial(self._run, over, Deadline(None))
+        try:
+            self._log_begin()
+            try:
+                threading.Thread(target=run, name="sse_batcher-drain", daemon=True).start()
+            except RuntimeError:  # no thread can be started at the end of a process
+                run()
+        except BaseException:  # of a log handler or a signal handler: nothing is under way
+            self._pending = False
+            over.set()
+            raise
+
+    def end_at_once(self) -> None:
+        """Deliver what is pending, and let all streams end. Until `Hub.reopen`, no more are taken."""
+        self._deliver(Deadline(DELIVER_SECONDS))
+        self._hub.close("shutdown", for_good=False)
+
+    def finish(self, deadline: Deadline) -> None:
+        """Wait until streams that end in waves have ended, and begin with it if the server is stopping.
+
+        For a shutdown, which then ends the streams that are left. A server may end the process before its streams have
+        noticed that it is stopping.
+        """
+        if not self._reaches_others:
+            return
+        left = deadline.left()
+        # Limited in any case: a signal handler may call this in the middle of the drain that it would wait for.
+        waves = Deadline(DELIVER_SECONDS + HANDOVER_SECONDS if left is None else max(0.0, left - CLOSE_SECONDS))
+        try:
+            if self._can_begin() and self._has_waves() and self._is_stopping():
+                over = self._start()
+                self._log_begin()
+                self._run(over, waves)
+            elif self._over is not None:
+                self._over.wait(waves.left())
+        except BaseException:  # such as a second Ctrl-C
+            self._hub.close("shutdown")
+            raise
+
+    def _can_begin(self) -> bool:
+        return not (self._pending or self._hub.refuses)
+
+    def _has_waves(self) -> bool:
+        return self._reaches_others and self._hub.stream_count() > WAVE_STREAMS
+
+    def _start(self) -> threading.Event:
+        self._pending = True
+        self._over = over = threading.Event()
+        return over
+
+    def _log_begin(self) -> None:
+        _log.info(
+            "the server seems to be stopping: all streams end",
+            extra=log_fields("draining", clients=self._hub.stream_count()),
+        )
+
+    def _run(self, over: threading.Event, deadline: Deadline) -> None:
+        """Deliver what is pending, and let all streams end."""
+        try:
+            try:
+                self._deliver(Deadline(DELIVER_SECONDS) if deadline.left() is None else deadline)
+                handover = Handover(self._hub) if self._has_waves() else None
+            finally:
+                # Before the streams end: if they open again, the next drain must count.
+                self._pending = False
+            if handover is None or self._end_in_waves(handover, deadline):
+                self._hub.close("shutdown", for_good=False)
+        finally:
+            over.set()
+
+    def _deliver(self, deadline: Deadline) -> None:
+        self._batcher.flush_all(deadline.left())
+        self._backend.wait_until_delivered(deadline.left())
+
+    def _end_in_waves(self, handover: Handover, deadline: Deadline) -> bool:
+        """Let the streams end in waves. Return False if the hub was opened again meanwhile."""
+        began = time.monotonic()
+        handover.run(deadline)
+        if not self._hub.refuses:
+            return False
+        seconds = time.monotonic() - began
+        _log.info(
+            "%d streams have ended within %.1f s, a few at a time",
+            handover.ended,
+            seconds,
+            extra=log_fields("handed_over", clients=handover.ended, seconds=round(seconds, 1)),
+        )
+        return True

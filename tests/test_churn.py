@@ -2,17 +2,22 @@
 
 A connection that gets the descriptor of another one must not get its bytes: each answer is its own, and each stream
 goes on where it was.
+
+A test of each server lasts `SECONDS`, at full speed. For a long run at a moderate rate, name the seconds for each of
+the six servers: ``CHURN_SECONDS=600 python -m pytest -m external -s tests/test_churn.py`` takes one hour.
 """
 
 from __future__ import annotations
 
 import http.client
 import itertools
+import os
 import random
 import socket
+import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import pytest
@@ -24,7 +29,9 @@ from .kit.waiting import TIMEOUT, wait_until
 
 pytestmark = pytest.mark.external
 
-SECONDS = 5
+SECONDS = float(os.environ.get("CHURN_SECONDS", "5"))
+PAUSE = 0.1 if "CHURN_SECONDS" in os.environ else 0.0
+"""Seconds between two requests of a client, so that a long run leaves something of the machine to other programs."""
 STREAMS, PAGES = 12, 3
 """How many clients of each sort there are at once."""
 
@@ -36,6 +43,7 @@ class Reader:
         self._response = response
         self._parser = EventStreamParser(strict=True)
         self._last: int | None = None
+        self.events = 0
 
     def read(self, size: int) -> None:
         data = self._response.read1(size)
@@ -48,6 +56,7 @@ class Reader:
                 assert event.type in {"item", "item_batch"}
                 assert self._last is None or number == self._last + 1, f"{number} after {self._last}"
                 self._last = number
+                self.events += 1
 
 
 class Churn:
@@ -58,18 +67,25 @@ class Churn:
         self._server = server
         self._keeps = kind.after_head != "cut"
         self._end = time.monotonic() + SECONDS
+        self._over = threading.Event()
         self._numbers = itertools.count()
 
     def run(self) -> None:
         with ThreadPoolExecutor(STREAMS + PAGES) as pool:
             done = [pool.submit(self._streams, seed) for seed in range(STREAMS)]
             done += [pool.submit(self._pages) for _ in range(PAGES)]
-            for future in done:
-                future.result()
+            try:
+                for future in as_completed(done):
+                    future.result()
+            finally:
+                self._over.set()  # one of them has failed: the others need not go on
+
+    def _goes_on(self) -> bool:
+        return not self._over.wait(PAUSE) and time.monotonic() < self._end
 
     def _streams(self, seed: int) -> None:
         chance = random.Random(seed)
-        while time.monotonic() < self._end:
+        while self._goes_on():
             self._stream(chance)
 
     def _stream(self, chance: random.Random) -> None:
@@ -97,13 +113,14 @@ class Churn:
                 reader = Reader(response)
                 for _ in range(1 if phase == "opened" else chance.randrange(1, 30)):
                     reader.read(chance.choice([1, 37, 4096]))
+                self.counts["events"] += reader.events
             if chance.random() < 0.5:
                 reset(connection)
 
     def _pages(self) -> None:
         """One after the other, on a connection that is kept where the server keeps it."""
         connection = http.client.HTTPConnection(HOST, self._server.port, timeout=TIMEOUT)
-        while time.monotonic() < self._end:
+        while self._goes_on():
             number = str(next(self._numbers))
             connection.request("GET", f"/echo?n={number}")
             response = connection.getresponse()
@@ -122,11 +139,12 @@ def settled(server: Server) -> list[str]:
     return descriptors
 
 
-@pytest.mark.parametrize("name", ["gunicorn", "waitress", "cheroot", "werkzeug", "uwsgi"])
+@pytest.mark.timeout(SECONDS + 3 * TIMEOUT)
+@pytest.mark.parametrize("name", ["gunicorn", "gunicorn-sync-detached", "waitress", "cheroot", "werkzeug", "uwsgi"])
 def test_clients_that_come_and_leave_at_every_moment_cross_nothing_and_leave_nothing(name: str, tmp_path: Path) -> None:
     kind = SERVERS[name]
     command = with_threads(kind.command, 4)
-    with serving_app(command, tmp_path, transport="auto", batch_window=0.02) as server:
+    with serving_app(command, tmp_path, lasting=SECONDS, transport="auto", batch_window=0.02) as server:
         with Stream(server) as stream:
             stream.until("sse_open")
         before = settled(server)
@@ -140,7 +158,7 @@ def test_clients_that_come_and_leave_at_every_moment_cross_nothing_and_leave_not
         # Asked again: a thread of the server may still be about to close the connection of the last request.
         wait_until(lambda: len(settled(server)) <= len(before), "no more descriptors than before", timeout=5)
         stats = server.stats()
-        print(stats)  # noqa: T201
+        print(stats, f"{len(before)} descriptors before, {len(settled(server))} after")  # noqa: T201
         assert stats["undone"] == 0
         assert server.faults() == []
         assert churn.counts["reading"] > 50

@@ -18,11 +18,14 @@ from .waiting import TIMEOUT, wait_until
 
 
 @contextmanager
-def serving_app(command: tuple[str, ...], folder: Path, **config: Any) -> Iterator[Server]:
-    """Run a server with `leavingapp`. `config` is the app's, without its prefix."""
+def serving_app(command: tuple[str, ...], folder: Path, *, lasting: float = 0.0, **config: Any) -> Iterator[Server]:
+    """Run a server with `leavingapp`. `config` is the app's, without its prefix.
+
+    `lasting` says for how many seconds the test keeps it busy, beside what any test takes.
+    """
     command = tuple(argument.replace("serverapp", "leavingapp") for argument in command)
     settings = {f"SSE_{name.upper()}": value for name, value in config.items()}
-    with running(command, folder, CONFIG=json.dumps(settings)) as server, server.watched():
+    with running(command, folder, CONFIG=json.dumps(settings)) as server, server.watched(lasting):
         yield server
 
 

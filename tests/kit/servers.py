@@ -195,9 +195,12 @@ class Server:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     @contextmanager
-    def watched(self) -> Iterator[Server]:
-        """For the time of one test: kill it if that takes too long, so that a client does not wait forever."""
-        timer = threading.Timer(3 * TIMEOUT, self.kill)
+    def watched(self, lasting: float = 0.0) -> Iterator[Server]:
+        """For the time of one test: kill it if that takes too long, so that a client does not wait forever.
+
+        `lasting` is what the test takes by intention, in seconds.
+        """
+        timer = threading.Timer(lasting + 3 * TIMEOUT, self.kill)
         timer.start()
         try:
             yield self

@@ -31,7 +31,6 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 def create_app() -> Flask:
     app = Flask(__name__)
-    app.config["SSE_TRANSPORT"] = "auto"
     sse = SSE(app)
     sse.authorize(lambda channels: channels)
     sse.identify(lambda: request.args.get("user", None, int))

@@ -134,7 +134,7 @@ class BatchOptions:
         return replace(self, max_batch_size=1, mixed=False, leading=False, dedup_key=None, per_type={})
 
 
-TRANSPORTS = ("attached", "auto")
+TRANSPORTS = ("auto", "attached")
 HTTP2 = ("refuse", "allow")
 
 
@@ -167,8 +167,9 @@ class ClientOptions:
         Seconds, up to 86,400. The time between two calls of `revalidate` for the same user, if the app has registered
         it.
     `transport`
-        ``"attached"``: each open stream holds a thread of the server. ``"auto"``: if the server allows it, a stream
-        leaves its thread after the first block, and one thread of this process writes to all such streams.
+        ``"auto"``: if the server allows it, a stream leaves its thread after the first block, and one thread of this
+        process writes to all such streams. Other streams stay attached: they hold a thread each, half of the server's
+        at most, or all except 50 if these are more. ``"attached"``: each open stream holds a thread of the server.
     `poll_wait`
         Seconds, up to 3,600. A poll (a stream that a client has asked for with ``poll=1``) that has got nothing ends
         after this time. The module for browsers takes a poll of more than 60 s for dead.
@@ -196,7 +197,7 @@ class ClientOptions:
     max_clients: int | None = None
     max_clients_per_user: int | None = None
     revalidate_every: float = 30.0
-    transport: str = "attached"
+    transport: str = "auto"
     poll_wait: float = 25.0
     retry_ms: int | None = None
     compress: Iterable[str] = frozenset()

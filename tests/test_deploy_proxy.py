@@ -46,7 +46,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 app = Flask(__name__)
 app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1, x_proto=1)  # as on the page
 app.config.update(
-    SSE_TRANSPORT="auto", SSE_HEARTBEAT=1.0, SSE_BATCH_WINDOW=0.05, SSE_BACKEND=os.environ.get("BACKEND", "memory://")
+    SSE_HEARTBEAT=1.0, SSE_BATCH_WINDOW=0.05, SSE_BACKEND=os.environ.get("BACKEND", "memory://")
 )
 sse = SSE(app)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sse_batcher import BatchOptions, SSEManager
+from sse_batcher import ClientOptions, SSEManager
 from sse_batcher.manager import process_of
 from sse_batcher.transports import open_stream
 from sse_batcher.transports.attached import Request
@@ -63,11 +63,18 @@ def test_max_requests_of_the_server_is_logged_as_a_warning(
 @pytest.mark.parametrize(
     ("info", "why"),
     [
-        ({"name": "gunicorn gevent", "lets_go": False}, "gunicorn gevent does not give plain connections away"),
-        ({"name": "", "lets_go": False}, "this server does not give plain connections away"),
-        ({"name": "uwsgi", "fd": None}, "uwsgi does not give plain connections away"),
+        (
+            {"name": "gunicorn gevent", "lets_go": False},
+            "greenlet of the server each: gunicorn gevent does not serve requests in threads",
+        ),
+        (
+            {"name": "gunicorn gthread", "lets_go": False},
+            "thread of the server each: gunicorn gthread does not give plain connections away",
+        ),
+        ({"name": "", "lets_go": False}, "thread of the server each: this server does not give plain connections away"),
+        ({"name": "uwsgi", "fd": None}, "thread of the server each: uwsgi does not give plain connections away"),
     ],
-    ids=["gevent, or TLS", "unknown", "not shown"],
+    ids=["gevent", "TLS", "unknown", "not shown"],
 )
 def test_streams_of_a_server_that_does_not_let_go_stay_attached_and_it_is_logged_once(
     manager: SSEManager, caplog: pytest.LogCaptureFixture, info: dict[str, Any], why: str
@@ -81,7 +88,7 @@ def test_streams_of_a_server_that_does_not_let_go_stay_attached_and_it_is_logged
                 manager.enqueue("log", 1)
                 assert b"event: log\n" in next(body)
             exchange.close()
-    assert said(caplog) == [("WARNING", f"streams stay attached, and hold a thread of the server each: {why}")]
+    assert said(caplog) == [("INFO", f"streams stay attached, and hold a {why}")]
 
 
 def test_without_epoll_streams_stay_attached_and_it_is_logged_once(
@@ -95,17 +102,18 @@ def test_without_epoll_streams_stay_attached_and_it_is_logged_once(
                 next(body)
                 assert exchange.goes_on(b"")
     ((level, text),) = said(caplog)
-    assert (level, "there is no epoll" in text) == ("WARNING", True)
+    assert (level, "there is no epoll" in text) == ("INFO", True)
     exchange.close()
 
 
-def test_with_transport_attached_the_log_names_transport_auto_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_with_transport_attached_the_log_names_that_option_once(caplog: pytest.LogCaptureFixture) -> None:
     request = Request(("default",), ServerInfo("fake", None, None, lambda: False, lets_go=True))
-    with SSEManager(batching=BatchOptions(batch_window=0)) as manager, caplog.at_level(logging.INFO, LOG):
+    attached = ClientOptions(transport="attached")
+    with SSEManager(clients=attached) as manager, caplog.at_level(logging.INFO, LOG):
         for _ in range(2):
             assert not isinstance(open_stream(manager, request), DetachedStream)
     ((level, text),) = said(caplog)
-    assert (level, 'see transport="auto"' in text) == ("INFO", True)
+    assert (level, 'as transport="attached" asks for' in text) == ("INFO", True)
 
 
 def test_an_undone_take_over_is_logged_once_and_the_next_is_tried(
@@ -144,17 +152,25 @@ def attached(manager: SSEManager) -> Iterator[Attached]:
         exchange.close()
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5, 16])
-def test_streams_that_cannot_be_detached_leave_half_of_the_threads_to_others(
-    manager: SSEManager, attached: Attached, threads: int, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("threads", "for_streams"), [(1, 0), (2, 1), (5, 2), (16, 8), (20, 10), (20, 15)])
+def test_streams_that_cannot_be_detached_leave_threads_to_others(
+    manager: SSEManager,
+    attached: Attached,
+    threads: int,
+    for_streams: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Half of them, or enough if there are many."""
+    if for_streams > threads // 2:
+        monkeypatch.setattr("sse_batcher.transports.attached.FREE_THREADS", threads - for_streams)
     with ExitStack() as stack, caplog.at_level(logging.INFO):
-        bodies = [stack.enter_context(closing(attached(threads))) for _ in range(threads // 2)]
+        bodies = [stack.enter_context(closing(attached(threads))) for _ in range(for_streams)]
         for body in bodies:
             assert next(body).startswith(b"event: sse_open\n")
         for _ in range(3):
             assert reasons(attached(threads)) == [("sse_busy", "threads")]
-        assert transports(manager) == (threads // 2, 0)
+        assert transports(manager) == (for_streams, 0)
         warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
         assert len(warnings) == 1
         assert ("serves one request at a time" in warnings[0]) == (threads == 1)
@@ -198,7 +214,7 @@ def test_with_transport_attached_streams_may_hold_all_threads_unless_there_is_on
         info = ServerInfo("fake", None, threads, lambda: False, lets_go=True)
         return open_stream(manager, Request(("default",), info))
 
-    with SSEManager(batching=BatchOptions(batch_window=0)) as manager, ExitStack() as stack:
+    with SSEManager(clients=ClientOptions(transport="attached")) as manager, ExitStack() as stack:
         assert reasons(attached_stream(manager, 1)) == [("sse_busy", "threads")]
         for _ in range(3):
             body = stack.enter_context(closing(attached_stream(manager, 2)))

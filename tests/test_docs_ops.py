@@ -191,7 +191,7 @@ def test_channels_are_divided_among_streams_of_redis(redis: RedisServer, tmp_pat
 
 @external
 def test_the_command_for_detached_streams_detaches_them(tmp_path: Path) -> None:
-    program = next(text for text in blocks(text_of("guides/scaling"), "python") if "SSE_TRANSPORT" in text)
+    program = next(text for text in blocks(text_of("guides/scaling"), "python") if "SSE_MAX_CLIENTS" in text)
     (tmp_path / "app.py").write_text(LOGS + program)
     with running(gunicorn_of("guides/scaling"), tmp_path) as server, ExitStack() as stack:
         for _ in range(20):  # more than there are threads

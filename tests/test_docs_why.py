@@ -171,8 +171,10 @@ class _Cookies(Stream):
 def test_the_program_for_django_streams_and_holds_no_connection_to_the_database(tmp_path: Path, transport: str) -> None:
     shown = files(text_of("guides/wsgi"))
     programs = {name: shown[name] for name in ("live.py", "views.py", "urls.py")}
-    assert 'transport="auto"' in programs["live.py"]
-    programs["live.py"] = programs["live.py"].replace('transport="auto"', f'transport="{transport}"')
+    assert "transport" not in programs["live.py"]
+    programs["live.py"] = f"from sse_batcher import ClientOptions\n{programs['live.py']}".replace(
+        "SSEManager(\n", f"SSEManager(\n    clients=ClientOptions(transport='{transport}'),\n"
+    )
     programs |= {"settings.py": SETTINGS, "site_urls.py": SITE, "site_wsgi.py": WSGI}
     for name, text in programs.items():
         (tmp_path / name).write_text(text)

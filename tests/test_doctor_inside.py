@@ -67,14 +67,14 @@ def test_a_healthy_app_gets_a_clean_bill_in_words(make_app: MakeApp) -> None:
     status, printed = run(app)
     assert status == 0
     first, fine, end = printed.strip().split("\n\n")
-    assert first == "The app 'shop' in this process: streams at /events; transport 'attached'; backend: memory"
+    assert first == "The app 'shop' in this process: streams at /events; transport 'auto'; backend: memory"
     assert fine.startswith("Fine: the app, with all its middleware, streams at /events; a heartbeat every 15 s")
     assert end == "Nothing is wrong."
 
 
 def test_the_request_in_this_process_logs_nothing(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
-    """No server serves it, so it stays attached, which the library would warn of."""
-    app, _ = make_app(SSE_TRANSPORT="auto", **KEY)
+    """No server serves it, so it stays attached, which the library would log otherwise."""
+    app, _ = make_app(**KEY)
     check(app, None)
     assert "attached" not in caplog.text
 
@@ -129,9 +129,9 @@ def test_several_processes_without_redis(
 
 def test_few_threads_that_streams_hold(make_app: MakeApp) -> None:
     Path("gunicorn.conf.py").write_text('worker_class = "gthread"\nthreads = 16\n')
-    app, _ = make_app(**KEY)
+    app, _ = make_app(SSE_TRANSPORT="attached", **KEY)
     check(app, "threads", "warning", "16 open tabs", "SSE_TRANSPORT")
-    app, _ = make_app(SSE_TRANSPORT="auto", **KEY)
+    app, _ = make_app(**KEY)
     check(app, None)
 
 
@@ -144,14 +144,14 @@ def test_the_file_of_gunicorn_is_read_and_not_run(make_app: MakeApp) -> None:
 @pytest.mark.parametrize("text", ["worker_class = 'sync'\n", "threads = 1\n"])
 def test_the_worker_class_sync(text: str, make_app: MakeApp) -> None:
     Path("gunicorn.conf.py").write_text(text)
-    app, _ = make_app(**KEY)
+    app, _ = make_app(SSE_TRANSPORT="attached", **KEY)
     check(app, "one_thread", "fault", "sync", "SSE_TRANSPORT", "--worker-class gthread")
 
 
 @pytest.mark.parametrize("text", ["worker_class = 'sync'\n", "threads = 1\n"])
 def test_the_worker_class_sync_serves_detached_streams(text: str, make_app: MakeApp) -> None:
     Path("gunicorn.conf.py").write_text(text)
-    app, _ = make_app(SSE_TRANSPORT="auto", **KEY)
+    app, _ = make_app(**KEY)
     check(app, None)
 
 

@@ -72,19 +72,20 @@ def examine(server: Server, *, tls: bool = False, **options: Any) -> Report:
 
 
 def sync(folder: Path) -> Report:
-    with running(gunicorn(), folder) as server:
+    with running(gunicorn(), folder, TRANSPORT="attached") as server:
         return examine(server)
 
 
 def all_threads_taken(folder: Path) -> Report:
-    with running(gunicorn("-k", "gthread", "--threads=3"), folder) as server, ExitStack() as stack:
+    command = gunicorn("-k", "gthread", "--threads=3")
+    with running(command, folder, TRANSPORT="attached") as server, ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(Stream(server)).until("sse_open")
         return examine(server, seconds=1.0)
 
 
 def fewer_threads_than_tabs(folder: Path) -> Report:
-    with running(gunicorn("-k", "gthread", "--threads=2"), folder) as server:
+    with running(gunicorn("-k", "gthread", "--threads=2"), folder, TRANSPORT="attached") as server:
         return examine(server, seconds=1.0)
 
 

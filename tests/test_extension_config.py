@@ -38,7 +38,7 @@ GOOD = {
     "SSE_MAX_CLIENTS": 12,
     "SSE_MAX_CLIENTS_PER_USER": 3,
     "SSE_REVALIDATE_EVERY": 5.0,
-    "SSE_TRANSPORT": "auto",
+    "SSE_TRANSPORT": "attached",
     "SSE_POLL_WAIT": 10.0,
     "SSE_HTTP2": "allow",
     "SSE_RETRY_MS": 500,

@@ -110,7 +110,7 @@ BAD = {
     "max_clients_per_user": [
         (NO_WHOLE_NUMBERS_BUT_NONE, "max_clients_per_user must be a whole number of clients, at least 1, not")
     ],
-    "transport": [([None, True, "", "detached", b"auto"], "transport must be one of 'attached', 'auto', not")],
+    "transport": [([None, True, "", "detached", b"auto"], "transport must be one of 'auto', 'attached', not")],
     "http2": [([None, True, "", "attached", b"allow"], "http2 must be one of 'refuse', 'allow', not")],
     "revalidate_every": [
         (NO_NUMBERS, "revalidate_every must be a number of seconds, not"),
@@ -194,7 +194,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         max_clients=None,
         max_clients_per_user=None,
         revalidate_every=30.0,
-        transport="attached",
+        transport="auto",
         poll_wait=25.0,
         retry_ms=None,
         compress=frozenset(),

@@ -50,7 +50,7 @@ OWN = {("cheroot", "a body to come"), ("gunicorn", "a body to come"), ("gunicorn
 
 @each_server
 def test_odd_requests_leave_threads_to_others(name: str, tmp_path: Path) -> None:
-    with serving_app(COMMANDS[name], tmp_path, transport="auto") as server, ExitStack() as stack:
+    with serving_app(COMMANDS[name], tmp_path) as server, ExitStack() as stack:
         for what, request in ODD.items():
             if (name, what) in OWN:
                 continue
@@ -95,7 +95,7 @@ def half_close(connection: socket.socket) -> None:
 
 @each_server
 def test_clients_that_leave_at_once_leave_nothing_behind(name: str, tmp_path: Path) -> None:
-    with serving_app(COMMANDS[name], tmp_path, transport="auto") as server, ExitStack() as stack:
+    with serving_app(COMMANDS[name], tmp_path) as server, ExitStack() as stack:
         for leave in (socket.socket.close, reset, half_close):
             for _ in range(10):
                 connection = stack.enter_context(connect(server, b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n"))
@@ -113,7 +113,7 @@ def test_clients_that_leave_at_once_leave_nothing_behind(name: str, tmp_path: Pa
 @pytest.mark.parametrize("size", [300_000, 5_000_000])
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "uwsgi"])  # its headers are shorter than that
 def test_a_stream_with_a_long_head_opens_and_needs_no_thread(name: str, size: int, tmp_path: Path) -> None:
-    with serving_app(COMMANDS[name], tmp_path, transport="auto") as server, ExitStack() as stack:
+    with serving_app(COMMANDS[name], tmp_path) as server, ExitStack() as stack:
         request = b"GET /events?head=%d HTTP/1.1\r\nHost: x\r\n\r\n" % size
         connections = [stack.enter_context(connect(server, request)) for _ in range(THREADS)]
         for connection in connections:
@@ -130,7 +130,7 @@ def test_a_stream_with_a_long_head_opens_and_needs_no_thread(name: str, size: in
 
 @pytest.mark.parametrize("name", ["gunicorn", "waitress", "cheroot"])  # the others close after each answer
 def test_a_long_answer_before_a_stream_on_the_same_connection_arrives_whole(name: str, tmp_path: Path) -> None:
-    with serving_app(COMMANDS[name], tmp_path, transport="auto") as server, ExitStack() as stack:
+    with serving_app(COMMANDS[name], tmp_path) as server, ExitStack() as stack:
         for _ in range(4):
             connection = stack.enter_context(socket.socket())
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
@@ -154,7 +154,7 @@ def test_a_long_answer_before_a_stream_on_the_same_connection_arrives_whole(name
 
 @each_server
 def test_a_request_behind_a_stream_is_not_answered_within_it(name: str, tmp_path: Path) -> None:
-    with serving_app(COMMANDS[name], tmp_path, transport="auto") as server:
+    with serving_app(COMMANDS[name], tmp_path) as server:
         request = b"GET /events HTTP/1.1\r\nHost: x\r\n\r\nGET /echo?n=secret HTTP/1.1\r\nHost: x\r\n\r\n"
         with connect(server, request) as connection, connection.makefile("rb") as answer:
             heard = []
@@ -198,7 +198,7 @@ def test_slow_readers_with_old_cursors_need_no_thread_and_get_all(
     command: tuple[str, ...], tmp_path: Path, filled: tuple[str, str]
 ) -> None:
     url, start = filled
-    config = {"backend": url, "history_bytes": 1, "heartbeat": 1, "transport": "auto"}
+    config = {"backend": url, "history_bytes": 1, "heartbeat": 1}
     with serving_app(command, tmp_path, **config) as server, ExitStack() as stack:
         with Stream(server) as stream:
             stream.until("sse_open")

@@ -113,7 +113,7 @@ assert_type(notes_of("ada"), tuple[str, object] | None)
 
 def create_app() -> Flask:
     app = Flask(__name__)
-    app.config.from_mapping(SECRET_KEY="for the example", SSE_BATCH_WINDOW=0.05, SSE_TRANSPORT="auto")
+    app.config.from_mapping(SECRET_KEY="for the example", SSE_BATCH_WINDOW=0.05)
     sse.init_app(app)
 
     @sse.for_app(app).snapshot("team-7")
@@ -186,7 +186,7 @@ def create_manager(backend: str = "memory://") -> SSEManager:
             per_type={"log": {"batch_window": 1.0, "dedup_key": None}, "token": {"join": ""}},
         ),
         clients=ClientOptions(
-            max_clients=100, max_clients_per_user=4, max_stream_age=None, transport="auto", poll_wait=20.0
+            max_clients=100, max_clients_per_user=4, max_stream_age=None, transport="attached", poll_wait=20.0
         ),
         history=HistoryOptions(history_frames=1_000, history_age=3600.0),
         backend=backend,

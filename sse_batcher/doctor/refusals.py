@@ -216,9 +216,9 @@ def _busy_threads(facts: Facts) -> Finding:
     name = server.name if server else "the server of the app"
     return fault(
         "one_thread",
-        f"The app refuses the stream (`sse_busy`, `threads`): {name} serves one request at a time, as gunicorn does "
-        "with its default worker class `sync`, so one open stream would block all other requests. (With "
-        '`SSE_TRANSPORT = "auto"`, it can also mean that streams that cannot be detached hold half of the threads.)',
+        f"The app refuses the stream (`sse_busy`, `threads`), to keep threads for other requests. Either {name} serves "
+        "one request at a time, as gunicorn does with its default worker class `sync`, and `SSE_TRANSPORT` is "
+        '"attached". Or streams cannot be detached: the log of the app says why.',
         f"{MORE_THREADS} {page('Choose and set up a server')}",
     )
 

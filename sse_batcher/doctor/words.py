@@ -12,8 +12,9 @@ from .findings import Finding, fault
 from .software import UNKNOWN, Setting, Software, recognise
 
 MORE_THREADS = (
-    'Set `SSE_TRANSPORT = "auto"`, with which a stream leaves its thread. Or give the server more threads than there '
-    "are open tabs: `--worker-class gthread --threads 200` for gunicorn, `--threads 200` for uWSGI and waitress."
+    'If `SSE_TRANSPORT` is "attached", leave it out: then a stream leaves its thread. Or give the server more threads '
+    "than there are open tabs: `--worker-class gthread --threads 200` for gunicorn, `--threads 200` for uWSGI and "
+    "waitress."
 )
 LEAVE_OUT_OF_COMPRESSION = (
     "Leave `text/event-stream` out of `COMPRESS_MIMETYPES` of Flask-Compress; in Django, leave the view out of "

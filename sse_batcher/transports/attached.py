@@ -47,6 +47,10 @@ class Request(NamedTuple):
 BUFFERED: ByeReason = "buffered"
 """The reason of a stream that ends because it is held back on its way to the client."""
 
+FREE_THREADS = 50
+"""How many threads of a large server are kept for other requests. More requests at a time gain nothing in one process,
+because of the GIL; under gevent, each thread is a greenlet, and there are 1,000."""
+
 LATE_WRITE_SECONDS = 2.0
 """Seconds within which a server that writes in another thread must have written something."""
 
@@ -222,12 +226,13 @@ class AttachedStream(Iterator[bytes]):
 
 def _max_threads(server: ServerInfo, transport: str) -> float:
     """Return how many of the server's threads attached streams may hold."""
-    if server.threads is None:
+    threads = server.threads
+    if threads is None:
         return math.inf
-    if server.threads == 1:
+    if threads == 1:
         return 0
-    # An app that asks for detached streams does not expect that a few attached ones stop the site.
-    return server.threads // 2 if transport == "auto" else math.inf
+    # An app that has not asked for attached streams does not expect that a few of them stop the site.
+    return max(threads // 2, threads - FREE_THREADS) if transport == "auto" else math.inf
 
 
 class BusyError(Exception):

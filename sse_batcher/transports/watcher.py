@@ -212,7 +212,7 @@ class Watcher:
             self._by_fd[fd] = watch
             with suppress(OSError):  # the system's limit of watched descriptors: heartbeats show later that it has left
                 self._epoll.register(fd, select.EPOLLRDHUP)
-        self._warn_if_full(watch.server)
+        self._warn_if_full(watch.server, limit)
         if self._parked:  # after the stream is listed: see the class
             self._next_tick = time.monotonic()  # before `_parked`: see `stalled_for`
             self._parked = False
@@ -305,16 +305,16 @@ class Watcher:
         if stream is not None:
             stream.close()
 
-    def _warn_if_full(self, server: ServerInfo) -> None:
-        """Log once that streams hold most of the server's threads."""
+    def _warn_if_full(self, server: ServerInfo, limit: float) -> None:
+        """Log once that streams hold most of the server's threads, unless `limit` keeps enough for other requests."""
         held, threads = len(self._watches), server.threads
-        if threads is None or held < min(FULL_SHARE * threads, max(2, threads - 1)):
+        if limit < math.inf or threads is None or held < min(FULL_SHARE * threads, max(2, threads - 1)):
             return
         self.log_once.log(
             logging.WARNING,
             "%d of the %d threads of this %s process are held by open streams, one each; when all are, no other "
-            'request is served. Set transport="auto" (SSE_TRANSPORT = "auto"): then streams hold no thread, if that is '
-            "possible. Or give the server more threads, and set max_clients (SSE_MAX_CLIENTS) below their number",
+            'request is served. Leave out transport="attached" (SSE_TRANSPORT): then streams hold no thread, if that '
+            "is possible. Or give the server more threads, and set max_clients (SSE_MAX_CLIENTS) below their number",
             held,
             threads,
             server.name,
@@ -326,9 +326,9 @@ class Watcher:
         if server.threads == 1:
             self.log_once.log(
                 logging.WARNING,
-                "this %s process serves one request at a time: an open stream would block all other requests, so "
-                'clients get sse_busy (threads). Set transport="auto" (SSE_TRANSPORT = "auto"): then streams hold no '
-                "thread, if that is possible. Or give the server threads",
+                "this %s process serves one request at a time: a stream that holds its thread would block all other "
+                'requests, so clients get sse_busy (threads). If transport="attached" (SSE_TRANSPORT) is set, leave it '
+                "out: then streams hold no thread, if that is possible. Or give the server threads",
                 server.name,
                 extra=log_fields("one_thread", server=server.name),
             )

@@ -35,7 +35,7 @@ from .exchange import Exchange, descriptors
 from .sse_parser import EventStreamParser, ServerEvent
 from .waiting import TIMEOUT, wait_until
 
-OPTIONS = ClientOptions(transport="auto", max_clients=20)
+OPTIONS = ClientOptions(max_clients=20)
 LOG = "sse_batcher.transports"
 LARGE = "x" * 1_000_000
 

@@ -93,7 +93,7 @@ class Workshop:
     def app(self, heartbeat: float = QUICK) -> Server:
         with self._lock:
             if heartbeat not in self._apps:
-                app = running(GTHREAD, self._folder_locked("app"), TRANSPORT="auto", HEARTBEAT=str(heartbeat))
+                app = running(GTHREAD, self._folder_locked("app"), HEARTBEAT=str(heartbeat))
                 server = self._apps[heartbeat] = self._stack.enter_context(app)
                 server.stats()  # gunicorn listens before its worker is there: too long before, for some proxies
             return self._apps[heartbeat]
@@ -195,7 +195,7 @@ def documented(name: str, *changes: tuple[str, str], idle: float = 60, heartbeat
 @contextmanager
 def busy_app(workshop: Workshop) -> Iterator[str]:
     """Events come so often that there is no heartbeat."""
-    with running(GTHREAD, workshop.folder("busy"), TRANSPORT="auto", BATCH_WINDOW="0.05") as server:
+    with running(GTHREAD, workshop.folder("busy"), BATCH_WINDOW="0.05") as server:
         server.request("POST", "/publish", (200, 10))
         yield events(server)
 
@@ -239,7 +239,7 @@ def _redis(workshop: Workshop) -> AbstractContextManager[RedisServer]:
 @contextmanager
 def _app_with(redis: RedisServer, workshop: Workshop, *options: str) -> Iterator[Server]:
     command = (*GTHREAD[:-1], *options, GTHREAD[-1])
-    with running(command, workshop.folder("app"), TRANSPORT="auto", BACKEND=redis.url) as server:
+    with running(command, workshop.folder("app"), BACKEND=redis.url) as server:
         server.stats()  # now its worker is there
         yield server
 

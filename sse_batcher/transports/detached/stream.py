@@ -154,9 +154,11 @@ class DetachPolicy:
         """Return whether the stream of this request can be detached. A `TakeOver` may still find that it cannot."""
         refusal = _refusal(server)
         if refusal is not None:
+            # No warning: that costs nothing until threads get scarce, which the watcher warns of.
+            held = "greenlet" if _has_greenlets(server) else "thread"
             self.log_once(
-                logging.WARNING,
-                f"streams stay attached, and hold a thread of the server each: {refusal}",
+                logging.INFO,
+                f"streams stay attached, and hold a {held} of the server each: {refusal}",
                 extra=log_fields("streams_stay_attached", obstacle=refusal),
             )
             return False
@@ -190,11 +192,17 @@ class DetachPolicy:
 
 def _refusal(server: ServerInfo) -> str | None:
     """Return why no stream of this server can be detached; None if streams can."""
+    if _has_greenlets(server):
+        return f"{server.name} does not serve requests in threads"
     if not hasattr(select, "epoll"):
         return "there is no epoll (another system than Linux, or gevent)"
     if not server.lets_go or server.fd is None:
         return f"{server.name or 'this server'} does not give plain connections away"
     return None
+
+
+def _has_greenlets(server: ServerInfo) -> bool:
+    return server.name in {"gunicorn gevent", "gunicorn eventlet"}
 
 
 detach_policy = PerProcess(DetachPolicy)

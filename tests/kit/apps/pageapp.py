@@ -13,7 +13,7 @@ from sse_batcher import SSE
 CASES = Path(__file__).parents[1] / "cases"
 
 app = Flask(__name__)
-app.config.update(SSE_TRANSPORT="auto", SSE_HEARTBEAT=1.0, SSE_BATCH_WINDOW=0.05)
+app.config.update(SSE_HEARTBEAT=1.0, SSE_BATCH_WINDOW=0.05)
 if "BACKEND" in os.environ:
     app.config["SSE_BACKEND"] = os.environ["BACKEND"]
 if "ORIGINS" in os.environ:

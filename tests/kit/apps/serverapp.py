@@ -16,7 +16,7 @@ logging.basicConfig(level=logging.INFO, format="[%(levelname)s] %(name)s: %(mess
 
 app = Flask(__name__)
 app.config.update(
-    SSE_TRANSPORT=os.environ.get("TRANSPORT", "attached"),
+    SSE_TRANSPORT=os.environ.get("TRANSPORT", "auto"),
     SSE_HEARTBEAT=float(os.environ.get("HEARTBEAT", "0.3")),
     SSE_BATCH_WINDOW=float(os.environ.get("BATCH_WINDOW", "0.3")),
     SSE_MAX_BATCH_SIZE=10,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import threading
 import time
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +23,7 @@ from sse_batcher.testing import live_server, record
 
 from .kit.browser import chromium
 from .kit.sse_parser import ServerEvent, parse
+from .kit.waiting import wait_until
 
 BOARD = """<p id=it>
 <script type="module">
@@ -77,6 +80,22 @@ def test_streams_end_in_good_order_with_the_server(transport: str) -> None:
         assert events[-1].json == {"reason": "shutdown"}
     assert not [thread.name for thread in threading.enumerate() if "live_server" in thread.name]
     assert sse.manager.shutdown()
+
+
+@pytest.mark.parametrize("transport", ["attached", "auto"])
+def test_an_app_that_was_served_is_collected_with_its_threads(transport: str) -> None:
+    app, sse = make_app(SSE_TRANSPORT=transport, SSE_HEARTBEAT=0.1)
+    with live_server(app) as url, urllib.request.urlopen(f"{url}/events", timeout=10) as response:
+        while response.readline() != b":\n":  # a heartbeat: the stream was checked
+            pass
+    kept = weakref.ref(sse.manager)
+    del app, sse, response
+
+    def is_collected() -> bool:
+        gc.collect()
+        return kept() is None and not [t.name for t in threading.enumerate() if t.name.startswith("sse_batcher")]
+
+    wait_until(is_collected, "nothing keeps them")
 
 
 def test_the_next_server_has_streams_again() -> None:

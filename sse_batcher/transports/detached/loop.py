@@ -268,6 +268,8 @@ class Loop:
     def work(self) -> float | None:
         """Do one turn, or end if there is nothing left to do. For `Worker`."""
         if self._is_idle():
+            # They would keep managers from being collected, by clients that have left, and by the app of the server.
+            self._round, self._server = iter(()), None
             self._parked = True
             if self._is_idle():
                 return None

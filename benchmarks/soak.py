@@ -58,7 +58,13 @@ def create_app() -> Flask:
     app = Flask(__name__)
     # A small history, which is full before the first quarter is over. And short times, so that each way to notice a
     # client that left has its turn.
-    app.config.update(SSE_HEARTBEAT=0.5, SSE_SEND_TIMEOUT=1.0, SSE_BATCH_WINDOW=0.02, SSE_HISTORY_FRAMES=50)
+    app.config.update(
+        SSE_TRANSPORT=os.environ.get("TRANSPORT", "auto"),
+        SSE_HEARTBEAT=0.5,
+        SSE_SEND_TIMEOUT=1.0,
+        SSE_BATCH_WINDOW=0.02,
+        SSE_HISTORY_FRAMES=50,
+    )
     sse = SSE(app)
     sse.authorize(lambda channels: channels)
     numbers = itertools.count()
@@ -90,10 +96,15 @@ def create_app() -> Flask:
 app = create_app()
 
 
-def start(name: str, port: int, threads: int, folder: str) -> subprocess.Popen[bytes]:
+def start(name: str, port: int, threads: int, folder: str, transport: str) -> subprocess.Popen[bytes]:
     command = COMMANDS[name].format(host=HOST, port=port, bind=f"{HOST}:{port}", threads=threads)
     here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "XDG_RUNTIME_DIR": folder}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{here}:{here.parent}",
+        "XDG_RUNTIME_DIR": folder,
+        "TRANSPORT": transport,
+    }
     # glibc keeps what was freed, in a heap for each few threads, up to that heap's peak: for minutes that looks like a
     # leak. With these it gives back what is large.
     environment |= dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
@@ -234,16 +245,18 @@ def grown(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 # -- the verdict -------------------------------------------------------------------------------------------------------
 
 
-def soak(server: str, seconds: float, rate: float) -> int:
-    threads = int(rate * LIFE[1]) + 20  # more than streams can be open, so that no request waits for one
+def soak(server: str, transport: str, seconds: float, rate: float) -> int:
+    threads = 8
+    if transport == "attached":
+        threads = int(rate * LIFE[1]) + 20  # more than streams can be open, so that no request waits for one
     with socket.create_server((HOST, 0)) as listener:
         port = listener.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        process = start(server, port, threads, folder)
+        process = start(server, port, threads, folder, transport)
         try:
             while process.poll() is None and socket.socket().connect_ex((HOST, port)):
                 time.sleep(0.1)
-            warm_up(port, threads)
+            warm_up(port, int(rate * LIFE[1]))
             before = at_rest(port)
             load, watch = Load(port), Watch(port, seconds)
             watch.start()
@@ -260,7 +273,7 @@ def soak(server: str, seconds: float, rate: float) -> int:
         {name: statistics.median(look[name] for look in looks) for name in SEEN}
         for looks in (watch.looks[:quarter], watch.looks[-quarter:])
     )
-    print(f"{server}, {seconds:g} s, {rate:g} streams a second\n")
+    print(f"{server}, {transport}, {seconds:g} s, {rate:g} streams a second\n")
     print(f"{'':14}{'first quarter':>15}{'last quarter':>15}{'at rest before':>16}{'and after':>11}")
     for name in SEEN:
         print(f"{name:14}{first[name]:15,.0f}{last[name]:15,.0f}{before[name]:16,}{after[name]:11,}")
@@ -281,11 +294,11 @@ def soak(server: str, seconds: float, rate: float) -> int:
     return bool(bad)
 
 
-def warm_up(port: int, threads: int) -> None:
-    """Have the server start all threads that it may have, and fill the history, before anything is measured."""
+def warm_up(port: int, streams: int) -> None:
+    """Open as many streams as there will be, and fill the history, before anything is measured."""
     watch = Watch(port, 4)
     watch.start()
-    Load(port).run(rate=threads * 0.6, seconds=4, life=(2, 2))
+    Load(port).run(rate=streams * 0.6 + 12, seconds=4, life=(2, 2))
     watch.join()
 
 
@@ -294,8 +307,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--rate", type=float, default=50, help="streams opened in a second")
     parser.add_argument("--server", choices=COMMANDS, default="gunicorn")
+    parser.add_argument("--transport", choices=("auto", "attached"), default="auto")
     options = parser.parse_args()
-    return soak(options.server, options.seconds, options.rate)
+    return soak(options.server, options.transport, options.seconds, options.rate)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def test_with_transport_attached_the_log_names_that_option_once(caplog: pytest.L
         for _ in range(2):
             assert not isinstance(open_stream(manager, request), DetachedStream)
     ((level, text),) = said(caplog)
-    assert (level, 'as transport="attached" asks for' in text) == ("INFO", True)
+    assert (level, 'transport="attached" asks for it' in text) == ("INFO", True)
 
 
 def test_an_undone_take_over_is_logged_once_and_the_next_is_tried(

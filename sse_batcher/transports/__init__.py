@@ -25,7 +25,7 @@ def open_stream(manager: SSEManager, request: Request) -> AttachedStream:
         return DetachedStream(manager, request)
     detach_policy.get().log_once(
         logging.INFO,
-        'each stream holds a thread of the server while it is open, as transport="attached" asks for',
+        'each stream holds a thread of the server while it is open: transport="attached" asks for it',
         extra=log_fields("streams_hold_threads"),
     )
     return AttachedStream(manager, request)

@@ -166,7 +166,8 @@ def _measure(site: _Site, address: tuple[str, int], scenario: Scenario, mode: st
 
 
 def _round(site: _Site, address: tuple[str, int], events: list[Happening], mode: str) -> _Round:
-    clients = ClientOptions(compress=[DEFAULT_CHANNEL] if mode == COMPRESSED else ())
+    # Attached, so that each frame is one write: the loop would join frames that come together.
+    clients = ClientOptions(transport="attached", compress=[DEFAULT_CHANNEL] if mode == COMPRESSED else ())
     with SSEManager(batching=MODES[mode], clients=clients) as site.manager, _Reader(address) as reader:
         manager = site.manager
         reader.wait_for(1)  # the first block: from here on the stream is live

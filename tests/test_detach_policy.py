@@ -71,10 +71,9 @@ def test_max_requests_of_the_server_is_logged_as_a_warning(
             {"name": "gunicorn gthread", "lets_go": False},
             "thread of the server each: gunicorn gthread does not give plain connections away",
         ),
-        ({"name": "", "lets_go": False}, "thread of the server each: this server does not give plain connections away"),
         ({"name": "uwsgi", "fd": None}, "thread of the server each: uwsgi does not give plain connections away"),
     ],
-    ids=["gevent", "TLS", "unknown", "not shown"],
+    ids=["gevent", "TLS", "not shown"],
 )
 def test_streams_of_a_server_that_does_not_let_go_stay_attached_and_it_is_logged_once(
     manager: SSEManager, caplog: pytest.LogCaptureFixture, info: dict[str, Any], why: str
@@ -89,6 +88,20 @@ def test_streams_of_a_server_that_does_not_let_go_stay_attached_and_it_is_logged
                 assert b"event: log\n" in next(body)
             exchange.close()
     assert said(caplog) == [("INFO", f"streams stay attached, and hold a {why}")]
+
+
+@pytest.mark.parametrize("name", ["", "mod_wsgi"])
+def test_it_is_a_warning_if_the_server_may_run_out_of_threads(
+    manager: SSEManager, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    with caplog.at_level(logging.INFO, LOG):
+        for _ in range(2):
+            with closing(detached_stream(manager, None, name=name, lets_go=False)) as body:
+                next(body)
+    ((level, text),) = said(caplog)
+    assert level == "WARNING"
+    assert text.startswith("streams stay attached, and hold a thread of the server each: ")
+    assert "SSE_MAX_CLIENTS" in text
 
 
 def test_without_epoll_streams_stay_attached_and_it_is_logged_once(

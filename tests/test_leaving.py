@@ -457,7 +457,8 @@ def test_that_streams_hold_four_fifths_of_the_threads_is_logged_once(tmp_path: P
         stream.until("sse_open")
         return stream
 
-    with serving_app(gunicorn("-k", "gthread", "--threads=10"), tmp_path) as server, ExitStack() as stack:
+    command = gunicorn("-k", "gthread", "--threads=10")
+    with serving_app(command, tmp_path, transport="attached") as server, ExitStack() as stack:
         for _ in range(7):
             open_one()
         assert said() == 0

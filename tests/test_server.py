@@ -115,6 +115,11 @@ def test_of_an_unknown_server_nothing_is_known() -> None:
     assert told(inspect_server({})) == ("", None, None, False)
 
 
+def test_the_server_of_the_standard_library_is_known_by_its_name() -> None:
+    assert told(inspect_server({"SERVER_SOFTWARE": "WSGIServer/0.2 CPython/3.14.0"})) == ("wsgiref", None, None, False)
+    assert told(inspect_server({"SERVER_SOFTWARE": "gunicorn/27.0"})) == ("", None, None, False)
+
+
 class MainThread:
     """The main thread of Python 3.13 and later; of those before if it has `_is_stopped`."""
 

@@ -94,7 +94,7 @@ def test_this_version_shows_no_connection_and_keeps_its_streams(requirement: str
     with serving(kind, tmp_path) as server, server.watched(), Stream(server) as stream:
         stream.until("sse_open")
         assert server.stats()["clients_by_transport"] == {"attached": 1, "detached": 0}
-        assert "[INFO] sse_batcher.transports: streams stay attached" in server.output()
+        assert "[WARNING] sse_batcher.transports: streams stay attached" in server.output()
         server.enqueue(("item", 1))
         stream.until("item")
         assert server.faults() == []

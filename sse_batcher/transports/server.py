@@ -81,7 +81,7 @@ def inspect_server(environ: Mapping[str, Any]) -> ServerInfo:
 
     Raises no exception of its own; a time limit that a signal handler raises passes through.
     """
-    for find in (_gunicorn, _werkzeug, _waitress, _uwsgi, _mod_wsgi, _cheroot):
+    for find in (_gunicorn, _werkzeug, _waitress, _uwsgi, _mod_wsgi, _wsgiref, _cheroot):
         server = _ask(partial(find, environ))
         if isinstance(server, ServerInfo):
             obstacle = _obstacle(environ, server)
@@ -299,6 +299,13 @@ def _mod_wsgi(environ: Mapping[str, Any]) -> ServerInfo | None:
         return None
     # Here, Python's "main thread" is the one that first imported `threading`, so its end means nothing.
     return ServerInfo("mod_wsgi", None, None, _never)
+
+
+def _wsgiref(environ: Mapping[str, Any]) -> ServerInfo | None:
+    """Python's own, which Django's `runserver` is made of. Those that serve streams have a thread for each request."""
+    if not str(environ.get("SERVER_SOFTWARE")).startswith("WSGIServer/"):
+        return None
+    return ServerInfo("wsgiref", None, None, _stopping())
 
 
 # -- stopping ----------------------------------------------------------------------------------------------------------

@@ -23,6 +23,12 @@ from .takeover import MAX_PRELUDE_BYTES, TakeOver
 
 _log = logging.getLogger("sse_batcher.transports")
 
+NEEDS_THREADS = (
+    ". When they hold all of its threads, no other request is served: give it more than you expect streams, and set "
+    "max_clients (SSE_MAX_CLIENTS) below their number"
+)
+"""What is added to the log line if it is unknown how many threads the server has."""
+
 
 class DetachedStream(AttachedStream):
     """A WSGI iterable. If the stream can be detached, the server sees the first block and then the end of the body.
@@ -154,11 +160,13 @@ class DetachPolicy:
         """Return whether the stream of this request can be detached. A `TakeOver` may still find that it cannot."""
         refusal = _refusal(server)
         if refusal is not None:
-            # No warning: that costs nothing until threads get scarce, which the watcher warns of.
+            # Mostly, no warning: this costs nothing until threads get scarce, and then the watcher refuses streams, and
+            # warns. It cannot if it does not know how many threads there are.
             held = "greenlet" if _has_greenlets(server) else "thread"
+            advice = NEEDS_THREADS if _may_run_out_of_threads(server) else ""
             self.log_once(
-                logging.INFO,
-                f"streams stay attached, and hold a {held} of the server each: {refusal}",
+                logging.WARNING if advice else logging.INFO,
+                f"streams stay attached, and hold a {held} of the server each: {refusal}{advice}",
                 extra=log_fields("streams_stay_attached", obstacle=refusal),
             )
             return False
@@ -203,6 +211,11 @@ def _refusal(server: ServerInfo) -> str | None:
 
 def _has_greenlets(server: ServerInfo) -> bool:
     return server.name in {"gunicorn gevent", "gunicorn eventlet"}
+
+
+def _may_run_out_of_threads(server: ServerInfo) -> bool:
+    """Return whether this is a server whose threads may be few, and are not known. Without epoll, it may be gevent."""
+    return server.name in {"", "mod_wsgi"} and hasattr(select, "epoll")
 
 
 detach_policy = PerProcess(DetachPolicy)

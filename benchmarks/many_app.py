@@ -1,8 +1,8 @@
 """The app that `many.py` measures: ours, attached or detached. `gunicorn 'many_app:create_app()'`.
 
-`MANY_TRANSPORT` is the value of `SSE_TRANSPORT`; ``attached`` sets nothing. `MANY_POLL_WAIT` is that of
-`SSE_POLL_WAIT`, `MANY_BACKEND` that of `SSE_BACKEND`. Everything else has its default. A stream with ``user=NUMBER`` in
-its query belongs to this user.
+`MANY_TRANSPORT` is the value of `SSE_TRANSPORT`, ``attached`` by default. `MANY_POLL_WAIT` is that of `SSE_POLL_WAIT`,
+`MANY_BACKEND` that of `SSE_BACKEND`. Everything else has its default. A stream with ``user=NUMBER`` in its query
+belongs to this user.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ dumps = json.JSONEncoder(separators=(",", ":")).encode
 
 def create_app() -> Flask:
     app = Flask(__name__)
-    transport = os.environ.get("MANY_TRANSPORT", "attached")
-    if transport != "attached":
-        app.config["SSE_TRANSPORT"] = transport
+    app.config["SSE_TRANSPORT"] = os.environ.get("MANY_TRANSPORT", "attached")
     if "MANY_POLL_WAIT" in os.environ:
         app.config["SSE_POLL_WAIT"] = float(os.environ["MANY_POLL_WAIT"])
     if "MANY_BACKEND" in os.environ:

@@ -165,7 +165,7 @@ def attached(manager: SSEManager) -> Iterator[Attached]:
         exchange.close()
 
 
-@pytest.mark.parametrize(("threads", "for_streams"), [(1, 0), (2, 1), (5, 2), (16, 8), (20, 10), (20, 15)])
+@pytest.mark.parametrize(("threads", "for_streams"), [(1, 0), (2, 1), (5, 2), (16, 8), (20, 10), (20, 17)])
 def test_streams_that_cannot_be_detached_leave_threads_to_others(
     manager: SSEManager,
     attached: Attached,

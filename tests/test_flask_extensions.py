@@ -130,6 +130,9 @@ def test_streams_that_a_middleware_changes_stay_attached_and_leave_threads_to_pa
         kept = [(stack.enter_context(visitor.ask("events")), EventStreamParser()) for _ in range(THREADS // 2)]
         for stream, parser in kept:
             assert types(stream, parser) == ["sse_open"]
+        visitor.read("enqueue", "POST")
+        for stream, parser in kept:  # a stream that goes on after its first block holds its thread by then
+            assert types(stream, parser) == ["item"]
         for _ in range(STREAMS - len(kept)):  # read to the end: gunicorn waits until the client closes
             with visitor.ask("events") as stream:
                 events = EventStreamParser().feed(stream.read())

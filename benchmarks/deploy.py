@@ -1,7 +1,7 @@
 """What clients and pages notice of a reload and of a stop. `python benchmarks/deploy.py`.
 
 Needs redis-server, and `pip install gunicorn redis`. Linux only. `gunicorn -k gthread` with two workers and 8 threads
-each, Redis, and `SSE_TRANSPORT = "auto"`. One thread drives all clients. They do what an `EventSource` does: they wait
+each, and Redis. One thread drives all clients. They do what an `EventSource` does: they wait
 for the `retry` that they were sent, and come back with their last id. One more process publishes ten events every half
 second. Another one requests a page all the time.
 
@@ -62,7 +62,7 @@ def create_app() -> Flask:
     from sse_batcher import SSE  # noqa: PLC0415
 
     app = Flask(__name__)
-    app.config.update(SSE_BACKEND=os.environ["BENCHMARK_REDIS"], SSE_TRANSPORT="auto")
+    app.config.update(SSE_BACKEND=os.environ["BENCHMARK_REDIS"])
     SSE(app)
     app.add_url_rule("/pid", "pid", lambda: str(os.getpid()))
     app.add_url_rule("/page", "page", lambda: f"page {os.getpid()}")

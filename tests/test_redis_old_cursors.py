@@ -78,7 +78,7 @@ def read_to(response: HTTPResponse, last: Any) -> list[ServerEvent]:
 
 @external
 def test_what_only_redis_has_reaches_detached_streams(server: RedisServer, make: Any) -> None:
-    manager, other = make(server.url, history=FORGETFUL, transport="auto"), make(server.url)
+    manager, other = make(server.url, history=FORGETFUL), make(server.url)
     start = cursor_of(manager)
     send(other, *range(300))
     assert other.flush_all(TIMEOUT)
@@ -94,7 +94,7 @@ def test_what_only_redis_has_reaches_detached_streams(server: RedisServer, make:
 
 @external
 def test_a_detached_stream_outlives_redis_in_the_middle_of_its_replay(server: RedisServer, make: Any) -> None:
-    manager = make(server.url, history=FORGETFUL, transport="auto")
+    manager = make(server.url, history=FORGETFUL)
     start = cursor_of(manager)
     text = "x" * 10_000
     for number in range(600):

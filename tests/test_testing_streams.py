@@ -411,7 +411,7 @@ def test_a_view_of_the_apps_own_has_streams() -> None:
 
 
 def test_detached_streams_are_tested_in_the_same_way() -> None:
-    board = make_board(SSE_TRANSPORT="auto")
+    board = make_board()
     threads = threading.active_count()
     with open_stream(board.client, TEAM) as opened:
         send(board, 1)

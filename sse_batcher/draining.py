@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from .batching.batcher import EventBatcher
@@ -29,13 +28,20 @@ DELIVER_SECONDS = 5.0
 CLOSE_SECONDS = 1.0
 """How much of the time of a shutdown is kept for what comes after the streams have ended in waves, in seconds."""
 
+LOOK_SECONDS = 0.05
+"""How often a shutdown looks whether the streams have ended in waves, in seconds."""
+
+LAST_SECONDS = 0.3
+"""How long a second Ctrl-C waits for the last blocks of streams to be written, in seconds."""
+
 
 class Draining:
     """Ends the streams of one process.
 
     `reaches_others`: whether other processes have the same events. Then many streams end in waves: see `Handover`.
 
-    Takes no lock. `_pending` is written by all threads that drain. Two drains at once: a harmless race.
+    Takes no lock, and waits for none: a signal handler may call `finish` in the middle of any other step. All threads
+    that drain write the attributes. If two of them drain at once, the newer handover counts.
     """
 
     def __init__(self, hub: Hub, batcher: EventBatcher, backend: Backend, *, reaches_others: bool) -> None:
@@ -46,8 +52,8 @@ class Draining:
         self._reaches_others = reaches_others
         self._pending = False
         """Whether a drain is under way and has not begun to end the streams."""
-        self._over: threading.Event | None = None
-        """Set when the newest drain has ended all streams. None: there was none."""
+        self._under_way: object | None = None
+        """Stands for the newest drain, until it has ended all streams."""
 
     def note_server(self, is_stopping: Callable[[], bool]) -> None:
         """Note how to find out whether the server of the newest request is stopping."""
@@ -60,17 +66,18 @@ class Draining:
         """Drain in another thread. Does nothing while a drain is under way. If one fails, the next call drains."""
         if not self._can_begin():
             return
-        over = self._start()
-        run = partial(self._run, over, Deadline(None))
+        drain = self._start()
         try:
             self._log_begin()
             try:
-                threading.Thread(target=run, name="sse_batcher-drain", daemon=True).start()
-            except RuntimeError:  # no thread can be started at the end of a process
-                run()
+                threading.Thread(target=self._run, args=(drain, None), name="sse_batcher-drain", daemon=True).start()
+            except RuntimeError:
+                # No thread can be started at the end of a process. The calling one may be that which writes to all
+                # streams, so there are no waves.
+                self.end_at_once()
+                self._stop(drain)
         except BaseException:  # of a log handler or a signal handler: nothing is under way
-            self._pending = False
-            over.set()
+            self._stop(drain)
             raise
 
     def end_at_once(self) -> None:
@@ -89,15 +96,20 @@ class Draining:
         left = deadline.left()
         # Limited in any case: a signal handler may call this in the middle of the drain that it would wait for.
         waves = Deadline(DELIVER_SECONDS + HANDOVER_SECONDS if left is None else max(0.0, left - CLOSE_SECONDS))
+        drain: object | None = None
         try:
             if self._can_begin() and self._has_waves() and self._is_stopping():
-                over = self._start()
+                drain = self._start()
                 self._log_begin()
-                self._run(over, waves)
-            elif self._over is not None:
-                self._over.wait(waves.left())
+                self._run(drain, waves)
+            else:
+                while self._under_way is not None and (rest := waves.left()):
+                    time.sleep(min(rest, LOOK_SECONDS))
         except BaseException:  # such as a second Ctrl-C
+            if drain is not None:
+                self._stop(drain)
             self._hub.close("shutdown")
+            self._hub.wait_until_left(LAST_SECONDS)
             raise
 
     def _can_begin(self) -> bool:
@@ -106,10 +118,15 @@ class Draining:
     def _has_waves(self) -> bool:
         return self._reaches_others and self._hub.stream_count() > WAVE_STREAMS
 
-    def _start(self) -> threading.Event:
+    def _start(self) -> object:
         self._pending = True
-        self._over = over = threading.Event()
-        return over
+        drain = self._under_way = object()
+        return drain
+
+    def _stop(self, drain: object) -> None:
+        if self._under_way is drain:  # not a newer one
+            self._pending = False
+            self._under_way = None
 
     def _log_begin(self) -> None:
         _log.info(
@@ -117,30 +134,32 @@ class Draining:
             extra=log_fields("draining", clients=self._hub.stream_count()),
         )
 
-    def _run(self, over: threading.Event, deadline: Deadline) -> None:
-        """Deliver what is pending, and let all streams end."""
+    def _run(self, drain: object, waves: Deadline | None) -> None:
+        """Deliver what is pending, and let all streams end. `waves`: how long this may take; None: no limit."""
         try:
             try:
-                self._deliver(Deadline(DELIVER_SECONDS) if deadline.left() is None else deadline)
+                self._deliver(Deadline(DELIVER_SECONDS) if waves is None else waves)
                 handover = Handover(self._hub) if self._has_waves() else None
             finally:
                 # Before the streams end: if they open again, the next drain must count.
                 self._pending = False
-            if handover is None or self._end_in_waves(handover, deadline):
+            if handover is None:
                 self._hub.close("shutdown", for_good=False)
+            else:
+                self._end_in_waves(handover, Deadline(None) if waves is None else waves)
         finally:
-            over.set()
+            self._stop(drain)
 
     def _deliver(self, deadline: Deadline) -> None:
         self._batcher.flush_all(deadline.left())
         self._backend.wait_until_delivered(deadline.left())
 
-    def _end_in_waves(self, handover: Handover, deadline: Deadline) -> bool:
-        """Let the streams end in waves. Return False if the hub was opened again meanwhile."""
+    def _end_in_waves(self, handover: Handover, deadline: Deadline) -> None:
+        """Let the streams end in waves, unless the hub is opened again meanwhile."""
         began = time.monotonic()
         handover.run(deadline)
-        if not self._hub.refuses:
-            return False
+        if not handover.is_valid:
+            return
         seconds = time.monotonic() - began
         _log.info(
             "%d streams have ended within %.1f s, a few at a time",
@@ -148,4 +167,4 @@ class Draining:
             seconds,
             extra=log_fields("handed_over", clients=handover.ended, seconds=round(seconds, 1)),
         )
-        return True
+        self._hub.close("shutdown", for_good=False)

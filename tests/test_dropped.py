@@ -56,6 +56,19 @@ def test_a_second_cancel_does_not_reach_another_object() -> None:
     assert calls == ["kept"] * len(kept)
 
 
+def test_a_cancel_after_the_object_was_dropped_does_not_reach_another_object() -> None:
+    calls: list[str] = []
+    things = [Thing() for _ in range(50)]
+    dropped = [Dropped(thing, lambda: None) for thing in things]
+    things.clear()
+    others = [Thing() for _ in range(50)]
+    kept = [Dropped(thing, lambda: calls.append("kept")) for thing in others]
+    for guard in dropped:
+        guard.cancel()
+    others.clear()
+    assert calls == ["kept"] * len(kept)
+
+
 def test_what_the_function_refers_to_is_not_kept_after_that() -> None:
     dropped, cancelled = Thing(), Thing()
     held = [Thing(), Thing()]

@@ -396,6 +396,63 @@ def test_an_exception_of_a_signal_handler_ends_the_streams_that_wait_for_their_w
     assert draining.byes() == 3 * WAVE_STREAMS
 
 
+@pytest.mark.parametrize("where", ["_log.info", "Handover.run"])
+def test_an_exception_of_a_signal_handler_leaves_no_drain_that_the_next_shutdown_waits_for(
+    make: Make, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    draining = make(3 * WAVE_STREAMS, stopping=True)
+    slept: list[float] = []
+    monkeypatch.setattr("sse_batcher.draining.time.sleep", slept.append)
+    monkeypatch.setattr(f"sse_batcher.draining.{where}", raise_signal)
+    with pytest.raises(SecondSignal):
+        draining.manager.shutdown()
+    draining.manager.shutdown()
+    assert slept == []
+
+
+def raise_signal(*_: object, **__: object) -> None:
+    raise SecondSignal
+
+
+def test_without_a_further_thread_all_streams_end_at_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The calling thread may be the loop, which writes to all streams.
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    draining = make(3 * WAVE_STREAMS)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        draining.begin()
+    assert draining.process.hub.closing == "shutdown"
+    assert (draining.dismissed, draining.byes()) == (0, 3 * WAVE_STREAMS)
+    assert draining.process.hub.reopen(0)
+    for _ in range(3 * WAVE_STREAMS):
+        draining.manager.subscribe()
+    draining.begin()  # nothing is under way
+    draining.wait_until_closed()
+
+
+def test_of_two_drains_at_once_the_newer_one_ends_the_streams_in_waves(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draining = make(3 * WAVE_STREAMS)
+    run = Handover.run
+    second: list[Handover] = []
+
+    def overtake(self: Handover, deadline: Deadline) -> None:
+        second.append(Handover(draining.process.hub))
+        run(self, deadline)
+
+    monkeypatch.setattr(Handover, "run", overtake)
+    draining.begin()
+    name = "sse_batcher-drain"
+    wait_until(lambda: all(thread.name != name for thread in threading.enumerate()), "the first drain is over")
+    assert draining.process.hub.closing is None
+    assert draining.dismissed == 0
+    run(second[0], Deadline(None))
+    assert draining.dismissed == 3 * WAVE_STREAMS
+
+
 def test_a_drain_stops_without_closing_if_the_server_has_gone_on(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     draining = make(3 * WAVE_STREAMS)
     monkeypatch.setattr("sse_batcher.process_state.REOPEN_SECONDS", 0)

@@ -332,6 +332,11 @@ def test_a_server_that_stops_has_its_manager_drained(site: Site, monkeypatch: py
         site.connect()
         site.wait(LOOP_TICK_SECONDS)
         assert len(drained) == 2
+        site.server.stopping = False  # it has gone on, with the streams that were left
+        site.wait(LOOP_TICK_SECONDS)
+        site.server.stopping = True
+        site.wait(LOOP_TICK_SECONDS)
+        assert len(drained) == 3
 
 
 def test_one_client_that_fails_ends_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

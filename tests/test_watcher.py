@@ -312,6 +312,16 @@ def test_a_stream_is_drained_only_once(watcher: Watcher) -> None:
     assert stream.told.empty()
 
 
+def test_a_stream_that_was_drained_for_a_false_alarm_is_drained_when_the_server_stops(watcher: Watcher) -> None:
+    stopping = [True]
+    stream, _ = watch_over(watcher, None, stopping=lambda: stopping[0])
+    assert stream.told.get(timeout=TIMEOUT) == "drain"
+    stopping[0] = False
+    watcher.tick(0)
+    stopping[0] = True
+    assert stream.told.get(timeout=TIMEOUT) == "drain"
+
+
 def test_some_streams_are_asked_in_turn_whether_to_drain_and_all_after_a_yes(
     make: Callable[..., NotedWatcher],
 ) -> None:

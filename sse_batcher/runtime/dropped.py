@@ -18,17 +18,16 @@ class Dropped:
     The function must not refer to the object, or that is never collected.
     """
 
-    __slots__ = ("_key",)
+    __slots__ = ("_reference",)
 
     def __init__(self, thing: object, function: Callable[[], object]) -> None:
-        reference = weakref.ref(thing, _call)
-        self._key = id(reference)
-        _waiting[self._key] = reference, function
+        # Kept: while it exists, no other reference gets its `id`.
+        self._reference = weakref.ref(thing, _call)
+        _waiting[id(self._reference)] = self._reference, function
 
     def cancel(self) -> None:
         """Do not call the function. Idempotent."""
-        key, self._key = self._key, 0  # the number may be that of another reference soon
-        _waiting.pop(key, None)
+        _waiting.pop(id(self._reference), None)
 
 
 def _call(reference: weakref.ref[object]) -> None:

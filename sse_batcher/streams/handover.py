@@ -59,9 +59,14 @@ class Handover:
         more = max(0.0, len(self._left) / RETURNS_PER_SECOND - seconds)
         hub.control.return_ms = least, most + int(1_000 * more)
 
+    @property
+    def is_valid(self) -> bool:
+        """Whether the hub still ends its streams in these waves. No longer if it was closed, or opened again."""
+        return self._hub.handover is self._left
+
     def end_next(self) -> float | None:
         """End the streams whose turn has come. Return the seconds until the next wave; None: there is no other."""
-        if self._hub.handover is not self._left:
+        if not self.is_valid:
             return None
         if self._hub.is_empty():
             self._left.clear()  # the clients have left by themselves

@@ -78,8 +78,8 @@ class Watch:
         self.busy_since: float | None = None
         """Since when the server has had a block to send, by `time.monotonic`; None while it waits for one."""
         self.drained = False
-        """Whether the stream was drained. This is done once only: its manager may take streams again while this one is
-        still open."""
+        """Whether the stream was drained since the server is stopping. This is done once only: its manager may take
+        streams again while this one is still open."""
         self._send_timeout = send_timeout
         self._seen: float | None = None  # the last sign of life, and when it changed
         self._seen_at = 0.0
@@ -376,7 +376,10 @@ def _end_requests(server: ServerInfo, connection: socket.socket) -> None:
 
 def _has_to_drain(watch: Watch) -> bool:
     """Return whether the server is stopping and the stream was not drained yet."""
-    return not watch.drained and watch.server.is_stopping()
+    if not watch.server.is_stopping():
+        watch.drained = False  # the server has gone on: when it stops in the end, that counts
+        return False
+    return not watch.drained
 
 
 def _duplicate(fd: int) -> socket.socket | None:

@@ -133,6 +133,7 @@ class Loop:
         self._running: deque[tuple[Task, Iterator[None]]] = deque()
         self._log_once = LogOnce(_log)
         self._server: ServerInfo | None = None  # that of the newest stream: a process has one server
+        self._drained = False  # whether this server was stopping at the last tick
         self._epoll = select.epoll() if make_epoll is None else make_epoll()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._bell, select.EPOLLIN)
@@ -316,10 +317,12 @@ class Loop:
 
     def tick(self, now: float) -> None:
         """Check whether the server is stopping, and do what depends on time. `now` is by the loop's clock."""
-        if self._server is not None and self._server.is_stopping():
-            self._server = None  # once only: managers may take streams again while some of these are still open
-            for feed in list(self.feeds.values()):
-                process_of(feed.manager).drain()
+        if self._server is not None:
+            drained, self._drained = self._drained, self._server.is_stopping()
+            # Once only: managers may take streams again while some of these are still open.
+            if self._drained and not drained:
+                for feed in list(self.feeds.values()):
+                    process_of(feed.manager).drain()
         for feed in list(self.feeds.values()):
             feed.check(now)
         for takeover in list(self._attended):
@@ -363,6 +366,7 @@ class Loop:
     def _take_in(self, adoption: Adoption) -> SocketClient | None:
         """Replace the attached client by one of ours. Returns None if its stream has ended meanwhile."""
         hub, manager, attached, taken, self._server = adoption
+        self._drained = False
         is_open = False
         try:
             feed = self.feeds.get(hub) or Feed(self, hub, manager, attached)

@@ -29,7 +29,7 @@ from peers import install
 
 CLIENTS = (100, 1_000, 5_000, 10_000)
 MUST_CLIENTS = (100, 1_000, 10_000)
-TOGETHER = ("bare", "detached")  # these take turns within each round; the others run alone
+TOGETHER = ("bare", "detached", "channels")  # these take turns within each round; the others run alone
 FEW = (50, 4)  # clients and threads
 ROUNDS = 5
 SECONDS = 8.0  # for the rounds of one measurement: at least one, whatever it takes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from many_server import Kind
 from peers import install, nchan
 
@@ -20,7 +22,7 @@ def python(*modules: str) -> dict[str, str | None]:
 
 def kinds() -> dict[str, Kind]:
     flask = python("flask", "gunicorn")
-    return {
+    found = {
         "bare": Kind("bare joined loop, no window", "{python} -m peers.bare {port}", python()),
         "detached": Kind(
             "sse_batcher, gthread, detached",
@@ -85,6 +87,7 @@ def kinds() -> dict[str, Kind]:
             burst=nchan.publish,
         ),
     }
+    return {name: replace(kind, name=name) for name, kind in found.items()}
 
 
 def _text(path: object) -> str | None:

@@ -44,6 +44,8 @@ class Kind:
     flood: int = 50_000
     """Events to 100 clients, of which deliveries a second are measured."""
     ours: bool = False
+    name: str = ""
+    """What `--only` calls it."""
     burst: Callable[[int, range], None] | None = None
     """Publishes events with these numbers to that port from our process, where the server itself runs no app."""
 

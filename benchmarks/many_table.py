@@ -49,7 +49,7 @@ def rows(results: list[Result]) -> Iterator[tuple[str, ...]]:
     yield ("", *(column.title for column in COLUMNS + RATIOS))
     for clients in dict.fromkeys(result.clients for result in results):
         same = [result for result in results if result.clients == clients]
-        bare = next((result for result in same if result.kind.title.startswith("bare")), None)
+        bare = next((result for result in same if result.kind.name == "bare"), None)
         yield (f"{clients:,} clients", *[""] * len(COLUMNS + RATIOS))
         for result in same:
             values = [_number(column.value(result), column.decimals) for column in COLUMNS]
@@ -113,20 +113,23 @@ class Limit(NamedTuple):
 def limits(results: list[Result], few: Result) -> list[Limit]:
     """For the detached streams, from one run with the bare loop; `few` has 50 streams and 4 threads."""
 
-    def of(clients: int, value: Callable[[Result], float | None]) -> float | None:
-        return next((value(result) for result in results if result.clients == clients and result.kind.ours), None)
+    def of(clients: int, value: Callable[[Result], float | None], name: str = "detached") -> float | None:
+        return next((value(result) for result in measured(clients, name)), None)
 
-    def rounds(clients: int, name: str, *, ours: bool) -> list[float]:
+    def measured(clients: int, name: str) -> list[Result]:
+        return [result for result in results if result.clients == clients and result.kind.name == name]
+
+    def rounds(clients: int, field: str, name: str) -> list[float]:
         """The values of all rounds, without the window."""
-        for result in results:
-            if result.clients == clients and result.kind.ours == ours:
-                window = result.kind.window if name == "burst_last" else 0
-                return [value - window for value in getattr(result, name)]
-        return []
+        return [
+            value - (result.kind.window if field == "burst_last" else 0)
+            for result in measured(clients, name)
+            for value in getattr(result, field)
+        ]
 
-    def ratio(clients: int, name: str) -> float | None:
+    def ratio(clients: int, field: str, name: str = "detached") -> float | None:
         """To the bare loop: the median of the ratios of all rounds, since the two take turns."""
-        pairs = zip(rounds(clients, name, ours=True), rounds(clients, name, ours=False), strict=False)
+        pairs = zip(rounds(clients, field, name), rounds(clients, field, "bare"), strict=False)
         return _median([ours / bare for ours, bare in pairs])
 
     def busy(result: Result) -> float | None:
@@ -149,6 +152,9 @@ def limits(results: list[Result], few: Result) -> list[Limit]:
         Limit("burst to the last of 10,000 clients, without the window", ratio(10_000, "burst_last"), 1.3, "x bare"),
         Limit("CPU a delivery of a burst to 1,000 clients", ratio(1_000, "cpu_us"), 1.25, "x bare"),
         Limit("CPU a delivery of a burst to 10,000 clients", ratio(10_000, "cpu_us"), 1.25, "x bare"),
+        Limit("a channel each: memory a client, 10,000 clients", of(10_000, kb, "channels"), 1.3, "KB"),
+        Limit("a channel each: CPU a delivery to 1,000 clients", ratio(1_000, "cpu_us", "channels"), 1.25, "x bare"),
+        Limit("a channel each: CPU a delivery to 10,000 clients", ratio(10_000, "cpu_us", "channels"), 1.15, "x bare"),
         Limit(flood, ratio(FLOODED, "flood"), 1, "x bare", True),
         Limit("one event to the last of 10,000 clients", ratio(10_000, "single_last"), 1.25, "x bare"),
         Limit("enqueue back to back, 100 clients", of(100, enqueue), 2, "x json.dumps"),

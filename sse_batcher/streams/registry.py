@@ -11,7 +11,7 @@ frame for its user.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from ..errors import TooManyClientsError
 from ..event import BROADCAST, EVERY_USER, Audience, User
@@ -19,6 +19,7 @@ from ..options import ClientOptions
 from ..reasons import EndReason
 from ..stats import Histogram
 from .counts import LIFETIMES, Buckets, Counts
+from .index import Index
 from .open_stream import OpenStream
 from .roles import Listener, Reader
 
@@ -35,8 +36,8 @@ class Registry:
         self._streams: dict[OpenStream, None] = {}
         self.polls: dict[OpenStream, None] = {}
         """The open streams that are polls. Its length may be read without the lock, as `len`."""
-        self._users: dict[User, dict[OpenStream, None]] = {}
-        self._readers: dict[str, dict[Reader, None]] = {}  # by channel
+        self._users: Index[User, OpenStream] = Index()
+        self._readers: Index[str, Reader] = Index()  # by channel
         self._listeners: dict[Listener, None] = {}
         self._ended = Counts()  # of listeners that are gone
         self._closed: dict[EndReason, int] = dict.fromkeys(get_args(EndReason), 0)
@@ -61,7 +62,7 @@ class Registry:
         if most is not None and len(self._streams) >= most:
             raise TooManyClientsError(f"{most} streams are open: close some, or raise max_clients")
         most = self._max_clients_per_user
-        if most is not None and user is not None and len(self._users.get(user, ())) >= most:
+        if most is not None and user is not None and self._users.count(user) >= most:
             raise TooManyClientsError(
                 f"{most} streams of the user {user!r} are open: close some, or raise max_clients_per_user"
             )
@@ -72,7 +73,7 @@ class Registry:
         if stream.poll:
             self.polls[stream] = None
         if stream.info.user is not None:
-            self._users.setdefault(stream.info.user, {})[stream] = None
+            self._users.add(stream.info.user, stream)
 
     def remove(self, stream: OpenStream, reason: EndReason | None = None, duration: float = 0.0) -> None:
         """Remove a stream that is there, also as a reader.
@@ -82,7 +83,7 @@ class Registry:
         """
         self.unlisten(stream, (*stream.channels, BROADCAST))
         if stream.info.user is not None:
-            _discard(self._users, stream.info.user, stream)
+            self._users.discard(stream.info.user, stream)
         self.polls.pop(stream, None)
         # Last: if this is interrupted, the stream is still here, and is removed again. There is no call between these
         # lines, so no signal handler runs there: the stream is counted exactly once.
@@ -94,7 +95,7 @@ class Registry:
 
     def streams(self, user: User | None = None) -> list[OpenStream]:
         """Return the streams of this user; None: all."""
-        return list(self._streams if user is None else self._users.get(user, ()))
+        return list(self._streams if user is None else self._users.of(user))
 
     def has_user(self, user: User | None) -> bool:
         """Return whether this user has a stream."""
@@ -114,7 +115,7 @@ class Registry:
     def add_reader(self, reader: Reader, channels: Iterable[str]) -> None:
         """Offer this reader the frames of these channels."""
         for channel in channels:
-            self._readers.setdefault(channel, {})[reader] = None
+            self._readers.add(channel, reader)
 
     def unlisten(self, reader: Reader, channels: Iterable[str]) -> None:
         """Offer it no more frames of these channels. With ``*`` among them, the counts of a listener are kept."""
@@ -122,14 +123,14 @@ class Registry:
             if channel == BROADCAST:
                 self._keep_counts(reader)
             else:
-                _discard(self._readers, channel, reader)
+                self._readers.discard(channel, reader)
 
     def readers(self, audience: Audience) -> Sequence[Reader]:
         """Return the readers of this channel, of ``*`` all listeners, or the streams of these users."""
         if isinstance(audience, str):
-            return self.listeners() if audience == BROADCAST else list(self._readers.get(audience, ()))
+            return self.listeners() if audience == BROADCAST else list(self._readers.of(audience))
         users = self._users if audience == EVERY_USER else audience
-        return [stream for user in users for stream in self._users.get(user, ())]
+        return [stream for user in users for stream in self._users.of(user)]
 
     def listeners(self) -> list[Listener]:
         """Return all listeners."""
@@ -137,7 +138,7 @@ class Registry:
 
     def reader_count(self, channel: str) -> int:
         """Return the number of readers of this channel. Needs no lock: it was true a moment ago."""
-        return len(self._readers.get(channel, ()))
+        return self._readers.count(channel)
 
     def counts(self) -> Counts:
         """Return what was handed to all streams, including those that have ended."""
@@ -163,15 +164,3 @@ class Registry:
             # There is no call between these two lines, so no signal handler runs there: it is counted exactly once.
             del listeners[reader]
             self._ended = ended
-
-
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-def _discard(index: dict[K, dict[V, None]], key: K, value: V) -> None:
-    """Take a value out of those of a key, if it is there."""
-    values = index.get(key, {})
-    values.pop(value, None)
-    if not values:
-        index.pop(key, None)

@@ -184,18 +184,19 @@ class Loop:
     def adopt(self, adoption: Adoption) -> None:
         """Take over this stream. Never blocks. Any thread."""
         self._inbox.append(adoption)
-        if not (self._gathers or self._rung):  # after the note: see the class
-            self._rung = True
-            os.eventfd_write(self._bell, 1)
-        if self._parked:
-            self.can_run()
+        self._announce(is_expected=self._gathers or self._rung)
 
     def post(self, item: Task) -> None:
         """Let the loop's thread serve this soon. Never blocks. Any thread."""
         self._inbox.append(item)
-        # After the note. The thread clears the flag before it looks at the notes, so if the flag is still set, the
-        # thread has yet to look.
-        if not self._rung:
+        self._announce(is_expected=self._rung)
+
+    def _announce(self, *, is_expected: bool) -> None:
+        """Wake the thread for a note, unless it is going to look at its notes. Call this after the note was left.
+
+        The thread clears the flags before it looks, so if one was still set after the note, it has yet to look.
+        """
+        if not is_expected:
             self._rung = True
             os.eventfd_write(self._bell, 1)
         if self._parked:

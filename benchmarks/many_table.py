@@ -152,7 +152,7 @@ def limits(results: list[Result], few: Result) -> list[Limit]:
         Limit("burst to the last of 10,000 clients, without the window", ratio(10_000, "burst_last"), 1.3, "x bare"),
         Limit("CPU a delivery of a burst to 1,000 clients", ratio(1_000, "cpu_us"), 1.25, "x bare"),
         Limit("CPU a delivery of a burst to 10,000 clients", ratio(10_000, "cpu_us"), 1.25, "x bare"),
-        Limit("a channel each: memory a client, 10,000 clients", of(10_000, kb, "channels"), 1.35, "KB"),
+        Limit("a channel each: memory a client, 10,000 clients", of(10_000, kb, "channels"), 1.3, "KB"),
         Limit("a channel each: CPU a delivery to 1,000 clients", ratio(1_000, "cpu_us", "channels"), 1.25, "x bare"),
         Limit("a channel each: CPU a delivery to 10,000 clients", ratio(10_000, "cpu_us", "channels"), 1.15, "x bare"),
         Limit(flood, ratio(FLOODED, "flood"), 1, "x bare", True),

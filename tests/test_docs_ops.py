@@ -321,7 +321,7 @@ def test_the_table_of_detached_streams_is_that_of_the_benchmark() -> None:
     by_memory = {name: (float(memory), float(cpu), float(last)) for name, memory, _, _, cpu, _, _, last, *_ in rows}
     table = text_of("explanation/detached").partition("## What it costs")[2]
     shown = re.findall(r"^\| .*? \| ([\d.]*)[ KB]*\| ([\d.]+) (m?s).*? \| ([\d.]+) µs \|$", table, flags=re.MULTILINE)
-    assert len(shown) == 7
+    assert len(shown) == 8
     for memory, last, unit, cpu in shown:
         milliseconds = float(last) * (1000 if unit == "s" else 1)
         assert any(

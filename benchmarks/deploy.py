@@ -143,14 +143,14 @@ class Clients:
 
     def begin(self) -> None:
         """Open all streams."""
-        for client in self.all:
-            while len(self._by_fd) - self.open >= CONNECTING:
-                self.step()
-            self._connect(client)
         deadline = time.monotonic() + TIMEOUT
-        while self.open < len(self.all):
-            assert time.monotonic() < deadline, "streams do not open"
-            self.step()
+        for number in range(len(self.all) + CONNECTING):
+            # At most so many are on their way.
+            while self.open < min(number - CONNECTING + 1, len(self.all)):
+                assert time.monotonic() < deadline, "streams do not open"
+                self.step()
+            if number < len(self.all):
+                self._connect(self.all[number])
 
     def step(self, seconds: float = 0.05) -> None:
         """Take what comes, for so many seconds at most, and let those return for which it is time."""

@@ -110,26 +110,32 @@ class Limit(NamedTuple):
         return f"{'PASS' if self.kept else 'FAIL'}  {self.what:76}{value:>14}  {word} {self.most:,.2f} {self.unit}"
 
 
-def limits(results: list[Result], few: Result) -> list[Limit]:
-    """For the detached streams, from one run with the bare loop; `few` has 50 streams and 4 threads."""
+def limits(results: list[Result], channels: list[Result], few: Result) -> list[Limit]:
+    """For the detached streams, from a run in which they took turns with the bare loop.
+
+    `channels`: the same for clients with a channel each. `few` has 50 streams and 4 threads.
+    """
 
     def of(clients: int, value: Callable[[Result], float | None], name: str = "detached") -> float | None:
-        return next((value(result) for result in measured(clients, name)), None)
+        return next((value(result) for result in measured(clients, name) if result.kind.ours), None)
 
     def measured(clients: int, name: str) -> list[Result]:
-        return [result for result in results if result.clients == clients and result.kind.name == name]
+        those = channels if name == "channels" else results
+        return [result for result in those if result.clients == clients]
 
-    def rounds(clients: int, field: str, name: str) -> list[float]:
+    def rounds(measured: list[Result], field: str, *, ours: bool) -> list[float]:
         """The values of all rounds, without the window."""
         return [
             value - (result.kind.window if field == "burst_last" else 0)
-            for result in measured(clients, name)
+            for result in measured
+            if result.kind.ours == ours
             for value in getattr(result, field)
         ]
 
     def ratio(clients: int, field: str, name: str = "detached") -> float | None:
         """To the bare loop: the median of the ratios of all rounds, since the two take turns."""
-        pairs = zip(rounds(clients, field, name), rounds(clients, field, "bare"), strict=False)
+        those = measured(clients, name)
+        pairs = zip(rounds(those, field, ours=True), rounds(those, field, ours=False), strict=False)
         return _median([ours / bare for ours, bare in pairs])
 
     def busy(result: Result) -> float | None:

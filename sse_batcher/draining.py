@@ -45,7 +45,7 @@ class Draining:
     """
 
     def __init__(self, hub: Hub, batcher: EventBatcher, backend: Backend, *, reaches_others: bool) -> None:
-        self._is_stopping: Callable[[], bool] = bool
+        self._is_stopping: Callable[[], bool] = lambda: False  # until a server is known
         self._hub = hub
         self._batcher = batcher
         self._backend = backend

@@ -217,7 +217,7 @@ class ProcessState:
 
     def place(self) -> Position | None:
         """Where the history stands, for `format`; None if that is not known yet: it is found out from now on."""
-        return self.hub.head if self.backend.is_known() else None
+        return self.hub.head if self.backend.find_position() else None
 
     def moment(self) -> tuple[Position | None, int]:
         """Return the `place` and the number of the newest kick, which is a `ticket`. Cheap enough for each request.
@@ -226,7 +226,7 @@ class ProcessState:
         that were made long ago may look newer.
         """
         hub = self.hub  # not `place`, since each request of the site pays for this
-        return hub.head if self.backend.known else None, hub.ticket
+        return hub.head if self.backend.is_known else None, hub.ticket
 
     def format(self, place: Position | None) -> str:
         """The cursor that stands for a `place`."""

@@ -88,17 +88,17 @@ def stream(
 def checked_stream(
     manager: SSEManager,
     environ: Mapping[str, Any],
-    names: tuple[str, ...],
+    channels: tuple[str, ...],
     snapshot: Callable[[], Iterable[tuple[str, Any]]] | None,
-    name: str | int | None,
+    user: str | int | None,
     ticket: int | None,
 ) -> tuple[str, list[tuple[str, str]], Iterable[bytes]]:
-    """As `stream`, for channels and a user that were checked."""
+    """As `stream`, for channels and a user that were checked, as the Flask part does before it asks the app."""
     method = environ.get("REQUEST_METHOD", "GET")
     if method not in {"GET", "HEAD"}:
         return _other_method(method)
     process = process_of(manager)
-    headers, gzipped = _coding(process, environ, names, name)
+    headers, gzipped = _coding(process, environ, channels, user)
     if method == "HEAD":
         return "200 OK", headers, iter(())  # not a list: werkzeug would send the length of one
     ticket = manager.ticket() if ticket is None else ticket
@@ -107,7 +107,7 @@ def checked_stream(
     resumes, state, refusal = False, None, _refusal(process, server)
     if refusal is None and snapshot is not None:
         try:
-            resumes = process.can_resume(names, cursor, name)
+            resumes = process.can_resume(channels, cursor, user)
             state = None if resumes else manager.snapshot(snapshot)
         except BackendError:
             refusal = "backend"
@@ -117,7 +117,7 @@ def checked_stream(
     batches, poll = _query(environ, "batch") != "0", _query(environ, "poll") == "1"
     # Empty for a UNIX socket. A proxy's header may be behind it, and any client may have sent that.
     address = environ.get("REMOTE_ADDR", "")[:MAX_ADDRESS] or None
-    request = Request(names, server, cursor, batches, state, resumes, name, ticket, poll, address, gzipped)
+    request = Request(channels, server, cursor, batches, state, resumes, user, ticket, poll, address, gzipped)
     return "200 OK", headers, open_stream(manager, request)
 
 

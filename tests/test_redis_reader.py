@@ -257,7 +257,7 @@ def test_processes_that_begin_an_epoch_at_the_same_time_agree_on_one(
     backend = RedisBackend(lambda: client, "sse_batcher", 10)
     receiver = RecordingReceiver()
     backend.connect(receiver)
-    wait_until(backend.is_known, "the end of the stream is known")
+    wait_until(backend.find_position, "the end of the stream is known")
     assert server.client.get(EPOCH) == b"12345678"
     assert backend.format((0, 1, 2, 0)) == "12345678-1-2"
     assert backend.close(TIMEOUT)

@@ -51,11 +51,11 @@ class Backend(Cursors, Protocol):
         """Return the stamp up to which tokens of this user are refused. May wait. Raises `BackendError`."""
 
     @property
-    def known(self) -> bool:
+    def is_known(self) -> bool:
         """Whether the newest position is known here. Starts nothing, and never waits."""
 
-    def is_known(self) -> bool:
-        """Return whether the newest position is known here. If not, starts to find it; never waits."""
+    def find_position(self) -> bool:
+        """Return whether the newest position is known here. If not, start to find it; never waits."""
 
     def open(self, cursor: str | None) -> None:
         """Wait until the history is here, up to this client's cursor: a few seconds at most. Raises `BackendError`."""

@@ -66,7 +66,7 @@ class MemoryBackend:
     def kicked_until(self, user: User) -> int:
         return self._kicks.until(user)
 
-    def is_known(self) -> bool:
+    def find_position(self) -> bool:
         return True
 
     def open(self, cursor: str | None) -> None:
@@ -81,7 +81,7 @@ class MemoryBackend:
     def close(self, timeout: float | None) -> bool:
         return True
 
-    known = True
+    is_known = True
     silent_for = answered_ago = 0.0
     unread = ignored = 0
     processes: int | None = None

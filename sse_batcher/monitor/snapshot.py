@@ -225,7 +225,7 @@ def _backend(process: ProcessState) -> dict[str, Any]:
     backend = process.backend
     return {
         "is_shared": process.reaches_others,
-        "is_known": backend.is_known(),
+        "is_known": backend.find_position(),
         "unhealthy": process.unhealthy_reason(),
         "unread": backend.unread,
         "processes": backend.processes,

@@ -117,7 +117,7 @@ class RedisServer:
 
 def cursor_of(manager: SSEManager) -> str:
     """Where the history stands, as soon as this manager knows it."""
-    wait_until(process_of(manager).backend.is_known, "the stream was read")
+    wait_until(process_of(manager).backend.find_position, "the stream was read")
     return manager.cursor()
 
 

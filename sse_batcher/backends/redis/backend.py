@@ -195,10 +195,10 @@ class RedisBackend:
     # -- clients -------------------------------------------------------------------------------------------------------
 
     @property
-    def known(self) -> bool:
+    def is_known(self) -> bool:
         return self._state.known
 
-    def is_known(self) -> bool:
+    def find_position(self) -> bool:
         """Return whether the end of the stream is known, where new clients begin. Starts the reader; never waits."""
         if not self._state.known:
             self._start()

@@ -92,9 +92,9 @@ class Loop:
     - `_rung` is True while the bell (an eventfd in the epoll) has been rung and not yet heard. `post` appends its note
       before it reads the flag, and `turn` clears the flag before it looks at the inbox, so no note is overlooked.
       Harmless race: two threads may both ring.
-    - `_gathers` is True while the loop looks at its inbox within `GATHER_SECONDS` anyway, so that `adopt` need not
-      ring. Only the thread writes it. As above, `adopt` appends its note before it reads the flag, and `turn` clears
-      the flag before it looks at the inbox.
+    - `_gathers_until` is a time as long as the loop looks at its inbox by then anyway, so that `adopt` need not ring.
+      Otherwise, it is None. Only the thread writes it. As above, `adopt` appends its note before it reads this, and
+      `turn` clears it before it looks at the inbox.
     - `_parked` is True while the thread does not exist or is about to end. Only the thread writes it, so that an
       interrupted caller cannot leave it wrong. The thread looks for work after it has set it, and callers read it after
       they have added work, so either the thread goes on or the caller starts another one. Harmless race: both do.
@@ -138,8 +138,7 @@ class Loop:
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._bell, select.EPOLLIN)
         self._rung = False
-        self._gathers = False
-        self._gathered_at = 0.0  # when that ends
+        self._gathers_until: float | None = None
         self.counts = LoopCounts()
         """By how much it was late, and its pauses, for the counters of all hubs."""
         self._yielder = GilYielder(clock, counts=self.counts)
@@ -184,7 +183,7 @@ class Loop:
     def adopt(self, adoption: Adoption) -> None:
         """Take over this stream. Never blocks. Any thread."""
         self._inbox.append(adoption)
-        self._announce(is_expected=self._gathers or self._rung)
+        self._announce(is_expected=self._gathers_until is not None or self._rung)
 
     def post(self, item: Task) -> None:
         """Let the loop's thread serve this soon. Never blocks. Any thread."""
@@ -289,7 +288,7 @@ class Loop:
         """Wait up to `timeout` seconds for something to do, and do some of it."""
         busy = self.is_busy
         # Not longer than until the next tick, so that the tick is late only if something keeps the loop from it.
-        until = min(self._next_tick, self._gathered_at) if self._gathers else self._next_tick
+        until = self._next_tick if self._gathers_until is None else min(self._next_tick, self._gathers_until)
         happened = self._epoll.poll(0 if busy else max(0.0, min(timeout, until - self.clock())))
         if not happened:
             self._rung = False  # in case a caller was interrupted between setting the flag and ringing
@@ -340,16 +339,18 @@ class Loop:
 
     def _take_notes(self) -> None:
         """Take in what other threads have left in the inbox."""
-        self._gathers = adopted = False
+        self._gathers_until, adopted = None, False
         while self._inbox:
             item = self._inbox.popleft()
-            adopted = adopted or isinstance(item, Adoption)
-            task = self._take_in(item) if isinstance(item, Adoption) else item
+            task: Task | None
+            if isinstance(item, Adoption):
+                task, adopted = self._take_in(item), True
+            else:
+                task = item
             if task is not None:
                 self._running.append((task, task.serve()))
         if adopted:
-            self._gathered_at = self.clock() + GATHER_SECONDS
-            self._gathers = True
+            self._gathers_until = self.clock() + GATHER_SECONDS
 
     def _is_idle(self) -> bool:
         return not (self.clients or self.is_busy or self._attended)

@@ -30,9 +30,11 @@ from sse_batcher.demo.scenarios import LISTS, SCENARIOS, SERVERS, Happening
 from sse_batcher.demo.simulation import Demo, Setting
 from sse_batcher.errors import ClosedError
 
+from .kit.demo_page import BURST
+
 PACKAGE = Path(sse_batcher.__file__).parent
 MARK = {"X-Requested-With": "sse_batcher"}
-BATCHED, PLAIN = Setting(100, 50), Setting(100, 1)
+BATCHED, PLAIN = Setting(BURST, 50), Setting(BURST, 1)
 
 
 class Running:
@@ -192,7 +194,7 @@ def test_an_unknown_button_is_404(demo: Running) -> None:
 
 
 def test_each_stream_has_the_batching_that_it_asked_for(demo: Running) -> None:
-    with closing(Stream(demo, Setting(1_000, 4))) as four, closing(Stream(demo, Setting(50, 200))) as many:
+    with closing(Stream(demo, Setting(1_000, 4))) as four, closing(Stream(demo, Setting(BURST, 200))) as many:
         demo.press("restart")
         assert [batch["batchSize"] for _, batch in four.read_many(6)] == [4] * 6
         assert [(batch["batchSize"], batch["reason"]) for _, batch in many.read_many(3)] == [(10, "time_window")] * 3

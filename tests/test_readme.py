@@ -56,7 +56,8 @@ def test_the_whole_program_runs_as_it_stands(tmp_path: Path, command: tuple[str,
     with running(command, tmp_path) as server, server.watched():
         assert 'from "/events/sse-batcher.js"' in server.request("GET", "/")
         with Stream(server) as stream:
-            events = stream.until("tools_batch")[-1].data["events"]
+            while len(events := stream.until("tools_batch")[-1].data["events"]) < 3:
+                pass  # a busy machine can need more than one window for the three
         assert [event["server"] for event in events] == ["alpha", "beta", "gamma"]
         assert faults_in(server.output()) == []
         assert "replaced" not in server.output()  # a first program warns of nothing

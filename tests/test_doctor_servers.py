@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pprint
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -51,7 +52,9 @@ def reports(site: Server) -> Iterator[Mapping[str, Future[Report]]]:
 
 def check(report: Report, code: str | None, level: str = "fault", names: tuple[str, ...] = ()) -> None:
     """The code is found and nothing else, and the words name these settings."""
-    assert [(finding.code, finding.level) for finding in report.findings] == ([(code, level)] if code else []), report
+    assert [(finding.code, finding.level) for finding in report.findings] == ([(code, level)] if code else []), (
+        pprint.pformat(report)
+    )
     for finding in report.findings:
         for name in names:
             assert name in f"{finding.what} {finding.do}"

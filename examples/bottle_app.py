@@ -1,7 +1,7 @@
-"""Bottle: a route returns the stream, and a decorator of Bottle's says who may see it.
+"""Bottle: a route returns the stream, and a decorator of Bottle decides which requests may see it.
 
-A thread reads five sensors fifty times a second. `dedup_key` leaves the latest reading of each in a batch, five times
-a second.
+A thread reads five sensors fifty times a second. `dedup_key` keeps only the latest reading of each sensor in a batch,
+five times a second.
 
 Run `pip install bottle` and `python examples/bottle_app.py`, open http://127.0.0.1:5000, and log in as it says.
 """
@@ -100,7 +100,7 @@ def work():
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """One thread a request, since a stream takes its thread for as long as it is open."""
+    """One thread a request, since a stream holds its thread for as long as it is open under this server."""
 
     daemon_threads = True
 

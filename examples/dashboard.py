@@ -1,7 +1,7 @@
 """Dashboard: the page loads the state from the database, and follows the stream from there on.
 
-A thread changes six orders thirty times in a moment. `SSE_DEDUP_KEY="id"` leaves the latest state of each order in a
-batch, so that a page draws six rows and not thirty.
+A thread changes six orders thirty times in a moment. `SSE_DEDUP_KEY="id"` keeps only the latest state of each order in
+a batch, so that a page draws six rows and not thirty.
 
 Run `pip install Flask-SQLAlchemy` and `python examples/dashboard.py`, and open http://127.0.0.1:5000.
 """

@@ -1,7 +1,7 @@
-"""Django: `stream()` stands beside Django's WSGI application, and Django says who may see it.
+"""Django: `stream()` stands beside Django's WSGI application, and Django decides which requests may see it.
 
-A view that returns `StreamingHttpResponse(body, headers=dict(headers))` works, too, but it keeps the request's database
-connection for as long as it is open; beside Django it does not.
+A view that returns `StreamingHttpResponse(body, headers=dict(headers))` works, too. But a stream that stays attached
+then keeps the request's database connection for as long as it is open; beside Django it does not.
 
 Run `pip install django` and `python examples/django_app.py`, and open http://127.0.0.1:5000 in several windows.
 """

@@ -1,4 +1,4 @@
-"""Hello: each open page shows every further visit. The app needs no more for it than (1), (2) and (3).
+"""Hello: each open page shows every further visit. The app needs only (1), (2) and (3) for it.
 
 Run `python examples/hello.py`, and open http://127.0.0.1:5000 in several windows.
 """

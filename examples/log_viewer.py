@@ -37,7 +37,7 @@ class EventHandler(logging.Handler):
 
     def emit(self, record):
         # `logging` holds this handler's lock here. So if this is set, the same thread is inside the enqueue() below:
-        # sse_batcher, or a receiver of its signals, logs about the sending. Sending that, too, might go on for ever.
+        # sse_batcher, or a receiver of its signals, logs about the sending. Sending that, too, might go on forever.
         # The record is not lost: the other handlers have it.
         if self.sending:
             return

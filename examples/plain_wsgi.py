@@ -1,7 +1,7 @@
 """Plain WSGI: `SSEManager`, `stream()` and `script()` without Flask, here under the server of the standard library.
 
-A thread enqueues a tick every second. `stream()` answers a request for the stream; whom it may be given to, and which
-channels, is for the app to say. `script()` answers with the module for browsers.
+A thread enqueues a tick every second. `stream()` answers a request with the stream; the app decides first which
+requests may have it, and with which channels. `script()` answers with the module for browsers.
 
 Run `python examples/plain_wsgi.py`, and open http://127.0.0.1:5000.
 """
@@ -50,7 +50,7 @@ def tick():
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """One thread a request, since a stream takes its thread for as long as it is open."""
+    """One thread a request, since a stream holds its thread for as long as it is open under this server."""
 
     daemon_threads = True
 

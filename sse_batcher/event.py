@@ -63,8 +63,8 @@ class Text(str):
     """Text that goes out as it is, instead of JSON: HTML, Markdown, log lines, tokens.
 
     It is not escaped. For HTML, use a template with autoescape, or ``markupsafe.Markup("<b>{}</b>").format(name)``.
-    Line ends arrive as LF. NUL and lone surrogates are refused when the event is enqueued. Make it last: what the
-    methods and operators of a `Text` return is a plain `str`, which is sent as JSON. Raises `InvalidEventError` unless
+    Line ends arrive as LF. NUL and lone surrogates are refused when the event is enqueued. Make it in the last step:
+    the methods and operators of a `Text` return a plain `str`, which is sent as JSON. Raises `InvalidEventError` unless
     the text is a `str`.
     """
 

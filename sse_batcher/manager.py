@@ -293,8 +293,8 @@ class SSEManager:
         """Return where the history stands: a client with this `last_event_id` gets everything after this call.
 
         Call this before you read the state that the events are about: then nothing is missed between the two, and at
-        most an event comes twice. Never waits: as long as Redis has not answered this process, which asks it for the
-        first stream or cursor, the place is not known, and a client that begins there gets ``sse_gap``.
+        most an event comes twice. Never waits. A process asks Redis for the place at its first stream or cursor. Until
+        Redis has answered, the place is not known, and a client that begins there gets ``sse_gap``.
         """
         process = self._process.get()
         return process.format(process.place())
@@ -304,11 +304,11 @@ class SSEManager:
         return self._process.get().batcher.flush_all(timeout)
 
     def get_stats(self) -> ManagerStats:
-        """Counters of this process, as a frozen value."""
+        """Return the counters of this process, as a frozen value."""
         return self._process.get().stats()
 
     def unhealthy_reason(self) -> str | None:
-        """Return why this process cannot serve streams properly, None if it can. For health checks.
+        """Return why this process cannot serve streams properly, or None if it can. For health checks.
 
         ``draining``: it is being shut down. ``backend``: the backend has not answered, or not taken a batch, for five
         seconds. Takes no lock and looks at no client, so it stays cheap with many clients.
@@ -318,8 +318,8 @@ class SSEManager:
     def shutdown(self, timeout: float | None = 5.0) -> bool:
         """Refuse further events and clients, deliver what is pending, and end all streams with ``sse_bye``.
 
-        If the server is stopping, many streams end in waves, if the backend is Redis and `timeout` allows it: for 4 s
-        at most. True if within `timeout` seconds (None: no limit) everything was delivered and every stream that
+        With Redis, if the server is stopping, many streams end in waves, for 4 s at most, as far as `timeout` allows
+        it. Returns True if within `timeout` seconds (None: no limit) everything was delivered and every stream that
         another thread iterates has ended. Idempotent. `close` is another name for it, and the end of a ``with`` block
         calls it.
         """

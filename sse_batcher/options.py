@@ -151,16 +151,16 @@ class ClientOptions:
         Seconds, up to 3,600. If a stream sends nothing for this time, it sends a comment line.
     `send_timeout`
         Seconds, up to 3,600. If a client takes nothing of what is sent to it for this time, its connection is closed,
-        under servers that let the library see that. Otherwise a client that has stopped reading would hold its thread
-        forever.
+        under servers that let the library see that. Otherwise a client that has stopped reading would keep its stream,
+        and the thread of an attached stream, forever.
     `max_stream_age`
         Seconds, up to 31,536,000. A stream ends by itself after a random 80 to 100 % of this time, and the client comes
-        back at once, with its cursor. This frees threads whose clients have gone without the proxy closing the
+        back at once, with its cursor. So a stream also ends if its client has gone and the proxy has not closed the
         connection. ``None``: no limit.
     `max_clients`
         Clients. How many streams may be open in one process. A further client gets ``sse_busy`` and comes back after 10
-        to 30 s; no open stream is ended for it. ``None``: as many as file descriptors allow. These are a limit in any
-        case: a quarter of those that the process may have (at most 1,024) is not used for streams.
+        to 30 s; no open stream is ended for it. ``None``: as many as file descriptors allow. File descriptors are a
+        limit in any case: a quarter of those that the process may have (at most 1,024) is not used for streams.
     `max_clients_per_user`
         Clients. How many streams one user may have open in one process, in the same way. ``None``: no limit.
     `revalidate_every`
@@ -172,7 +172,7 @@ class ClientOptions:
         at most, or all except 50 if these are more. ``"attached"``: each open stream holds a thread of the server.
     `poll_wait`
         Seconds, up to 3,600. A poll (a stream that a client has asked for with ``poll=1``) that has got nothing ends
-        after this time. The module for browsers takes a poll of more than 60 s for dead.
+        after this time. The module for browsers gives up a poll that brings nothing for 60 s and two heartbeats.
     `retry_ms`
         Milliseconds. How long a browser waits before it connects again. ``None``: a random time for each connection,
         from 1,000 to 2,000 plus one for each open client, so that a restart does not bring all of them back at once;
@@ -181,8 +181,8 @@ class ClientOptions:
     `compress`
         Channels whose streams are compressed, for clients that ask for gzip. Each frame is compressed once, for all of
         them. A stream is compressed only if all of its channels are named here and it has no user; broadcasts in it
-        only if ``"*"`` is named, too. Name no channel whose frames have secrets beside what others may write: the size
-        of such a frame gives the secret away, byte by byte.
+        only if ``"*"`` is named, too. Name no channel whose frames contain secrets together with what others may write:
+        the size of such a frame reveals the secret, byte by byte.
     `http2`
         What happens to streams over HTTP/2 if gunicorn itself speaks it, not a proxy in front. Such a stream keeps all
         other requests of the same browser waiting, so with ``"refuse"`` the client gets ``sse_busy`` and comes back
@@ -237,8 +237,8 @@ class HistoryOptions:
     `history_bytes`
         Bytes. How much memory the frames of channels may take in one process, and those for users as much again: what
         is sent, the data that it was made of, and the Python objects of both. The newest frames take a few MiB more if
-        clients need them in different forms. What waits for a client is never more than is kept here. With Redis, older
-        frames are read from the Redis stream.
+        clients need them in different forms. No more can wait for a client than is kept here. With Redis, older frames
+        are read from the Redis stream.
     `history_age`
         Seconds, up to 31,536,000. Older frames are not replayed; with Redis, its clock decides. ``None``: no limit.
     """

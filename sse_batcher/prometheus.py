@@ -117,9 +117,9 @@ class SSECollector:
     A registry takes one such collector, and raises ``ValueError`` for a second: use one registry for each app.
 
     The counters are those of the process that answers. So Prometheus needs a target for each process, as with
-    ``gunicorn --workers 1 --threads 200``. If several workers share a port, each scrape meets another one, and the
-    counters jump: give each worker a port of its own, by ``prometheus_client.start_http_server`` after the
-    fork. The multiprocess mode of prometheus_client does not help, because it leaves out custom collectors.
+    ``gunicorn --workers 1``. If several workers share a port, each scrape meets another one, and the counters jump:
+    give each worker a port of its own, by ``prometheus_client.start_http_server`` after the fork. The multiprocess mode
+    of prometheus_client does not help, because it leaves out custom collectors.
 
     >>> REGISTRY.register(SSECollector(sse.manager))
     """

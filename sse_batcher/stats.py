@@ -56,7 +56,7 @@ class BatcherStats:
     """How often a dead thread was started again."""
 
     def as_dict(self) -> dict[str, Any]:
-        """A plain dictionary, which `json.dumps` accepts."""
+        """Return a plain dictionary, which `json.dumps` accepts."""
         return asdict(self)
 
 
@@ -89,7 +89,7 @@ class ManagerStats(BatcherStats):
     lifetimes: Histogram = field(default_factory=Histogram)
     """For how long the streams that have ended were open, without polls."""
     oldest_stream: float = 0.0
-    """Seconds for which the oldest of them has been open."""
+    """Seconds for which the oldest open stream has been open."""
     client_lag: float = 0.0
     """Seconds since the delivery of the oldest frame that an open stream has not been handed yet; 0 if all streams have
     what they are due. As far as the history in memory reaches."""

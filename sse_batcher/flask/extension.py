@@ -108,8 +108,8 @@ class SSE(Hooks):
     def for_app(self, app: Flask) -> Hooks:
         """Return the decorators for one app that `init_app` has seen, such as ``@sse.for_app(app).authorize``.
 
-        Functions that they register count for this app alone, and come before those of the SSE. If an app has its own
-        `authorize`, every other app of this SSE needs one, too, or its streams are a `UsageError`.
+        Functions that they register are for this app alone, and are called instead of those of the SSE. If an app has
+        its own `authorize`, every other app of this SSE needs one, too, or its streams are a `UsageError`.
         """
         return self._part_of(_real(app)).hooks
 

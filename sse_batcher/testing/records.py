@@ -132,7 +132,7 @@ class Recording(Sequence[Sent]):
         `key`
             Its key, its own or that of `BatchOptions.dedup_key`.
         `times`
-            So many were sent, not more.
+            How many such events were sent, exactly.
 
         Raises `AssertionError`, which shows what was sent instead, the nearest first, and `UsageError` for arguments
         that no event can have.

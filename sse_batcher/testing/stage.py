@@ -88,7 +88,7 @@ class Clock:
         return self._wall + self._now - self._start
 
     def advance(self, seconds: float) -> None:
-        """Let so many seconds pass: what is due happens in its order, in this thread. Returns at once.
+        """Let this number of seconds pass: what is due happens in its order, in this thread. Returns at once.
 
         Raises `UsageError` after the end of all blocks and fixtures that have held the time.
         """

@@ -100,7 +100,7 @@ def work():
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """One thread a request, since a stream holds its thread for as long as it is open under this server."""
+    """One thread for each request, since a stream holds its thread for as long as it is open under this server."""
 
     daemon_threads = True
 

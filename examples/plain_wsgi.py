@@ -50,7 +50,7 @@ def tick():
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """One thread a request, since a stream holds its thread for as long as it is open under this server."""
+    """One thread for each request, since a stream holds its thread for as long as it is open under this server."""
 
     daemon_threads = True
 

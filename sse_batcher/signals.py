@@ -23,11 +23,11 @@ _log = logging.getLogger("sse_batcher.signals")
 _signals = Namespace()
 
 client_connected = _signals.signal(
-    "client_connected", "A stream was opened that is no poll. Arguments: `client`, a `ClientInfo`."
+    "client_connected", "A stream that is not a poll was opened. Arguments: `client`, a `ClientInfo`."
 )
 client_disconnected = _signals.signal(
     "client_disconnected",
-    "A stream has ended that was no poll. Arguments: `client`, a `ClientInfo`; `reason`, that of its ``sse_bye``, or "
+    "A stream that is not a poll has ended. Arguments: `client`, a `ClientInfo`; `reason`, that of its ``sse_bye``, or "
     "``left`` if the client closed the connection or does not answer; `duration`, in seconds; `frames` and `bytes`, "
     "how many were handed to it.",
 )

@@ -14,13 +14,13 @@ from .reasons import BatchReason, EndReason, RefusalReason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram:
-    """How often something took how long, in seconds."""
+    """A histogram of durations, in seconds."""
 
     buckets: Mapping[str, int] = field(default_factory=dict)
-    """How often, by the smallest limit that it did not exceed, such as ``"0.5"`` or ``"60"``; ``"+Inf"``: it exceeded
-    all of them. Each time is counted once."""
+    """How many there were, by the smallest limit that they did not exceed, such as ``"0.5"`` or ``"60"``; ``"+Inf"``:
+    they exceeded all of them. Each is counted once."""
     sum: float = 0.0
-    """All these seconds together."""
+    """The sum of all durations, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +91,8 @@ class ManagerStats(BatcherStats):
     oldest_stream: float = 0.0
     """Seconds for which the oldest open stream has been open."""
     client_lag: float = 0.0
-    """Seconds since the delivery of the oldest frame that an open stream has not been handed yet; 0 if all streams have
-    what they are due. As far as the history in memory reaches."""
+    """Seconds since the delivery of the oldest frame that an open stream has not been handed yet; 0 if there is none.
+    Only frames that are in the history in memory are considered."""
     overflows: int = 0
     """How often a client fell so far behind that it had to read the history."""
     replays: int = 0

@@ -176,7 +176,7 @@ class SSE(Hooks):
         """Return a token that grants the stream of these channels, and of this user, to any client that has it.
 
         The token begins with ``sse1.`` and comes with a request as ``?token=`` or in the header ``Authorization:
-        Bearer``. It stands for `authorize` and `identify`, which are not called. A client that names channels must name
+        Bearer``. It replaces `authorize` and `identify`, which are not called. A client that names channels must name
         some of the token's; one that names none gets all of them. `revalidate` is asked at each opening.
 
         `channels`
@@ -206,7 +206,7 @@ class SSE(Hooks):
         ttl: float = DEFAULT_TTL,
         external: bool = False,
     ) -> str:
-        """Return the URL of the stream with a token: `sign` says for what, and what is raised.
+        """Return the URL of the stream with a token. The other arguments, and the errors, are those of `sign`.
 
         `sse_url()` does the same in templates. The URL is made by `url_for`; `external`: with scheme and host. Raises
         `UsageError` if `SSE_URL_PREFIX` is None, because the app then has no such route.
@@ -233,8 +233,8 @@ class SSE(Hooks):
         `authorize` is not called. `user` says whose stream it is; None: it belongs to no user. If it is left out,
         `identify` is called, except for OPTIONS. All else is as in the view at ``/events``: the client says in the
         header ``Last-Event-ID``, or in the query, where it was, and ``batch=0`` if it knows no batches; snapshots,
-        limits and `SSE_CORS_ORIGINS` hold. A kick ends the stream if it comes after the request has begun. GET and HEAD
-        are answered; another method is 405.
+        limits and `SSE_CORS_ORIGINS` apply. A kick ends the stream if it comes after the request has begun. GET and
+        HEAD are answered; another method is 405.
 
         Raises `InvalidEventError` for invalid channels or an invalid user, and `UsageError` outside a request.
 

@@ -168,7 +168,7 @@ class Hooks:
 
         ``function()`` is called in the view, at every connect. It returns a str of 1 to 256 characters or an int, or
         None if the stream belongs to no user; anything else is a `UsageError`. ``"7"`` and ``7`` are two users. `kick`,
-        `revalidate` and ``SSE_MAX_CLIENTS_PER_USER`` go by this user.
+        `revalidate` and ``SSE_MAX_CLIENTS_PER_USER`` refer to this user.
         """
         self._functions.identify.fill(function)
         self._changed()

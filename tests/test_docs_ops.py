@@ -284,14 +284,14 @@ def test_the_counters_to_watch_exist() -> None:
 
 
 def test_each_line_at_level_info_is_in_the_table() -> None:
-    """The beginning of each message in the code, up to its first value, is in a row with its logger."""
+    """The first words of each message in the code that are not values are in a row with its logger."""
     page = text_of("guides/monitoring").partition("The lines at level INFO")[2]
     rows = re.findall(r"^\| `(sse_batcher[\w.]*)` \| (.*?) \|", page, flags=re.MULTILINE)
     found = [(path, text) for path in sorted((ROOT / "sse_batcher").rglob("*.py")) for text in info_messages(path)]
     assert len(found) >= len(rows) - 1
     for path, text in found:
         loggers = re.findall(r'getLogger\("(.*?)"\)', path.read_text())
-        beginning = re.split(r"[%{:;]", text.removeprefix("%s "))[0].strip()
+        beginning = next(filter(None, map(str.strip, re.split(r"%[-.\w]+|[{:;]", text))))
         assert any(beginning in shown and (name in loggers or not loggers) for name, shown in rows), text
 
 

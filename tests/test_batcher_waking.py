@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from sse_batcher import BatchOptions, EventBatcher
+from sse_batcher import BacklogFullError, BatchOptions, EventBatcher, Text
 from sse_batcher.runtime.worker import Worker
 
 from .kit.batching import AT_ONCE, OwnBatcher, Sink, SteppedBatcher, Wakeups
@@ -139,6 +139,47 @@ def test_a_window_with_too_many_bytes_wakes_the_thread() -> None:
     batcher.enqueue("log", "x" * 900)
     batcher.step()
     assert [len(events) for events in batcher.sent()] == [2]
+
+
+def test_the_first_events_of_a_type_wake_the_thread_if_they_fill_a_frame_before_another_window_ends() -> None:
+    batcher = SteppedBatcher(max_frame_bytes=2_000)
+    batcher.enqueue("quiet", 1)
+    batcher.step()
+    wakes = batcher.worker.wakes
+    batcher.enqueue("log", "x" * 900)
+    assert batcher.worker.wakes == wakes
+    batcher.enqueue("log", "y" * 900)
+    assert batcher.worker.wakes == wakes + 1
+    batcher.enqueue("log", "z" * 900)
+    batcher.step()
+    assert batcher.sent() == [["x" * 900, "y" * 900]]
+
+
+def test_a_refusal_wakes_the_thread_for_what_is_still_in_the_inbox() -> None:
+    batcher = SteppedBatcher(max_pending_bytes=2_000)
+    batcher.enqueue("quiet", 1)
+    batcher.step()
+    for data in (1, Text("2"), 3, Text("4"), 5, Text("6"), 7):  # each closes the window of the one before
+        batcher.enqueue("log", data)
+    wakes = batcher.worker.wakes
+    for _ in range(2):
+        with pytest.raises(BacklogFullError):
+            batcher.enqueue("log", "x" * 500)
+    assert batcher.worker.wakes == wakes + 1
+    batcher.step()
+    batcher.enqueue("log", "x" * 500)
+    assert batcher.sent() == [[1], ["2"], [3], ["4"], [5], ["6"]]
+
+
+def test_a_refusal_does_not_wake_the_thread_for_what_waits_in_windows() -> None:
+    batcher = SteppedBatcher(max_pending_bytes=500)
+    batcher.enqueue("log", 1)
+    batcher.enqueue("log", 2)
+    batcher.step()
+    wakes = batcher.worker.wakes
+    with pytest.raises(BacklogFullError):
+        batcher.enqueue("log", 3)
+    assert batcher.worker.wakes == wakes
 
 
 def test_a_leading_event_wakes_the_thread_and_those_after_it_do_not() -> None:

@@ -440,6 +440,15 @@ def test_a_window_may_be_full_once_the_waiting_events_have_joined_it() -> None:
     assert windows.due(event, rules, 3, room + 1, 0.5) == NOW
 
 
+def test_a_window_that_is_not_open_yet_may_be_full_at_once() -> None:
+    options = BatchOptions(max_frame_bytes=200, batch_window=1)
+    windows, rules = Windows(options), options.rules("log")
+    event = Event("log", "default", "0")
+    assert [windows.due(event, rules, 2, size, 0.5) for size in (200, 201)] == [1.5, NOW]
+    windows.add(event, rules, None, 0.0)
+    assert [windows.due(event, rules, 2, size, 1.0) for size in (200, 201)] == [2.0, NOW]  # the old one is over
+
+
 # -- properties --------------------------------------------------------------------------------------------------------
 
 RULES = st.fixed_dictionaries(

@@ -237,6 +237,8 @@ class Engine:
         if not count or pending + size <= self._max_pending_bytes:
             return
         self.count_refusal()
+        if self._inbox and self._next_turn != NOW and not self._worker.is_woken():
+            self._wake()  # what is still in the inbox may fill or close windows, which makes room for later events
         raise BacklogFullError(count, pending, self.publishing_for())
 
     def _withdraw(self, entry: _Entry) -> None:

@@ -132,7 +132,7 @@ class Windows:
         types = self._open.get(event.audience)
         window = types.get(rules.type) if types else None
         if window is None or window.deadline <= now:
-            return NOW if rules.leading else now + rules.batch_window
+            return NOW if rules.leading or ahead_bytes > self._max_frame_bytes else now + rules.batch_window
         if len(window.events) + ahead >= rules.max_batch_size or window.bytes + ahead_bytes > self._max_frame_bytes:
             return NOW
         if window.texts is not is_text(event.body) and self._mixed is None and window.events:

@@ -118,6 +118,7 @@ def test_when_no_thread_can_be_started_the_caller_delivers(sink: Sink, monkeypat
     batcher.enqueue("log", 1)
     assert sink.data() == [1]
     batcher.enqueue("log", 2)
+    assert sink.data() == [1, 2]
     batcher.enqueue("error", 3)
     assert sink.data() == [1, 2, 3]
     assert batcher.flush_all(TIMEOUT)

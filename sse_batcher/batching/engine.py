@@ -283,6 +283,7 @@ class Engine:
         self._windows.close_all(SHUTDOWN, self._clock())
         self._number_closed_locked()
         self._deliver_ready_locked()
+        self._next_turn = NEVER  # no thread comes: the next event finds no turn that it could wait for
 
     def _inbox_items(self) -> list[_Entry | _Flush]:
         """Return what is in the inbox now."""

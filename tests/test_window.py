@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -447,6 +448,30 @@ def test_a_window_that_is_not_open_yet_may_be_full_at_once() -> None:
     assert [windows.due(event, rules, 2, size, 0.5) for size in (200, 201)] == [1.5, NOW]
     windows.add(event, rules, None, 0.0)
     assert [windows.due(event, rules, 2, size, 1.0) for size in (200, 201)] == [2.0, NOW]  # the old one is over
+
+
+def test_windows_that_close_early_keep_neither_their_events_nor_the_memory_of_the_windows() -> None:
+    options = BatchOptions(batch_window=10, max_batch_size=2)
+    windows, rules = Windows(options), options.rules("log")
+    windows.add(Event("quiet", "default", "0"), options.rules("quiet"), None, 0.0)  # this window ends first
+
+    def grown(rounds: int) -> int:
+        """How many bytes more are used after so many windows have opened, closed, and been delivered."""
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(2 * rounds):
+            windows.add(Event("log", "default", f'"{number:0>5000}"'), rules, None, 0.1)
+            windows.next_deadline()
+            windows.closed.clear()
+        return tracemalloc.get_traced_memory()[0] - before
+
+    tracemalloc.start()
+    try:
+        assert grown(100) < 50 * 5_000
+        assert grown(5_000) < 50 * 5_000
+    finally:
+        tracemalloc.stop()
+    windows.close_due(10.1)
+    assert [closed.type for closed in windows.closed] == ["quiet"]
 
 
 # -- properties --------------------------------------------------------------------------------------------------------

@@ -21,6 +21,9 @@ from ..wire import envelope_bytes, mixed_bytes
 NOW = float("-inf")
 NEVER = float("inf")
 
+_CLOSED_KEPT = 100
+"""The heap of deadlines is cleaned up if it is longer by this than twice the number of windows that are open."""
+
 
 class Closed(NamedTuple):
     """The events of a window that has closed, in the order of delivery, and why it closed."""
@@ -61,8 +64,10 @@ class Windows:
         self._mixed = options.rules(MIXED) if options.mixed else None
         self._open: dict[Audience, dict[str, _Window]] = {}
         self._audiences_of: dict[User, dict[Audience, None]] = {}  # those of the open windows
-        # A heap of (deadline, number, window). A window that closes early stays here until its deadline.
+        # A heap of (deadline, number, window). A window that closes early stays here, without its events, until its
+        # deadline, or until the heap is longer than `_longest`.
         self._deadlines: list[tuple[float, int, _Window]] = []
+        self._longest = _CLOSED_KEPT
         self._numbers = 0
 
     def add(self, event: Event, type_rules: TypeRules, key: str | None, now: float) -> Event | None:
@@ -198,7 +203,16 @@ class Windows:
                 self._audiences_of.setdefault(user, {})[audience] = None
         types[rules.type] = window
         heapq.heappush(self._deadlines, (window.deadline, window.number, window))
+        if len(self._deadlines) > self._longest:
+            self._forget_closed()
         return window
+
+    def _forget_closed(self) -> None:
+        """Take the windows that have closed out of the heap. It is called more seldom, the more windows are open."""
+        open_ones = [entry for entry in self._deadlines if self._is_open(entry[2])]
+        heapq.heapify(open_ones)
+        self._longest = 2 * len(open_ones) + _CLOSED_KEPT
+        self._deadlines = open_ones
 
     def _close(self, window: _Window, reason: BatchReason, now: float) -> _Window | None:
         """Close a window. With `leading`, open the next one and return it: each window has one frame at most."""
@@ -217,6 +231,7 @@ class Windows:
         join = rules.join if window.texts else None
         since = window.deadline - rules.batch_window
         self.closed.append(Closed(audience, rules.type, tuple(window.events.values()), reason, since, join))
+        window.events = {}  # the heap may keep the window for a long time, and its events would stay in memory
         return self._open_window(rules, audience, now) if rules.leading else None
 
     def _expire(self, window: _Window, now: float) -> _Window | None:

@@ -5,7 +5,6 @@ Thread-safe. Takes no lock of its own.
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import time
@@ -185,8 +184,18 @@ class EventBatcher:
         return encode_string(value) if value.__class__ is str else encode_data(self._encode, value, "dedup_key")
 
 
-def put(batcher: EventBatcher, event_type: str, data: Any, audience: Audience, key: str | int | None) -> None:
-    """Take an event for an audience that was checked. For `EventBatcher.enqueue` and the layers above the batcher."""
+def put(
+    batcher: EventBatcher,
+    event_type: str,
+    data: Any,
+    audience: Audience,
+    key: str | int | None,
+    add: Callable[[Event, int, TypeRules, str | None], None] | None = None,
+) -> None:
+    """Take an event for an audience that was checked. For `EventBatcher.enqueue` and the layers above the batcher.
+
+    `add` is called with the event, as `Engine.add` is. None: the engine of this process takes it.
+    """
     try:
         # Only an exact `str` is looked up, since another object may not be hashable. The slow way refuses it.
         rules = batcher._rules.get(event_type) if event_type.__class__ is str else None
@@ -213,37 +222,26 @@ def put(batcher: EventBatcher, event_type: str, data: Any, audience: Audience, k
     except InvalidEventError as error:
         refuse(batcher, error)
     # Event(...) would call a function that is written in Python. This takes half as long.
-    batcher._engine.get().add(tuple.__new__(Event, (rules.type, audience, body)), size, rules, name)
+    event = tuple.__new__(Event, (rules.type, audience, body))
+    if add is None:  # in full, since a method that is in a variable is called more slowly
+        batcher._engine.get().add(event, size, rules, name)
+    else:
+        add(event, size, rules, name)
 
 
 Held = tuple[Event, int, TypeRules, str | None]
 """An event that was checked and encoded, as `Engine.add` takes it."""
 
 
-class _Keeper:
-    """Stands for the engine in one call of `put`, and keeps the event."""
-
-    def __init__(self, engine: Callable[[], Engine]) -> None:
-        self.held: Held | None = None
-        self._engine = engine
-
-    def get(self) -> _Keeper:
-        return self
-
-    def add(self, event: Event, size: int, rules: TypeRules, key: str | None) -> None:
-        self.held = (event, size, rules, key)
-
-    def count_refusal(self) -> None:
-        self._engine().count_refusal()
-
-
 def hold(batcher: EventBatcher, event_type: str, data: Any, audience: Audience, key: str | int | None) -> Held:
     """Check and encode an event as `put` does, for `put_held`. Raises `InvalidEventError`."""
-    holding, keeper = copy.copy(batcher), _Keeper(batcher._engine.get)  # a copy, so that `put` needs no case for this
-    holding._engine = keeper  # type: ignore[assignment]
-    put(holding, event_type, data, audience, key)
-    assert keeper.held is not None
-    return keeper.held
+    held: list[Held] = []
+
+    def keep(event: Event, size: int, rules: TypeRules, key: str | None) -> None:
+        held.append((event, size, rules, key))
+
+    put(batcher, event_type, data, audience, key, keep)
+    return held[0]
 
 
 def put_held(batcher: EventBatcher, held: Held) -> None:

@@ -86,13 +86,22 @@ def encode_data(encode: Encode, data: Any, field: str = "data") -> str:
     """Encode with a `trusted` or `checked` encoder. Errors become an `InvalidEventError` that names the reason."""
     try:
         return encode(data)
-    except (TypeError, ValueError, RecursionError) as error:
-        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        if what.startswith("Out of range float"):  # Python's message does not name the place
-            what = _not_finite(data, field) or what
-        elif what.endswith("is not JSON serializable"):
-            what += ". json_default=, or the JSON provider of a Flask app, can convert such objects"
-        raise InvalidEventError(f"the {field} cannot be sent as JSON: {what}", field=field) from error
+    except ENCODE_ERRORS as error:
+        raise not_json(error, data, field) from error
+
+
+ENCODE_ERRORS = (TypeError, ValueError, RecursionError)
+"""What an encoder raises for data that it cannot encode. `not_json` says why."""
+
+
+def not_json(error: Exception, data: object, field: str = "data") -> InvalidEventError:
+    """Return the error for data for which an encoder has raised this one of `ENCODE_ERRORS`."""
+    what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    if what.startswith("Out of range float"):  # Python's message does not name the place
+        what = _not_finite(data, field) or what
+    elif what.endswith("is not JSON serializable"):
+        what += ". json_default=, or the JSON provider of a Flask app, can convert such objects"
+    return InvalidEventError(f"the {field} cannot be sent as JSON: {what}", field=field)
 
 
 def _not_finite(data: object, name: str) -> str | None:

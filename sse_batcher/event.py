@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-from .encoding import encode_string
+from .encoding import ENCODE_ERRORS, Encode, encode_string, not_json
 from .errors import InvalidEventError
 from .reasons import BatchReason
 
@@ -73,7 +73,7 @@ class Text(str):
     def __new__(cls, text: str) -> Text:
         if not isinstance(text, str):
             raise InvalidEventError(f"a Text is made from a str, not from {type(text).__name__}", field="data")
-        return super().__new__(cls, text)
+        return str.__new__(cls, text)  # `super` takes longer, and each event that is a text passes here
 
 
 class Key(str):
@@ -245,6 +245,17 @@ def _user_order(user: User) -> tuple[bool, User]:
     return isinstance(user, str), user  # a str and an int cannot be compared
 
 
+def check_audience(channel: object, user: object) -> Audience:
+    """Return for whom an event is, if these are given with it; each may be `NOT_GIVEN`. Raises `InvalidEventError`."""
+    if user is NOT_GIVEN:
+        return DEFAULT_CHANNEL if channel is NOT_GIVEN else check_own_channel(channel)
+    if channel is not NOT_GIVEN:
+        raise InvalidEventError(
+            "an event is for a channel or for users, not both: leave channel= or user= out, or call twice", field="user"
+        )
+    return check_users(user)
+
+
 def check_user(user: object) -> User:
     """Return the user as a plain `str` or `int`, or raise `InvalidEventError`. ``"7"`` and ``7`` are two users."""
     if user is None:
@@ -289,17 +300,16 @@ def check_text(text: str) -> Text:
         # The characters of a subclass, whose methods may do anything; and of a proxy, which is another text later.
         text = Text(str.__str__(text) if issubclass(type(text), str) else text)
     if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        text = Text(text.replace("\r\n", "\n").replace("\r", "\n"))
     if "\0" in text:
         raise InvalidEventError("the text contains NUL, which cannot be sent: remove it", field="data")
-    found = None if text.isascii() else _LONE_SURROGATE.search(text)
-    if found:
+    if not text.isascii() and (found := _LONE_SURROGATE.search(text)):
         raise InvalidEventError(
             f"the text contains the lone surrogate {found[0]!r}, which is not UTF-8: remove it, or decode the text "
             f"with errors='replace'",
             field="data",
         )
-    return text if isinstance(text, Text) else Text(text)
+    return text
 
 
 def check_no_html(data: object) -> None:
@@ -309,6 +319,21 @@ def check_no_html(data: object) -> None:
             f"the data is HTML ({type(data).__name__}): send it as Text(html), or as a JSON string with str(html)",
             field="data",
         )
+
+
+def encode_body(encode: Encode, data: Any) -> str:
+    """Return the data of an event as it is sent: a `Text`, or JSON of this encoder, which is `trusted` or `checked`.
+
+    Raises `InvalidEventError`.
+    """
+    if isinstance(data, Text):
+        return check_text(data)
+    if data.__class__ is not dict:
+        check_no_html(data)
+    try:  # as `encode_data`, without another call: each event passes here
+        return encode(data)
+    except ENCODE_ERRORS as error:
+        raise not_json(error, data) from error
 
 
 def check_pair(pair: object) -> tuple[Any, Any]:

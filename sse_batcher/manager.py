@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import signals
 from .after_commit import AfterCommit, Send
 from .backends import open_backend
-from .batching.batcher import hold, put, put_held, refuse
-from .encoding import Encode, encode_data, json_encoder
+from .batching.batcher import EventBatcher, hold, put, put_held, refuse
+from .encoding import Encode, json_encoder
 from .errors import BackendError, ClosedError, InvalidEventError, SSEBatcherError, TooManyClientsError
 from .event import (
     BROADCAST,
@@ -24,18 +24,14 @@ from .event import (
     NOT_GIVEN,
     Audience,
     NotGiven,
-    Text,
     User,
-    Users,
-    broadcast_named,
+    check_audience,
     check_channel,
     check_channels,
-    check_no_html,
     check_pair,
-    check_text,
     check_type,
     check_user,
-    check_users,
+    encode_body,
 )
 from .functions import check_function
 from .options import BatchOptions, ClientOptions, HistoryOptions, batch_options
@@ -164,19 +160,12 @@ class SSEManager:
         """
         batcher = self._process.get().batcher
         try:
-            if isinstance(user, NotGiven):
-                if isinstance(channel, NotGiven):
-                    put(batcher, event_type, data, DEFAULT_CHANNEL, key)
-                    return
-                if channel == BROADCAST:
-                    refuse(batcher, broadcast_named())
-                batcher.enqueue(event_type, data, channel=channel, key=key)
+            if user is NOT_GIVEN and channel is NOT_GIVEN:
+                put(batcher, event_type, data, DEFAULT_CHANNEL, key)
+            elif user is NOT_GIVEN and isinstance(channel, str) and channel != BROADCAST:
+                batcher.enqueue(event_type, data, channel=channel, key=key)  # it checks each channel only once
             else:
-                try:
-                    users = _check_users(user, channel)
-                except InvalidEventError as error:
-                    refuse(batcher, error)
-                put(batcher, event_type, data, users, key)
+                put(batcher, event_type, data, _audience(batcher, channel, user), key)
         except SSEBatcherError as error:
             self._refused(error, event_type, channel, user)
             raise
@@ -284,7 +273,7 @@ class SSEManager:
         process.backend.open(None)
         cursor, encode = process.format(process.hub.head), process.encode
         state = [check_pair(pair) for pair in take()]
-        blocks = [(check_type(event_type), _body(data, encode)) for event_type, data in state]
+        blocks = [(check_type(event_type), encode_body(encode, data)) for event_type, data in state]
         ids = [*[None] * (len(blocks) - 1), cursor]
         named = zip(blocks, ids, strict=False)  # without blocks, there is one id too many
         return Snapshot(cursor, b"".join(block(event=name, data=text, id=id) for (name, text), id in named))
@@ -353,10 +342,7 @@ class SSEManager:
         shown = BROADCAST if is_broadcast else channel
         batcher = self._process.get().batcher
         try:
-            try:
-                audience = BROADCAST if is_broadcast else _audience(channel, user)
-            except InvalidEventError as error:
-                refuse(batcher, error)
+            audience = BROADCAST if is_broadcast else _audience(batcher, channel, user)
             held = hold(batcher, event_type, data, audience, key)
         except SSEBatcherError as error:
             self._refused(error, event_type, shown, user)
@@ -439,30 +425,9 @@ def _revalidate_of(reference: weakref.ref[SSEManager]) -> Ask | None:
     return None if manager is None else manager.revalidate
 
 
-def _audience(channel: str | NotGiven, user: User | Sequence[User] | AbstractSet[User] | NotGiven) -> Audience:
-    """Return for whom an event is, as `SSEManager.enqueue` was called. Raises `InvalidEventError`."""
-    if not isinstance(user, NotGiven):
-        return _check_users(user, channel)
-    if isinstance(channel, NotGiven):
-        return DEFAULT_CHANNEL
-    name = check_channel(channel)
-    if name == BROADCAST:
-        raise broadcast_named()
-    return name
-
-
-def _check_users(user: object, channel: object) -> Users:
-    """Return the users of an event. Raises `InvalidEventError`."""
-    if channel is not NOT_GIVEN:
-        raise InvalidEventError(
-            "an event is for a channel or for users, not both: leave channel= or user= out, or call twice", field="user"
-        )
-    return check_users(user)
-
-
-def _body(data: Any, encode: Encode) -> str:
-    """Return the data of one event of a state, as it is sent. Raises `InvalidEventError`."""
-    if isinstance(data, Text):
-        return check_text(data)
-    check_no_html(data)
-    return encode_data(encode, data)
+def _audience(batcher: EventBatcher, channel: object, user: object) -> Audience:
+    """Return for whom an event is. Arguments that are not allowed count as a refusal of this batcher."""
+    try:
+        return check_audience(channel, user)
+    except InvalidEventError as error:
+        refuse(batcher, error)

@@ -18,13 +18,11 @@ from ..event import (
     Audience,
     Batch,
     Event,
-    Text,
     audience_bytes,
     check_channel,
     check_key,
-    check_no_html,
-    check_text,
     check_type,
+    encode_body,
     text_bytes,
 )
 from ..functions import check_function
@@ -202,13 +200,10 @@ def put(
         if rules is None:
             rules = batcher._rules_of(event_type)
         name: str | None = None if key is None else check_key(key)
-        if isinstance(data, Text):
-            body: str = check_text(data)
+        body = encode_body(batcher._encode, data)
+        if body.__class__ is not str:  # a text
             size = text_bytes(body)
         else:
-            if data.__class__ is not dict:
-                check_no_html(data)
-            body = encode_data(batcher._encode, data)
             size = len(body)
             if name is None:
                 field = rules.dedup_key

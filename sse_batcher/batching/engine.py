@@ -12,7 +12,6 @@ Each lock's comment in `Engine.__init__` lists what it guards.
 from __future__ import annotations
 
 import logging
-import os
 import queue
 from collections import Counter, deque
 from collections.abc import Callable
@@ -83,7 +82,6 @@ class Engine:
         make_worker: Callable[[Owner, str], Worker] = Worker,
         inbox: deque[_Entry | _Flush] | None = None,
     ) -> None:
-        self.pid = os.getpid()
         self._sink = sink
         self._clock = clock
         self._wall = wall
@@ -173,8 +171,6 @@ class Engine:
 
     def close(self, timeout: float | None = 5.0) -> bool:
         """Refuse further events, deliver what is pending, and end the thread. Return whether both were done in time."""
-        if self.pid != os.getpid():
-            return True  # a forked child that exits has found its parent's engine
         deadline = Deadline(timeout)
         self._closed = True
         delivered = (self._is_settled() and not self._worker.runs) or self.flush(SHUTDOWN, timeout)

@@ -28,7 +28,7 @@ LAYERS = """
     errors encoding reasons event functions options wire parser stats
     runtime.dropped runtime.log_fields runtime.process runtime.locks runtime.log_once runtime.worker runtime.app_thread
     runtime
-    batching.window batching.engine batching.batcher batching
+    batching.window batching.flushes batching.log_lines batching.engine batching.batcher batching
     streams.history streams.dismissals streams.counts streams.roles streams.open_stream
     streams.refusals streams.control streams.client streams.index streams.registry streams.departures streams.census
     streams.hub streams.handover streams.revalidation streams
@@ -60,7 +60,8 @@ ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
 
 # Modules that use no thread, clock or socket.
 PURE_MODULES = """
-    errors encoding reasons event functions options wire parser stats runtime.log_fields batching.window
+    errors encoding reasons event functions options wire parser stats runtime.log_fields
+    batching.window batching.flushes
     streams.history streams.dismissals streams.counts backends.redis.entries browser flask.cors remote.message
     doctor.findings doctor.facts doctor.software doctor.words doctor.refusals doctor.flow doctor.serving
     doctor.answers doctor.diagnoses doctor.inside doctor.rendering

@@ -11,7 +11,6 @@ Each lock's comment in `Engine.__init__` lists what it guards.
 
 from __future__ import annotations
 
-import logging
 import queue
 from collections import Counter, deque
 from collections.abc import Callable
@@ -23,13 +22,12 @@ from ..event import Batch, Event, Key, audience_bytes, body_bytes
 from ..options import BatchOptions, TypeRules
 from ..reasons import BatchReason
 from ..runtime.locks import is_mine, new_lock, run_if_free
-from ..runtime.log_fields import log_fields
 from ..runtime.process import close_at_exit
 from ..runtime.worker import Deadline, Owner, Worker, take
 from ..stats import BatcherStats
+from .flushes import Flush, Flushes
+from .log_lines import log_replaced, log_sink_failed, log_sink_works
 from .window import NEVER, NOW, Windows
-
-_log = logging.getLogger("sse_batcher.engine")
 
 SHUTDOWN: Final = "shutdown"
 
@@ -48,24 +46,6 @@ _Entry = tuple[Event, int, TypeRules, str | None, float]
 """An event on its way into a window, its size, the rules of its type, the JSON of its key, and when it came."""
 
 
-class _Flush:
-    """A request to close all windows, queued among the events, and the queue for its answer."""
-
-    __slots__ = ("answers", "ok", "reason", "since", "target", "time")
-
-    def __init__(self, reason: BatchReason, time: float, since: int) -> None:
-        self.reason = reason
-        self.time = time
-        self.since = since
-        """How many batches were done when it was requested."""
-        self.target = 0
-        """The number of the last batch that it waits for. Set by the thread."""
-        self.ok = True
-        """Whether none of the batches that it waits for has failed so far. Set by the thread."""
-        # Not an `Event`: a thread that is interrupted inside `wait` could leave its lock held. `put` never blocks.
-        self.answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
-
-
 class Engine:
     """One process's part of a batcher. All methods in the first section are thread-safe.
 
@@ -80,7 +60,7 @@ class Engine:
         wall: Callable[[], float],
         *,
         make_worker: Callable[[Owner, str], Worker] = Worker,
-        inbox: deque[_Entry | _Flush] | None = None,
+        inbox: deque[_Entry | Flush] | None = None,
     ) -> None:
         self._sink = sink
         self._clock = clock
@@ -89,7 +69,7 @@ class Engine:
 
         # No lock guards these five.
         # Callers append, and the thread removes. Each step is atomic.
-        self._inbox: deque[_Entry | _Flush] = deque() if inbox is None else inbox
+        self._inbox: deque[_Entry | Flush] = deque() if inbox is None else inbox
         # The bytes of the events in the inbox. Callers add to it before they append, and the thread sets it. A harmless
         # race: it can be wrong during a burst and is exact after it, and it only has to bound the memory. Without
         # the GIL, and with four producers that were faster than the delivery, it was 0.9 to 1.3 times the real number.
@@ -103,15 +83,13 @@ class Engine:
         self._sealed = False
 
         # `_turn` guards everything up to `_counters`. The thread holds it during a turn. If no thread can be started, a
-        # caller holds it and does the work. Read without it, which is harmless: `_publishing_since`, which is one
-        # reference, the windows in `Windows.due` and `Windows.open_since`, whose docstrings give the reason, and what
-        # `pending_age` reads.
+        # caller holds it and does the work. Read without it, which is harmless: `_publishing_since` and `Flushes.done`,
+        # which are one reference each, the windows in `Windows.due` and `Windows.open_since`, whose docstrings give the
+        # reason, and what `pending_age` reads.
         self._turn = new_lock()
         self._windows = Windows(options)
         self._ready: deque[tuple[Batch, float]] = deque()  # closed, not delivered yet; and when the first event came
-        self._numbered = 0  # how many batches were ready so far
-        self._newest_failed = 0  # the number of the last batch that has failed
-        self._flushes: deque[_Flush] = deque()  # flushes that wait for batches
+        self._flushes = Flushes()
         self._publishing_since: float | None = None
         self._publishing_came = 0.0  # when the first event of the batch came that is being published
         self._failing = False
@@ -120,13 +98,12 @@ class Engine:
 
         # `_counters` guards the counters below, so that `stats` is as of one moment: an event is either in the inbox or
         # counted as pending. Read without it, which is harmless: `_pending_bytes` in `add`, where threads that add at
-        # the same time may exceed the limit by one event each, and `_done` and `_failed` by the thread, which is the
-        # only one that sets them.
+        # the same time may exceed the limit by one event each, and `_failed` by the thread, which is the only one
+        # that sets it.
         self._counters = new_lock()
         self._pending_events = 0
         self._pending_bytes = 0
         self._enqueued = self._replaced = self._refused = self._failed = self._batches = 0
-        self._done = 0  # batches that the sink has taken, or that have failed
         self._reasons: Counter[BatchReason] = Counter()
 
         self._worker = make_worker(self, "sse_batcher")
@@ -161,11 +138,12 @@ class Engine:
         """
         if reason != SHUTDOWN and self._is_settled():
             return True
-        flush = _Flush(reason, self._clock(), self._done)
-        self._inbox.append(flush)
+        # Not an `Event`: a thread that is interrupted inside `wait` could leave its lock held. `put` never blocks.
+        answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._inbox.append(Flush(reason, self._clock(), self._flushes.done, answers.put))
         self._wake()
         try:
-            return take(flush.answers, 0 if self._is_needed_by_delivery() else timeout)
+            return take(answers, 0 if self._is_needed_by_delivery() else timeout)
         except queue.Empty:
             return False
 
@@ -281,7 +259,7 @@ class Engine:
         self._deliver_ready_locked()
         self._next_turn = NEVER  # no thread comes: the next event finds no turn that it could wait for
 
-    def _inbox_items(self) -> list[_Entry | _Flush]:
+    def _inbox_items(self) -> list[_Entry | Flush]:
         """Return what is in the inbox now."""
         while True:
             try:
@@ -330,7 +308,7 @@ class Engine:
             events = size = 0  # what was taken out
             while inbox and events < EVENTS_PER_PASS and not self._sealed:
                 item = inbox.popleft()
-                if isinstance(item, _Flush):
+                if isinstance(item, Flush):
                     self._begin_flush_locked(item)
                     continue
                 event, event_size, rules, key, now = item
@@ -360,24 +338,22 @@ class Engine:
     def _take_flushes_locked(self) -> None:
         """Take the flushes out of the inbox after the end. The callers of `add` withdraw the events."""
         for item in self._inbox_items():
-            if isinstance(item, _Flush):
+            if isinstance(item, Flush):
                 self._inbox.remove(item)
                 self._begin_flush_locked(item)
 
-    def _begin_flush_locked(self, flush: _Flush) -> None:
+    def _begin_flush_locked(self, flush: Flush) -> None:
         """Close all windows for a flush, and let it wait for their batches."""
         self._windows.close_all(flush.reason, flush.time)
         self._number_closed_locked()
-        flush.target = self._numbered
-        flush.ok = self._newest_failed <= flush.since
-        self._flushes.append(flush)
+        self._flushes.begin(flush)
         self._sealed = self._sealed or flush.reason == SHUTDOWN
 
     def _number_closed_locked(self) -> None:
         """Make batches of what has closed, in this order, and number them."""
         if self._windows.closed:
             timestamp = int(self._wall() * 1000)
-            self._numbered += len(self._windows.closed)
+            self._flushes.note_ready(len(self._windows.closed))
             self._ready.extend(
                 (Batch(audience, event_type, events, reason, timestamp, join), since)
                 for audience, event_type, events, reason, since, join in self._windows.closed
@@ -386,7 +362,7 @@ class Engine:
 
     def _deliver_ready_locked(self) -> None:
         """Deliver the batches that are ready, in order."""
-        self._answer_flushes_locked()
+        self._flushes.answer()
         while self._ready:
             batch, self._publishing_came = self._ready.popleft()
             self._publishing_since = self._clock()
@@ -398,72 +374,38 @@ class Engine:
             self._sink(batch)
             taken = True
         except Exception as error:
-            self._log_failure_locked(error, len(batch.events))
+            self._note_failure_locked(error, len(batch.events))
         finally:
             # Also if a BaseException ends this thread: the batch counts as failed.
             self._count_delivered_locked(batch, taken)
-            self._answer_flushes_locked()
+            self._flushes.answer()
         if taken and self._failing:
             self._failing = False
-            _log.info(
-                "the sink takes batches again; %d events were lost since the start",
-                self._failed,
-                extra=log_fields("sink_works", events=self._failed),
-            )
+            log_sink_works(self._failed)
 
     def _count_delivered_locked(self, batch: Batch, taken: bool) -> None:
         count = len(batch.events)
         self._publishing_since = None
         with self._counters:
-            self._done += 1
+            self._flushes.note_done(taken)
             self._pending_events -= count
             self._pending_bytes -= sum(map(_size, batch.events))
             if taken:
                 self._batches += 1
                 self._reasons[batch.reason] += 1
-                return
-            self._failed += count
-        self._newest_failed = self._done
-        for flush in self._flushes:
-            flush.ok = flush.ok and flush.target < self._done
+            else:
+                self._failed += count
 
-    def _answer_flushes_locked(self) -> None:
-        flushes = self._flushes  # sorted by target
-        while flushes and flushes[0].target <= self._done:
-            flush = flushes.popleft()
-            flush.answers.put(flush.ok)
-
-    def _log_failure_locked(self, error: Exception, count: int) -> None:
+    def _note_failure_locked(self, error: Exception, count: int) -> None:
         # Once until it works again: a logging handler that enqueues would otherwise keep a broken sink busy forever.
         if not self._failing:
             self._failing = True
-            _log.error(
-                "the sink failed for a batch of %d events, which are lost; further failures are counted, "
-                "but not logged until it works again",
-                count,
-                exc_info=error,
-                extra=log_fields("sink_failed", events=count, error=error),
-            )
+            log_sink_failed(error, count)
 
     def _log_news_locked(self) -> None:
         """Log the first replacement of each type."""
         while self._news:
-            rules = self._news.popleft()
-            if rules.dedup_by_default:
-                _log.warning(
-                    "A newer %r event replaced an older one with the same %r within a window, because that field is "
-                    "the default dedup_key. If this is what you want, set dedup_key=%r (in Flask: SSE_DEDUP_KEY). "
-                    'To keep both events, set dedup_key=None, or per_type={%r: {"dedup_key": None}}.',
-                    *(rules.type, rules.dedup_key, rules.dedup_key, rules.type),
-                    extra=log_fields("event_replaced_by_default", type=rules.type, field=rules.dedup_key),
-                )
-            else:
-                _log.info(
-                    "A newer %r event replaced an older one with the same key within a window; "
-                    'per_type={%r: {"dedup_key": None}} keeps both.',
-                    *(rules.type, rules.type),
-                    extra=log_fields("event_replaced", type=rules.type),
-                )
+            log_replaced(self._news.popleft())
 
 
 def _size(event: Event) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
 
 from sse_batcher import (
     SSE,
@@ -117,6 +118,18 @@ def test_a_url_is_enough_and_nothing_is_connected_to_before_it_is_used(url: str)
     assert settings["socket_timeout"] == 5.0
     assert settings["decode_responses"] is False
     assert settings.get("password") == ("secret" if "secret" in url else None)
+
+
+@pytest.mark.parametrize("is_url", [True, False])
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_sentinels_connections_have_tls_if_it_is_asked_for(tls: bool, is_url: bool) -> None:
+    """Without TLS, the password would go out in plain text."""
+    backend: Any = f"redis+sentinel://:secret@one/mymaster{'?ssl=true' if tls else ''}"
+    if not is_url:
+        backend = Sentinel([("one", 26379)]).master_for("mymaster", ssl=tls, password="secret", check_connection=True)
+    pool = connector(backend)[0]().connection_pool
+    assert type(pool.make_connection()) is (SentinelManagedSSLConnection if tls else SentinelManagedConnection)
+    assert pool.check_connection is not is_url
 
 
 # -- one stream, many managers -----------------------------------------------------------------------------------------
@@ -301,6 +314,16 @@ def test_a_password_and_tls_are_in_the_url(make: Make, tmp_path: Path) -> None:
 def test_a_sentinel_says_where_redis_is(server: RedisServer, make: Make, tmp_path: Path) -> None:
     with sentinel_of(server, tmp_path) as port:
         manager = make(f"redis+sentinel://127.0.0.1:{port}/shop/0")
+        with Viewer(manager) as viewer:
+            send(manager, 1)
+            assert viewer.numbers(1) == [1]
+
+
+@external
+def test_a_sentinel_says_where_a_redis_with_tls_is(make: Make, tmp_path: Path) -> None:
+    with redis_server(tmp_path, tls=True) as server, sentinel_of(server, tmp_path) as port:
+        options = server.url.partition("?")[2]
+        manager = make(f"redis+sentinel://127.0.0.1:{port}/shop/0?ssl=true&{options}")
         with Viewer(manager) as viewer:
             send(manager, 1)
             assert viewer.numbers(1) == [1]

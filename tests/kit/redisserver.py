@@ -51,9 +51,9 @@ class RedisServer:
             self.set_clock(clock)
             self._environment |= moved_by(self._clock)
         self.port = free_port()
-        self._certificate = certificate(folder, HOST) if tls else None
+        self.certificate = certificate(folder, HOST) if tls else None
         self.url = (
-            f"rediss://{HOST}:{self.port}/0?ssl_ca_certs={self._certificate}"
+            f"rediss://{HOST}:{self.port}/0?ssl_ca_certs={self.certificate}"
             if tls
             else f"redis://{HOST}:{self.port}/0"
         )
@@ -70,9 +70,9 @@ class RedisServer:
             "--appendfsync": "always",
             "--repl-diskless-sync-delay": "0",
         }
-        if self._certificate:
+        if self.certificate:
             options |= {"--port": "0", "--tls-port": str(self.port), "--tls-auth-clients": "no"}
-            options |= {"--tls-cert-file": str(self._certificate), "--tls-key-file": str(self._certificate)}
+            options |= {"--tls-cert-file": str(self.certificate), "--tls-key-file": str(self.certificate)}
         options |= self._options
         command = [self.program, *(part for option in options.items() for part in option)]
         with (self._folder / "redis.log").open("ab") as log:
@@ -156,6 +156,9 @@ def sentinel_of(server: RedisServer, folder: Path) -> Iterator[int]:
         f"port {port}\nbind {HOST}\ndir {folder}\nsentinel monitor shop {HOST} {server.port} 1\n"
         "sentinel down-after-milliseconds shop 300\nsentinel failover-timeout shop 1000\n"
     )
+    if server.certificate:  # the sentinel's own port is without TLS
+        files = [f"tls-{name} {server.certificate}\n" for name in ("ca-cert-file", "cert-file", "key-file")]
+        config.write_text(config.read_text() + "tls-replication yes\n" + "".join(files))
     with (folder / "sentinel.log").open("ab") as log:
         process = subprocess.Popen([server.program, str(config), "--sentinel"], stdout=log, stderr=log)
     try:

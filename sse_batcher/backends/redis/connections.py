@@ -96,6 +96,8 @@ def _copy(client: redis.Redis) -> redis.Redis:
     settings = {name: value for name, value in pool.connection_kwargs.items() if name != "connection_pool"}
     settings |= _settings()
     if hasattr(pool, "sentinel_manager"):
+        # The pool itself keeps these two. Without the class, the connections would have no TLS.
+        settings |= {"connection_class": pool.connection_class, "check_connection": pool.check_connection}
         return pool.sentinel_manager.master_for(pool.service_name, **settings)  # type: ignore[no-any-return]
     return redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **settings))  # type: ignore[no-any-return]
 

@@ -132,6 +132,37 @@ def test_a_sentinels_connections_have_tls_if_it_is_asked_for(tls: bool, is_url: 
     assert pool.check_connection is not is_url
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("health_check_interval=30", 30),
+        ("socket_keepalive=false", False),
+        ("socket_keepalive=yes", True),
+        ("client_name=50%25", "50%"),
+        ("db=3", 3),
+    ],
+)
+@pytest.mark.parametrize("url", ["redis://one", "redis+sentinel://one/mymaster"])
+def test_the_options_of_a_url_have_their_types(url: str, option: str, value: object) -> None:
+    settings = connector(f"{url}?{option}")[0]().connection_pool.connection_kwargs
+    assert settings[option.partition("=")[0]] == value
+
+
+def test_true_and_false_are_no_strings_in_a_sentinels_url() -> None:
+    pool = connector("redis+sentinel://one/mymaster?ssl=false&check_connection=no&max_connections=3")[
+        0
+    ]().connection_pool
+    assert type(pool.make_connection()) is SentinelManagedConnection
+    assert pool.check_connection is False
+
+
+@pytest.mark.parametrize("url", ["redis://:secret@one", "redis+sentinel://:secret@one/mymaster"])
+@pytest.mark.parametrize("option", ["max_connections=many", "max_connections=-1", "health_check_interval=x", "foo=1"])
+def test_an_error_names_the_option_that_is_invalid(url: str, option: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"is not valid: .*{option.partition('=')[0]}"):
+        connector(f"{url}?{option}")
+
+
 # -- one stream, many managers -----------------------------------------------------------------------------------------
 
 

@@ -53,9 +53,7 @@ class RedisServer:
         self.port = free_port()
         self.certificate = certificate(folder, HOST) if tls else None
         self.url = (
-            f"rediss://{HOST}:{self.port}/0?ssl_ca_certs={self.certificate}"
-            if tls
-            else f"redis://{HOST}:{self.port}/0"
+            f"rediss://{HOST}:{self.port}/0?ssl_ca_certs={self.certificate}" if tls else f"redis://{HOST}:{self.port}/0"
         )
         self.client = redis.Redis.from_url(self.url, socket_timeout=TIMEOUT)
         self._process: subprocess.Popen[bytes] | None = None

@@ -36,8 +36,10 @@ TURN_WAIT_SECONDS = 1.0
 SILENT_SECONDS = 2.0
 """If Redis has not answered the reader for longer than this, streams do not ask: each call would hold a thread."""
 
-_HARMLESS_REASONS = ("Redis URL must", "Invalid value for", "Invalid IPv6", "the path must")
+_HARMLESS_REASONS = ("Redis URL must", "Invalid value for", "Invalid IPv6", "the path must", '"max_connections" must')
 """How errors begin that do not quote a part of the URL, which may be a part of the password."""
+_OF_SENTINEL = ("ssl", "check_connection")
+"""Options, true or false, that redis-py has for the clients of a Sentinel, and not for its own URLs."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+")
 
 
@@ -313,13 +315,16 @@ def _settings() -> dict[str, Any]:
 
 
 def _sentinel(parts: SplitResult, query: dict[str, str]) -> Any:
+    redis = _redis()
     service, _, db = parts.path.strip("/").partition("/")
     if not service:
         raise ValueError("the path must name the service, as in redis+sentinel://host:26379/mymaster/0")
     login, _, hosts = parts.netloc.rpartition("@")
     username, _, password = login.partition(":")
     places = [(host, int(port or 26379)) for host, _, port in (place.partition(":") for place in hosts.split(","))]
-    options = _settings() | {"db": int(db or 0)} | query
+    # redis-py gives the options their types, as in its own URLs, except those that only the clients of a Sentinel have.
+    options = _settings() | {"db": int(db or 0)} | redis.connection.parse_url(f"redis:///?{urlencode(query)}")
+    options |= {name: redis.connection.to_bool(query[name]) for name in _OF_SENTINEL if name in query}
     if login:
         options |= {"username": unquote(username) or None, "password": unquote(password) or None}
-    return _redis().Sentinel(places, socket_timeout=CALL_TIMEOUT_SECONDS).master_for(service, **options)
+    return redis.Sentinel(places, socket_timeout=CALL_TIMEOUT_SECONDS).master_for(service, **options)

@@ -13,6 +13,7 @@ import redis
 
 from sse_batcher import HistoryOptions, SSEManager
 from sse_batcher.backends.redis.backend import RedisBackend
+from sse_batcher.backends.redis.entries import Entry, Kick, to_fields
 from sse_batcher.backends.redis.state import State
 from sse_batcher.manager import process_of
 
@@ -76,6 +77,16 @@ def begin_again(server: RedisServer, id: str = "*") -> None:
         at_once.delete(STREAM)
         at_once.xadd(STREAM, {"hello": "world"}, id=id)
         at_once.execute()
+
+
+def kick(user: str) -> Entry:
+    return Entry("0123456789abcdef", 0, Kick(user, None))
+
+
+def kick_of(server: RedisServer, user: str) -> bytes:
+    """Another process kicks this user: the id of the entry."""
+    id: bytes = server.client.xadd(STREAM, to_fields(kick(user)))
+    return id
 
 
 # -- ids below what was read -------------------------------------------------------------------------------------------
@@ -175,6 +186,48 @@ def test_a_kick_below_what_was_read_is_not_lost(server: RedisServer, make: Make)
         one.kick(user="ada")
         viewer.until_type("sse_gap")
         assert b"kicked" in b"".join(client)
+
+
+@external
+@pytest.mark.parametrize("change", ["the name of the epoch is lost", "an older replica takes over"])
+def test_a_kick_that_is_read_again_does_not_end_new_streams(server: RedisServer, make: Make, change: str) -> None:
+    manager = make(server.url)
+    kicked = manager.subscribe(user="ada")
+    next(kicked)
+    kick_of(server, "ada")
+    assert b"kicked" in b"".join(kicked)
+    ada = manager.subscribe(user="ada")  # has logged in again
+    next(ada)
+    with Viewer(manager) as viewer:
+        id = add(server, 1)
+        viewer.numbers(1)
+        if change == "the name of the epoch is lost":
+            server.client.delete(EPOCH)
+        else:
+            server.client.xdel(STREAM, id)  # of what was read, it has only the older entries
+        viewer.until_type("sse_gap")
+        assert b"sse_gap" in next(ada)
+        add(server, 2)
+        while b"data: 2" not in next(ada):
+            pass
+        kick_of(server, "ada")
+        assert b"kicked" in b"".join(ada)
+
+
+@external
+def test_another_kick_with_the_same_id_is_not_lost(server: RedisServer, make: Make) -> None:
+    """As after a failover to a clock that is behind."""
+    manager = make(server.url)
+    ada, bob = manager.subscribe(user="ada"), manager.subscribe(user="bob")
+    next(ada)
+    next(bob)
+    id = kick_of(server, "ada")
+    assert b"kicked" in b"".join(ada)
+    with server.client.pipeline(transaction=True) as at_once:
+        at_once.delete(STREAM)
+        at_once.xadd(STREAM, to_fields(kick("bob")), id=id)
+        at_once.execute()
+    assert b"kicked" in b"".join(bob)
 
 
 @external

@@ -128,6 +128,14 @@ def test_an_answer_that_comes_twice_is_read_once() -> None:
     assert reading.state.read == (0, 4, 0, 0)
 
 
+def test_the_number_of_remembered_kicks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sse_batcher.backends.redis.reader.MAX_KICKS", 3)
+    reading = Reading()
+    kicks = [(id, to_fields(Entry("0123456789abcdef", 0, Kick("ada", None)))) for id in range(1, 6)]
+    assert reading.read(*kicks) == [("kicked", "ada", None)] * 5
+    assert [id for id, _ in reading.reader._kicks] == [b"3-0", b"4-0", b"5-0"]
+
+
 class Garbled:
     """A client of Redis whose proxy repeats, loses or exchanges answers."""
 

@@ -54,6 +54,8 @@ ENTRIES_PER_READ = 500
 """How many entries one call asks for."""
 MAX_PUBLISHERS = 10_000
 """Maximum number of publishers whose newest number the reader remembers."""
+MAX_KICKS = 10_000
+"""Maximum number of remembered kicks."""
 UNREADABLE_REPORT_SECONDS = 1.0
 """The shortest time between two reports to clients that entries could not be read."""
 
@@ -85,6 +87,8 @@ class Reader:
         self._numbers: OrderedDict[str, int] = OrderedDict()  # the newest number that was read of each publisher
         # The same, as of the last change of the line. Entries up to these numbers may have another position elsewhere.
         self._numbers_before: dict[str, int] = {}
+        # The kicks that were run, with the ids of their entries; the oldest first.
+        self._kicks: OrderedDict[tuple[bytes, Entry], None] = OrderedDict()
         self._moved = False  # the line has changed, or such an entry came again, and clients do not know it yet
         # Audiences of entries that could not be read, which was not reported to clients yet; and when it may be.
         self._unreported: dict[Audience, None] = {}
@@ -295,11 +299,24 @@ class Reader:
                     extra=log_fields("entry_ignored", stream=self._keys.stream, entry=id),
                 )
             elif isinstance(entry.content, Kick):
-                receiver.dismiss("kicked", *entry.content)
+                self._run_kick(receiver, id, entry, entry.content)
             elif entry.content is not None:
                 self._deliver_batch(receiver, entry, position)
             self._advance(position, entry)
             self._anchor = id, fields
+
+    def _run_kick(self, receiver: Receiver, id: bytes, entry: Entry, kick: Kick) -> None:
+        """End the streams of a kick, unless that was done before: a new epoch is read from its first entry.
+
+        The user may have logged in again since. A batch has a number for that. The id of a kick is not enough, since
+        after a failover another kick may have it.
+        """
+        if (id, entry) in self._kicks:
+            return
+        receiver.dismiss("kicked", *kick)
+        self._kicks[id, entry] = None
+        if len(self._kicks) > MAX_KICKS:
+            self._kicks.popitem(last=False)
 
     def _deliver_batch(self, receiver: Receiver, entry: Entry, position: Position) -> None:
         """Deliver a batch, unless it was read before: a publisher that got no answer adds it again."""

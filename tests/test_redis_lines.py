@@ -28,6 +28,7 @@ from .kit.viewers import (
     flat,
     managers_fixture,
     send,
+    wait_until_read,
 )
 from .kit.waiting import TIMEOUT, wait_until
 
@@ -283,6 +284,24 @@ def test_ids_of_twenty_digits_have_cursors(server: RedisServer, make: Make) -> N
         viewer.numbers(2)
     with Viewer(manager, cursor=cursor) as viewer:
         assert viewer.numbers(2) == [2]
+
+
+@external
+def test_a_stream_with_more_publishers_than_are_remembered_is_not_delivered_again(
+    server: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if each event came from a process of its own. Only those that were forgotten come again."""
+    monkeypatch.setattr("sse_batcher.backends.redis.reader.MAX_PUBLISHERS", 3)
+    manager = make(server.url)
+    with Viewer(manager) as viewer:
+        for number in range(1, 5):
+            add(server, 1, number, publisher=f"{number:016}")
+        viewer.numbers(4)
+        assert manager.get_stats().history_frames == 4
+        server.client.delete(EPOCH)
+        viewer.until_type("sse_gap")
+        wait_until_read(manager)
+        assert manager.get_stats().history_frames == 4 + 2  # the first one again, and what was waited for
 
 
 # -- clocks ------------------------------------------------------------------------------------------------------------

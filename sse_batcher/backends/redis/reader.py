@@ -87,8 +87,9 @@ class Reader:
         self._numbers: OrderedDict[str, int] = OrderedDict()  # the newest number that was read of each publisher
         # The same, as of the last change of the line. Entries up to these numbers may have another position elsewhere.
         self._numbers_before: dict[str, int] = {}
-        # The kicks that were run, with the ids of their entries; the oldest first.
+        # The kicks that were run, with the ids of their entries, the oldest first; and the same, as of that change.
         self._kicks: OrderedDict[tuple[bytes, Entry], None] = OrderedDict()
+        self._kicks_before: OrderedDict[tuple[bytes, Entry], None] = OrderedDict()
         self._moved = False  # the line has changed, or such an entry came again, and clients do not know it yet
         # Audiences of entries that could not be read, which was not reported to clients yet; and when it may be.
         self._unreported: dict[Audience, None] = {}
@@ -270,6 +271,7 @@ class Reader:
         """Note that entries that were read are no longer in the stream, or have other ids."""
         self._anchor = None
         self._numbers_before = dict(self._numbers)
+        self._kicks_before = self._kicks.copy()
 
     def _set_ready(self, ready: bool) -> None:
         state = self._state
@@ -311,17 +313,19 @@ class Reader:
         The user may have logged in again since. A batch has a number for that. The id of a kick is not enough, since
         after a failover another kick may have it.
         """
-        if (id, entry) in self._kicks:
-            return
-        receiver.dismiss("kicked", *kick)
-        self._kicks[id, entry] = None
+        known = id, entry
+        if known not in self._kicks and known not in self._kicks_before:
+            receiver.dismiss("kicked", *kick)
+        self._kicks[known] = None
         if len(self._kicks) > MAX_KICKS:
             self._kicks.popitem(last=False)
 
     def _deliver_batch(self, receiver: Receiver, entry: Entry, position: Position) -> None:
         """Deliver a batch, unless it was read before: a publisher that got no answer adds it again."""
         state, number, content = self._state, entry.number, entry.content
-        last = self._numbers.pop(entry.publisher, None)
+        # The stream may have more publishers than are remembered. When it is read again, a forgotten one takes the
+        # place of the oldest one, whose batches come next, and so on. So the numbers from before count, too.
+        last = self._numbers.pop(entry.publisher, self._numbers_before.get(entry.publisher))
         self._numbers[entry.publisher] = number if last is None else max(last, number)
         if len(self._numbers) > MAX_PUBLISHERS:
             self._numbers.popitem(last=False)

@@ -161,7 +161,9 @@ class ProcessState:
         gzipped: bool = False,
     ) -> QueueClient:
         """Open a stream, as `SSEManager.subscribe` does, for channels and a user that were checked. Or a poll."""
-        ticket = self.hub.ticket if ticket is None else ticket
+        if ticket is None:
+            self.backend.open(None)  # until then, kicks that other processes made long ago look new
+            ticket = self.hub.ticket
         self.backend.open(last_event_id)
         client = self.hub.connect(
             *(channels, last_event_id),

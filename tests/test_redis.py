@@ -311,6 +311,15 @@ def test_a_process_that_only_publishes_reads_nothing(server: RedisServer, make: 
 
 
 @external
+def test_an_old_kick_does_not_end_the_first_stream_of_a_process(server: RedisServer, make: Make) -> None:
+    old, new = make(server.url), make(server.url)
+    old.kick(user="ada")
+    client = new.subscribe(user="ada")
+    assert b"sse_bye" not in next(client)
+    assert next(client) == b":\n"
+
+
+@external
 def test_two_prefixes_are_two_worlds(server: RedisServer, make: Make) -> None:
     ours, theirs = make(server.url + "?prefix=ours"), make(server.url + "?prefix=theirs")
     with Viewer(ours) as viewer:

@@ -241,6 +241,14 @@ def test_a_reader_that_goes_on_meanwhile_makes_a_cursor_skip_nothing(attribute: 
     assert backend.parse("00000000-2-0") == ResumePoint((0, 2, 0, 0))
 
 
+def test_a_point_that_was_refused_is_not_looked_up() -> None:
+    """As that of a cursor, if its epoch ends while the client is being served."""
+    backend = RedisBackend(lambda: None, "x", 10)
+    point = backend.parse("00000000-2-0")
+    assert point == ResumePoint(refused="epoch")
+    assert backend.replay(["default"], point, None) is None
+
+
 class Overtaken(redis.Redis):
     """The client of a process that begins an epoch. Another process begins it, too, right before the call of `step`."""
 

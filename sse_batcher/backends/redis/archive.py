@@ -39,11 +39,11 @@ class Archive:
     def read(self, channels: Iterable[str], point: ResumePoint, user: User | None) -> Slice | None:
         """Return the next frames for such a stream after the point, and first the one that the client has a part of.
 
-        None if some may be missing. Raises `BackendError` if Redis does not answer.
+        None if some may be missing, or if the point was refused. Raises `BackendError` if Redis does not answer.
         """
         state, position = self._state, point.position
         end = state.read
-        if position >= end or position[0] != end[0]:
+        if position >= end or position[:1] != end[:1]:  # that of a refused point is empty
             return None
         entries, first, last = self._ask(lambda pipeline: self._queue(pipeline, position, end, bool(point.part)))
         # The first entry shows that nothing after the cursor was trimmed. The entry that the reader has read last shows

@@ -65,3 +65,17 @@ def test_a_package_points_to_a_part_of_the_architecture(package: Path) -> None:
     assert parts or package.parent.name == "sse_batcher"
     headings = re.findall(r"^## (.*)$", (ROOT / "docs" / "explanation" / "architecture.md").read_text(), flags=re.M)
     assert set(parts) <= set(headings)
+
+
+def test_each_lock_of_a_site_is_in_the_table_of_locks() -> None:
+    locks = set()
+    for path in (ROOT / "sse_batcher").rglob("*.py"):
+        if {"demo", "testing"}.isdisjoint(path.parts):
+            owner = ""
+            for line in path.read_text().splitlines():
+                owner = name[1] if (name := re.match(r"class (\w+)", line)) else owner
+                if lock := re.search(r"self\.(\w+) = new_lock\(", line):
+                    locks.add(f"{owner}.{lock[1]}")
+    _, _, table = DOCUMENTS[0].read_text().partition("\n## Locks\n")
+    assert len(locks) > 10
+    assert set(re.findall(r"^\| `(\w+\.\w+)` ", table.partition("\n## ")[0], flags=re.M)) == locks

@@ -65,13 +65,13 @@ def test_what_one_user_of_redis_is_refused_says_nothing_of_another(caplog: pytes
     caplog.set_level(logging.INFO)
     one, other = Link(lambda: None, "Reading from"), Link(lambda: None, "Publishing to")
     for _ in range(3):
-        one.ask()
-        one.fail(OSError("no connection."))
-        other.ask()
-        other.succeed()
+        one.expect_answer()
+        one.note_failure(OSError("no connection."))
+        other.expect_answer()
+        other.note_answer()
     assert one.silent_for > 0
     assert other.silent_for == 0
-    one.succeed()
+    one.note_answer()
     assert one.silent_for == 0
     assert log_lines(caplog) == [
         (logging.ERROR, "Reading from Redis fails: no connection. It is tried again, and not logged until it works."),

@@ -93,16 +93,16 @@ class RedisBackend:
             self._number += 1
             fields = to_fields(Entry(state.publisher, self._number, batch))
             for pause in pauses():
-                link.ask()
+                link.expect_answer()
                 try:
                     self._add_locked(fields)
                 except errors() as error:
                     if self._closing.is_set():
                         link.drop()
                         raise
-                    link.fail(error)
+                    link.note_failure(error)
                 else:
-                    link.succeed()
+                    link.note_answer()
                     state.added = self._number
                     return
                 # The next attempt has the same number. If this entry was added although no answer came, readers see the
@@ -123,7 +123,7 @@ class RedisBackend:
                         kicked = self._kicks.add(self._publishing.client, user, self._next_stamp())
                     self._stamps.raise_to(kicked)
                 self._add_locked(to_fields(Entry(self._state.publisher, 0, Kick(user, channel))))
-                self._publishing.succeed()
+                self._publishing.note_answer()
             except errors() as error:
                 self._publishing.drop()
                 raise BackendError(f"Redis did not take the kick: {error}") from error

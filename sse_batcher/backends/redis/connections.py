@@ -162,20 +162,20 @@ class Link:
         since = self._answered_at
         return self.silent_for if since is None else time.monotonic() - since
 
-    def ask(self) -> None:
-        """Call before each attempt."""
+    def expect_answer(self) -> None:
+        """Call before each attempt: `silent_for` counts from the first one that gets no answer."""
         if self._asked_at is None:
             self._asked_at = time.monotonic()
 
-    def succeed(self) -> None:
+    def note_answer(self) -> None:
         """Call after an attempt that succeeded."""
         self._answered_at = time.monotonic()
-        self.rest()
+        self.expect_no_answer()
         if self._failing:
             self._failing = False
             _log.info("%s Redis works again", self._task, extra=log_fields("redis_works", task=self._task))
 
-    def fail(self, error: Exception) -> None:
+    def note_failure(self, error: Exception) -> None:
         """Call after an attempt that failed and will be repeated. Drops the client."""
         self.drop()
         if not self._failing:
@@ -189,7 +189,7 @@ class Link:
                 extra=log_fields("redis_fails", task=self._task, error=text),
             )
 
-    def rest(self) -> None:
+    def expect_no_answer(self) -> None:
         """Call when no answer is due any more."""
         self._asked_at = None
 
@@ -217,16 +217,16 @@ class SharedLink:
             try:
                 with understood():
                     answers.append(call(self._link.client))
-                self._link.succeed()
+                self._link.note_answer()
             except errors() as error:
                 if self._closed:
                     self._link.drop()
                 else:
-                    self._link.fail(error)
+                    self._link.note_failure(error)
                 raise BackendError(f"reading {self._what} from Redis failed: {error}") from error
 
-        answers_reader = self._reader.silent_for <= SILENT_SECONDS
-        if not (answers_reader and run_if_free(self._asking, ask_locked, timeout=TURN_WAIT_SECONDS)):
+        redis_answers = self._reader.silent_for <= SILENT_SECONDS
+        if not (redis_answers and run_if_free(self._asking, ask_locked, timeout=TURN_WAIT_SECONDS)):
             raise BackendError(f"Redis does not answer, or other streams read {self._what}: try again")
         return answers[0]
 

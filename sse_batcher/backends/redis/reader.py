@@ -121,9 +121,9 @@ class Reader:
         receiver = self._receiver()
         if receiver is None or self._closed.is_set():
             self._link.drop()
-            self._link.rest()
+            self._link.expect_no_answer()
             return None
-        self._link.ask()
+        self._link.expect_answer()
         try:
             if not self._state.ready:
                 self._find_epoch(receiver)
@@ -137,10 +137,10 @@ class Reader:
             if not isinstance(error, errors()):
                 self._link.drop()
                 raise
-            self._link.fail(error)
+            self._link.note_failure(error)
             return next(self._pauses)
         self._pauses = pauses()
-        self._link.succeed()
+        self._link.note_answer()
         return 0.0
 
     # -- the beginning of a stream, at the start and after it was replaced ---------------------------------------------

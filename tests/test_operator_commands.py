@@ -195,6 +195,18 @@ def test_a_cursor_that_reaches_nothing_is_a_gap(manager: SSEManager, inspection:
 
 
 @external
+def test_another_epoch_is_said_before_the_stream_is_read_again(
+    manager: SSEManager, inspection: Inspection, server: RedisServer
+) -> None:
+    send(manager, 1)
+    following = inspection.follow(1, "")
+    assert content(next(following)) == 1
+    server.client.set("sse_batcher:epoch", "12345678")
+    assert "may be missing, or come again" in content(next(following))
+    assert content(next(following)) == 1
+
+
+@external
 def test_foreign_and_unreadable_entries_are_said(
     manager: SSEManager, inspection: Inspection, server: RedisServer
 ) -> None:

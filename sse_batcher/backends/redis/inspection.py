@@ -128,7 +128,8 @@ class Inspection:
                 is_away, retries = False, pauses()
                 yield News("Redis answers again", time.time(), "")
             if epoch and now_epoch != epoch:
-                yield News("Redis has lost data, or the stream was replaced: events may be missing", time.time(), "")
+                text = "Redis has lost data, or the stream was replaced: events may be missing, or come again"
+                yield News(text, time.time(), "")
                 begin = (0, 0)
                 epoch = now_epoch
                 continue

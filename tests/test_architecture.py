@@ -49,7 +49,7 @@ LAYERS = """
     doctor.findings doctor.facts doctor.software doctor.words doctor.refusals doctor.flow doctor.serving
     doctor.answers doctor.diagnoses doctor.inside doctor.rendering doctor.client doctor.http2 doctor.listener
     doctor.together doctor.probes doctor.command doctor
-    testing.stage testing.records testing.streams testing.server testing
+    testing.stage testing.matching testing.records testing.streams testing.server testing
     flask.cors flask.config flask.hooks flask.access flask.request_notes flask.response flask.signing flask.doctor
     flask.doctor_cli flask.monitor flask.blueprint flask.operator_cli flask.cli flask.page_functions flask.extension
     flask

@@ -100,6 +100,58 @@ def test_a_user_of_the_wrong_type_does_not_pass_as_not_sent() -> None:
         sent.assert_not_sent("order", user="7")  # the app has users of both types
 
 
+def test_a_key_of_the_wrong_type_does_not_pass_as_not_sent() -> None:
+    manager = SSEManager(batching=BatchOptions(dedup_key="id"))
+    with record() as sent:
+        manager.enqueue("price", {"eur": 1}, key=7)
+        manager.enqueue("share", {"id": 7.0})
+        manager.enqueue("row", Text("a"), key="a")  # each type may have keys of another type
+        with pytest.raises(UsageError, match='"7" and 7 are two keys, and it was sent with 7'):
+            sent.assert_not_sent("price", key="7")
+        with pytest.raises(UsageError, match=r"7 and 7\.0 are two keys, and it was sent with 7\.0"):
+            sent.assert_not_sent("share", key=7)
+        with pytest.raises(AssertionError, match='with the key "7" was not sent'):
+            sent.assert_sent("price", key="7")
+        sent.assert_not_sent("price", key="8")
+        sent.assert_not_sent("price", {"eur": 2}, key="7")
+        sent.assert_not_sent("price", key="7", channel="team-7")
+        manager.enqueue("price", {"eur": 1}, key="tea")
+        sent.assert_not_sent("price", key="7")  # the app has keys of both types
+
+
+def test_a_user_and_a_key_of_the_wrong_type_do_not_pass_as_not_sent() -> None:
+    manager = SSEManager()
+    with record() as sent:
+        manager.enqueue("price", {"eur": 1}, key=7, user=8)
+        with pytest.raises(UsageError, match="'8' and 8 are two users"):
+            sent.assert_not_sent("price", key="7", user="8")
+        sent.assert_not_sent("price", key="7", user="9")
+
+
+def test_what_another_channel_got_was_not_sent_to_this_one() -> None:
+    manager = SSEManager()
+    with record() as sent:
+        manager.enqueue("order", 1, channel="team-7")
+        manager.enqueue("order", 1, user="ada")
+        sent.assert_not_sent("order", channel="team-8")
+        sent.assert_not_sent("order", channel="*")
+        with pytest.raises(AssertionError, match="'order' to the channel 'team-7' was sent"):
+            sent.assert_not_sent("order", channel="team-7")
+
+
+def test_a_broadcast_was_sent_to_each_channel_and_user() -> None:
+    manager = SSEManager()
+    with record() as sent:
+        manager.broadcast("order", 1)
+        for audience in ({"channel": "team-7"}, {"user": "ada"}, {"channel": "*"}):
+            with pytest.raises(AssertionError, match="was sent:\n  <'order' to all clients: 1>"):
+                sent.assert_not_sent("order", **audience)
+            sent.assert_not_sent("order", 2, **audience)
+        sent.assert_sent("order", channel="*")
+        with pytest.raises(AssertionError, match="'order' to the channel 'team-7' was not sent"):
+            sent.assert_sent("order", channel="team-7")
+
+
 def test_values_that_json_does_not_have_are_compared_as_they_are_sent() -> None:
     board = make_board()
     day = datetime.date(2026, 5, 1)

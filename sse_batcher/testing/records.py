@@ -13,8 +13,21 @@ from typing import Any, overload
 
 from ..encoding import Encode, encode_data
 from ..errors import InvalidEventError, UsageError
-from ..event import NOT_GIVEN, Event, NotGiven, Text, User, check_channel, check_key, check_type, check_user
+from ..event import (
+    BROADCAST,
+    NOT_GIVEN,
+    Event,
+    NotGiven,
+    Text,
+    User,
+    check_channel,
+    check_key,
+    check_text,
+    check_type,
+    check_user,
+)
 from ..manager import SSEManager
+from .matching import contains, find_unsendable, is_same
 from .stage import Clock, Stage, staged
 
 MAX_SHOWN = 10
@@ -69,17 +82,25 @@ class Sent:
 
     def has_data(self, expected: Any) -> bool:
         """Return whether its data is what clients get for this value."""
-        return _is_same(self.data, expected) or _is_same(self.data, self._as_sent(expected))
+        return self._may_be(expected) and is_same(self.data, expected, self._as_sent)
 
     def contains(self, expected: Any) -> bool:
         """Return whether its data has this part."""
-        return _contains(self.data, expected) or _contains(self.data, self._as_sent(expected))
+        return self._may_be(expected) and contains(self.data, expected, self._as_sent)
+
+    def find_unsendable(self, expected: Any) -> Any:
+        """Return a value in this data that its manager could not send. None if there is none."""
+        return find_unsendable(expected, self._as_sent)
+
+    def _may_be(self, expected: Any) -> bool:
+        """A `Text` is only what was sent as one. In dicts and lists, JSON knows only strings."""
+        return self.event.is_text or not (isinstance(expected, Text) and isinstance(self.data, str))
 
     def _as_sent(self, value: Any) -> Any:
         """Return a value as clients get it, such as the text of a date; the value itself if it cannot be sent."""
-        if isinstance(value, str):
-            return value
         try:
+            if isinstance(value, str):
+                return check_text(value) if self.event.is_text else value
             return json.loads(encode_data(self._encode, value))
         except InvalidEventError:
             return value
@@ -122,9 +143,12 @@ class Recording(Sequence[Sent]):
         """Check that such an event was sent, and return the newest one. What is not given may be anything.
 
         `data`
-            All of its data. Values that JSON does not have, such as dates, are compared as they are sent.
+            All of its data. Values that JSON does not have, such as dates, are compared as they are sent. 1 and 1.0 are
+            the same number, and 1 and True differ.
         `containing`
-            A part of its data: some fields of a dict, at any depth, an element of a list, or a piece of a text.
+            A part of its data: a piece of a text; some fields of a dict; an element of a list, or a list of some
+            elements in their order. Fields and elements may be parts, too, at any depth, but a string in them has to be
+            the whole one. Something empty is a part only of something empty.
         `channel`
             Its channel, ``*`` for broadcasts.
         `user`
@@ -159,15 +183,19 @@ class Recording(Sequence[Sent]):
     ) -> None:
         """Check that no such event was sent. The arguments are those of `assert_sent`.
 
-        Raises `UsageError` for a `user` such as ``"7"`` if 7 got it, and no event is for a user of that type.
+        A broadcast is for each channel and each user.
+
+        Raises `UsageError` if it would always pass: for a `user` such as ``"7"`` if 7 got it, and no event is for a
+        user of that type; for a `key` such as ``"7"`` if it was sent with the key 7, and no event of this type has a
+        key of that type; and for data that cannot be sent.
         """
         __tracebackhide__ = True
-        wanted = _Wanted(event_type, data, containing, channel, user, key)
+        wanted = _Wanted(event_type, data, containing, channel, user, key, is_for_all_too=True)
         found = [sent for sent in self._sent if wanted.matches(sent)]
         if found:
             raise AssertionError("\n".join([f"{wanted} was sent:", *_shown(found)]))
-        if not isinstance(user, NotGiven):
-            self._check_type_of_user(event_type, data, containing, user, key)
+        wanted.check_types(self._sent)
+        wanted.check_data(self._sent)
 
     def clear(self) -> None:
         """Forget what was sent so far."""
@@ -196,19 +224,6 @@ class Recording(Sequence[Sent]):
 
     def __repr__(self) -> str:
         return f"<Recording: {self._sent!r}>"
-
-    def _check_type_of_user(
-        self, event_type: str, data: Any, containing: Any, user: User, key: str | int | NotGiven
-    ) -> None:
-        """Raise `UsageError` if the app uses the other type for its users: then the check would always pass."""
-        __tracebackhide__ = True
-        if any(type(each) is type(user) for sent in self._sent for each in sent.users):
-            return
-        wanted = _Wanted(event_type, data, containing, NOT_GIVEN, NOT_GIVEN, key)
-        for sent in filter(wanted.matches, self._sent):
-            for other in sent.users:
-                if str(other) == str(user):
-                    raise UsageError(f"{user!r} and {other!r} are two users, and it was sent to {other!r}: {sent!r}")
 
     def _instead(self, wanted: _Wanted) -> str:
         """Return what was sent instead, for a message."""
@@ -240,7 +255,10 @@ class Recording(Sequence[Sent]):
 
 
 class _Wanted:
-    """What an assertion asks for. Raises `UsageError` if no event can be like that."""
+    """What an assertion asks for. Raises `UsageError` if no event can be like that.
+
+    `is_for_all_too`: broadcasts, which all clients get, are for each channel and user.
+    """
 
     def __init__(
         self,
@@ -250,6 +268,8 @@ class _Wanted:
         channel: str | NotGiven,
         user: User | NotGiven,
         key: str | int | NotGiven,
+        *,
+        is_for_all_too: bool = False,
     ) -> None:
         if data is not NOT_GIVEN and containing is not NOT_GIVEN:
             raise UsageError("data= is all of the data and containing= a part of it: give one of them")
@@ -264,6 +284,33 @@ class _Wanted:
             raise UsageError(f"no event can be like that: {error}") from error
         self.data = data
         self.containing = containing
+        self._is_for_all_too = is_for_all_too
+        self._any_type_of_user = False
+        self._any_type_of_key = False
+
+    def check_types(self, events: Sequence[Sent]) -> None:
+        """Raise `UsageError` if the app uses the other type for its users or keys: then no event would ever match."""
+        __tracebackhide__ = True
+        users = [user for sent in events for user in sent.users]
+        keys = [sent.key for sent in events if sent.type == self.type]
+        self._any_type_of_user = not any(type(user) is type(self.user) for user in users)
+        self._any_type_of_key = not any(type(key) is type(self._plain_key()) for key in keys)
+        for sent in filter(self.matches, events):
+            for other in sent.users:
+                if str(other) == str(self.user) and other != self.user:
+                    raise UsageError(
+                        f"{self.user!r} and {other!r} are two users, and it was sent to {other!r}: {sent!r}"
+                    )
+            other_key = sent.key_json
+            raise UsageError(f"{self.key} and {other_key} are two keys, and it was sent with {other_key}: {sent!r}")
+
+    def check_data(self, events: Sequence[Sent]) -> None:
+        """Raise `UsageError` if the data cannot be sent: then no event would ever match."""
+        __tracebackhide__ = True
+        expected = self._expected()
+        found = [sent.find_unsendable(expected) for sent in events if sent.type == self.type]
+        if found and expected is not NOT_GIVEN and all(each is not None for each in found):
+            raise UsageError(f"no event can have {found[0]!r} in its data: it cannot be sent as JSON")
 
     def matches(self, sent: Sent) -> bool:
         return not any(self._differences(sent))
@@ -281,14 +328,27 @@ class _Wanted:
     def _expected(self) -> Any:
         return self.containing if self.data is NOT_GIVEN else self.data
 
+    def _plain_key(self) -> Any:
+        return None if self.key is None else json.loads(self.key)
+
     def _differences(self, sent: Sent) -> tuple[bool, bool, bool, bool]:
         """Whether type, audience, key and data differ."""
-        other_channel = self.channel is not NOT_GIVEN and sent.channel != self.channel
-        other_user = self.user is not NOT_GIVEN and not any(_is_same(self.user, user) for user in sent.users)
-        other_key = self.key is not None and self.key != sent.key_json
+        is_for_all = self._is_for_all_too and sent.channel == BROADCAST
+        other_channel = self.channel is not NOT_GIVEN and sent.channel != self.channel and not is_for_all
+        other_user = self.user is not NOT_GIVEN and not any(map(self._is_user, sent.users)) and not is_for_all
+        other_key = self.key is not None and not self._is_key(sent)
         other_data = self.data is not NOT_GIVEN and not sent.has_data(self.data)
         other_part = self.containing is not NOT_GIVEN and not sent.contains(self.containing)
         return sent.type != self.type, other_channel or other_user, other_key, other_data or other_part
+
+    def _is_user(self, user: User) -> bool:
+        return user == self.user or (self._any_type_of_user and str(user) == str(self.user))
+
+    def _is_key(self, sent: Sent) -> bool:
+        if sent.key_json == self.key:
+            return True
+        key, own = sent.key, self._plain_key()
+        return self._any_type_of_key and key is not None and (str(key) == str(own) or key == own)
 
     def __str__(self) -> str:
         text = repr(self.type)
@@ -337,28 +397,6 @@ def _reach(source: Any) -> Callable[[SSEManager], bool]:
     if not callable(managers):
         raise UsageError(f"record() takes an SSE or an SSEManager, or nothing for all of them, not {source!r}")
     return lambda manager: any(manager is each for each in managers())
-
-
-def _is_same(data: Any, expected: Any) -> bool:
-    """As ``==``, but a `Text` is only what was sent as one, 1 is not True, and 7 is not "7"."""
-    if isinstance(expected, Text) and not isinstance(data, Text):
-        return False
-    if isinstance(data, bool) is not isinstance(expected, bool):
-        return False
-    return bool(data == expected)
-
-
-def _contains(data: Any, part: Any) -> bool:
-    if isinstance(part, dict):
-        return isinstance(data, dict) and all(
-            name in data and (_contains(data[name], value) if isinstance(value, dict) else _is_same(data[name], value))
-            for name, value in part.items()
-        )
-    if isinstance(data, str):
-        return isinstance(part, str) and part in data and (isinstance(data, Text) or not isinstance(part, Text))
-    if isinstance(data, list):
-        return any(_is_same(each, part) for each in data)
-    return _is_same(data, part)
 
 
 def _likeness(one: str, other: str) -> float:

@@ -257,6 +257,37 @@ def test_a_stream_above_the_limit_is_busy() -> None:
         assert second.is_open
 
 
+@pytest.mark.parametrize("name", ["events", "gaps", "bye", "channels"])
+@pytest.mark.parametrize("asks", ["busy", "opened_with", "is_open"])
+def test_a_refused_stream_is_not_taken_for_a_quiet_one(name: str, asks: str) -> None:
+    board = make_board(SSE_MAX_CLIENTS=1)
+
+    def read(opened: Stream) -> Any:
+        value = getattr(opened, name)
+        return value() if callable(value) else value
+
+    with open_stream(board.client, TEAM) as first, open_stream(board.client, TEAM) as second:
+        read(first)  # of an open stream, all can be read
+        for _ in range(2):
+            with pytest.raises(UsageError, match="refused with sse_busy, for the reason 'limit'"):
+                read(second)
+            assert getattr(second, asks) in ("limit", "sse_busy", False)
+            assert not read(second)
+            second.reconnect()  # refused again, which the test does not know
+
+
+def test_a_stream_that_is_refused_when_it_returns_is_not_taken_for_a_quiet_one() -> None:
+    board = make_board(SSE_MAX_CLIENTS=1)
+    with open_stream(board.client, TEAM) as first:
+        first.drop()
+        with open_stream(board.client, TEAM):
+            first.reconnect()
+            with pytest.raises(UsageError, match="refused"):
+                first.events()
+            assert first.busy == "limit"
+            assert first.events()[0] == ("state", {"orders": 3})  # what arrived before
+
+
 def test_leases_polls_and_heartbeats_go_by_the_clock() -> None:
     manager = SSEManager(clients=ClientOptions(max_stream_age=100))
     with open_stream(manager) as opened, open_stream(manager, query="poll=1", last_event_id=manager.cursor()) as poll:

@@ -89,6 +89,7 @@ class Stream:
         self._answer: Answer | None = None
         self._parser = Parser()
         self._opening: Frame | None = None  # the first block of this connection
+        self._expects_refusal = False  # whether the test has asked if this connection was refused
         self._in_state = False  # whether the blocks that come are a snapshot
         self._stalled = False
         self._error: Exception | None = None
@@ -100,8 +101,11 @@ class Stream:
         """Return the app's events that have arrived so far: ``(type, data)`` each, also those out of batches.
 
         Texts are `Text`; those of one window have arrived as one. Returns all since the beginning, or since `clear`.
+
+        Raises `UsageError` if the stream was refused with ``sse_busy``, because then nothing can arrive; also `gaps`,
+        `bye` and `channels`. A test that expects a refusal reads `busy`, `opened_with` or `is_open` before.
         """
-        return [event for frame in self.frames() for event in frame.events]
+        return [event for frame in self._frames_of_stream() for event in frame.events]
 
     def frames(self) -> list[Frame]:
         """Return the blocks that have arrived so far, as they came: batches, and what the stream itself says."""
@@ -124,18 +128,20 @@ class Stream:
     @property
     def opened_with(self) -> str:
         """What the connection began with: ``sse_open``, ``sse_gap`` or ``sse_busy``."""
+        self._expects_refusal = True
         return self._first().type
 
     @property
     def channels(self) -> list[str]:
         """The channels that the stream was granted."""
         channels: list[str] = self._first().data.get("channels", [])
+        self._check_not_refused()
         return channels
 
     @property
     def gaps(self) -> list[str]:
         """The reasons of all ``sse_gap`` that have arrived: each time, the client may have missed events."""
-        return [frame.data["reason"] for frame in self.frames() if frame.type == "sse_gap"]
+        return [frame.data["reason"] for frame in self._frames_of_stream() if frame.type == "sse_gap"]
 
     @property
     def busy(self) -> str | None:
@@ -145,12 +151,13 @@ class Stream:
     @property
     def bye(self) -> str | None:
         """Why the server has ended the stream: the reason of its ``sse_bye``. None if it has not."""
-        frames = self.frames()
+        frames = self._frames_of_stream()
         return frames[-1].data["reason"] if frames and frames[-1].type == "sse_bye" else None
 
     @property
     def is_open(self) -> bool:
         """Whether the connection is there: neither side has ended it."""
+        self._expects_refusal = True
         self.read()
         return self._answer is not None
 
@@ -216,6 +223,7 @@ class Stream:
         """Open the connection. For `open_stream`, which has done it, and `reconnect`."""
         self._parser = Parser(last_event_id or "")
         self._opening = None
+        self._expects_refusal = False
         with self._stage.reading(self):
             answer = self._source(last_event_id)
             if answer.status[:3] != OK[:3] or answer.media_type != MEDIA_TYPE:
@@ -284,6 +292,20 @@ class Stream:
         frame, _, part = id.partition(".")
         are_texts = self._stage.are_texts.get(frame, [False])
         return are_texts[int(part) - 1 if part else -1]
+
+    def _frames_of_stream(self) -> list[Frame]:
+        """As `frames`, but of a stream that the test takes for an open one."""
+        frames = self.frames()
+        self._check_not_refused()
+        return frames
+
+    def _check_not_refused(self) -> None:
+        first = self._opening
+        if first is not None and first.type == "sse_busy" and not self._expects_refusal:
+            raise UsageError(
+                f"this stream was refused with sse_busy, for the reason {first.data['reason']!r}, so nothing can "
+                f"arrive. If that is what the test expects, read `busy` before"
+            )
 
     def _first(self) -> Frame:
         if self._opening is None:

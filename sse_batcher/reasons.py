@@ -29,7 +29,7 @@ GapReason = Literal["epoch", "malformed", "too_old", "overflow", "publish_failed
 - ``publish_failed``: a batch could not be delivered, or not be read here.
 """
 
-BusyReason = Literal["limit", "threads", "http2", "snapshot", "backend", "draining"]
+BusyReason = Literal["limit", "threads", "http2", "snapshot", "backend", "draining", "error"]
 """Why a stream cannot be opened now. The ``reason`` of ``sse_busy``.
 
 - ``limit``: as many streams are open as the options, or the file descriptors, allow.
@@ -39,6 +39,7 @@ BusyReason = Literal["limit", "threads", "http2", "snapshot", "backend", "draini
 - ``backend``: the backend does not answer, so that it is not known where the stream would begin, or whether the user of
   a token was kicked.
 - ``draining``: this process is about to end.
+- ``error``: another error, which is in the log.
 """
 
 RefusalReason = Literal[BusyReason, "bad_request", "unauthorized", "forbidden", "other"]

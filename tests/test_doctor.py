@@ -218,6 +218,7 @@ CASES: dict[str, tuple[Facts, str, str, str]] = {
     "limit beside": (healthy(busy_beside="limit", streams_beside=2), "busy", "warning", "SSE_MAX_CLIENTS"),
     "draining": (busy("draining"), "busy", "fault", "new process"),
     "snapshot": (busy("snapshot"), "busy", "fault", "@sse.snapshot"),
+    "error": (busy("error"), "busy", "fault", "could not be opened"),
     "a reason of a later version": (busy("lunch"), "busy", "fault", "lunch"),
     "a dead thread": (healthy(live=Check(status=503, word="thread")), "unhealthy", "fault", "Restart"),
 }  # fmt: skip

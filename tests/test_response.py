@@ -135,6 +135,43 @@ def test_a_snapshot_that_fails_is_logged_and_answered_with_sse_busy(
     assert [(record.name, record.levelname) for record in caplog.records] == [("sse_batcher.blueprint", "ERROR")]
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        lambda: ("state", 1 // 0),
+        lambda: ("state", object()),
+        lambda: ("sse_state", 1),
+        lambda: "state",
+    ],
+)
+def test_the_log_shows_what_a_snapshot_has_raised(
+    make_site: MakeSite, caplog: pytest.LogCaptureFixture, state: Callable[[], Any]
+) -> None:
+    site = make_site()
+    site.sse.snapshot("default")(state)
+    for _ in range(5):
+        assert [block.json for block in site.blocks()] == [{"reason": "snapshot"}]
+    assert [vars(record)["sse_code"] for record in caplog.records] == ["snapshot_failed"] * 3  # 1, 2 and 4
+    assert "_SnapshotFailedError" not in caplog.text
+    assert all(record.exc_info for record in caplog.records)
+
+
+@pytest.mark.parametrize("has_snapshot", [True, False])
+def test_an_error_that_is_not_of_a_snapshot_is_not_called_one(
+    make_site: MakeSite, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, has_snapshot: bool
+) -> None:
+    site = make_site()
+    if has_snapshot:
+        site.sse.snapshot("default")(lambda: ("state", 1))
+    monkeypatch.setattr("sse_batcher.wsgi.open_stream", lambda *_: 1 // 0)
+    for _ in range(5):
+        assert [(block.type, block.json) for block in site.blocks()] == [("sse_busy", {"reason": "error"})]
+    assert [vars(record)["sse_code"] for record in caplog.records] == ["opening_failed"] * 3
+    assert "snapshot" not in "".join(record.getMessage() for record in caplog.records)
+    assert "ZeroDivisionError" in caplog.text
+    assert site.manager.get_stats().streams_refused["error"] == 5
+
+
 def test_a_snapshot_may_abort(make_site: MakeSite) -> None:
     site = make_site()
     site.sse.snapshot("default")(lambda: abort(403))

@@ -93,7 +93,7 @@ events.on("sse_gap", (gap) => {
   same<typeof gap.reason, "epoch" | "malformed" | "too_old" | "overflow" | "publish_failed">(true);
 });
 untyped.on("sse_busy", ({ reason }) => {
-  same<typeof reason, "limit" | "threads" | "http2" | "snapshot" | "backend" | "draining">(true);
+  same<typeof reason, "limit" | "threads" | "http2" | "snapshot" | "backend" | "draining" | "error">(true);
 });
 untyped.on("sse_bye", ({ reason }) => {
   same<typeof reason, "shutdown" | "lease" | "kicked" | "revoked" | "buffered" | "threads">(true);

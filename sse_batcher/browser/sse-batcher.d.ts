@@ -26,7 +26,7 @@ export interface ControlEvents {
     channels?: string[];
   };
   /** The stream cannot be opened now. The module comes back by itself. */
-  sse_busy: { reason: "limit" | "threads" | "http2" | "snapshot" | "backend" | "draining" };
+  sse_busy: { reason: "limit" | "threads" | "http2" | "snapshot" | "backend" | "draining" | "error" };
   /** The server ends the stream in good order. The module comes back by itself. */
   sse_bye: { reason: "shutdown" | "lease" | "kicked" | "revoked" | "buffered" | "threads" };
 }

@@ -200,6 +200,11 @@ def _busy(facts: Facts, reason: str) -> Finding:
             f"Look at the traceback in the log of the app: `a snapshot for the channels ... failed`. "
             f"{page('The state, then the stream')}",
         ),
+        "error": (
+            "an error of the library, or of a function that it calls",
+            "Look at the traceback in the log of the app: `a stream of the channels ... could not be opened`. "
+            "Please report it.",
+        ),
     }.get(reason, ("it does not say why in words that this version knows", "Look into the log of the app."))
     return fault("busy", f"The app refuses the stream (`sse_busy`, `{reason}`): {what}. Its clients try again.", do)
 

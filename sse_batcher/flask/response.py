@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from flask import Response, current_app, request
@@ -18,7 +18,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 from werkzeug.wsgi import ClosingIterator
 
-from ..errors import UsageError
+from ..errors import BackendError, InvalidEventError, UsageError
 from ..manager import SSEManager, process_of
 from ..reasons import BusyReason
 from ..runtime.log_fields import log_fields
@@ -41,12 +41,13 @@ class Responder:
         self._names_backend = names_backend
         self._once = LogOnce(_log)
         self._failed_snapshots = itertools.count(1)
+        self._failed_streams = itertools.count(1)
 
     def respond(self, channels: tuple[str, ...], user: str | int | None, ticket: int) -> Response:
         """Answer the current request with the stream of these channels, which it may have.
 
-        `ticket`: a kick after it ends the stream, see `SSEManager.ticket`. A snapshot that fails is logged and answered
-        with ``sse_busy``; an `HTTPException` of it passes.
+        `ticket`: a kick after it ends the stream, see `SSEManager.ticket`. A snapshot that fails, and any other error,
+        is logged and answered with ``sse_busy``; an `HTTPException` passes.
         """
         environ = request.environ
         if environ.get("wsgi.multiprocess") and not self._names_backend:
@@ -56,15 +57,22 @@ class Responder:
                 'threads, or set SSE_BACKEND ("redis://..." for all of them, "memory://" if that is what you want)',
                 extra=log_fields("separate_processes"),
             )
-        snapshot = self._access.snapshot(channels, user)
+        take = self._access.snapshot(channels, user)
+        snapshot = None if take is None else functools.partial(_take_state, take)
         try:
             status, headers, body = checked_stream(self._manager, environ, channels, snapshot, user, ticket)
+        # No error status for what may pass: a browser would give up for good.
+        except _SnapshotFailedError as failure:
+            self._log_snapshot_failure(failure.error, channels)
+            return self.busy("snapshot")
+        except InvalidEventError as error:  # the channels are checked, so it is the state that cannot be sent
+            self._log_snapshot_failure(error, channels)
+            return self.busy("snapshot")
         except HTTPException:
             raise
-        except Exception:
-            # No error status for what may pass: a browser would give up for good.
-            self._log_failure(channels)
-            return self.busy("snapshot")
+        except Exception as error:
+            self._log_failure(error, channels)
+            return self.busy("error")
         # Functions that would read a response leave it out if it is to be passed on as it is, as files are.
         response_class = _endless(current_app.response_class)  # type: ignore[arg-type]  # for mypy, a class has no hash
         return response_class(body, status=status, headers=headers, direct_passthrough=True)
@@ -86,16 +94,53 @@ class Responder:
                 response.headers[name] = value
         return response
 
-    def _log_failure(self, channels: tuple[str, ...]) -> None:
-        """Log what a snapshot has raised, in its handler. Seldom, because every open page comes back for it."""
+    def _log_snapshot_failure(self, error: Exception, channels: tuple[str, ...]) -> None:
+        """Log what a snapshot has raised. Seldom, because every open page comes back for it."""
         failures = next(self._failed_snapshots)
-        if failures & (failures - 1) == 0:  # 1, 2, 4, 8 ...
-            _log.exception(
+        if _is_logged(failures):
+            _log.error(
                 "a snapshot for the channels %r failed; failures so far: %d. Clients get sse_busy and come back",
                 channels,
                 failures,
+                exc_info=error,
                 extra=log_fields("snapshot_failed", channels=channels, failures=failures),
             )
+
+    def _log_failure(self, error: Exception, channels: tuple[str, ...]) -> None:
+        """Log another error, as seldom."""
+        failures = next(self._failed_streams)
+        if _is_logged(failures):
+            _log.error(
+                "a stream of the channels %r could not be opened; failures so far: %d. Clients get sse_busy and come "
+                "back",
+                channels,
+                failures,
+                exc_info=error,
+                extra=log_fields("opening_failed", channels=channels, failures=failures),
+            )
+
+
+class _SnapshotFailedError(Exception):
+    """A function of the app for the state has raised this error."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _take_state(take: Callable[[], list[tuple[str, object]]]) -> list[tuple[str, object]]:
+    """Take the state. Marks the errors of the app's functions, except those that have an answer of their own."""
+    try:
+        return take()
+    except (HTTPException, BackendError):
+        raise
+    except Exception as error:
+        raise _SnapshotFailedError(error) from None
+
+
+def _is_logged(failures: int) -> bool:
+    """Whether the failure of this number is logged: 1, 2, 4, 8 ..."""
+    return failures & (failures - 1) == 0
 
 
 class _Endless(BaseResponse):

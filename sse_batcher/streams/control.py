@@ -24,6 +24,7 @@ _RETRY_MS: dict[str | None, tuple[int, int]] = {
     "threads": RETRY_AT_LIMIT_MS,
     "http2": RETRY_AT_LIMIT_MS,
     "snapshot": RETRY_AT_LIMIT_MS,
+    "error": RETRY_AT_LIMIT_MS,
 }
 """The range of milliseconds that a client waits before it comes back, if its stream was refused or ended for one of
 these reasons."""

@@ -32,6 +32,7 @@ const REFUSALS = {
   snapshot: "the snapshot failed",
   backend: "the backend did not answer",
   draining: "the process is ending",
+  error: "an error, see the log",
   bad_request: "invalid request (400)",
   unauthorized: "not logged in, bad token (401)",
   forbidden: "no channel granted (403)",

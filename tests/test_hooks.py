@@ -374,6 +374,23 @@ def test_a_factory_that_registers_for_all_apps_twice_gets_an_error() -> None:
         create_app()
 
 
+def test_the_same_function_again_changes_nothing() -> None:
+    class Rules:
+        def granted(self, channels: tuple[str, ...]) -> tuple[str, ...]:
+            return channels
+
+    def granted(channels: tuple[str, ...]) -> tuple[str, ...]:
+        return channels
+
+    rules = Rules()
+    for get in (lambda: granted, lambda: rules.granted):  # each access makes another object of a bound method
+        sse = SSE()
+        first = sse.authorize(get())
+        assert sse.authorize(get()) == first
+        with pytest.raises(UsageError, match="is registered as authorize already"):
+            sse.authorize(Rules().granted)
+
+
 @pytest.mark.parametrize("hook", ["authorize", "identify", "revalidate", "allow_stats"])
 def test_an_app_has_one_function_of_its_own(hook: str) -> None:
     app, sse = make_app()

@@ -55,7 +55,7 @@ class Slot(Generic[F]):
         """
         check_function(self._what, function)
         there = vars(self).setdefault("function", function)  # atomic: of two threads, one fills it
-        if there is not function:
+        if there != function:  # equal: each access to a method of an object makes another bound method
             raise UsageError(
                 f"{there!r} is registered as {self._what} already: there can be only one for {self._owner}"
             )

@@ -5,6 +5,8 @@ Pure. Every one is an `SSEBatcherError` and also a builtin kind, so that a calle
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class SSEBatcherError(Exception):
     """Base of every error that this library raises on purpose."""
@@ -78,6 +80,6 @@ class BacklogFullError(SSEBatcherError, RuntimeError):
         self.pending_bytes = pending_bytes
         self.publishing_for = publishing_for
 
-    def __reduce__(self) -> tuple[type[BacklogFullError], tuple[int, int, float]]:
+    def __reduce__(self) -> tuple[type[BacklogFullError], tuple[int, int, float], dict[str, Any]]:
         # Exceptions are pickled by calling the class with `args`, which here is the message alone.
-        return BacklogFullError, (self.pending_events, self.pending_bytes, self.publishing_for)
+        return BacklogFullError, (self.pending_events, self.pending_bytes, self.publishing_for), vars(self)

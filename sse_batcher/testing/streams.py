@@ -34,6 +34,10 @@ class StreamRefusedError(AssertionError):
         self.status = status
         self.body = body
 
+    def __reduce__(self) -> tuple[type[StreamRefusedError], tuple[int, str], dict[str, Any]]:
+        # Exceptions are pickled by calling the class with `args`, which here is the message alone.
+        return StreamRefusedError, (self.status, self.body), vars(self)
+
 
 class Frame(NamedTuple):
     """One block, as it came: an event, a batch, or what the stream itself says (``sse_open``, ``sse_gap`` ...)."""

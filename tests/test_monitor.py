@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -245,9 +246,13 @@ def test_pages_that_ask_for_the_same_share_a_snapshot(manager: SSEManager) -> No
     first = monitor.look()
     clock.now += 0.9
     assert monitor.look() is first
-    assert monitor.look("x") is not first
+    other = monitor.look("x")
+    assert other is not first
+    assert monitor.look() is first
+    clock.now += 0.2
     second = monitor.look()
     assert second is not first
+    assert monitor.look("x") is other
     clock.now += 1.1
     assert monitor.look() is not second
 
@@ -296,6 +301,39 @@ def test_an_expensive_snapshot_is_made_seldom(manager: SSEManager) -> None:
     assert second["next"] == 30.0
     clock.now += 29
     assert monitor.look() is second
+
+
+@pytest.mark.parametrize(
+    "searches", [[""], ["", "ada"], [""] * 10 + ["ada"], [f"room-{number}" for number in range(10)]]
+)
+def test_pages_that_search_for_different_texts_share_one_limit(manager: SSEManager, searches: list[str]) -> None:
+    clock, cpu, made = Clock(), Clock(), Counter[str]()
+
+    class Making(Monitor):
+        def _make(self, search: str) -> dict[str, Any]:
+            cpu.now += 0.1
+            made[search] += 1
+            return {}
+
+    monitor = Making(manager, clock=clock, cpu_clock=cpu)
+    due = [0.0] * len(searches)
+    for second in range(3_000):
+        for page, search in enumerate(searches):
+            if due[page] <= second:
+                due[page] = second + monitor.look(search)["next"]
+        clock.now += 1
+    assert sum(made.values()) * 0.1 <= 0.007 * 3_000 + 0.1 * len(made)  # the first of each text is made at once
+    assert max(made.values()) - min(made.values()) <= 2  # each gets its turn
+
+
+def test_texts_that_no_page_searches_for_any_more_are_forgotten(manager: SSEManager) -> None:
+    clock, times = Clock(), iter(range(1_000))
+    monitor = Monitor(manager, clock=clock, cpu_clock=lambda: next(times) / 10)  # each takes 0.1 s
+    rests = [monitor.look(f"{number}")["next"] for number in range(snapshot.MAX_SEARCHES + 5)]
+    assert rests[:2] == [15.0, 30.0]
+    assert max(rests) == rests[-1] == 15.0 * snapshot.MAX_SEARCHES
+    clock.now += 10_000
+    assert monitor.look()["next"] == 15.0
 
 
 def test_a_forked_child_is_another_process(manager: SSEManager, as_process: AsProcess) -> None:

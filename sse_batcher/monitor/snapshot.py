@@ -41,12 +41,14 @@ MAX_CONTENT = 1_000
 
 REST = 150
 """A snapshot that took a second of CPU time is shown for so many seconds. So the monitor takes at most 0.7 % of a core,
-and with the requests themselves less than 1 %."""
+and with the requests themselves less than 1 %. If pages search for several texts, each snapshot is shown for as many
+times longer."""
 MIN_SECONDS = 2.0
 """How many seconds pass between two snapshots at least, as a page asks for them."""
 SHARED_SECONDS = 1.0
 """For how many seconds a snapshot is kept at least, for other pages that ask for the same."""
-
+MAX_SEARCHES = 30
+"""For how many texts that pages search for snapshots are kept. Each has about 15 kB."""
 
 COUNTS = (
     *("clients", "clients_by_state", "clients_by_transport", "streams_opened", "streams_closed", "streams_refused"),
@@ -60,8 +62,10 @@ COUNTS = (
 class _Kept(NamedTuple):
     """A snapshot that was made."""
 
-    search: str
     until: float
+    """When it is too old."""
+    awaited_until: float
+    """A page that goes on to search for the same has asked again by then."""
     snapshot: dict[str, Any]
 
 
@@ -70,7 +74,7 @@ class _Here:
 
     def __init__(self) -> None:
         self.id = secrets.token_hex(8)
-        self.kept: _Kept | None = None
+        self.kept: dict[str, _Kept] = {}  # by the text that is searched for, the oldest first
         self.making = new_lock()
 
 
@@ -109,14 +113,20 @@ class Monitor:
         """
         here = self._here.get()
         with here.making:  # of pages that ask at the same time, one makes it, and the others wait for it
-            kept, now = here.kept, self._clock()
-            if kept is not None and kept.search == search and now < kept.until:
-                return kept.snapshot
+            now = self._clock()
+            found = here.kept.get(search)
+            if found is not None and now < found.until:
+                return found.snapshot
+            others = {text: kept for text, kept in here.kept.items() if text != search and now < kept.awaited_until}
+            if len(others) >= MAX_SEARCHES:
+                del others[next(iter(others))]
             began = self._cpu_clock()
             snapshot = self.other() | self._make(search)
-            rest = REST * (self._cpu_clock() - began)
-            snapshot["next"] = round(max(MIN_SECONDS, rest), 1)
-            here.kept = _Kept(search, now + max(SHARED_SECONDS, rest), snapshot)
+            rest = REST * (self._cpu_clock() - began) * (len(others) + 1)
+            pause = max(MIN_SECONDS, rest)
+            snapshot["next"] = round(pause, 1)
+            kept = _Kept(now + max(SHARED_SECONDS, rest), now + 2 * pause, snapshot)
+            here.kept = {**others, search: kept}
             return snapshot
 
     def is_here(self, process: str) -> bool:

@@ -15,7 +15,7 @@ from ..event import DEFAULT_CHANNEL, User, check_pair, check_user
 from ..functions import described
 from ..runtime.log_fields import log_fields
 from ..runtime.log_once import LogOnce
-from .hooks import F, Functions, Revalidate, Slot
+from .hooks import Allow, F, Functions, Revalidate, Slot
 
 _log = logging.getLogger("sse_batcher.hooks")
 
@@ -45,7 +45,7 @@ class Access:
 
     def granted(self, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Return those of these channels that the current request may have."""
-        authorize = _first(self._own.authorize, self._shared.authorize)
+        authorize = _own_or_shared(self._own.authorize, self._shared.authorize)
         if authorize is None:
             return self._granted_to_all(asked)
         answer = authorize(asked)
@@ -71,7 +71,7 @@ class Access:
 
     def user(self) -> str | int | None:
         """Return the user of the current request, None if it belongs to no user."""
-        identify = _first(self._own.identify, self._shared.identify)
+        identify = _own_or_shared(self._own.identify, self._shared.identify)
         if identify is None:
             if self._limits_users or self.revalidate() is not None:
                 raise UsageError(
@@ -88,43 +88,40 @@ class Access:
 
     def revalidate(self) -> Revalidate | None:
         """Return the function that says whether a user may keep the open streams."""
-        return _first(self._own.revalidate, self._shared.revalidate)
+        return _own_or_shared(self._own.revalidate, self._shared.revalidate)
 
     def shows_stats(self) -> bool | None:
         """Whether the current request may see the counters. None: no request may."""
-        allow = _first(self._own.allow_stats, self._shared.allow_stats)
-        if allow is None:
+        allowed = _allowed("allow_stats", self._own.allow_stats, self._shared.allow_stats)
+        if allowed is None:
             self._once.log(
                 logging.WARNING,
                 "a request for the counters was answered with 404, because no function says which requests may see "
                 "them: register one with @sse.allow_stats",
                 extra=log_fields("stats_not_allowed"),
             )
-            return None
-        return _yes_or_no("allow_stats", allow())
+        return allowed
 
     def shows_monitor(self) -> bool | None:
         """Whether the current request may see the monitor. None: no request may."""
-        allow = _first(self._own.allow_monitor, self._shared.allow_monitor)
-        if allow is None:
+        allowed = _allowed("allow_monitor", self._own.allow_monitor, self._shared.allow_monitor)
+        if allowed is None:
             self._once.log(
                 logging.WARNING,
                 "a request for the monitor was answered with 404, because no function says which requests may see "
                 "it: register one with @sse.allow_monitor",
                 extra=log_fields("monitor_not_allowed"),
             )
-            return None
-        return _yes_or_no("allow_monitor", allow())
+        return allowed
 
     def may_kick(self) -> bool | None:
         """Whether the current request may kick users in the monitor. None: no request may."""
-        allow = _first(self._own.allow_kick, self._shared.allow_kick)
-        return None if allow is None else _yes_or_no("allow_kick", allow())
+        return _allowed("allow_kick", self._own.allow_kick, self._shared.allow_kick)
 
     def snapshot(self, channels: tuple[str, ...], user: User | None) -> Callable[[], list[tuple[str, object]]] | None:
         """Return a function that takes the state of these channels and this user, None if there is none to take."""
         sources = [source for channel in channels if (source := self._source_of(channel)) is not None]
-        of_user = _first(self._own.user_snapshot, self._shared.user_snapshot)
+        of_user = _own_or_shared(self._own.user_snapshot, self._shared.user_snapshot)
         if user is not None and of_user is not None:
             take: Callable[[Any], object] = of_user
             sources.append(_Source(f"user {user!r}", functools.partial(take, user), may_be_none=True))
@@ -140,7 +137,7 @@ class Access:
         named = self._own.find_snapshot(channel) or self._shared.find_snapshot(channel)
         if named is not None:
             return _Source(f"channel {channel!r}", named, may_be_none=False)
-        others = _first(self._own.channel_snapshot, self._shared.channel_snapshot)
+        others = _own_or_shared(self._own.channel_snapshot, self._shared.channel_snapshot)
         if others is None:
             return None
         return _Source(f"channel {channel!r}", functools.partial(others, channel), may_be_none=True)
@@ -165,13 +162,18 @@ class Access:
         return ()
 
 
-def _yes_or_no(name: str, answer: object) -> bool:
+def _allowed(name: str, own: Slot[Allow], shared: Slot[Allow]) -> bool | None:
+    """Ask the function that is registered as this. Returns None if there is none."""
+    allow = _own_or_shared(own, shared)
+    if allow is None:
+        return None
+    answer: object = allow()
     if not isinstance(answer, bool):
         raise UsageError(f"{name}() has to return True or False, not {described(answer)}: use bool(...)")
     return answer
 
 
-def _first(own: Slot[F], shared: Slot[F]) -> F | None:
+def _own_or_shared(own: Slot[F], shared: Slot[F]) -> F | None:
     return shared.function if own.function is None else own.function
 
 

@@ -24,7 +24,7 @@ from ..wsgi import health
 from .access import Access
 from .monitor import MonitorViews
 from .request_notes import RequestNotes
-from .response import Responder, script_response
+from .response import Responder, abort_unless, script_response
 from .signing import Tokens
 
 _log = logging.getLogger("sse_batcher.blueprint")
@@ -107,9 +107,7 @@ class Views:
 
     def stats(self) -> Response:
         """The counters of this process, as JSON, if `allow_stats` lets this request see them."""
-        allowed = self._access.shows_stats()
-        if not allowed:
-            abort(404 if allowed is None else 403)
+        abort_unless(self._access.shows_stats())
         return _uncached(jsonify(self._manager.get_stats().as_dict()))
 
     def _health(self, check: Literal["live", "ready"] | None) -> Response:

@@ -16,9 +16,7 @@ Authorize = Callable[[tuple[str, ...]], Iterable[str] | None]
 Identify = Callable[[], str | int | None]
 Revalidate = Callable[[str], bool] | Callable[[int], bool]
 """Of the type that `identify` returns, or of both."""
-AllowStats = Callable[[], bool]
-AllowMonitor = Callable[[], bool]
-AllowKick = Callable[[], bool]
+Allow = Callable[[], bool]
 TakeState = Callable[[], tuple[str, object]]
 TakeChannelState = Callable[[str], tuple[str, object] | None]
 TakeUserState = Callable[[str], tuple[str, object] | None] | Callable[[int], tuple[str, object] | None]
@@ -28,9 +26,7 @@ F = TypeVar("F", bound=Callable[..., object])
 AuthorizeF = TypeVar("AuthorizeF", bound=Authorize)
 IdentifyF = TypeVar("IdentifyF", bound=Identify)
 RevalidateF = TypeVar("RevalidateF", bound=Revalidate)
-AllowStatsF = TypeVar("AllowStatsF", bound=AllowStats)
-AllowMonitorF = TypeVar("AllowMonitorF", bound=AllowMonitor)
-AllowKickF = TypeVar("AllowKickF", bound=AllowKick)
+AllowF = TypeVar("AllowF", bound=Allow)
 TakeStateF = TypeVar("TakeStateF", bound=TakeState)
 TakeChannelStateF = TypeVar("TakeChannelStateF", bound=TakeChannelState)
 TakeUserStateF = TypeVar("TakeUserStateF", bound=TakeUserState)
@@ -68,9 +64,9 @@ class Functions:
         self.authorize: Slot[Authorize] = Slot("authorize", owner)
         self.identify: Slot[Identify] = Slot("identify", owner)
         self.revalidate: Slot[Revalidate] = Slot("revalidate", owner)
-        self.allow_stats: Slot[AllowStats] = Slot("allow_stats", owner)
-        self.allow_monitor: Slot[AllowMonitor] = Slot("allow_monitor", owner)
-        self.allow_kick: Slot[AllowKick] = Slot("allow_kick", owner)
+        self.allow_stats: Slot[Allow] = Slot("allow_stats", owner)
+        self.allow_monitor: Slot[Allow] = Slot("allow_monitor", owner)
+        self.allow_kick: Slot[Allow] = Slot("allow_kick", owner)
         self.is_divided = False
         """For the functions of an `SSE`: whether one of its apps has an `authorize` of its own."""
         self.channel_snapshot: Slot[TakeChannelState] = Slot("the snapshot of channels without one", owner)
@@ -186,7 +182,7 @@ class Hooks:
         self._changed()
         return function
 
-    def allow_stats(self, function: AllowStatsF) -> AllowStatsF:
+    def allow_stats(self, function: AllowF) -> AllowF:
         """Register the function that says whether a request may see the counters, at ``/events/stats``. A decorator.
 
         ``function()`` is called in the view, and returns True or False; anything else is a `UsageError`. False is
@@ -196,7 +192,7 @@ class Hooks:
         self._changed()
         return function
 
-    def allow_monitor(self, function: AllowMonitorF) -> AllowMonitorF:
+    def allow_monitor(self, function: AllowF) -> AllowF:
         """Register the function that says whether a request may see the monitor, at ``/events/monitor``. A decorator.
 
         ``function()`` is called in the view, for the page and each time that it asks for its data. It returns True or
@@ -207,7 +203,7 @@ class Hooks:
         self._changed()
         return function
 
-    def allow_kick(self, function: AllowKickF) -> AllowKickF:
+    def allow_kick(self, function: AllowF) -> AllowF:
         """Register the function that says whether a request may kick users in the monitor. A decorator.
 
         ``function()`` is called in the view, at each kick, and when the page asks for its data, to show the buttons. It

@@ -25,6 +25,7 @@ from ..runtime.log_fields import log_fields
 from ..transports.server import inspect_server
 from ..transports.watcher import end_connection
 from .access import Access
+from .response import abort_unless
 from .signing import SKEW_SECONDS, signer_of
 
 _log = logging.getLogger("sse_batcher.monitor")
@@ -92,9 +93,7 @@ class MonitorViews:
         """Ends the streams of a user, for that page, if `allow_kick` lets this request do it."""
         self._check_access()
         body = self._read_kick()
-        allowed = self._access.may_kick()
-        if not allowed:
-            abort(404 if allowed is None else 403)
+        abort_unless(self._access.may_kick())
         user, is_shared = _named_user(body), process_of(self._manager).reaches_others
         if not is_shared and not self._monitor.is_here(str(body.get("process"))):
             return self._answer_from_elsewhere()
@@ -125,9 +124,7 @@ class MonitorViews:
 
     def _check_access(self) -> None:
         """Abort unless the current request may see the monitor."""
-        allowed = self._access.shows_monitor()
-        if not allowed:
-            abort(404 if allowed is None else 403)
+        abort_unless(self._access.shows_monitor())
 
     def _file(self, name: str) -> Response:
         self._check_access()

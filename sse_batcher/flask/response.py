@@ -1,4 +1,4 @@
-"""Responses with a stream, for the blueprint's view and for views of the app's own; and with the module for browsers.
+"""Responses: with a stream, for the view of the blueprint and for those of the app; with the module; and refusals.
 
 Request threads, in the view. Everything about the request is settled there. The stream itself runs without a context,
 so that it holds no database connection.
@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flask import Response, current_app, request
+from flask import Response, abort, current_app, request
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
@@ -141,6 +141,12 @@ def _take_state(take: Callable[[], list[tuple[str, object]]]) -> list[tuple[str,
 def _is_logged(failures: int) -> bool:
     """Whether the failure of this number is logged: 1, 2, 4, 8 ..."""
     return failures & (failures - 1) == 0
+
+
+def abort_unless(allowed: bool | None) -> None:
+    """Abort with 403 if the current request may not have this, and with 404 if no request may (None)."""
+    if not allowed:
+        abort(404 if allowed is None else 403)
 
 
 class _Endless(BaseResponse):

@@ -42,7 +42,7 @@ LAYERS = """
     transports.detached.connection transports.detached.group transports.detached.replay transports.detached.feed
     transports.detached.gil transports.detached.loop transports.detached.stream transports.detached
     transports.health transports
-    browser wsgi monitor.snapshot monitor
+    browser wsgi monitor.overview monitor
     remote.message remote.stream remote.follow remote
     commands.terminal commands.arguments commands.tail commands.stats commands.load_client commands.load_tally
     commands.load commands
@@ -64,7 +64,7 @@ PURE_MODULES = """
     batching.window batching.flushes
     streams.history streams.dismissals streams.counts backends.redis.entries browser flask.cors remote.message
     doctor.findings doctor.facts doctor.software doctor.words doctor.refusals doctor.flow doctor.serving
-    doctor.answers doctor.diagnoses doctor.inside doctor.rendering
+    doctor.answers doctor.diagnoses doctor.inside doctor.rendering testing.matching
 """
 PURE = set(PURE_MODULES.split())
 KNOWS_FLASK = {"flask", "cli"}

@@ -1,4 +1,4 @@
-"""The monitor without a browser: what a snapshot has, what it leaves out, and what it costs."""
+"""The monitor without a browser: what an overview has, what it leaves out, and what it costs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 from sse_batcher import HistoryOptions, SSEManager, Text
 from sse_batcher.event import User
 from sse_batcher.manager import process_of
-from sse_batcher.monitor import page_files, snapshot
-from sse_batcher.monitor.snapshot import CHANNELS, FRAMES, MAX_CONTENT, NAMES, STREAMS, Monitor
+from sse_batcher.monitor import overview, page_files
+from sse_batcher.monitor.overview import CHANNELS, FRAMES, MAX_CONTENT, NAMES, STREAMS, Monitor
 from sse_batcher.streams.client import QueueClient
 
 from .kit.clock import Clock
@@ -35,7 +35,7 @@ def manager() -> Iterator[SSEManager]:
 
 @pytest.fixture
 def look(manager: SSEManager) -> Look:
-    """Takes a snapshot now. The last options of a monitor hold for the next one, too."""
+    """Takes an overview now. The last options of a monitor hold for the next one, too."""
     monitors = {}
 
     def look(search: str = "", **options: Any) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def test_lists_stay_short_however_much_there_is(manager: SSEManager, look: Look)
     assert shown["channels"]["rows"][0][1] >= shown["channels"]["rows"][-1][1]
 
 
-def test_pages_that_ask_for_the_same_share_a_snapshot(manager: SSEManager) -> None:
+def test_pages_that_ask_for_the_same_share_an_overview(manager: SSEManager) -> None:
     clock, cpu = Clock(), Clock()
     monitor = Monitor(manager, clock=clock, cpu_clock=cpu)
     first = monitor.look()
@@ -272,9 +272,11 @@ class Asked:
         self._lock.release()
 
 
-def test_pages_that_ask_at_the_same_time_share_a_snapshot(manager: SSEManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_that_ask_at_the_same_time_share_an_overview(
+    manager: SSEManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock, goes_on, made = Asked(), threading.Event(), []
-    monkeypatch.setattr(snapshot, "new_lock", lambda: lock)
+    monkeypatch.setattr(overview, "new_lock", lambda: lock)
     monitor = Monitor(manager)
 
     def make(monitor: Monitor, search: str) -> dict[str, Any]:
@@ -291,7 +293,7 @@ def test_pages_that_ask_at_the_same_time_share_a_snapshot(manager: SSEManager, m
     assert made == [""]
 
 
-def test_an_expensive_snapshot_is_made_seldom(manager: SSEManager) -> None:
+def test_an_expensive_overview_is_made_seldom(manager: SSEManager) -> None:
     clock = Clock()
     times = iter([0.0, 0.001, 0.0, 0.2])  # a fifth of a second of CPU time for the second one
     monitor = Monitor(manager, clock=clock, cpu_clock=lambda: next(times))
@@ -329,20 +331,20 @@ def test_pages_that_search_for_different_texts_share_one_limit(manager: SSEManag
 def test_texts_that_no_page_searches_for_any_more_are_forgotten(manager: SSEManager) -> None:
     clock, times = Clock(), iter(range(1_000))
     monitor = Monitor(manager, clock=clock, cpu_clock=lambda: next(times) / 10)  # each takes 0.1 s
-    rests = [monitor.look(f"{number}")["next"] for number in range(snapshot.MAX_SEARCHES + 5)]
+    rests = [monitor.look(f"{number}")["next"] for number in range(overview.MAX_SEARCHES + 5)]
     assert rests[:2] == [15.0, 30.0]
-    assert max(rests) == rests[-1] == 15.0 * snapshot.MAX_SEARCHES
+    assert max(rests) == rests[-1] == 15.0 * overview.MAX_SEARCHES
     clock.now += 10_000
     assert monitor.look()["next"] == 15.0
 
 
 def test_a_forked_child_is_another_process(manager: SSEManager, as_process: AsProcess) -> None:
     monitor = Monitor(manager)
-    here = monitor.other()["process"]["id"]
+    here = monitor.this_process()["process"]["id"]
     assert monitor.is_here(here)
     with as_process(4321):
         assert not monitor.is_here(here)
-        assert monitor.other()["process"]["id"] != here
+        assert monitor.this_process()["process"]["id"] != here
 
 
 def test_nothing_is_read_before_the_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,9 +378,9 @@ def test_the_version_of_a_copy_that_is_not_installed_is_unknown(
     manager: SSEManager, look: Look, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def version(name: str) -> str:
-        raise snapshot.PackageNotFoundError(name)
+        raise overview.PackageNotFoundError(name)
 
-    monkeypatch.setattr(snapshot, "version", version)
-    snapshot.package_version.cache_clear()
+    monkeypatch.setattr(overview, "version", version)
+    overview.package_version.cache_clear()
     assert look()["process"]["version"] == "unknown"
-    snapshot.package_version.cache_clear()
+    overview.package_version.cache_clear()

@@ -139,7 +139,7 @@ def test_the_page_has_only_files_of_its_own_and_nothing_inline(make_site: MakeSi
             assert (response.status_code, response.data, response.content_type) == (200, file.content, file.type)
         for dangerous in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
             assert dangerous not in file.content.decode()
-    assert site.get("/events/monitor/snapshot.py").status_code == 404
+    assert site.get("/events/monitor/overview.py").status_code == 404
 
 
 def test_pages_of_other_sites_get_no_data_even_with_the_cookies_of_a_visitor(make_site: MakeSite) -> None:
@@ -150,7 +150,7 @@ def test_pages_of_other_sites_get_no_data_even_with_the_cookies_of_a_visitor(mak
         assert "Access-Control-Allow-Origin" not in response.headers
 
 
-def test_the_data_are_those_of_a_snapshot(site: Site) -> None:
+def test_the_data_are_those_of_an_overview(site: Site) -> None:
     shown = site.get("/events/monitor/data?search=ad").json
     assert [row["user"] for row in shown["streams"]["rows"]] == ['"ada"']
     assert site.get("/events/monitor/data?search=bob").json["streams"]["found"] == 0

@@ -354,9 +354,9 @@ def test_who_may_not_kick_sees_no_button(open_page: Open, site: Site) -> None:
 WORKERS = """
 from flask import Flask
 from sse_batcher import SSE
-from sse_batcher.monitor import snapshot
+from sse_batcher.monitor import overview
 
-snapshot.MIN_SECONDS = 0.2
+overview.MIN_SECONDS = 0.2
 app = Flask("site")
 app.config.update(SECRET_KEY="secret", SSE_BACKEND="memory://")
 sse = SSE(app)

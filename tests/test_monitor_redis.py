@@ -14,7 +14,7 @@ from sse_batcher.backends.redis.backend import RedisBackend
 from sse_batcher.backends.redis.connections import connector
 from sse_batcher.backends.redis.presence import GONE_SECONDS, NOTE_SECONDS, Presence
 from sse_batcher.backends.redis.state import State
-from sse_batcher.monitor.snapshot import Monitor
+from sse_batcher.monitor.overview import Monitor
 
 from .kit.documents import text_of
 from .kit.receiver import RecordingReceiver
@@ -32,8 +32,8 @@ make = managers_fixture()
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sse_batcher.backends.redis.presence.NOTE_SECONDS", 0.1)
     monkeypatch.setattr("sse_batcher.backends.redis.presence.GONE_SECONDS", 1.0)
-    monkeypatch.setattr("sse_batcher.monitor.snapshot.SHARED_SECONDS", 0.0)
-    monkeypatch.setattr("sse_batcher.monitor.snapshot.REST", 0)
+    monkeypatch.setattr("sse_batcher.monitor.overview.SHARED_SECONDS", 0.0)
+    monkeypatch.setattr("sse_batcher.monitor.overview.REST", 0)
 
 
 def backend_of(manager: SSEManager) -> dict[str, Any]:

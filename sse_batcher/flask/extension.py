@@ -20,7 +20,7 @@ from ..encoding import Encode, encode_json, json_encoder
 from ..errors import UsageError
 from ..event import DEFAULT_CHANNEL, NOT_GIVEN, NotGiven, User, check_channels, check_user
 from ..manager import SSEManager
-from ..monitor.snapshot import Monitor
+from ..monitor.overview import Monitor
 from ..runtime.process import require_threads
 from .access import Access
 from .blueprint import NAME, SCRIPT_ENDPOINT, STREAM_ENDPOINT, Collisions, Views, create_blueprint

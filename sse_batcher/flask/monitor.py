@@ -20,7 +20,7 @@ from ..errors import BackendError, InvalidEventError
 from ..event import User, check_user
 from ..manager import SSEManager, process_of
 from ..monitor import PAGE, page_files
-from ..monitor.snapshot import Monitor
+from ..monitor.overview import Monitor
 from ..runtime.log_fields import log_fields
 from ..transports.server import inspect_server
 from ..transports.watcher import end_connection
@@ -82,7 +82,7 @@ class MonitorViews:
         query = request.args
         process = query.get("process", "")
         if process and not self._monitor.is_here(process):
-            return self._answer_from_elsewhere()
+            return self._answer_with_other_process()
         answer = self._monitor.look(query.get("search", "")[:MAX_SEARCH])
         may_kick = bool(self._access.may_kick())
         token = self._tokens.make() if may_kick else None
@@ -96,7 +96,7 @@ class MonitorViews:
         abort_unless(self._access.may_kick())
         user, is_shared = _named_user(body), process_of(self._manager).reaches_others
         if not is_shared and not self._monitor.is_here(str(body.get("process"))):
-            return self._answer_from_elsewhere()
+            return self._answer_with_other_process()
         try:
             ended, error = self._manager.kick(user=user), None
         except BackendError as failure:
@@ -112,10 +112,10 @@ class MonitorViews:
         response.status_code = 200 if error is None else 503
         return response
 
-    def _answer_from_elsewhere(self) -> Response:
+    def _answer_with_other_process(self) -> Response:
         """Answer a page that shows another process, which asks again until that one answers."""
         end_connection(inspect_server(request.environ))  # or it would be the same process again
-        return _json(self._monitor.other())
+        return _json(self._monitor.this_process())
 
     def secure(self, response: Response) -> Response:
         """Add the headers that keep the page, its data and errors from other pages and from caches."""

@@ -1,6 +1,6 @@
 """The monitor: a page for operators that shows what happens in one process, and what it shows.
 
-Any thread. `snapshot` makes the data; the files of the page are in the folder ``page``. See "The monitor" in
+Any thread. `overview` makes the data; the files of the page are in the folder ``page``. See "The monitor" in
 docs/explanation/architecture.md.
 """
 

@@ -51,9 +51,9 @@ class Site:
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr("sse_batcher.monitor.snapshot.MIN_SECONDS", 0.1)
-    monkeypatch.setattr("sse_batcher.monitor.snapshot.SHARED_SECONDS", 0.0)
-    monkeypatch.setattr("sse_batcher.monitor.snapshot.REST", 1)
+    monkeypatch.setattr("sse_batcher.monitor.overview.MIN_SECONDS", 0.1)
+    monkeypatch.setattr("sse_batcher.monitor.overview.SHARED_SECONDS", 0.0)
+    monkeypatch.setattr("sse_batcher.monitor.overview.REST", 1)
     site = Site()
     with serving(site.app) as (_, port):
         site.port = port

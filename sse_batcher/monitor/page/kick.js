@@ -22,7 +22,7 @@ export class Kick {
     return this.#dialog.open;
   }
 
-  /** Asks. `stream`: a row of the snapshot. `everywhere`: other processes are reached, too. */
+  /** Asks. `stream`: a row of the overview. `everywhere`: other processes are reached, too. */
   ask(stream, everywhere, opener) {
     this.#user = stream.user;
     this.#opener = opener;

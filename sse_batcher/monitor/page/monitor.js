@@ -1,4 +1,4 @@
-// The page of the monitor: asks for snapshots, and shows them.
+// The page of the monitor: asks for overviews, and shows them.
 
 import { count, plural, size, time, visible } from "./format.js";
 import { Kick } from "./kick.js";
@@ -41,9 +41,9 @@ const REFUSALS = {
 
 const byId = (id) => document.getElementById(id);
 
-let snapshot = null;
-let before = null; // the counts of the snapshot before
-let answeredAt = 0; // when the newest snapshot came, by the clock of the page
+let overview = null;
+let before = null; // the counts of the overview before
+let answeredAt = 0; // when the newest overview came, by the clock of the page
 let discoverAt = 0; // when other processes are looked for, by the same clock
 let failure = "";
 const seen = new Map(); // problem -> when it was seen last
@@ -56,19 +56,19 @@ const terms = Object.fromEntries(
 const frames = new Frames(byId("event-rows"));
 const poll = new Poll({ received, met, lost, failed });
 const kick = new Kick({
-  token: () => snapshot?.kick.token,
+  token: () => overview?.kick.token,
   reach: (attempt) => poll.reach(attempt),
   done,
   fallback: byId("search"),
 });
-const streams = new Streams(byId("stream-rows"), (item, button) => kick.ask(item, snapshot.backend.is_shared, button));
+const streams = new Streams(byId("stream-rows"), (item, button) => kick.ask(item, overview.backend.is_shared, button));
 const channels = new Rows(byId("channel-rows"), makeChannel, updateChannel);
 
 // -- what the server answers --------------------------------------------------------------------------------------------
 
 function received(body) {
-  before = snapshot?.process.id === body.process.id ? snapshot.counts : null;
-  snapshot = body;
+  before = overview?.process.id === body.process.id ? overview.counts : null;
+  overview = body;
   answeredAt = performance.now();
   failure = "";
   met(body.process);
@@ -90,7 +90,7 @@ function met(process) {
   if (![...choice.options].some((option) => option.value === process.id)) choice.append(new Option("", process.id));
   for (const option of choice.options) setText(option, named(known.get(option.value)));
   byId("others").hidden = known.size < 2;
-  choice.value = snapshot?.process.id ?? "";
+  choice.value = overview?.process.id ?? "";
 }
 
 function lost(id) {
@@ -112,20 +112,20 @@ function named({ host, pid }) {
 // -- what is shown -------------------------------------------------------------------------------------------------------
 
 function show() {
-  const { process, counts, shows, kick: kicking } = snapshot;
+  const { process, counts, shows, kick: kicking } = overview;
   setText(
     byId("process"),
     `Process ${process.pid} on ${visible(process.host)}, running for ${time(process.running)}, ` +
       `sse_batcher ${process.version}.${others()}`,
   );
   document.title = `Monitor: ${visible(process.host)}, ${process.pid}`;
-  tiles.show(snapshot);
+  tiles.show(overview);
   showSums(counts);
   showBackend(counts);
   showChannels();
   if (!kick.isOpen) showStreams(shows, kicking);
-  frames.show(snapshot.events);
-  byId("no-events").hidden = snapshot.events.length > 0;
+  frames.show(overview.events);
+  byId("no-events").hidden = overview.events.length > 0;
   showMore();
   const problems = findProblems();
   setText(byId("news"), problems.join(" ") || "All is well.");
@@ -151,16 +151,16 @@ function showState() {
 
 /** How many processes there are, as far as it is known. */
 function others() {
-  const { processes } = snapshot.backend;
+  const { processes } = overview.backend;
   if (processes > 1 && processes >= known.size) return ` One of ${count(processes)} that read this Redis.`;
   if (known.size > 1) return ` One of ${count(known.size)} that have answered this page.`;
-  if (snapshot.several) return " One of several; no other one has answered yet.";
+  if (overview.several) return " One of several; no other one has answered yet.";
   return processes === 1 ? " The only one that reads this Redis." : "";
 }
 
 /** What needs a look. What has happened stays for a while, so that these words do not come and go. */
 function findProblems() {
-  const { counts, backend } = snapshot;
+  const { counts, backend } = overview;
   const now = performance.now();
   const grows = (name, kind) => before !== null && (kind ? counts[name][kind] > before[name][kind] : counts[name] > before[name]);
   const happened = [
@@ -202,7 +202,7 @@ function showSums(counts) {
 const orNone = (rows) => (rows.length ? rows : [["none yet", ""]]);
 
 function showBackend(counts) {
-  const { is_shared, is_known, unhealthy, unread } = snapshot.backend;
+  const { is_shared, is_known, unhealthy, unread } = overview.backend;
   const silent = counts.backend_silent;
   const state = unhealthy === "backend" ? "does not answer" : is_known ? "answers" : "not known yet";
   terms["backend-sums"].show([
@@ -223,7 +223,7 @@ function showBackend(counts) {
 }
 
 function showChannels() {
-  const { total, rows } = snapshot.channels;
+  const { total, rows } = overview.channels;
   setText(byId("channel-count"), total > rows.length ? `the largest of ${count(total)}` : count(total));
   channels.show(rows.map(([name, number]) => [name, { name, number, most: rows[0][1] }]));
 }
@@ -240,7 +240,7 @@ function updateChannel(row, { number, most }) {
 }
 
 function showStreams({ addresses }, { allowed, token }) {
-  const { found, late, rows } = snapshot.streams;
+  const { found, late, rows } = overview.streams;
   const list = byId("streams");
   list.classList.toggle("without-address", !addresses);
   list.classList.toggle("without-kick", !(allowed && token));

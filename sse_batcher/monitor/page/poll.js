@@ -1,4 +1,4 @@
-// Asks the server for snapshots while the page is seen, and goes on by itself after an error.
+// Asks the server for overviews while the page is seen, and goes on by itself after an error.
 //
 // The page shows one process. If the server runs several, any of them may answer: then it is asked again, until the one
 // that is shown answers.
@@ -12,7 +12,7 @@ const PAUSES = [1, 2, 4, 8]; // seconds after an error, then after the next one,
 
 const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Why there is no snapshot, in words. */
+/** Why there is no overview, in words. */
 export class Trouble extends Error {}
 
 /** Returns the JSON of an answer. Throws a Trouble for everything else. */
@@ -47,7 +47,7 @@ export class Poll {
   #misses = 0;
   #round = 0; // an answer of an older one is not used
 
-  /** `received(snapshot)`, `met(process)`: one that is not shown has answered, `lost(process)`, `failed(words)`. */
+  /** `received(overview)`, `met(process)`: one that is not shown has answered, `lost(process)`, `failed(words)`. */
   constructor({ received, met, lost, failed }) {
     Object.assign(this, { received, met, lost, failed });
     document.addEventListener("visibilitychange", () => this.#begin());

@@ -1,4 +1,4 @@
-// What happens now: numbers for each second, which are differences between two snapshots, each with a line of its past.
+// What happens now: numbers for each second, which are differences between two overviews, each with a line of its past.
 
 import { count, plural, rate, size } from "./format.js";
 import { setText } from "./rows.js";
@@ -24,7 +24,7 @@ export class Tiles {
     }
   }
 
-  /** Another process is shown, or the same one after a pause: differences to the old snapshot would be wrong. */
+  /** Another process is shown, or the same one after a pause: differences to the old overview would be wrong. */
   forget() {
     this.#before = null;
     for (const each of this.#lines.values()) each.values = [];

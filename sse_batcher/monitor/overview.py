@@ -1,6 +1,6 @@
-"""The snapshot: what the monitor shows of one manager in this process, as values for JSON.
+"""The overview: what the monitor shows of one manager in this process, as values for JSON.
 
-Any thread. Nothing is recorded for it: each snapshot reads the open streams, the history and the counters, so it costs
+Any thread. Nothing is recorded for it: each overview reads the open streams, the history and the counters, so it costs
 nothing while no monitor is open. With many streams, only the most interesting are in it, and the number of all.
 """
 
@@ -29,7 +29,7 @@ from ..streams.open_stream import OpenStream
 from ..wire import Frame
 
 STREAMS = 50
-"""How many streams a snapshot has."""
+"""How many streams an overview has."""
 FRAMES = 30
 """How many of the newest frames it has."""
 CHANNELS = 12
@@ -40,15 +40,15 @@ MAX_CONTENT = 1_000
 """How many characters of the data of one event it has."""
 
 REST = 150
-"""A snapshot that took a second of CPU time is shown for so many seconds. So the monitor takes at most 0.7 % of a core,
-and with the requests themselves less than 1 %. If pages search for several texts, each snapshot is shown for as many
-times longer."""
+"""An overview that took a second of CPU time is shown for so many seconds. So the monitor takes at most 0.7 % of a
+core, and with the requests themselves less than 1 %. If pages search for several texts, each overview is shown for as
+many times longer."""
 MIN_SECONDS = 2.0
-"""How many seconds pass between two snapshots at least, as a page asks for them."""
+"""How many seconds pass between two overviews at least, as a page asks for them."""
 SHARED_SECONDS = 1.0
-"""For how many seconds a snapshot is kept at least, for other pages that ask for the same."""
+"""For how many seconds an overview is kept at least, for other pages that ask for the same."""
 MAX_SEARCHES = 30
-"""For how many texts that pages search for snapshots are kept. Each has about 15 kB."""
+"""For how many texts that pages search for overviews are kept. Each has about 15 kB."""
 
 COUNTS = (
     *("clients", "clients_by_state", "clients_by_transport", "streams_opened", "streams_closed", "streams_refused"),
@@ -60,17 +60,17 @@ COUNTS = (
 
 
 class _Kept(NamedTuple):
-    """A snapshot that was made."""
+    """An overview that was made."""
 
     until: float
     """When it is too old."""
     awaited_until: float
     """A page that goes on to search for the same has asked again by then."""
-    snapshot: dict[str, Any]
+    overview: dict[str, Any]
 
 
-class _Here:
-    """What a monitor has in one process. `making` is held while a snapshot is made, and guards `kept`."""
+class _InProcess:
+    """What a monitor has in one process. `making` is held while an overview is made, and guards `kept`."""
 
     def __init__(self) -> None:
         self.id = secrets.token_hex(8)
@@ -79,7 +79,7 @@ class _Here:
 
 
 class Monitor:
-    """Makes the snapshots of one manager.
+    """Makes the overviews of one manager.
 
     `content`
         whether they have the data of the newest events.
@@ -103,39 +103,39 @@ class Monitor:
         self._addresses = addresses
         self._clock = clock
         self._cpu_clock = cpu_clock
-        self._here = PerProcess(_Here)
+        self._in_process = PerProcess(_InProcess)
 
     def look(self, search: str = "") -> dict[str, Any]:
-        """Return a snapshot. Pages that ask for the same share it.
+        """Return an overview. Pages that ask for the same share it.
 
         `search`: only streams are listed that have this text in their user, a channel, their transport or their
         address.
         """
-        here = self._here.get()
-        with here.making:  # of pages that ask at the same time, one makes it, and the others wait for it
+        own = self._in_process.get()
+        with own.making:  # of pages that ask at the same time, one makes it, and the others wait for it
             now = self._clock()
-            found = here.kept.get(search)
+            found = own.kept.get(search)
             if found is not None and now < found.until:
-                return found.snapshot
-            others = {text: kept for text, kept in here.kept.items() if text != search and now < kept.awaited_until}
+                return found.overview
+            others = {text: kept for text, kept in own.kept.items() if text != search and now < kept.awaited_until}
             if len(others) >= MAX_SEARCHES:
                 del others[next(iter(others))]
             began = self._cpu_clock()
-            snapshot = self.other() | self._make(search)
+            overview = self.this_process() | self._make(search)
             rest = REST * (self._cpu_clock() - began) * (len(others) + 1)
             pause = max(MIN_SECONDS, rest)
-            snapshot["next"] = round(pause, 1)
-            kept = _Kept(now + max(SHARED_SECONDS, rest), now + 2 * pause, snapshot)
-            here.kept = {**others, search: kept}
-            return snapshot
+            overview["next"] = round(pause, 1)
+            kept = _Kept(now + max(SHARED_SECONDS, rest), now + 2 * pause, overview)
+            own.kept = {**others, search: kept}
+            return overview
 
     def is_here(self, process: str) -> bool:
         """Return whether this is the process with this `id`."""
-        return process == self._here.get().id
+        return process == self._in_process.get().id
 
-    def other(self) -> dict[str, Any]:
+    def this_process(self) -> dict[str, Any]:
         """Return only which process this is, for a page that shows another one."""
-        return {"process": _process(self._here.get().id)}
+        return {"process": _process(self._in_process.get().id)}
 
     def _make(self, search: str) -> dict[str, Any]:
         process = process_of(self._manager)

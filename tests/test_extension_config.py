@@ -108,7 +108,7 @@ class Recorder:
 @pytest.fixture
 def options_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Which options a manager is made with under this config."""
-    monkeypatch.setattr("sse_batcher.flask.extension.SSEManager", Recorder)
+    monkeypatch.setattr("sse_batcher.flask.app_part.SSEManager", Recorder)
 
     def options(**config: Any) -> dict[str, Any]:
         app = Flask(__name__)

@@ -5,33 +5,26 @@ Any thread. An app owns its manager; the extension has weak references to its ap
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, current_app, has_app_context, has_request_context, request
 from werkzeug.local import LocalProxy
 
 from ..after_commit import AfterCommit, Send
-from ..encoding import Encode, encode_json, json_encoder
 from ..errors import UsageError
 from ..event import DEFAULT_CHANNEL, NOT_GIVEN, NotGiven, User, check_channels, check_user
 from ..manager import SSEManager
-from ..monitor.overview import Monitor
 from ..runtime.process import require_threads
-from .access import Access
-from .blueprint import NAME, SCRIPT_ENDPOINT, STREAM_ENDPOINT, Collisions, Views, create_blueprint
+from .app_part import AppPart
+from .blueprint import NAME, Collisions, Views, create_blueprint
 from .cli import create_commands
-from .config import FlaskConfig, KeysAtStart, naming_keys, read_config
-from .hooks import Functions, Hooks, Revalidate
-from .monitor import MonitorViews
+from .config import KeysAtStart, read_config
+from .hooks import Functions, Hooks
 from .page_functions import add_page_functions, script_url, stream_url
-from .request_notes import RequestNotes
-from .response import Responder
-from .signing import DEFAULT_TTL, Tokens
+from .signing import DEFAULT_TTL
 
 if TYPE_CHECKING:
     from ..after_commit import AnySession
@@ -62,7 +55,7 @@ class SSE(Hooks):
         super().__init__(functions, self._pass_on_all)
         # Weak references: the app keeps its part alive. With strong ones, an app that its part refers to would stay
         # alive as long as this object.
-        self._parts: weakref.WeakKeyDictionary[Flask, weakref.ref[_AppPart]] = weakref.WeakKeyDictionary()
+        self._parts: weakref.WeakKeyDictionary[Flask, weakref.ref[AppPart]] = weakref.WeakKeyDictionary()
         if app is not None:
             self.init_app(app)
 
@@ -83,7 +76,7 @@ class SSE(Hooks):
             raise UsageError("this app has an SSE already: create one SSE and call init_app() once for each app")
         require_threads()
         config = read_config(app.config)
-        part = _AppPart(app, config, self._functions)
+        part = AppPart(app, config, self._functions)
         self._parts[app] = weakref.ref(part)
         app.extensions[NAME] = self
         app.extensions[f"{NAME}.part"] = part  # keeps it alive
@@ -266,10 +259,10 @@ class SSE(Hooks):
         """Return the managers of all apps that have this SSE, and are alive. For the testing kit."""
         return [part.manager for part in self._alive()]
 
-    def _alive(self) -> list[_AppPart]:
+    def _alive(self) -> list[AppPart]:
         return [part for reference in list(self._parts.values()) if (part := reference()) is not None]
 
-    def _current_part(self) -> _AppPart:
+    def _current_part(self) -> AppPart:
         if has_app_context():
             return self._part_of(_real(current_app))
         alive = self._alive()
@@ -282,43 +275,12 @@ class SSE(Hooks):
             )
         return alive[0]
 
-    def _part_of(self, app: Flask) -> _AppPart:
+    def _part_of(self, app: Flask) -> AppPart:
         reference = self._parts.get(app)
         part = None if reference is None else reference()
         if part is None:
             raise UsageError(f"the app {app.name!r} does not know this SSE: call sse.init_app(app) when it is created")
         return part
-
-
-class _AppPart:
-    """What an `SSE` has for one app. `shared`: the functions that were registered with the `SSE`."""
-
-    def __init__(self, app: Flask, config: FlaskConfig, shared: Functions) -> None:
-        own = Functions("an app")
-        self._own = own
-        self._shared = shared
-        self.manager = _create_manager(app, config)
-        limits_users = config.clients.max_clients_per_user is not None
-        self.access = Access(own, shared, limits_users=limits_users)
-        self.responder = Responder(self.manager, self.access, config.cors_origins, names_backend=config.names_backend)
-        self.notes = RequestNotes(app, self.manager)
-        salt = config.token_salt or app.name
-        self.tokens = Tokens(app, self.manager, salt)
-        monitor = Monitor(self.manager, content=config.monitor_content, addresses=config.monitor_addresses)
-        self.monitor = MonitorViews(app, self.manager, self.access, monitor, salt)
-        self.script_endpoint = None if config.url_prefix is None else SCRIPT_ENDPOINT
-        self.stream_endpoint = None if config.url_prefix is None else STREAM_ENDPOINT
-        self.hooks = Hooks(own, self.pass_on)
-        self._passed_on: Revalidate | None = None
-        self.pass_on()
-
-    def pass_on(self) -> None:
-        """Give the manager the `revalidate` of this app, and note whether the app has an `authorize` of its own."""
-        revalidate = self.access.revalidate()
-        if revalidate is not self._passed_on:  # otherwise, the app may have set one of the manager itself
-            self.manager.revalidate = self._passed_on = revalidate
-        if self._own.authorize.function is not None:
-            self._shared.is_divided = True
 
 
 def _at_first_request(app: Flask, function: Callable[[], None]) -> None:
@@ -336,51 +298,3 @@ def _at_first_request(app: Flask, function: Callable[[], None]) -> None:
 def _real(app: Flask) -> Flask:
     """The app itself, if this is `current_app`."""
     return app._get_current_object() if isinstance(app, LocalProxy) else app
-
-
-class _AppEncoder:
-    """Encodes as the app's JSON provider would (datetime, UUID, Decimal, dataclass ...).
-
-    The provider is looked up at the first event, since apps set their own after their extensions.
-    """
-
-    is_trusted = True
-    """For `encoding.checked`: all of its text is made by an encoder of ours."""
-
-    def __init__(self, app: weakref.ref[Flask]) -> None:
-        self._app = app
-        self._encode: Encode | None = None
-
-    def __call__(self, data: Any) -> str:
-        if self._encode is None:
-            self._encode = self._find()
-        return self._encode(data)
-
-    def _find(self) -> Encode:
-        app = self._app()
-        if app is None:
-            return encode_json
-        provider = app.json
-        default = getattr(provider, "default", None)
-        if default is not None:
-            return json_encoder(default)
-        # A provider of another kind (orjson ...) does everything in its own way.
-        return lambda data: encode_json(json.loads(provider.dumps(data)))
-
-
-def _create_manager(app: Flask, config: FlaskConfig) -> SSEManager:
-    app_ref = weakref.ref(app)
-
-    def context() -> AbstractContextManager[object]:
-        app = app_ref()
-        return nullcontext() if app is None else app.app_context()
-
-    with naming_keys():
-        return SSEManager(
-            batching=config.batching,
-            clients=config.clients,
-            backend=config.backend,
-            history=config.history,
-            encode=_AppEncoder(app_ref),
-            context=context,
-        )

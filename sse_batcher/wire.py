@@ -66,11 +66,6 @@ def block(*, event: str, data: str, retry: int | None = None, id: str | None = N
     return _utf8("\n".join(lines) + "\n\n")
 
 
-def comment(text: str = "") -> bytes:
-    """Return comment lines, which clients ignore. No blank line follows: some clients report it as an empty event."""
-    return _utf8("".join(f":{' ' if line else ''}{line}\n" for line in _LINE_END.split(text)))
-
-
 def control(event: str, data: Mapping[str, Any], *, retry: int, id: str | None) -> bytes:
     """Return a control block: ``sse_open``, ``sse_gap``, ``sse_busy`` or ``sse_bye``. `retry` is in milliseconds."""
     return encoded_control(event, control_data(data), retry=retry, id=id)
@@ -154,8 +149,9 @@ def _utf8(text: str) -> bytes:
         raise InvalidEventError("a lone surrogate cannot be sent: it is not UTF-8", field="data") from error
 
 
-HEARTBEAT = comment()
-"""Sent to keep a quiet stream alive: a comment line."""
+HEARTBEAT = b":\n"
+"""Sent to keep a quiet stream alive: a comment line, which clients ignore. No blank line follows, which some clients
+report as an empty event."""
 
 LAST_CHUNK = b"0\r\n\r\n"
 """The end of a chunked body."""

@@ -423,9 +423,7 @@ def test_what_a_server_says_cannot_change_the_terminal() -> None:
 
 # -- inside ------------------------------------------------------------------------------------------------------------
 
-APP = AppFacts(
-    name="app", url_prefix="/events", heartbeat=15.0, transport="attached", has_redis=False, has_secret_key=True
-)
+APP = AppFacts(name="app", url_prefix="/events", heartbeat=15.0, transport="attached", has_redis=False)
 STREAMS = RequestFacts(path="/events", answer=ANSWER, first=OPEN)
 REDIS = RedisFacts(clock_offset=0.001)
 

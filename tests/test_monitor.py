@@ -77,8 +77,6 @@ def test_a_row_says_who_has_the_stream(manager: SSEManager, look: Look) -> None:
     assert {(row["transport"], row["poll"], row["behind"], row["lag"]) for row in (newer, older)} == {
         ("attached", False, False, None)
     }
-    assert [row["frames"] for row in (newer, older)] == [0, 0]
-    assert older["bytes"] > 0
     assert 0 <= newer["age"] <= older["age"] < 60
 
 

@@ -15,7 +15,7 @@ from sse_batcher import Batch, BatchOptions, Event, InvalidEventError, Text
 from sse_batcher.batching.window import Closed, Windows
 from sse_batcher.encoding import encode_json
 from sse_batcher.event import Audience, Users, check_channel, check_type
-from sse_batcher.wire import HEARTBEAT, Frame, batch_block, block, chunk, comment, control, envelope_bytes, mixed_bytes
+from sse_batcher.wire import HEARTBEAT, Frame, batch_block, block, chunk, control, envelope_bytes, mixed_bytes
 
 from .kit.sse_parser import EventStreamParser, GrammarError, ServerEvent, parse
 
@@ -144,27 +144,16 @@ def test_a_block_without_retry_and_id_has_neither_line() -> None:
     assert block(event="log", data="") == b"event: log\ndata: \n\n"
 
 
-@given(texts, st.sampled_from([1, None]))
-def test_a_comment_disturbs_no_block_and_is_none(text: str, step: int | None) -> None:
+@pytest.mark.parametrize("step", [1, None])
+def test_a_heartbeat_disturbs_no_block_and_is_none(step: int | None) -> None:
     plain = block(event="log", data="1", id="e-1")
     head, tail = plain.split(b"\n", 1)
-    inside = head + b"\n" + comment(text) + tail
-    assert parse(comment(text) + inside + comment(text), strict=True, step=step) == parse(plain)
-
-
-@given(texts)
-def test_a_comment_says_what_it_was_given(text: str) -> None:
-    parser = EventStreamParser(strict=True)
-    parser.feed(comment(text))
-    assert "\n".join(line.removeprefix(" ") for line in parser.comments) == lines_of(text)
+    inside = head + b"\n" + HEARTBEAT + tail
+    assert parse(HEARTBEAT + inside + HEARTBEAT, strict=True, step=step) == parse(plain)
 
 
 def test_a_heartbeat_is_one_colon_and_a_line_feed() -> None:
-    assert HEARTBEAT == comment() == b":\n"
-
-
-def test_a_comment_has_a_space_before_each_line_that_is_not_empty() -> None:
-    assert comment("a\n\nb") == b": a\n:\n: b\n"
+    assert HEARTBEAT == b":\n"
 
 
 @pytest.mark.parametrize("event", ["sse_open", "sse_gap", "sse_busy", "sse_bye"])
@@ -215,11 +204,6 @@ def test_data_forges_nothing(attack: str) -> None:
     assert parse(block(event="log", data=encode_json(attack)), strict=True)[0].json == attack
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_a_comment_forges_nothing(attack: str) -> None:
-    assert parse(comment(attack), strict=True) == []
-
-
 @pytest.mark.parametrize("id", [*ATTACKS, *NASTY, "", "a\n", "é", "x" * 129, "1" * 10_000])
 def test_an_id_outside_its_grammar_is_refused(id: str) -> None:
     with pytest.raises(InvalidEventError, match="id is 1 to 128") as caught:
@@ -241,8 +225,6 @@ def test_a_lone_surrogate_is_refused_in_every_field() -> None:
         with pytest.raises(InvalidEventError, match=r"a lone surrogate cannot be sent: it is not UTF-8$") as caught:
             block(**wrong)
         assert caught.value.field == "data"
-    with pytest.raises(InvalidEventError, match="surrogate"):
-        comment("\ud800")
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------

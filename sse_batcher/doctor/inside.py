@@ -70,7 +70,6 @@ class AppFacts:
     heartbeat: float
     transport: str
     has_redis: bool
-    has_secret_key: bool
     middleware: list[str] = field(default_factory=list)
     """The classes of the WSGI middleware around the app, from outside in, and names of extensions that compress."""
     gunicorn: GunicornFacts | None = None

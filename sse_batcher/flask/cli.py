@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
-from flask.cli import AppGroup, with_appcontext
+from flask.cli import AppGroup
 
 from ..browser import SCRIPT_NAME, SOURCE, TYPES, TYPES_NAME, VERSION
 from ..errors import InvalidEventError
@@ -70,7 +70,6 @@ def create_commands(manager: SSEManager, tokens: Tokens, compare_config: Callabl
         help="The channel whose clients get it; * for all clients.",
     )
     @click.option("--text", is_flag=True, help="DATA is text that is sent as it is, not JSON. HTML must be escaped.")
-    @with_appcontext
     def publish(event_type: str, data: str, channel: str, text: bool) -> None:
         """Send an event to the clients of all processes. DATA is JSON, or any text with --text."""
         compare_config()

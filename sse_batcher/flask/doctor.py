@@ -48,7 +48,6 @@ def examine_app(app: Flask, manager: SSEManager, target: Target) -> Report:
         heartbeat=config.clients.heartbeat,
         transport=config.clients.transport,
         has_redis=config.backend != "memory://",
-        has_secret_key=bool(app.secret_key),
         middleware=_middleware(app),
         gunicorn=_gunicorn(),
     )

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import click
 from flask import Flask, current_app
-from flask.cli import AppGroup, with_appcontext
+from flask.cli import AppGroup
 
 from ..commands.arguments import command
 from ..commands.terminal import Terminal
@@ -38,7 +38,6 @@ def add_doctor(group: AppGroup, manager: SSEManager, tokens: Tokens, compare_con
     @group.command("doctor")
     @click.argument("url", required=False)
     @doctor_options
-    @with_appcontext
     @command
     def doctor(url: str | None, as_json: bool, **arguments: Any) -> None:
         """Find out what is wrong with the streams of this app, and say what to change.

@@ -190,7 +190,6 @@ class Monitor:
 
     def _stream_row(self, stream: OpenStream, wait: Wait | None, now: float, now_ms: float) -> dict[str, Any]:
         info = stream.info
-        frames, size = stream.handed
         row = {
             "id": info.id,
             "user": None if info.user is None else _user(info.user),
@@ -202,8 +201,6 @@ class Monitor:
             "transport": stream.transport,
             "poll": stream.poll,
             "age": _seconds(now - stream.opened_at),
-            "frames": frames,
-            "bytes": size,
         }
         return row | {"address": info.address} if self._addresses else row
 

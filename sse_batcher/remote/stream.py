@@ -50,12 +50,12 @@ class RemoteStream:
     """An answer of a server, whose body is read piece by piece. `connect` makes it; `close` or ``with`` closes it."""
 
     def __init__(
-        self, sock: socket.socket, reader: ResponseReader, head: Head, times: tuple[float, ...], first: bytes
+        self, sock: socket.socket, reader: ResponseReader, head: Head, times: tuple[float, float], first: bytes
     ) -> None:
         self.head = head
         """The status, the version of HTTP, and the headers."""
-        self.began, self.connected, self.answered = times
-        """When the connection was begun and open (with TLS), and when the head of the answer was complete."""
+        self.began, self.answered = times
+        """When the connection was begun, and when the head of the answer was complete."""
         self.parser = Parser()
         """Has the newest cursor (`last_id`) and `retry`."""
         self.end: End | None = None
@@ -151,12 +151,11 @@ def connect(request: Request, timeout: float = CONNECT_SECONDS, context: ssl.SSL
     deadline = began + timeout
     sock = _open(request, timeout, deadline, context)
     try:
-        connected = time.monotonic()
         method = request.head.split(b" ", 1)[0].decode()
         reader = ResponseReader(method, takes_codings=request.takes_codings)
         first = _send(sock, request, reader, timeout, deadline)
         assert reader.head is not None
-        return RemoteStream(sock, reader, reader.head, (began, connected, time.monotonic()), first)
+        return RemoteStream(sock, reader, reader.head, (began, time.monotonic()), first)
     except BaseException:
         sock.close()
         raise

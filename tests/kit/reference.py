@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sse_batcher import Batch, Event
 from sse_batcher.encoding import encode_json
 from sse_batcher.event import MIXED, check_text
-from sse_batcher.wire import HEARTBEAT, batch_block, block, comment, control
+from sse_batcher.wire import HEARTBEAT, batch_block, block, control
 
 from .sse_parser import ServerEvent
 
@@ -70,7 +70,7 @@ PARTS = (
     *(_OPEN, _BEAT, _BEAT, _ITEM, _TEXT, _BEAT),
     _batch("item", "e-5", ("item", 2), ("item", {"server": "\u00e9"})),
     _batch(MIXED, "e-7", ("log", "x"), ("item", [])),
-    Part(comment("caf\u00e9\n\nevent: x")),
+    Part(": caf\u00e9\n:\n: event: x\n".encode()),
     _control("sse_busy", None),
     _event("hub_state", "e-8", "ready"),
     _event("error", "e-9", {"message": "ours"}),

@@ -56,7 +56,7 @@ def samples() -> list[dict[str, Any]]:
             text = wire.control(kind, data, retry=60_000, id="c-1-1").decode()
             found.append(_sample(f"{kind}: {reason}", text, (kind, data)))
     opened = {"heartbeat": 15.0, "channels": ["default", "ü"]}
-    text = wire.comment("padding").decode() + wire.control("sse_open", opened, retry=1500, id="c-1-1").decode()
+    text = ": padding\n" + wire.control("sse_open", opened, retry=1500, id="c-1-1").decode()
     found.append(_sample("sse_open", text, ("sse_open", opened)))
     text = wire.HEARTBEAT.decode() + wire.event_block(_event("tools", 1), "c-1-1").decode()
     return [*found, _sample("heartbeat", text, ("tools", 1))]

@@ -289,7 +289,10 @@ class _Wanted:
         self._any_type_of_key = False
 
     def check_types(self, events: Sequence[Sent]) -> None:
-        """Raise `UsageError` if the app uses the other type for its users or keys: then no event would ever match."""
+        """Raise `UsageError` if the app uses the other type for its users or keys: then no event would ever match.
+
+        Call it after `matches` has found nothing: from here on, 7 matches "7" if nothing is of the type that is given.
+        """
         __tracebackhide__ = True
         users = [user for sent in events for user in sent.users]
         keys = [sent.key for sent in events if sent.type == self.type]

@@ -20,7 +20,8 @@ import click
 from flask import Flask, Response, abort, request
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from .commands.arguments import INTERRUPTED, FiniteRange, command, request_of, request_options, tail_options
+from .commands.arguments import FiniteRange, request_of, request_options, tail_options
+from .commands.ending import INTERRUPTED, command
 from .commands.tail import Printer, tail_url
 from .commands.terminal import Terminal, output
 from .demo import report

@@ -44,8 +44,8 @@ LAYERS = """
     transports.health transports
     browser wsgi monitor.overview monitor
     remote.message remote.stream remote.follow remote
-    commands.terminal commands.arguments commands.tail commands.stats commands.load_client commands.load_tally
-    commands.load commands
+    commands.terminal commands.ending commands.arguments commands.tail commands.stats commands.load_client
+    commands.load_tally commands.load commands
     doctor.findings doctor.facts doctor.software doctor.words doctor.refusals doctor.flow doctor.serving
     doctor.answers doctor.diagnoses doctor.inside doctor.rendering doctor.client doctor.http2 doctor.listener
     doctor.together doctor.probes doctor.command doctor
@@ -213,6 +213,7 @@ def test_nothing_is_imported_that_is_not_declared(module: str) -> None:
         "flask.operator_cli": {"click"},
         "cli": {"click"},
         "commands.arguments": {"click"},
+        "commands.ending": {"click"},
         "flask.signing": {"itsdangerous"},  # which Flask needs
         "flask.monitor": {"itsdangerous"},
         "prometheus": {"prometheus_client"},
@@ -624,7 +625,7 @@ CHECKS = {"encoding", "backends.redis.entries", "backends.redis.reader", "backen
 """Modules that raise `ValueError` and `TypeError`, which become errors of the library before a caller sees them."""
 
 
-OF_COMMANDS = {name for name in TREES if name.endswith("cli") or name == "commands.arguments"}
+OF_COMMANDS = {name for name in TREES if name.endswith("cli") or name in {"commands.arguments", "commands.ending"}}
 """Modules that raise errors of click."""
 
 

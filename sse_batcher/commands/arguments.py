@@ -1,68 +1,23 @@
-"""What commands share: arguments, and how they end."""
+"""The arguments that commands share: types, options, and the request and the user that they stand for."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import sys
 from collections.abc import Callable, Iterable
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import click
 from click.core import ParameterSource
 
-from ..errors import BackendError
 from ..event import User
 from ..remote.message import RemoteError, Request, is_utf8, make_request, parse_header
-from .terminal import OutputError, output, printable
 
 TOKEN_VARIABLE = "SSE_TOKEN"
 """The environment variable with the token: all users of a machine can see the arguments of a process."""
 
 F = TypeVar("F", bound=Callable[..., Any])
-P = ParamSpec("P")
-R = TypeVar("R")
-
-INTERRUPTED = 128 + signal.SIGINT
-"""The exit status after Ctrl-C."""
-PIPE_CLOSED = 141
-"""The exit status if the reader of our output has left: 128 and the number of SIGPIPE, which Windows does not have."""
-
-
-def command(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate what a command runs, so that it ends as people expect, without a traceback.
-
-    After Ctrl-C, and if the reader of its output has left, with the usual exit status. If a site or Redis does not
-    answer, with a line on stderr and exit status 1.
-    """
-
-    @wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        # Click would write its errors to stdout if there is no stderr.
-        sys.stdout, sys.stderr = output(sys.stdout), output(sys.stderr)
-        try:
-            return function(*args, **kwargs)
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
-        except BrokenPipeError:
-            _drop_output()
-            sys.exit(PIPE_CLOSED)
-        except OutputError as error:
-            _drop_output()
-            raise click.ClickException(printable(str(error))) from None
-        except (RemoteError, BackendError) as error:
-            raise click.ClickException(printable(str(error))) from None
-
-    return run
-
-
-def _drop_output() -> None:
-    """Write to stdout no more. Python flushes it at its end, and would report the error again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class FiniteRange(click.FloatRange):

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from ..commands.arguments import command, request_options
+from ..commands.arguments import request_options
+from ..commands.ending import command
 from ..commands.terminal import Terminal
 from ..remote.message import RemoteError, make_request, parse_header
 from .client import Target

@@ -15,7 +15,7 @@ import click
 from flask import Flask, current_app
 from flask.cli import AppGroup
 
-from ..commands.arguments import command
+from ..commands.ending import command
 from ..commands.terminal import Terminal
 from ..doctor.client import Target
 from ..doctor.command import doctor_options, examine_url, print_reports, target_of

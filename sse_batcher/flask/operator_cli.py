@@ -15,7 +15,6 @@ from ..backends.redis.backend import RedisBackend
 from ..commands.arguments import (
     FiniteRange,
     below,
-    command,
     described_user,
     is_argument,
     request_of,
@@ -23,6 +22,7 @@ from ..commands.arguments import (
     tail_options,
     user_of,
 )
+from ..commands.ending import command
 from ..commands.stats import fetch_stats, redis_json, redis_lines, show_stats
 from ..commands.tail import Printer, tail_redis, tail_url
 from ..commands.terminal import Terminal

@@ -43,7 +43,7 @@ LAYERS = """
     transports.detached.gil transports.detached.loop transports.detached.stream transports.detached
     transports.health transports
     browser wsgi monitor.overview monitor
-    remote.message remote.stream remote.follow remote
+    remote.url remote.message remote.stream remote.follow remote
     commands.terminal commands.ending commands.arguments commands.tail commands.stats commands.load_client
     commands.load_tally commands.load commands
     doctor.findings doctor.facts doctor.software doctor.words doctor.refusals doctor.flow doctor.serving
@@ -62,7 +62,8 @@ ORDER = [name.removeprefix("sse_batcher") for name in LAYERS.split()]
 PURE_MODULES = """
     errors encoding reasons event functions options wire parser stats runtime.log_fields
     batching.window batching.flushes
-    streams.history streams.dismissals streams.counts backends.redis.entries browser flask.cors remote.message
+    streams.history streams.dismissals streams.counts backends.redis.entries browser flask.cors
+    remote.url remote.message
     doctor.findings doctor.facts doctor.software doctor.words doctor.refusals doctor.flow doctor.serving
     doctor.answers doctor.diagnoses doctor.inside doctor.rendering testing.matching
 """

@@ -83,6 +83,25 @@ def test_without_redis_each_says_why_it_cannot(make_app: Any, arguments: list[st
         (["tail", "http://x", "--last", "1"], "--last is for Redis"),
         (["tail", "--user", "7"], "need the URL"),
         (["tail", "http://x", "--user", ""], "1 to 256 characters"),
+        (["tail", "http://x", "--user", "7", "--header", "A: b"], "for --user, this command signs a token"),
+        (["tail", "http://x", "--user", "7", "--token", "t"], "for --user, this command signs a token"),
+        (["tail", "http://x?token=t", "--user", "7"], "for --user, this command signs a token"),
+        (["tail", "http://x", "--token", ""], "it is empty"),
+        (["tail", "http://x", "--since", ""], "it is empty"),
+        (["tail", "http://x", "--header", "Last-event-ID: x"], "cannot be used for Last-event-ID: use --since"),
+        (["tail", "http://x", "--token", "t", "--header", "authorization: t"], "--token is the header authorization"),
+        (["tail", "http://x", "--type", "order_batch"], "no event has the type 'order_batch'. Batches are unpacked"),
+        (["tail", "--type", "sse_gap"], "no event has the type 'sse_gap'"),
+        (["tail", "--last", "1", "--since", "x"], "two places to begin at"),
+        (["tail", "--channel", ""], "1 to 128 characters"),
+        (["doctor", ""], "is not a URL"),
+        (["doctor", "--seconds", "1"], "need the URL"),
+        (["doctor", "--origin", "http://y"], "need the URL"),
+        (["doctor", "--insecure"], "need the URL"),
+        (["doctor", "--token", ""], "it is empty"),
+        (["doctor", "http://x", "--origin", ""], "it is empty"),
+        (["doctor", "http://x", "--origin", "http://y", "--header", "Origin: z"], "--origin says it"),
+        (["doctor", "http://x", "--header", "Last-Event-ID: x"], "the doctor sends cursors of its own"),
         (["stats", "--watch", "1"], "need --url"),
         (["stats", "--url", "x"], "is not a URL"),
         (["stats", "--url", "http://[::1/"], "is not a URL"),
@@ -497,3 +516,29 @@ def test_tail_signs_a_token_for_itself(site: Any, monkeypatch: pytest.MonkeyPatc
     assert (result.exit_code, "403" in result.output) == (1, True)
     app.config["SECRET_KEY"] = None
     assert invoke(app, "tail", url).exit_code == 1
+    assert len(shown) == 2
+
+
+def test_tail_shows_the_stream_that_its_arguments_name(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that the command signs neither contradicts the URL nor leaves the user out."""
+    app, sse, url = site
+    opened = []
+
+    def notice(terminal: Terminal, text: str, style: str = "") -> None:
+        if text.startswith("open"):
+            opened.append(text)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Terminal, "notice", notice)
+    with app.app_context():
+        token = sse.sign(channels=("b",), ttl=60)
+    for address, *more in ([f"{url}?channel=a"], [f"{url}?token={token}"], [f"{url}?channel=a", "--channel=c"]):
+        result = invoke(app, "tail", address, *more)
+        assert result.exit_code == 130, result.output
+    assert opened == ["open: a", "open: b", "open: c"]
+    result = invoke(app, "tail", url, "--user", "7", env={"SSE_TOKEN": token})
+    assert (result.exit_code, "leave out --header, --token, SSE_TOKEN" in result.output) == (2, True)
+    app.config["SECRET_KEY"] = None
+    result = invoke(app, "tail", url, "--user", "7")
+    assert (result.exit_code, "the app's SECRET_KEY, and there is none" in result.output) == (1, True)
+    assert len(opened) == 3

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import click
 from click.core import ParameterSource
 
-from ..event import User
+from ..errors import InvalidEventError
+from ..event import User, check_type
 from ..remote.message import RemoteError, Request, is_utf8, make_request, parse_header
 
 TOKEN_VARIABLE = "SSE_TOKEN"
@@ -30,12 +31,43 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+def not_empty(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse an empty text as the value of an option. For ``callback``.
+
+    It mostly comes from a variable of the shell that is not set. It would count as if the option had not been given.
+    """
+    if value == "" and context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE:
+        raise click.BadParameter("it is empty.")
+    return value
+
+
+def _types(context: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse types that no event has: with them, nothing would ever be shown."""
+    for name in names:
+        try:
+            check_type(name)
+        except InvalidEventError:
+            raise click.BadParameter(
+                f"no event has the type {name!r}. Batches are unpacked: name the type of their events."
+            ) from None
+    return names
+
+
 def tail_options(function: F) -> F:
     """Add the options that ``tail`` has with and without Flask."""
     options = [
         click.option("--channel", "channels", metavar="CHANNEL", multiple=True, help="A channel. Can be repeated."),
-        click.option("--type", "types", metavar="TYPE", multiple=True, help="Show only this type. Can be repeated."),
-        click.option("--since", "cursor", metavar="CURSOR", default="", help="Begin after this cursor."),
+        click.option(
+            "--type",
+            "types",
+            metavar="TYPE",
+            multiple=True,
+            callback=_types,
+            help="Show only this type. Can be repeated.",
+        ),
+        click.option(
+            "--since", "cursor", metavar="CURSOR", default="", callback=not_empty, help="Begin after this cursor."
+        ),
         click.option("--full", is_flag=True, help="Do not shorten contents to the width of the terminal."),
         click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each event."),
     ]
@@ -54,20 +86,47 @@ def request_options(function: F) -> F:
         metavar="TOKEN",
         envvar=TOKEN_VARIABLE,
         show_envvar=True,
+        callback=not_empty,
         help="A bearer token to send. Others on this machine can read arguments, but not the variable.",
     )
     return header(token(function))
 
 
-def request_of(
-    url: str, headers: Iterable[str] = (), token: str | None = None, channels: Iterable[str] = (), cursor: str = ""
-) -> Request:
-    """Make the request for these arguments. Raises `click.UsageError` if one of them is not valid."""
+def headers_of(lines: Iterable[str], own: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
+    """Return the headers of ``--header``.
+
+    `own`: headers that the command sends itself, by their names in lower case, with what to do instead.
+
+    Raises `click.UsageError` if a header is not valid or one of `own`, or if ``--token`` says another one.
+    """
     try:
-        given = [parse_header(line) for line in headers]
-        asks = any(name.lower() == "accept-encoding" for name, _ in given)
+        given = [parse_header(line) for line in lines]
+    except RemoteError as error:
+        raise click.UsageError(str(error)) from None
+    for name, _ in given:
+        if name.lower() == "authorization" and is_argument("token"):
+            raise click.UsageError(f"--token is the header {name}: leave one of them out")
+        if own and name.lower() in own:
+            raise click.UsageError(f"--header cannot be used for {name}: {own[name.lower()]}")
+    return given
+
+
+def request_of(
+    url: str,
+    headers: Iterable[str] = (),
+    token: str | None = None,
+    channels: Iterable[str] = (),
+    cursor: str | None = None,
+) -> Request:
+    """Make the request for these arguments. Raises `click.UsageError` if one of them is not valid.
+
+    `cursor`: None if the command has none, so that ``--header`` may have one.
+    """
+    given = headers_of(headers, None if cursor is None else {"last-event-id": "use --since"})
+    asks = any(name.lower() == "accept-encoding" for name, _ in given)
+    try:
         address = with_channels(url, channels)
-        return make_request(address, headers=given, token=token, cursor=cursor, takes_codings=asks)
+        return make_request(address, headers=given, token=token, cursor=cursor or "", takes_codings=asks)
     except RemoteError as error:
         raise click.UsageError(str(error)) from None
 

@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, urlencode, urljoin, urlsplit, urlunsplit
+from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
 
 from ..parser import Block, Comment
 from ..remote.message import PORTS, Head, RemoteError, make_request, without_token
 from ..remote.stream import RemoteStream, connect
+from ..remote.url import values_in
 from .facts import Answer, Check, FirstBlock
 
 ANY_CODING = ("Accept-Encoding", "gzip, deflate, br, zstd")
@@ -38,7 +39,7 @@ class Target(NamedTuple):
     @property
     def has_token(self) -> bool:
         """Whether a token is sent, also in the query of the URL."""
-        return self.token is not None or "token" in parse_qs(urlsplit(self.url).query)
+        return self.token is not None or bool(values_in(self.url, "token"))
 
 
 class Client:

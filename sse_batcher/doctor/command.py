@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from ..commands.arguments import request_options
+from ..commands.arguments import headers_of, not_empty, request_options
 from ..commands.ending import command
 from ..commands.terminal import Terminal
-from ..remote.message import RemoteError, make_request, parse_header
+from ..remote.message import RemoteError, make_request
 from .client import Target
 from .diagnoses import diagnose
 from .findings import Finding
@@ -42,7 +42,12 @@ def doctor_options(function: F) -> F:
             type=click.FloatRange(0.1, 3600),
             help="How long to listen. By default, one and a half times the heartbeat of the stream.",
         ),
-        click.option("--origin", metavar="ORIGIN", help="The origin of a page that reads it: https://example.com."),
+        click.option(
+            "--origin",
+            metavar="ORIGIN",
+            callback=not_empty,
+            help="The origin of a page that reads it: https://example.com.",
+        ),
         request_options,
         click.option("--insecure", is_flag=True, help="Accept any certificate."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
@@ -56,9 +61,12 @@ def target_of(
     url: str, seconds: float | None, headers: Iterable[str], token: str | None, origin: str | None, insecure: bool
 ) -> Target:
     """Make the target for these arguments. Raises `click.UsageError` if one of them is not valid."""
+    own = {"last-event-id": "the doctor sends cursors of its own"}
+    if origin is not None:
+        own["origin"] = "--origin says it"
+    given = tuple(headers_of(headers, own))
+    origins = [] if origin is None else [("Origin", origin)]
     try:
-        given = tuple(parse_header(line) for line in headers)
-        origins = [("Origin", origin)] if origin else []
         make_request(url, headers=[*given, *origins], token=token)
     except RemoteError as error:
         raise click.UsageError(str(error)) from None

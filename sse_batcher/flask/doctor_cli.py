@@ -9,12 +9,12 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import click
 from flask import Flask, current_app
 from flask.cli import AppGroup
 
+from ..commands.arguments import is_argument
 from ..commands.ending import command
 from ..commands.terminal import Terminal
 from ..doctor.client import Target
@@ -25,6 +25,7 @@ from ..errors import ConfigurationError, InvalidEventError, UsageError
 from ..event import DEFAULT_CHANNEL, NOT_GIVEN
 from ..manager import SSEManager
 from ..remote.message import without_token
+from ..remote.url import values_in
 from .doctor import examine_app
 from .signing import Tokens
 
@@ -48,8 +49,10 @@ def add_doctor(group: AppGroup, manager: SSEManager, tokens: Tokens, compare_con
         SECRET_KEY. The exit status is 1 if there is a fault.
         """
         compare_config()
+        if url is None and any(map(is_argument, ("seconds", "origin", "insecure"))):
+            raise click.UsageError("--seconds, --origin and --insecure need the URL of the stream")
         terminal = Terminal()
-        target = target_of(url or "http://localhost", **arguments)
+        target = target_of("http://localhost" if url is None else url, **arguments)
         is_given = target.has_token or bool(target.headers)
         signed = None if is_given else _sign_for(target, tokens)
         target = target._replace(token=signed or target.token)
@@ -90,7 +93,7 @@ def _sign_for(target: Target, tokens: Tokens) -> str | None:
 
     It is over soon after the examination: it goes to any host that the URL names, also over plain HTTP.
     """
-    asked = parse_qs(urlsplit(target.url).query).get("channel", [DEFAULT_CHANNEL])
+    asked = values_in(target.url, "channel") or [DEFAULT_CHANNEL]
     seconds = MAX_LISTEN_SECONDS if target.seconds is None else target.seconds
     try:
         return tokens.sign(asked, NOT_GIVEN, seconds + TOKEN_SECONDS)

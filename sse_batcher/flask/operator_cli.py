@@ -6,13 +6,14 @@ Run by the command's own process, which has no streams of its own, and ends afte
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import click
 from flask.cli import AppGroup
 
 from ..backends.redis.backend import RedisBackend
 from ..commands.arguments import (
+    TOKEN_VARIABLE,
     FiniteRange,
     below,
     described_user,
@@ -27,8 +28,10 @@ from ..commands.stats import fetch_stats, redis_json, redis_lines, show_stats
 from ..commands.tail import Printer, tail_redis, tail_url
 from ..commands.terminal import Terminal
 from ..errors import InvalidEventError, UsageError
-from ..event import DEFAULT_CHANNEL, NOT_GIVEN
+from ..event import DEFAULT_CHANNEL, NOT_GIVEN, check_channel
 from ..manager import SSEManager, process_of
+from ..remote.message import Request
+from ..remote.url import values_in
 from .signing import Tokens
 
 TOKEN_SECONDS = 60.0
@@ -58,7 +61,11 @@ def _add_tail(group: AppGroup, tokens: Tokens, redis: Callable[[], RedisBackend 
     @click.option(
         "-n", "--last", type=click.IntRange(0), default=0, help="From Redis: begin with so many entries, of any type."
     )
-    @click.option("--user", metavar="USER", help="With a URL: this user's stream. JSON: 7 is a number, '\"7\"' a text.")
+    @click.option(
+        "--user",
+        metavar="USER",
+        help="With a URL: this user's stream, by a token that is signed. JSON: 7 is a number, '\"7\"' a text.",
+    )
     @request_options
     @command
     def tail(
@@ -77,30 +84,35 @@ def _add_tail(group: AppGroup, tokens: Tokens, redis: Callable[[], RedisBackend 
 
         Without URL, it reads what all processes publish from Redis (SSE_BACKEND): all channels and users, or the
         channels you name, with broadcasts. With the URL of the stream, it is a client like any other. It then signs
-        a token for itself with the SECRET_KEY, unless you give a --token or a --header.
+        a token for itself with the SECRET_KEY, unless you give a --token or a --header, or the URL has a token.
         """
         terminal = Terminal()
         printer = Printer(terminal, as_json=as_json, full=full, types=types)
         if url is not None:
             if last:
                 raise click.UsageError("--last is for Redis: a stream over HTTP begins after a cursor (--since)")
+            is_given = bool(token or headers or values_in(url, "token"))
+            if is_given and user is not None:
+                raise click.UsageError(
+                    f"for --user, this command signs a token: leave out --header, --token, {TOKEN_VARIABLE} and any "
+                    "token in the URL"
+                )
+            asked = channels or values_in(url, "channel")
 
-            def sign() -> str | None:
-                if token or headers:
-                    return token
-                named = NOT_GIVEN if user is None else user_of(user)
-                try:
-                    names = channels or (() if user is not None else (DEFAULT_CHANNEL,))
-                    return tokens.sign(names, named, TOKEN_SECONDS)
-                except UsageError:  # there is no SECRET_KEY
-                    return None
-                except InvalidEventError as error:
-                    raise click.UsageError(str(error)) from None
+            def ask(after: str) -> Request:
+                return request_of(url, headers, token if is_given else _sign(tokens, asked, user), channels, after)
 
-            tail_url(lambda after: request_of(url, headers, sign(), channels, after), cursor, printer, terminal)
+            tail_url(ask, cursor, printer, terminal)
             return
         if headers or user is not None or is_argument("token"):
             raise click.UsageError("--header, --token and --user need the URL of the stream")
+        if last and cursor:
+            raise click.UsageError("--last and --since are two places to begin at: leave one of them out")
+        for name in channels:
+            try:
+                check_channel(name)
+            except InvalidEventError as error:
+                raise click.UsageError(str(error)) from None
         backend = redis()
         if backend is None:
             raise click.ClickException(
@@ -109,6 +121,20 @@ def _add_tail(group: AppGroup, tokens: Tokens, redis: Callable[[], RedisBackend 
             )
         with backend.inspect() as inspection:
             tail_redis(inspection, channels, last, cursor, printer, terminal)
+
+
+def _sign(tokens: Tokens, channels: Sequence[str], user: str | None) -> str | None:
+    """Return a token for these channels and this user. None: the app has no `SECRET_KEY`, and no user is named."""
+    try:
+        if user is not None:
+            return tokens.sign(channels, user_of(user), TOKEN_SECONDS)
+        return tokens.sign(channels or (DEFAULT_CHANNEL,), NOT_GIVEN, TOKEN_SECONDS)
+    except UsageError as error:
+        if user is None:
+            return None
+        raise click.ClickException(str(error)) from None
+    except InvalidEventError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _add_stats(group: AppGroup, redis: Callable[[], RedisBackend | None]) -> None:

@@ -617,7 +617,7 @@ def test_no_test_uses_a_private_name_of_the_library() -> None:
 CONTROL_FLOW = {"StopIteration", "Empty", "OSError", "AttributeError", "NotImplementedError", "AssertionError"}
 CAUGHT_INSIDE = {
     *("BusyError", "_UnexpectedError", "RemoteError", "FinalError", "RefusedError", "EndedError"),
-    *("_DeadlineError", "OutputError", "_SnapshotFailedError"),
+    *("_DeadlineError", "OutputError", "_ArgumentError"),
 }
 """Errors of the package that never leave it; commands print those of streams over HTTP, and of their own output."""
 OF_THE_KIT = {"StreamRefusedError", "BlockTooLongError"}

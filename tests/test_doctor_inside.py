@@ -127,6 +127,42 @@ def test_several_processes_without_redis(
     check(app, "separate_processes", "fault", variable, "SSE_BACKEND", "3 processes")
 
 
+@pytest.mark.parametrize(
+    ("file", "arguments", "workers", "where"),
+    [
+        ("workers = 1", "", 1, "`gunicorn.conf.py`"),
+        ("threads = 8", "", 4, "`WEB_CONCURRENCY` with `gunicorn.conf.py`"),
+        ("workers = count()", "", None, None),
+        ("workers = 1\nworkers += 1", "", None, None),
+        ("workers: int = 2", "", 2, "`gunicorn.conf.py`"),
+        ("workers = int(os.environ.get('WEB_CONCURRENCY', 1))", "", 4, "`WEB_CONCURRENCY`"),
+        ("workers = 1", "-w3 -kgthread", 3, "`GUNICORN_CMD_ARGS`"),
+        ("workers = 1", "--worker-connections 9 -b :80 -w=5 -w 2", 2, "`GUNICORN_CMD_ARGS`"),
+        ("workers = 1", "-c other.py", 7, "`other.py`"),
+        ("workers = 1", "-w", 1, "`gunicorn.conf.py`"),
+        ("workers = 1", "'", 1, "`gunicorn.conf.py`"),
+    ],
+)
+def test_the_workers_are_those_that_gunicorn_starts(
+    file: str,
+    arguments: str,
+    workers: int | None,
+    where: str | None,
+    make_app: MakeApp,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Arguments win over the file, and the file over WEB_CONCURRENCY, which is only the default."""
+    monkeypatch.setenv("WEB_CONCURRENCY", "4")
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", arguments)
+    Path("gunicorn.conf.py").write_text(f"{file}\n")
+    Path("other.py").write_text("workers = 7\n")
+    app, _ = make_app(**KEY)
+    made = report(app)
+    gunicorn = made["facts"]["app"]["gunicorn"] or {"workers": None, "where": None}
+    assert (gunicorn["workers"], gunicorn["where"]) == (workers, where)
+    assert made["ok"] is (workers in {None, 1})
+
+
 def test_few_threads_that_streams_hold(make_app: MakeApp) -> None:
     Path("gunicorn.conf.py").write_text('worker_class = "gthread"\nthreads = 16\n')
     app, _ = make_app(SSE_TRANSPORT="attached", **KEY)

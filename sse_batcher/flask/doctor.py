@@ -5,8 +5,8 @@ For a process that ends afterwards. The request has a thread of its own, because
 
 from __future__ import annotations
 
+import argparse
 import ast
-import itertools
 import os
 import shlex
 import threading
@@ -14,7 +14,7 @@ import time
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from flask import Flask, got_request_exception
@@ -168,30 +168,35 @@ def _middleware(app: Flask) -> list[str]:
 
 
 def _gunicorn() -> GunicornFacts | None:
-    """Return what the environment and the file ``gunicorn.conf.py`` of this folder say; None if there is nothing."""
-    said: dict[str, Any] = {}
-    places = []
+    """Return what the environment and the file ``gunicorn.conf.py`` of this folder say; None if there is nothing.
+
+    As for gunicorn, the arguments win over the file, and ``WEB_CONCURRENCY`` is only the default of ``workers``.
+    """
+    arguments = _argument_values(os.environ.get("GUNICORN_CMD_ARGS", ""))
+    file = arguments.pop("config", _DEFAULT_CONF).removeprefix("file:")
+    said: dict[str, tuple[str, Any]] = {}  # by setting: the place that decides it, and the value
     for place, values in [
-        ("`gunicorn.conf.py`", _conf_values(Path("gunicorn.conf.py"))),
         ("`WEB_CONCURRENCY`", {"workers": os.environ.get("WEB_CONCURRENCY")}),
-        ("`GUNICORN_CMD_ARGS`", _argument_values(os.environ.get("GUNICORN_CMD_ARGS", ""))),
+        (f"`{file}`", _conf_values(Path(file))),
+        ("`GUNICORN_CMD_ARGS`", arguments),
     ]:
-        given = {name: value for name, value in values.items() if value is not None}
-        if given:
-            said |= given
-            places.append(place)
-    if not said:
+        said |= {name: (place, value) for name, value in values.items() if value is not None}
+    known = {name: value for name, (_, value) in said.items() if value is not _UNKNOWN}
+    if not known:
         return None
-    worker_class = said.get("worker_class")
+    worker_class = known.get("worker_class")
     return GunicornFacts(
-        where=" with ".join(places),
-        workers=_number(said.get("workers")),
-        threads=_number(said.get("threads")),
+        where=" with ".join(dict.fromkeys(said[name][0] for name in known)),
+        workers=_number(known.get("workers")),
+        threads=_number(known.get("threads")),
         worker_class=worker_class if isinstance(worker_class, str) else None,
-        max_requests=_number(said.get("max_requests")),
+        max_requests=_number(known.get("max_requests")),
     )
 
 
+_DEFAULT_CONF = "gunicorn.conf.py"
+_UNKNOWN = object()
+"""The value of a setting that the file computes."""
 _GUNICORN = {
     "workers": ("-w", "--workers"),
     "threads": ("--threads",),
@@ -201,32 +206,44 @@ _GUNICORN = {
 
 
 def _conf_values(file: Path) -> dict[str, Any]:
-    """Return the settings that are constants in the file, which is not run."""
+    """Return the settings in the file, which is not run. Only constants are known."""
     try:
         statements = ast.parse(file.read_text()).body
     except (OSError, SyntaxError, ValueError):
         return {}
-    return {
-        target.id: statement.value.value
-        for statement in statements
-        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
-        for target in statement.targets
-        if isinstance(target, ast.Name) and target.id in _GUNICORN
-    }
+    found: dict[str, Any] = {}
+    for statement in statements:
+        if not isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)) or statement.value is None:
+            continue
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        for name in {target.id for target in targets if isinstance(target, ast.Name)} & _GUNICORN.keys():
+            found.pop(name, None)
+            if isinstance(statement.value, ast.Constant) and not isinstance(statement, ast.AugAssign):
+                found[name] = statement.value.value
+            elif "WEB_CONCURRENCY" not in ast.unparse(statement.value):  # else it is that variable's
+                found[name] = _UNKNOWN
+    return found
 
 
-def _argument_values(text: str) -> dict[str, Any]:
+class _ArgumentError(ValueError):
+    """Gunicorn would refuse the arguments."""
+
+
+class _Arguments(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _ArgumentError(message)
+
+
+def _argument_values(text: str) -> dict[str, str]:
+    """Return the settings in arguments of gunicorn, and ``config``, the file that it reads."""
+    parser = _Arguments(add_help=False, argument_default=argparse.SUPPRESS)
+    for name, options in {**_GUNICORN, "config": ("-c", "--config")}.items():
+        parser.add_argument(*options, dest=name)
     try:
-        words = shlex.split(text)
+        known, _ = parser.parse_known_args(shlex.split(text))
     except ValueError:
         return {}
-    found = {}
-    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
-        option, _, value = word.partition("=")
-        for name, names in _GUNICORN.items():
-            if option in names:
-                found[name] = value or following
-    return found
+    return vars(known)
 
 
 def _number(value: Any) -> int | None:

@@ -98,6 +98,7 @@ def test_without_redis_each_says_why_it_cannot(make_app: Any, arguments: list[st
         (["doctor", "--seconds", "1"], "need the URL"),
         (["doctor", "--origin", "http://y"], "need the URL"),
         (["doctor", "--insecure"], "need the URL"),
+        (["doctor", "http://x", "--seconds", "nan"], "Invalid value for '--seconds'"),
         (["doctor", "--token", ""], "it is empty"),
         (["doctor", "http://x", "--origin", ""], "it is empty"),
         (["doctor", "http://x", "--origin", "http://y", "--header", "Origin: z"], "--origin says it"),

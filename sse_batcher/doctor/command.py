@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from ..commands.arguments import headers_of, not_empty, request_options
+from ..commands.arguments import FiniteRange, headers_of, not_empty, request_options
 from ..commands.ending import command
 from ..commands.terminal import Terminal
 from ..remote.message import RemoteError, make_request
@@ -39,7 +39,7 @@ def doctor_options(function: F) -> F:
     options = [
         click.option(
             "--seconds",
-            type=click.FloatRange(0.1, 3600),
+            type=FiniteRange(0.1, 3600),
             help="How long to listen. By default, one and a half times the heartbeat of the stream.",
         ),
         click.option(

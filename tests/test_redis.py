@@ -407,6 +407,8 @@ def test_an_event_can_be_sent_from_the_command_line(server: RedisServer, make: M
     ("arguments", "said"),
     [
         (["t", "{"], "A string needs its quotes"),
+        (["t", "[" * 50_000], "Invalid value for DATA: it is nested too deeply"),
+        (["t", "9" * 5_000], "Invalid value for DATA: Exceeds the limit"),
         (["sse_bye", "1"], "is reserved"),
         (["t", "1", "--channel", ""], "the channel must have 1 to 128 characters"),
     ],
@@ -416,6 +418,7 @@ def test_a_mistake_on_the_command_line_is_explained(arguments: list[str], said: 
     app.config["SSE_BACKEND"] = "redis://localhost:1"
     sse = SSE(app)
     result = app.test_cli_runner().invoke(args=["sse", "publish", *arguments])
+    assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code != 0
     assert said in result.output
     with app.app_context():

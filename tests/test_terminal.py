@@ -71,6 +71,7 @@ def test_colours_and_one_line_of_progress_are_for_terminals(monkeypatch: pytest.
         ("true", "true"),
         ("1.5", "1.5"),
         ("[1]", "[1]"),
+        ("[" * 50_000, "[" * 50_000),
     ],
 )
 def test_a_user_is_a_number_or_a_text(text: str, user: object) -> None:

@@ -168,7 +168,7 @@ def user_of(text: str) -> User:
     """
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value if isinstance(value, str) or type(value) is int else text
 

@@ -5,7 +5,6 @@ Run by the command's own process, which ends afterwards.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +12,9 @@ import click
 from flask.cli import AppGroup
 
 from ..browser import SCRIPT_NAME, SOURCE, TYPES, TYPES_NAME, VERSION
-from ..errors import InvalidEventError
-from ..event import BROADCAST, DEFAULT_CHANNEL, Text
-from ..manager import SSEManager, process_of
+from ..manager import SSEManager
 from .signing import Tokens
 
-PUBLISH_SECONDS = 10.0
 _MARK = "// sse_batcher for browsers, "
 """What the files that ``flask sse client`` writes begin with, so that it can find the files of an earlier run."""
 
@@ -26,7 +22,7 @@ _MARK = "// sse_batcher for browsers, "
 class _Commands(AppGroup):
     """The group. It calls `add_more(group)` before the first command is looked for.
 
-    The commands for operators import clients of HTTP, which takes about as long as half of the library. The processes
+    The commands for operators import a client of HTTP, which takes about as long as half of the library. The processes
     that serve the app do not need them.
     """
 
@@ -59,39 +55,6 @@ def create_commands(manager: SSEManager, tokens: Tokens, compare_config: Callabl
         add_doctor(group, manager, tokens, compare_config)
 
     group = _Commands(add_more)
-
-    @group.command("publish")
-    @click.argument("event_type", metavar="TYPE")
-    @click.argument("data", metavar="DATA")
-    @click.option(
-        "--channel",
-        default=DEFAULT_CHANNEL,
-        show_default=True,
-        help="The channel whose clients get it; * for all clients.",
-    )
-    @click.option("--text", is_flag=True, help="DATA is text that is sent as it is, not JSON. HTML must be escaped.")
-    def publish(event_type: str, data: str, channel: str, text: bool) -> None:
-        """Send an event to the clients of all processes. DATA is JSON, or any text with --text."""
-        compare_config()
-        if not process_of(manager).reaches_others:
-            raise click.ClickException(
-                "the backend memory:// reaches only the clients of this process, which has none: set SSE_BACKEND to "
-                '"redis://..."'
-            )
-        try:
-            value = Text(data) if text else json.loads(data)
-            if channel == BROADCAST:
-                manager.broadcast(event_type, value)
-            else:
-                manager.enqueue(event_type, value, channel=channel)
-        except json.JSONDecodeError as error:
-            raise click.BadParameter(
-                f"{error}. A string needs its quotes: '\"text\"'; or add --text", param_hint="DATA"
-            ) from error
-        except InvalidEventError as error:
-            raise click.ClickException(str(error)) from error
-        if not manager.shutdown(PUBLISH_SECONDS):
-            raise click.ClickException("the backend did not take the event in time")
 
     @group.command("client")
     @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))

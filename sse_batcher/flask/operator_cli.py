@@ -1,4 +1,4 @@
-"""The commands of ``flask sse`` for operators: ``tail``, ``stats`` and ``kick``.
+"""The commands of ``flask sse`` for operators: ``publish``, ``tail``, ``stats`` and ``kick``.
 
 Run by the command's own process, which has no streams of its own, and ends afterwards.
 """
@@ -28,12 +28,13 @@ from ..commands.stats import fetch_stats, redis_json, redis_lines, show_stats
 from ..commands.tail import Printer, tail_redis, tail_url
 from ..commands.terminal import Terminal
 from ..errors import InvalidEventError, UsageError
-from ..event import DEFAULT_CHANNEL, NOT_GIVEN, check_channel
+from ..event import BROADCAST, DEFAULT_CHANNEL, NOT_GIVEN, Text, check_channel
 from ..manager import SSEManager, process_of
 from ..remote.message import Request
 from ..remote.url import values_in
 from .signing import Tokens
 
+PUBLISH_SECONDS = 10.0
 TOKEN_SECONDS = 60.0
 """How long a token of ``flask sse tail`` is valid. Each connection gets one of its own."""
 
@@ -49,9 +50,55 @@ def add_operator_commands(
         backend = process_of(manager).backend
         return backend if isinstance(backend, RedisBackend) else None
 
+    _add_publish(group, manager, compare_config)
     _add_tail(group, tokens, redis)
     _add_stats(group, redis)
     _add_kick(group, manager, redis)
+
+
+def _add_publish(group: AppGroup, manager: SSEManager, compare_config: Callable[[], None]) -> None:
+    @group.command("publish")
+    @click.argument("event_type", metavar="TYPE")
+    @click.argument("data", metavar="DATA")
+    @click.option(
+        "--channel",
+        default=DEFAULT_CHANNEL,
+        show_default=True,
+        help="The channel whose clients get it; * for all clients.",
+    )
+    @click.option("--text", is_flag=True, help="DATA is text that is sent as it is, not JSON. HTML must be escaped.")
+    @command
+    def publish(event_type: str, data: str, channel: str, text: bool) -> None:
+        """Send an event to the clients of all processes. DATA is JSON, or any text with --text."""
+        compare_config()
+        if not process_of(manager).reaches_others:
+            raise click.ClickException(
+                "the backend memory:// reaches only the clients of this process, which has none: set SSE_BACKEND to "
+                '"redis://..."'
+            )
+        try:
+            value = Text(data) if text else _json_of(data)
+            if channel == BROADCAST:
+                manager.broadcast(event_type, value)
+            else:
+                manager.enqueue(event_type, value, channel=channel)
+        except InvalidEventError as error:
+            raise click.ClickException(str(error)) from error
+        if not manager.shutdown(PUBLISH_SECONDS):
+            raise click.ClickException("the backend did not take the event in time")
+
+
+def _json_of(data: str) -> object:
+    """Return the value of an argument that is JSON."""
+    try:
+        return json.loads(data)
+    except json.JSONDecodeError as error:
+        what = f"{error}. A string needs its quotes: '\"text\"'; or add --text"
+    except RecursionError:
+        what = "it is nested too deeply."
+    except ValueError as error:  # a whole number with thousands of digits
+        what = f"{error}."
+    raise click.BadParameter(what, param_hint="DATA")
 
 
 def _add_tail(group: AppGroup, tokens: Tokens, redis: Callable[[], RedisBackend | None]) -> None:

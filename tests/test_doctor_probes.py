@@ -15,7 +15,7 @@ import pytest
 from flask import Flask
 
 from sse_batcher import SSE
-from sse_batcher.doctor.client import Client, Target, below, json_object, with_query, within_site
+from sse_batcher.doctor.client import Client, Target, json_object
 from sse_batcher.doctor.diagnoses import diagnose
 from sse_batcher.doctor.facts import Facts, FirstBlock
 from sse_batcher.doctor.http2 import try_http2
@@ -60,27 +60,6 @@ def test_no_other_host_or_port_gets_the_token(host: str) -> None:
             other.accept()
 
 
-@pytest.mark.parametrize(
-    ("url", "location", "place"),
-    [
-        ("http://a:80/events", "http://A/events/", "http://A/events/"),
-        ("http://a/events", "https://a/events", "https://a/events"),
-        ("http://a/events?token=secret", "/other", "http://a/other"),
-        ("http://a:8000/events", "//a:8000/other", "http://a:8000/other"),
-        ("http://a/events", "https://a:8443/events", None),
-        ("http://a:8000/events", "https://a/events", None),
-        ("https://a/events", "http://a/events", None),
-        ("https://a/events", "//b/events", None),
-        ("https://a/events", "//a.b/events", None),
-        ("http://a/events", "http://[::1", None),
-        ("http://a/events", "http://a:port/", None),
-        ("http://a/events", "http://a:99999/", None),
-    ],
-)
-def test_a_redirect_stays_in_the_site_or_goes_to_its_https(url: str, location: str, place: str | None) -> None:
-    assert within_site(url, location) == place
-
-
 def test_a_redirect_to_what_is_not_a_url_is_a_finding() -> None:
     with scripted_server(sending(redirect("http://[::1"))) as server:
         assert [finding.code for finding in diagnose(examine(Target(server.url)))] == ["redirected"]
@@ -107,23 +86,6 @@ def test_cookies_are_not_among_the_facts() -> None:
         facts = examine(Target(server.url))
     assert facts.answer is not None
     assert facts.answer.headers == {"x-a": "1, 2"}
-
-
-@pytest.mark.parametrize(
-    ("url", "path", "result"),
-    [
-        ("http://a/events", "/health", "http://a/events/health"),
-        ("http://a/events/?channel=b", "/health/live", "http://a/events/health/live"),
-        ("http://a", "/health", "http://a/health"),
-    ],
-)
-def test_a_health_check_is_below_the_path_of_the_stream(url: str, path: str, result: str) -> None:
-    assert below(url, path) == result
-
-
-def test_parameters_are_added_to_those_of_the_url() -> None:
-    assert with_query("http://a/events", {"poll": "1"}) == "http://a/events?poll=1"
-    assert with_query("http://a/events?channel=b#part", {"poll": "1"}) == "http://a/events?channel=b&poll=1"
 
 
 def test_arguments_that_are_not_valid_raise() -> None:

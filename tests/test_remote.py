@@ -26,7 +26,6 @@ from sse_batcher.remote.message import (
     ResponseReader,
     make_request,
     parse_header,
-    without_token,
 )
 from sse_batcher.remote.stream import RemoteStream, connect
 from sse_batcher.testing import live_server
@@ -135,21 +134,6 @@ def test_a_header_is_written_with_a_colon() -> None:
     for line in ["Cookie", ": x", "a b: c"]:
         with pytest.raises(RemoteError, match="Name: value"):
             parse_header(line)
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("http://a/events?channel=b&token=secret&x=%20#part", "http://a/events?channel=b&token=...&x=%20#part"),
-        ("http://a/?%74oken=secret&&Token=secret", "http://a/?token=...&&token=..."),
-        ("/login?next=%2Fevents%3Fa%3Db%26token%3Dsecret", "/login?next=/events?a=b%26token=..."),
-        ("http://[::1/?token=secret", "http://[::1/?token=..."),
-        ("http://a/events?tokens=1", "http://a/events?tokens=1"),
-        ("http://a/events", "http://a/events"),
-    ],
-)
-def test_a_url_is_printed_without_its_token(url: str, shown: str) -> None:
-    assert without_token(url) == shown
 
 
 def test_an_error_about_a_url_does_not_show_its_token() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_batcher.commands.arguments import below, described_user, user_of, with_channels
+from sse_batcher.commands.arguments import described_user, user_of
 from sse_batcher.commands.terminal import Terminal, duration, printable, shortened, size
 
 
@@ -81,10 +81,3 @@ def test_a_user_is_a_number_or_a_text(text: str, user: object) -> None:
 
 def test_a_number_and_a_text_of_digits_are_described_differently() -> None:
     assert [described_user(user) for user in (7, "7")] == ["7 (a number)", '"7" (a text)']
-
-
-def test_channels_replace_those_of_the_url() -> None:
-    url = "http://x/events?channel=a&batch=0"
-    assert with_channels(url, ()) == url
-    assert with_channels(url, ("b", "c d")) == "http://x/events?batch=0&channel=b&channel=c+d"
-    assert below("http://x/events/?channel=a#b", "stats") == "http://x/events/stats"

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import click
 from click.core import ParameterSource
 
 from ..errors import InvalidEventError
 from ..event import User, check_type
-from ..remote.message import RemoteError, Request, is_utf8, make_request, parse_header
+from ..remote.message import RemoteError, Request, make_request, parse_header
+from ..remote.url import is_utf8, with_channels
 
 TOKEN_VARIABLE = "SSE_TOKEN"
 """The environment variable with the token: all users of a machine can see the arguments of a process."""
@@ -115,7 +115,7 @@ def request_of(
     url: str,
     headers: Iterable[str] = (),
     token: str | None = None,
-    channels: Iterable[str] = (),
+    channels: Collection[str] = (),
     cursor: str | None = None,
 ) -> Request:
     """Make the request for these arguments. Raises `click.UsageError` if one of them is not valid.
@@ -124,36 +124,14 @@ def request_of(
     """
     given = headers_of(headers, None if cursor is None else {"last-event-id": "use --since"})
     asks = any(name.lower() == "accept-encoding" for name, _ in given)
+    for name in channels:
+        if not is_utf8(name):
+            raise click.UsageError(f"the channel {name!r} is not valid: it has a byte that is not UTF-8")
     try:
         address = with_channels(url, channels)
         return make_request(address, headers=given, token=token, cursor=cursor or "", takes_codings=asks)
     except RemoteError as error:
         raise click.UsageError(str(error)) from None
-
-
-def with_channels(url: str, channels: Iterable[str]) -> str:
-    """Return the URL of the stream of these channels. Without any, that of the ones it names itself."""
-    named = list(channels)
-    if not named:
-        return url
-    for name in named:
-        if not is_utf8(name):
-            raise RemoteError(f"the channel {name!r} is not valid: it has a byte that is not UTF-8", "arguments")
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url  # `make_request` says what is wrong with it
-    query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name != "channel"]
-    return urlunsplit(parts._replace(query=urlencode([*query, *(("channel", name) for name in named)])))
-
-
-def below(url: str, name: str) -> str:
-    """Return the URL of another route of the site whose stream is at `url`: ``below(url, "stats")``."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url  # `make_request` says what is wrong with it
-    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}", query="", fragment=""))
 
 
 def is_argument(name: str) -> bool:

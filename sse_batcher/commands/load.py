@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..parser import Block
-from ..remote.message import RemoteError, Request, without_token
+from ..remote.message import RemoteError, Request
+from ..remote.url import without_token
 from .load_client import EndedError, LoadClient, Memo, RefusedError
 from .load_tally import Seen, Tally, losses, report
 

@@ -13,8 +13,9 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ..backends.redis.inspection import RedisFacts
-from ..remote.message import RemoteError, Request, without_token
+from ..remote.message import RemoteError, Request
 from ..remote.stream import CONNECT_SECONDS, connect
+from ..remote.url import without_token
 from ..stats import ManagerStats
 from .terminal import Terminal, duration, printable, shortened, size
 

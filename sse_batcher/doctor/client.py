@@ -12,12 +12,11 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
-from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
 
 from ..parser import Block, Comment
-from ..remote.message import PORTS, Head, RemoteError, make_request, without_token
+from ..remote.message import Head, RemoteError, make_request
 from ..remote.stream import RemoteStream, connect
-from ..remote.url import values_in
+from ..remote.url import below, values_in, with_query, without_token
 from .facts import Answer, Check, FirstBlock
 
 ANY_CODING = ("Accept-Encoding", "gzip, deflate, br, zstd")
@@ -105,9 +104,9 @@ class Client:
             return _check(stream, word, began)
         return None
 
-    def health(self, path: str) -> Check | None:
-        """Ask a health check, below the path of the stream. None: there is no answer in time."""
-        return self.health_at(below(self._target.url, path))
+    def health(self, name: str) -> Check | None:
+        """Ask a health check of the site: `name` is its path below that of the stream. None: no answer in time."""
+        return self.health_at(below(self._target.url, name))
 
     def health_at(self, url: str) -> Check | None:
         """Ask a health check at this URL. A connection that breaks, as in a restart, is tried once more."""
@@ -137,44 +136,6 @@ def answer_of(stream: RemoteStream) -> Answer:
         headers=_headers(stream.head),
         after=stream.answered - stream.began,
     )
-
-
-def with_query(url: str, query: Mapping[str, str]) -> str:
-    """Add parameters to a URL."""
-    parts = urlsplit(url)
-    both = "&".join(filter(None, [parts.query, urlencode(query)]))
-    return urlunsplit(parts._replace(query=both, fragment=""))
-
-
-def below(url: str, path: str) -> str:
-    """Return the URL of a path below that of the stream, without a query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}{path}", "", ""))
-
-
-def within_site(url: str, location: str) -> str | None:
-    """Return the URL of a redirect if it may get the same token and headers, else None.
-
-    That is one of the same origin, or from http to https, each at its usual port. Another port can be another program.
-    """
-    try:
-        place = urljoin(url, location)
-        here, there = _origin(url), _origin(place)
-    except ValueError:  # what the server names is not a URL
-        return None
-    plain, secured = (_Origin(scheme, here.host, PORTS[scheme]) for scheme in ("http", "https"))
-    return place if there == here or (here, there) == (plain, secured) else None
-
-
-class _Origin(NamedTuple):
-    scheme: str
-    host: str | None
-    port: int | None
-
-
-def _origin(url: str) -> _Origin:
-    parts = urlsplit(url)
-    return _Origin(parts.scheme, parts.hostname, PORTS.get(parts.scheme) if parts.port is None else parts.port)
 
 
 def _check(response: RemoteStream, word: str, began: float) -> Check:

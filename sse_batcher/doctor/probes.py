@@ -14,10 +14,11 @@ from functools import partial
 from urllib.parse import urljoin, urlsplit
 
 from ..parser import Block, Comment
-from ..remote.message import RemoteError, without_token
+from ..remote.message import RemoteError
 from ..remote.stream import RemoteStream
+from ..remote.url import below, within_site, without_token
 from ..wire import begins_compressed
-from .client import ANY_CODING, Client, Target, answer_of, below, is_timeout, within_site
+from .client import ANY_CODING, Client, Target, answer_of, is_timeout
 from .facts import POLLS_AT_ONCE, Answer, Check, Facts, FirstBlock
 from .flow import heartbeat_limit
 from .http2 import try_http2
@@ -123,7 +124,7 @@ class _Examination:
         """Ask what is answered although there is no stream, all at the same time."""
         client, facts = self._client, self.facts
         questions: list[Callable[[], Check | None]] = [client.poll]
-        questions += [partial(client.health, f"/health{name}") for name in ("", "/ready", "/live")]
+        questions += [partial(client.health, f"health{name}") for name in ("", "/ready", "/live")]
         facts.poll, facts.health, facts.ready, facts.live = call_together(questions, len(questions))
 
     def _look_elsewhere(self, answer: Answer, location: str) -> None:
@@ -136,9 +137,9 @@ class _Examination:
                     facts.leads_to = answer_of(stream)
         elif answer.status in {200, 404, 405}:
             root = urljoin(target.url, "/")
-            likely = [urljoin(target.url, "events"), urljoin(root, "events"), below(target.url, "/events"), root]
+            likely = [urljoin(target.url, "events"), urljoin(root, "events"), below(target.url, "events"), root]
             for url in dict.fromkeys(likely):
-                check = client.health_at(below(url, "/health/live"))
+                check = client.health_at(below(url, "health/live"))
                 if check is not None and check.word in {"ok", "thread"}:
                     facts.found_at = urlsplit(url).path or "/"
                     break
@@ -179,7 +180,7 @@ class _Examination:
         facts.answers_beside = facts.health is not None
         if not facts.answers_beside:
             return
-        facts.live = client.health("/health/live")
+        facts.live = client.health("health/live")
         with ExitStack() as stack:
             while facts.streams_beside < STREAMS:
                 try:
@@ -195,7 +196,7 @@ class _Examination:
                     break
                 facts.histories += _history(first)
                 facts.streams_beside += 1
-            facts.ready = client.health("/health/ready")
+            facts.ready = client.health("health/ready")
             facts.answers_beside = facts.ready is not None
 
     def _examine_others(self) -> None:
@@ -212,7 +213,7 @@ class _Examination:
             with suppress(RemoteError), browser.open(*asked, method="OPTIONS") as response:
                 facts.preflight = answer_of(response)
         bearer = [("Authorization", f"Bearer {target.token}")] if target.token else []
-        short = urlsplit(below(target.url, "/health/live")).path
+        short = urlsplit(below(target.url, "health/live")).path
         facts.http2 = try_http2(target.url, short, [*target.headers, *bearer], client.patience, client.new_context())
 
     def _histories(self) -> list[str]:

@@ -24,8 +24,7 @@ from ..doctor.probes import MAX_LISTEN_SECONDS
 from ..errors import ConfigurationError, InvalidEventError, UsageError
 from ..event import DEFAULT_CHANNEL, NOT_GIVEN
 from ..manager import SSEManager
-from ..remote.message import without_token
-from ..remote.url import values_in
+from ..remote.url import values_in, without_token
 from .doctor import examine_app
 from .signing import Tokens
 

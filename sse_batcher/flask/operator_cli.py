@@ -15,7 +15,6 @@ from ..backends.redis.backend import RedisBackend
 from ..commands.arguments import (
     TOKEN_VARIABLE,
     FiniteRange,
-    below,
     described_user,
     is_argument,
     request_of,
@@ -31,7 +30,7 @@ from ..errors import InvalidEventError, UsageError
 from ..event import BROADCAST, DEFAULT_CHANNEL, NOT_GIVEN, Text, check_channel
 from ..manager import SSEManager, process_of
 from ..remote.message import Request
-from ..remote.url import values_in
+from ..remote.url import below, values_in
 from .signing import Tokens
 
 PUBLISH_SECONDS = 10.0

@@ -13,8 +13,9 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from ..parser import Block
-from .message import Head, RemoteError, Request, without_token
+from .message import Head, RemoteError, Request
 from .stream import RemoteStream, connect
+from .url import without_token
 
 HEARTBEAT_SECONDS = 15.0
 """What a stream's heartbeat is taken for until it says so."""

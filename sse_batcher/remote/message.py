@@ -12,9 +12,10 @@ import zlib
 from collections.abc import Iterable, Iterator
 from email.message import Message
 from typing import Literal, NamedTuple
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import quote, urlsplit
 
-PORTS = {"http": 80, "https": 443}
+from .url import PORTS, is_utf8, without_token
+
 MAX_HEAD_BYTES = 100_000
 CODED_START_BYTES = 20
 """How many of the first bytes of a compressed body are kept."""
@@ -23,10 +24,8 @@ MAX_STEP_BYTES = 1_000_000
 """
 MAX_LENGTH_DIGITS = 18
 _SAFE = "!#$%&'()*+,/:;=?@[]~"  # what may stand in a URL as it is
-_SAFE_IN_VALUE = "/:?=."  # what is written as it is in a value that has a URL
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;.*)?")
-_TOKEN_INSIDE = re.compile(r"(?i)\b(token=)[^&#]*")
 _STATUS_LINE = re.compile(rb"(HTTP/\d\.\d) (\d{3})(?: (.*))?")
 
 Stage = Literal["arguments", "name", "connect", "tls", "answer"]
@@ -117,27 +116,6 @@ def make_request(
     return Request(url, host, port, parts.scheme == "https", head.encode("latin-1"), takes_codings)
 
 
-def without_token(url: str) -> str:
-    """Return a URL that can be printed: ``...`` stands for each token in its query. The rest is as it was.
-
-    A token inside of another parameter is hidden too: redirects to a login page have the whole URL in one.
-    """
-    before, mark, rest = url.partition("?")
-    query, hash, fragment = rest.partition("#")
-    return before + mark + "&".join(map(_without_token, query.split("&"))) + hash + fragment
-
-
-def _without_token(part: str) -> str:
-    """Return one parameter of a query, without its value if that is a token."""
-    for name, value in parse_qsl(part, keep_blank_values=True):  # which decodes it: a letter may be written as %74
-        if name.lower() == "token":
-            return "token=..."
-        if _TOKEN_INSIDE.search(value):
-            hidden = _TOKEN_INSIDE.sub(r"\1...", value)
-            return f"{quote(name)}={quote(hidden, safe=_SAFE_IN_VALUE, errors='replace')}"
-    return part
-
-
 def parse_header(line: str) -> tuple[str, str]:
     """Return the name and the value of a header as a command's argument has it: ``Name: value``."""
     name, colon, value = line.partition(":")
@@ -152,11 +130,6 @@ def _ascii_host(host: str) -> str:
         return host if host.isascii() else encoded
     except UnicodeError:
         raise RemoteError(f"{host!r} is not the name of a host", "arguments") from None
-
-
-def is_utf8(text: str) -> bool:
-    """Return whether a text can be sent. Arguments of a process have lone surrogates for bytes that are not UTF-8."""
-    return not re.search("[\ud800-\udfff]", text)
 
 
 def _is_latin(text: str) -> bool:

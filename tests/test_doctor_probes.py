@@ -24,7 +24,7 @@ from sse_batcher.doctor.probes import examine
 from sse_batcher.doctor.rendering import json_text
 from sse_batcher.doctor.together import call_together
 from sse_batcher.parser import Block, Comment
-from sse_batcher.remote.message import RemoteError
+from sse_batcher.remote.message import RemoteError, make_request
 from sse_batcher.remote.stream import RemoteStream
 from sse_batcher.testing import live_server
 
@@ -298,8 +298,8 @@ DATA, HEADERS, PING = 0, 1, 6
 )
 def test_frames_without_an_end_do_not_hold_the_look_at_http2(piece: bytes) -> None:
     with scripted_server(flooding(piece)) as server:
-        url = server.url.replace("http:", "https:")
-        assert try_http2(url, "/events/health", [], 0.2, ClearContext(ssl.PROTOCOL_TLS_CLIENT)) is None
+        request = make_request(server.url.replace("http:", "https:"))
+        assert try_http2(request, request, 0.2, ClearContext(ssl.PROTOCOL_TLS_CLIENT)) is None
 
 
 def test_a_stream_and_a_short_request_over_http2() -> None:
@@ -309,8 +309,36 @@ def test_a_stream_and_a_short_request_over_http2() -> None:
             pass
 
     with scripted_server(answer) as server:
-        url = server.url.replace("http:", "https:")
-        assert try_http2(url, "/events/health", [], TIMEOUT, ClearContext(ssl.PROTOCOL_TLS_CLIENT)) == "works"
+        request = make_request(server.url.replace("http:", "https:"))
+        assert try_http2(request, request, TIMEOUT, ClearContext(ssl.PROTOCOL_TLS_CLIENT)) == "works"
+
+
+def test_the_request_over_http2_is_that_over_http1() -> None:
+    sent = bytearray()
+
+    def answer(connection: socket.socket) -> None:
+        sent.extend(server.heads[0])  # the request may have come together with the beginning of the connection
+        while b"c=d" not in sent and (data := connection.recv(65_536)):
+            sent.extend(data)
+
+    with scripted_server(answer) as server:
+        request = make_request(
+            f"{server.url.replace('http:', 'https:')}/\u00e9?sig=%FFab",
+            headers=[("Host", "xn--bcher-kva.example"), ("Cookie", "a=b"), ("Cookie", "c=d"), ("Connection", "close")],
+        )
+        assert try_http2(request, request, TIMEOUT, ClearContext(ssl.PROTOCOL_TLS_CLIENT)) is None
+    assert request.head.startswith(f"GET {request.target} HTTP/1.1\r\n".encode())
+    for name, value in [
+        (":path", request.target),
+        (":authority", "xn--bcher-kva.example"),
+        ("cookie", "a=b"),
+        ("cookie", "c=d"),
+        ("accept-encoding", "identity"),
+    ]:
+        assert f"\0{chr(len(name))}{name}{chr(len(value))}{value}".encode() in sent
+    assert request.target.endswith("/%C3%A9?sig=%FFab")
+    assert b"host" not in sent.replace(b"localhost", b"")
+    assert b"connection" not in sent
 
 
 # -- all of it ---------------------------------------------------------------------------------------------------------

@@ -18,6 +18,15 @@ def test_channels_replace_those_of_the_url() -> None:
     assert with_channels(url, ("b", "c d")) == "http://x/events?batch=0&channel=b&channel=c+d"
 
 
+def test_the_rest_of_a_query_stays_as_it_was_written() -> None:
+    """It may be signed."""
+    for more in ("sig=%FFab&flag&x=a%2Bb;c", "a=%2f&a=b+c%20d", "channels=1&x=?channel=1"):
+        assert (
+            with_channels(f"http://x/events?%63hannel=a&{more}&channel", ["b"]) == f"http://x/events?{more}&channel=b"
+        )
+        assert with_query(f"http://x/events?{more}", {"poll": "1"}) == f"http://x/events?{more}&poll=1"
+
+
 @pytest.mark.parametrize(
     ("url", "path", "result"),
     [

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..parser import Block, Comment
-from ..remote.message import Head, RemoteError, make_request
+from ..remote.message import Head, RemoteError, Request, make_request
 from ..remote.stream import RemoteStream, connect
 from ..remote.url import below, values_in, with_query, without_token
 from .facts import Answer, Check, FirstBlock
@@ -65,12 +65,17 @@ class Client:
         method: str = "GET",
     ) -> RemoteStream:
         """Send a request for the stream, or for another `url` of the same site. Raises `RemoteError`."""
+        address = with_query(url or self._target.url, query or {})
+        request = self.request(*headers, url=address, cursor=cursor, method=method)
+        return connect(request, self.patience, self._context)
+
+    def request(
+        self, *headers: tuple[str, str], url: str | None = None, cursor: str = "", method: str = "GET"
+    ) -> Request:
+        """Make a request for the stream, or for another `url` of the same site, without sending it."""
         target = self._target
         more = [*target.headers, *([("Origin", target.origin)] if target.origin else []), *headers]
-        request = make_request(
-            with_query(url or target.url, query or {}), headers=more, token=target.token, cursor=cursor, method=method
-        )
-        return connect(request, self.patience, self._context)
+        return make_request(url or target.url, headers=more, token=target.token, cursor=cursor, method=method)
 
     def first_block(self, stream: RemoteStream, rest: list[Block | Comment] | None = None) -> FirstBlock | None:
         """Wait for the first block. None: it does not come in time, or the response has ended before.

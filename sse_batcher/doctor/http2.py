@@ -10,9 +10,10 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
-from urllib.parse import urlsplit
+
+from ..remote.message import Request
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING = 0, 1, 3, 4, 6
@@ -24,6 +25,8 @@ _MAX_BODY_BYTES = 65_536
 _MAX_FRAME_BYTES = 16_384
 """The longest payload of a frame, since our settings allow no other (RFC 9113, 6.5.2)."""
 _FRAME_HEAD_BYTES = 9
+_NOT_IN_HTTP2 = {"host", "connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"}
+"""Headers that must not be sent over HTTP/2 (RFC 9113, 8.2.2). ``:authority`` stands for ``Host``."""
 
 
 class _Frame(NamedTuple):
@@ -34,36 +37,32 @@ class _Frame(NamedTuple):
 
 
 def try_http2(
-    url: str, short_path: str, headers: Iterable[tuple[str, str]], timeout: float, context: ssl.SSLContext
+    stream: Request, short: Request, timeout: float, context: ssl.SSLContext
 ) -> Literal["busy", "blocked", "works"] | None:
-    """Open a stream over HTTP/2, and send a short request on the same connection.
+    """Open a stream over HTTP/2, and send a short request to the same server on the same connection.
 
     Returns ``busy`` if the stream is refused because of HTTP/2, ``blocked`` if the short request is not answered within
     `timeout` seconds while the stream is open, ``works`` if it is, and None if the server does not speak HTTP/2 or
     opens no stream. `context` is for this connection alone, since it is changed.
     """
-    parts = urlsplit(url)
-    if parts.scheme != "https" or parts.hostname is None:
+    if not stream.tls:
         return None
     context.set_alpn_protocols(["h2", "http/1.1"])
     try:
         with (
-            socket.create_connection((parts.hostname, parts.port or 443), timeout) as plain,
-            context.wrap_socket(plain, server_hostname=parts.hostname) as sock,
+            socket.create_connection((stream.host, stream.port), timeout) as plain,
+            context.wrap_socket(plain, server_hostname=stream.host) as sock,
         ):
-            return (
-                _ask(sock, url, short_path, dict(headers), timeout) if sock.selected_alpn_protocol() == "h2" else None
-            )
-    except (OSError, UnicodeError):  # the second one: a URL with characters that no header may have
+            return _ask(sock, stream, short, timeout) if sock.selected_alpn_protocol() == "h2" else None
+    except OSError:
         return None
 
 
 def _ask(
-    sock: ssl.SSLSocket, url: str, short_path: str, headers: Mapping[str, str], timeout: float
+    sock: ssl.SSLSocket, stream: Request, short: Request, timeout: float
 ) -> Literal["busy", "blocked", "works"] | None:
     connection = _Connection(sock)
-    parts = urlsplit(url)
-    connection.request(_STREAM, parts.netloc, f"{parts.path or '/'}{'?' * bool(parts.query)}{parts.query}", headers)
+    connection.request(_STREAM, stream)
     body = bytearray()
     for frame in connection.frames(timeout):
         if frame.stream == _STREAM and frame.kind == _DATA:
@@ -77,7 +76,7 @@ def _ask(
         return "busy" if b'"http2"' in body else None
     if b"\n\n" not in body:
         return None
-    connection.request(_SHORT, parts.netloc, short_path, headers)
+    connection.request(_SHORT, short)
     return "works" if any(frame.stream == _SHORT for frame in connection.frames(timeout)) else "blocked"
 
 
@@ -89,11 +88,11 @@ class _Connection:
         self._rest = bytearray()
         sock.sendall(_PREFACE + _frame(_SETTINGS, 0, 0, b""))
 
-    def request(self, stream: int, host: str, path: str, headers: Mapping[str, str]) -> None:
-        fields = {":method": "GET", ":scheme": "https", ":authority": host, ":path": path}
-        fields |= {"accept": "text/event-stream", "user-agent": "sse_batcher"}
-        fields |= {name.lower(): value for name, value in headers.items()}
-        block = b"".join(b"\x00" + _text(name) + _text(value) for name, value in fields.items())
+    def request(self, stream: int, request: Request) -> None:
+        fields = [(":method", "GET"), (":scheme", "https"), (":path", request.target)]
+        fields += [(":authority", value) for name, value in request.headers if name.lower() == "host"]
+        fields += [(name.lower(), value) for name, value in request.headers if name.lower() not in _NOT_IN_HTTP2]
+        block = b"".join(b"\x00" + _text(name) + _text(value) for name, value in fields)
         self._sock.sendall(_frame(_HEADERS, _END_STREAM | _END_HEADERS, stream, block))
 
     def frames(self, timeout: float) -> Iterator[_Frame]:

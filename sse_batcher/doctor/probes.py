@@ -212,9 +212,8 @@ class _Examination:
             browser = Client(target._replace(headers=(), token=None), client.patience)
             with suppress(RemoteError), browser.open(*asked, method="OPTIONS") as response:
                 facts.preflight = answer_of(response)
-        bearer = [("Authorization", f"Bearer {target.token}")] if target.token else []
-        short = urlsplit(below(target.url, "health/live")).path
-        facts.http2 = try_http2(target.url, short, [*target.headers, *bearer], client.patience, client.new_context())
+        short = client.request(url=below(target.url, "health/live"))
+        facts.http2 = try_http2(client.request(), short, client.patience, client.new_context())
 
     def _histories(self) -> list[str]:
         """Make some new connections, which several processes would share. Returns what each of them met."""

@@ -53,8 +53,11 @@ class Request(NamedTuple):
     host: str
     port: int
     tls: bool
+    target: str
+    """The path and the query, as they are sent."""
+    headers: tuple[tuple[str, str], ...]
     head: bytes
-    """The bytes to send."""
+    """The bytes to send, for HTTP/1.1."""
     takes_codings: bool
     """Whether the body of the answer may be compressed."""
 
@@ -113,7 +116,8 @@ def make_request(
         if not _HEADER_NAME.fullmatch(name) or re.search("[\r\n\0]", value) or not _is_latin(value):
             raise RemoteError(f"the header {name!r} has a name or a value that is not valid", "arguments")
     head = "".join(f"{line}\r\n" for line in (f"{method} {target} HTTP/1.1", *map(": ".join, lines), ""))
-    return Request(url, host, port, parts.scheme == "https", head.encode("latin-1"), takes_codings)
+    tls = parts.scheme == "https"
+    return Request(url, host, port, tls, target, tuple(lines), head.encode("latin-1"), takes_codings)
 
 
 def parse_header(line: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
-from urllib.parse import parse_qsl, quote, urlencode, urljoin, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote_plus, urlencode, urljoin, urlsplit, urlunsplit
 
 PORTS = {"http": 80, "https": 443}
 _SAFE_IN_VALUE = "/:?=."  # what is written as it is in a value that has a URL
@@ -44,8 +44,8 @@ def with_channels(url: str, channels: Collection[str]) -> str:
         parts = urlsplit(url)
     except ValueError:
         return url  # `make_request` says what is wrong with it
-    query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name != "channel"]
-    return urlunsplit(parts._replace(query=urlencode([*query, *(("channel", name) for name in channels)])))
+    kept = [part for part in parts.query.split("&") if part and unquote_plus(part.partition("=")[0]) != "channel"]
+    return urlunsplit(parts._replace(query="&".join([*kept, urlencode([("channel", name) for name in channels])])))
 
 
 def below(url: str, path: str) -> str:

@@ -44,8 +44,8 @@ LAYERS = """
     transports.health transports
     browser wsgi monitor.overview monitor
     remote.url remote.message remote.stream remote.follow remote
-    commands.terminal commands.ending commands.arguments commands.tail commands.stats commands.load_client
-    commands.load_tally commands.load commands
+    commands.text commands.terminal commands.ending commands.arguments commands.tail commands.stats
+    commands.load_client commands.load_tally commands.load commands
     doctor.findings doctor.facts doctor.software doctor.words doctor.refusals doctor.flow doctor.serving
     doctor.answers doctor.diagnoses doctor.inside doctor.rendering doctor.client doctor.http2 doctor.listener
     doctor.together doctor.probes doctor.command doctor
@@ -63,7 +63,7 @@ PURE_MODULES = """
     errors encoding reasons event functions options wire parser stats runtime.log_fields
     batching.window batching.flushes
     streams.history streams.dismissals streams.counts backends.redis.entries browser flask.cors
-    remote.url remote.message
+    remote.url remote.message commands.text
     doctor.findings doctor.facts doctor.software doctor.words doctor.refusals doctor.flow doctor.serving
     doctor.answers doctor.diagnoses doctor.inside doctor.rendering testing.matching
 """

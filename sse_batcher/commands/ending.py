@@ -16,7 +16,8 @@ import click
 
 from ..errors import BackendError
 from ..remote.message import RemoteError
-from .terminal import OutputError, output, printable
+from .terminal import OutputError, output
+from .text import printable
 
 P = ParamSpec("P")
 R = TypeVar("R")

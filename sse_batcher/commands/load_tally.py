@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .terminal import printable, size
+from .text import printable, size
 
 _RESOLUTION = 10_000
 """Delays are kept in steps of a tenth of a millisecond."""

@@ -17,7 +17,8 @@ from ..remote.message import RemoteError, Request
 from ..remote.stream import CONNECT_SECONDS, connect
 from ..remote.url import without_token
 from ..stats import ManagerStats
-from .terminal import Terminal, duration, printable, shortened, size
+from .terminal import Terminal
+from .text import duration, printable, shortened, size
 
 MOST_SHOWN = 10
 """How many names of one counter are shown; the others are counted."""

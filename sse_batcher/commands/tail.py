@@ -16,7 +16,8 @@ from ..event import BATCH_SUFFIX, BROADCAST, MIXED, Batch, User
 from ..parser import Block
 from ..remote.follow import Follower
 from ..remote.message import Request
-from .terminal import Terminal, printable, shortened, size
+from .terminal import Terminal
+from .text import printable, shortened, size
 
 LATEST_SECONDS = 2.5e11
 """In the year 9892: a later time is shown as this one."""

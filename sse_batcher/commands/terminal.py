@@ -6,49 +6,13 @@ The command's own thread.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 from typing import TextIO
 
-# Control characters; those that change the direction of text; line and paragraph separators; lone surrogates.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
-_SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
-LARGEST = 10**30
-"""A larger number of bytes is shown as this one. Python has whole numbers that no float can be."""
+from .text import printable, shortened
+
 _STYLES = {"dim": "2", "bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
-
-
-def printable(text: str) -> str:
-    """Return a text with everything escaped that a terminal would not show as it is. It has no line end."""
-    return _UNSAFE.sub(lambda found: _SHORT.get(found[0], _escape(found[0])), text)
-
-
-def shortened(text: str, width: int) -> str:
-    """Return a text of at most so many characters, with an ellipsis if something was left out."""
-    return text if len(text) <= width else f"{text[: max(0, width - 1)]}…"
-
-
-def size(count: float) -> str:
-    """Return a number of bytes in few characters, such as ``27 B`` or ``1.2 kB``."""
-    value, unit = float(min(count, LARGEST)), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1_000:
-            break
-        value, unit = value / 1_000, larger
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time in few characters, such as ``4 ms``, ``1.5 s``, ``12 s``, ``5 min`` or ``3 h``."""
-    if 0 < seconds < 1:
-        return f"{seconds * 1_000:.3g} ms"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    for unit, length, most in (("s", 1, 120), ("min", 60, 120), ("h", 3_600, 48)):
-        if seconds < length * most:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds / 86_400:.0f} days"
 
 
 class OutputError(Exception):
@@ -131,8 +95,3 @@ class Terminal:
     def end(self) -> None:
         """Remove the progress."""
         self._clear()
-
-
-def _escape(character: str) -> str:
-    number = ord(character)
-    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..commands.text import printable
 from .facts import Facts
 from .findings import Finding
 from .software import recognise
@@ -20,7 +21,7 @@ MAX_WIDTH = 100
 def as_text(subject: str, findings: Iterable[Finding], fine: Iterable[str], width: int = MAX_WIDTH) -> str:
     """Return a report: what was examined, a paragraph for each finding, and what is fine."""
     found = list(findings)
-    paragraphs = [_printable(subject)]
+    paragraphs = [printable(subject)]
     paragraphs += [_paragraph(finding, width) for finding in found]
     good = list(fine)
     if good:
@@ -87,9 +88,4 @@ def _paragraph(finding: Finding, width: int) -> str:
 
 
 def _wrapped(text: str, width: int) -> str:
-    return textwrap.fill(_printable(text), width, break_long_words=False, break_on_hyphens=False)
-
-
-def _printable(text: str) -> str:
-    """Return the text with everything escaped that a terminal may not show as it is: some comes from the server."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return textwrap.fill(printable(text), width, break_long_words=False, break_on_hyphens=False)

@@ -5,7 +5,6 @@ One thread, with sockets that do not block.
 
 from __future__ import annotations
 
-import json
 import resource
 import selectors
 import socket
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..parser import Block
-from ..remote.message import RemoteError, Request
+from ..remote.message import RemoteError, Request, json_object
 from ..remote.url import without_token
 from .load_client import EndedError, LoadClient, Memo, RefusedError
 from .load_tally import Seen, Tally, losses, report
@@ -233,7 +232,7 @@ class Load:
         """Return when the server says that it has closed a batch, by our clock; None if it does not say."""
         if not block.type.endswith("_batch"):
             return None
-        timestamp = _value(block, "timestamp")
+        timestamp: Any = json_object(block.data).get("timestamp")
         is_time = isinstance(timestamp, int) and 0 < timestamp < LATEST_MS
         return timestamp / 1_000 + self._to_monotonic if is_time else None
 
@@ -243,15 +242,7 @@ def _seen(client: LoadClient) -> Seen:
 
 
 def _reason(block: Block) -> str:
-    return str(_value(block, "reason"))[:50]
-
-
-def _value(block: Block, name: str) -> Any:
-    try:
-        data = json.loads(block.data)
-    except (ValueError, RecursionError):
-        return None
-    return data.get(name) if isinstance(data, dict) else None
+    return str(json_object(block.data).get("reason"))[:50]
 
 
 def _address(request: Request) -> tuple[int, Any]:

@@ -5,7 +5,6 @@ Any thread. Waits for the network, never longer than the caller says.
 
 from __future__ import annotations
 
-import json
 import math
 import ssl
 import time
@@ -14,7 +13,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..parser import Block, Comment
-from ..remote.message import Head, RemoteError, Request, make_request
+from ..remote.message import Head, RemoteError, Request, json_object, make_request
 from ..remote.stream import RemoteStream, connect
 from ..remote.url import below, values_in, with_query, without_token
 from .facts import Answer, Check, FirstBlock
@@ -89,7 +88,7 @@ class Client:
                     if rest is not None:
                         rest += piece.items[index + 1 :]
                     after = piece.at - stream.answered
-                    return FirstBlock(type=item.type, data=json_object(item.data), cursor=item.id, after=after)
+                    return FirstBlock(type=item.type, data=plain_object(item.data), cursor=item.id, after=after)
             if time.monotonic() >= deadline:
                 break
         return None
@@ -119,7 +118,7 @@ class Client:
         for _ in range(2):
             try:
                 with self.open(("Accept", "application/json"), url=url) as response:
-                    answer = json_object(response.read_rest(self.patience, 10_000).decode(errors="replace"))
+                    answer = plain_object(response.read_rest(self.patience, 10_000).decode(errors="replace"))
                     word = str(answer.get("status", ""))
                     return _check(response, word, began)
             except RemoteError as error:
@@ -161,18 +160,13 @@ def printable_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     return {name.lower(): without_token(value) for name, value in headers if name.lower() != "set-cookie"}
 
 
-def json_object(text: str) -> dict[str, Any]:
-    """Return the plain members of an object: texts, numbers, truth values, null, and lists of them.
+def plain_object(text: str) -> dict[str, Any]:
+    """Return the plain members of a JSON object: texts, numbers, truth values, null, and lists of them.
 
     Anything else is left out, so that what a server sends can be printed as JSON again: what is nested deeply cannot,
     nor can infinity. An empty object stands for text that is not one.
     """
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    members = value.items() if isinstance(value, dict) else ()
-    return {name: each for name, each in members if _is_plain(each) or _is_plain_list(each)}
+    return {name: each for name, each in json_object(text).items() if _is_plain(each) or _is_plain_list(each)}
 
 
 def _is_plain(value: object) -> bool:

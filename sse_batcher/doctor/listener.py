@@ -12,7 +12,7 @@ import time
 from ..parser import Block, Comment
 from ..remote.message import RemoteError
 from ..remote.stream import RemoteStream
-from .client import json_object
+from .client import plain_object
 from .facts import FirstBlock, Listening
 
 UNKNOWN_HEARTBEAT_SECONDS = 15.0
@@ -103,6 +103,6 @@ class Listener:
                 if len(self._heartbeat_times) < MAX_TIMES:
                     self._heartbeat_times.append(at)
             elif item.type == "sse_bye":
-                self._bye = FirstBlock(type=item.type, data=json_object(item.data)).reason
+                self._bye = FirstBlock(type=item.type, data=plain_object(item.data)).reason
             elif not item.type.startswith("sse_"):
                 self._events += 1

@@ -22,7 +22,7 @@ from werkzeug.test import EnvironBuilder
 
 from ..backends.redis.connections import connector, errors, understood
 from ..backends.redis.state import Keys
-from ..doctor.client import ANY_CODING, Target, json_object, printable_headers
+from ..doctor.client import ANY_CODING, Target, plain_object, printable_headers
 from ..doctor.command import Report
 from ..doctor.facts import Answer, FirstBlock
 from ..doctor.inside import AppFacts, GunicornFacts, RedisFacts, RequestFacts, diagnose_app, fine_inside
@@ -130,7 +130,7 @@ class _Request:
             blocks = parser.blocks(data)
             if blocks:
                 block = blocks[0]
-                self._first = FirstBlock(type=block.type, data=json_object(block.data), cursor=block.id)
+                self._first = FirstBlock(type=block.type, data=plain_object(block.data), cursor=block.id)
             is_coded = self._answer is not None and self._answer.header("content-encoding") not in {"", "identity"}
             if blocks or (is_coded and len(data) > _CODED_BYTES) or (self._answer and not self._answer.is_stream):
                 if is_coded and self._first is None:

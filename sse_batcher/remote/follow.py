@@ -5,7 +5,6 @@ The caller's thread. It does as the module for browsers does, except that it nev
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from ..parser import Block
-from .message import Head, RemoteError, Request
+from .message import Head, RemoteError, Request, json_object
 from .stream import RemoteStream, connect
 from .url import without_token
 
@@ -95,7 +94,7 @@ class Follower:
                 if item.has_id:
                     self.cursor = item.id
                 if item.type in {"sse_open", "sse_gap", "sse_busy", "sse_bye"}:
-                    self._take_own(item.type, _mapping(item.data))
+                    self._take_own(item.type, json_object(item.data))
                 else:
                     yield at, item
 
@@ -150,14 +149,6 @@ class Follower:
         self._tries += 1
         self._notice(f"{why}; next attempt in {wait:.1f} s")
         time.sleep(wait)
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _retry_after(head: Head) -> float:

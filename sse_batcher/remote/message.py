@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import http.client
 import io
+import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
 from email.message import Message
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from .url import PORTS, is_utf8, without_token
@@ -138,6 +139,15 @@ def _ascii_host(host: str) -> str:
 
 def _is_latin(text: str) -> bool:
     return all(ord(character) < 256 for character in text)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return the JSON object that a text is, an empty one if it is anything else. A server may send any text."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 class Head(NamedTuple):

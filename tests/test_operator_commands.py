@@ -78,8 +78,9 @@ def test_without_redis_each_says_why_it_cannot(make_app: Any, arguments: list[st
     ("arguments", "said"),
     [
         (["kick"], "--user, --channel or both"),
-        (["kick", "--user", "", "--yes"], "1 to 256 characters"),
-        (["kick", "--channel", "*", "--yes"], "no channel to kick"),
+        (["kick", "--user", ""], "1 to 256 characters"),
+        (["kick", "--channel", ""], "1 to 128 characters"),
+        (["kick", "--channel", "*"], "no channel to kick"),
         (["tail", "http://x", "--last", "1"], "--last is for Redis"),
         (["tail", "--user", "7"], "need the URL"),
         (["tail", "http://x", "--user", ""], "1 to 256 characters"),
@@ -115,6 +116,7 @@ def test_wrong_arguments_are_status_2(make_app: Any, arguments: list[str], said:
     result = invoke(app, *arguments)
     assert result.exit_code == 2
     assert said in result.output
+    assert "[y/N]" not in result.output  # it asks nothing before
 
 
 def test_a_token_of_the_environment_is_no_argument(make_app: Any) -> None:

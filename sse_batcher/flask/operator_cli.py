@@ -27,7 +27,7 @@ from ..commands.stats import fetch_stats, redis_json, redis_lines, show_stats
 from ..commands.tail import Printer, tail_redis, tail_url
 from ..commands.terminal import Terminal
 from ..errors import InvalidEventError, UsageError
-from ..event import BROADCAST, DEFAULT_CHANNEL, NOT_GIVEN, Text, check_channel
+from ..event import BROADCAST, DEFAULT_CHANNEL, NOT_GIVEN, NotGiven, Text, check_channel, check_user
 from ..manager import SSEManager, process_of
 from ..remote.message import Request
 from ..remote.url import below, values_in
@@ -43,11 +43,13 @@ def add_operator_commands(
 ) -> None:
     """Add the commands for one app to its group. `compare_config` logs config keys that were set too late."""
 
-    def redis() -> RedisBackend | None:
-        """Return the backend, None if it is not Redis."""
+    def redis(otherwise: str) -> RedisBackend:
+        """Return the backend. Raises `click.ClickException` with these words if it is not Redis."""
         compare_config()
         backend = process_of(manager).backend
-        return backend if isinstance(backend, RedisBackend) else None
+        if not isinstance(backend, RedisBackend):
+            raise click.ClickException(otherwise)
+        return backend
 
     _add_publish(group, manager, compare_config)
     _add_tail(group, tokens, redis)
@@ -100,7 +102,7 @@ def _json_of(data: str) -> object:
     raise click.BadParameter(what, param_hint="DATA")
 
 
-def _add_tail(group: AppGroup, tokens: Tokens, redis: Callable[[], RedisBackend | None]) -> None:
+def _add_tail(group: AppGroup, tokens: Tokens, redis: Callable[[str], RedisBackend]) -> None:
     @group.command("tail")
     @click.argument("url", required=False)
     @tail_options
@@ -159,12 +161,10 @@ def _add_tail(group: AppGroup, tokens: Tokens, redis: Callable[[], RedisBackend 
                 check_channel(name)
             except InvalidEventError as error:
                 raise click.UsageError(str(error)) from None
-        backend = redis()
-        if backend is None:
-            raise click.ClickException(
-                "the backend memory:// keeps events in the process that sends them, so this process cannot see them: "
-                "give the URL of the stream, or set SSE_BACKEND to redis://..."
-            )
+        backend = redis(
+            "the backend memory:// keeps events in the process that sends them, so this process cannot see them: give "
+            "the URL of the stream, or set SSE_BACKEND to redis://..."
+        )
         with backend.inspect() as inspection:
             tail_redis(inspection, channels, last, cursor, printer, terminal)
 
@@ -183,7 +183,7 @@ def _sign(tokens: Tokens, channels: Sequence[str], user: str | None) -> str | No
         raise click.UsageError(str(error)) from None
 
 
-def _add_stats(group: AppGroup, redis: Callable[[], RedisBackend | None]) -> None:
+def _add_stats(group: AppGroup, redis: Callable[[str], RedisBackend]) -> None:
     @group.command("stats")
     @click.option("--url", help="The URL of the stream: shows the counters of the process that answers there.")
     @request_options
@@ -203,19 +203,17 @@ def _add_stats(group: AppGroup, redis: Callable[[], RedisBackend | None]) -> Non
             return
         if headers or watch or is_argument("token"):
             raise click.UsageError("--header, --token and --watch need --url")
-        backend = redis()
-        if backend is None:
-            raise click.ClickException(
-                "the backend is memory://, so each process only knows its own counters, and this one has no streams: "
-                "give the URL of the stream with --url"
-            )
+        backend = redis(
+            "the backend is memory://, so each process only knows its own counters, and this one has no streams: give "
+            "the URL of the stream with --url"
+        )
         with backend.inspect() as inspection:
             facts = inspection.facts()
         for line in [redis_json(facts)] if as_json else redis_lines(facts):
             terminal.write(line)
 
 
-def _add_kick(group: AppGroup, manager: SSEManager, redis: Callable[[], RedisBackend | None]) -> None:
+def _add_kick(group: AppGroup, manager: SSEManager, redis: Callable[[str], RedisBackend]) -> None:
     @group.command("kick")
     @click.option("--user", metavar="USER", help="The user, as JSON: 7 is a number, '\"7\"' a text, and so is alice.")
     @click.option("--channel", metavar="CHANNEL", help="The channel. With --user: only that user's streams of it.")
@@ -229,19 +227,21 @@ def _add_kick(group: AppGroup, manager: SSEManager, redis: Callable[[], RedisBac
         """
         if user is None and channel is None:
             raise click.UsageError("say whose streams end: --user, --channel or both")
-        if redis() is None:
-            raise click.ClickException(
-                "the backend memory:// reaches only the streams of this process, which has none, so nothing would "
-                'happen: set SSE_BACKEND to "redis://..."'
-            )
-        named_user = NOT_GIVEN if user is None else user_of(user)
-        whose = [] if user is None else [f"the user {described_user(user_of(user))}"]
+        try:
+            named_user = NOT_GIVEN if user is None else check_user(user_of(user))
+            named_channel = NOT_GIVEN if channel is None else check_channel(channel)
+        except InvalidEventError as error:
+            raise click.UsageError(str(error)) from None
+        if named_channel == BROADCAST:
+            raise click.UsageError("'*' is no channel to kick: name one")
+        redis(
+            "the backend memory:// reaches only the streams of this process, which has none, so nothing would happen: "
+            'set SSE_BACKEND to "redis://..."'
+        )
+        whose = [] if isinstance(named_user, NotGiven) else [f"the user {described_user(named_user)}"]
         whose += [] if channel is None else [f"the channel {json.dumps(channel)}"]
         what = f"all streams of {' in '.join(whose)} in all processes"
         if not yes:
             click.confirm(f"End {what}?", abort=True, err=True)
-        try:
-            manager.kick(user=named_user, channel=NOT_GIVEN if channel is None else channel)
-        except InvalidEventError as error:
-            raise click.UsageError(str(error)) from None
-        click.echo(f"Redis has the kick: {what} end now. How many there are is not known here.")
+        manager.kick(user=named_user, channel=named_channel)
+        Terminal().write(f"Redis has the kick: {what} end now. How many there are is not known here.")

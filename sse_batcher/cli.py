@@ -20,7 +20,7 @@ import click
 from flask import Flask, Response, abort, request
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from .commands.arguments import FiniteRange, request_of, request_options, tail_options
+from .commands.arguments import FiniteRange, is_argument, request_of, request_options, tail_options
 from .commands.ending import INTERRUPTED, command
 from .commands.tail import Printer, tail_url
 from .commands.terminal import Terminal, output
@@ -72,6 +72,8 @@ def _commands(context: click.Context, host: str, port: int) -> None:
     """
     if context.invoked_subcommand is None:
         context.exit(serve(host, port))
+    if is_argument("host") or is_argument("port"):
+        raise click.UsageError("--host and --port are for the demo, which has no command")
 
 
 @_commands.command("report")

@@ -334,6 +334,12 @@ def test_wrong_arguments_are_status_2(arguments: list[str], why: str, capsys: py
     assert why in capsys.readouterr().err
 
 
+def test_the_options_of_the_demo_are_not_for_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--host=127.0.0.1", "--port=8000"):
+        assert main([option, "tail", "http://localhost:1"]) == 2
+        assert "--host and --port are for the demo" in capsys.readouterr().err
+
+
 # -- as a process ------------------------------------------------------------------------------------------------------
 
 

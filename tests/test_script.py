@@ -25,8 +25,10 @@ from sse_batcher.browser import SCRIPT, SOURCE, TYPES, VERSION
 from sse_batcher.cli import serving
 
 from .kit.browser import chromium
+from .kit.commands import started
 from .kit.flask_apps import MakeApp, apps_fixture, get
 from .kit.services import program
+from .kit.waiting import TIMEOUT
 
 make_app = apps_fixture()
 
@@ -391,6 +393,16 @@ def test_a_file_that_cannot_be_written_is_an_error(write: Write, tmp_path: Path)
     code, said = write(tmp_path)
     assert (code, said) == (1, f"Error: cannot write {tmp_path / NAMES[1]}: Is a directory\n")
     assert not (tmp_path / NAMES[0]).exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_an_output_that_is_full_is_said_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("import flask, sse_batcher\napp = flask.Flask('app')\nsse_batcher.SSE(app)\n")
+    with Path("/dev/full").open("w") as full:
+        with started("-m", "flask", "--app=app", "sse", "client", ".", folder=tmp_path, stdout=full) as process:
+            _, said = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, said) == (1, "Error: the output cannot be written: No space left on device\n")
+    assert {path.name for path in tmp_path.iterdir()} > set(NAMES)
 
 
 # -- the files ---------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ LAYERS = """
     testing.stage testing.matching testing.records testing.streams testing.server testing
     flask.cors flask.config flask.hooks flask.access flask.request_notes flask.response flask.signing flask.doctor
     flask.doctor_cli flask.monitor flask.blueprint flask.operator_cli flask.client_cli flask.cli flask.page_functions
-    flask.extension flask
+    flask.app_part flask.extension flask
     sse_batcher
     demo.scenarios demo.simulation demo.report demo cli __main__
 """
@@ -618,7 +618,7 @@ def test_no_test_uses_a_private_name_of_the_library() -> None:
 CONTROL_FLOW = {"StopIteration", "Empty", "OSError", "AttributeError", "NotImplementedError", "AssertionError"}
 CAUGHT_INSIDE = {
     *("BusyError", "_UnexpectedError", "RemoteError", "FinalError", "RefusedError", "EndedError"),
-    *("_DeadlineError", "OutputError", "_ArgumentError"),
+    *("_DeadlineError", "OutputError", "_SnapshotFailedError", "_ArgumentError"),
 }
 """Errors of the package that never leave it; commands print those of streams over HTTP, and of their own output."""
 OF_THE_KIT = {"StreamRefusedError", "BlockTooLongError"}

@@ -37,7 +37,7 @@ LAYERS = """
     backends.redis.archive backends.redis.kicks backends.redis.inspection
     backends.redis.backend backends.redis backends
     signals draining process_state after_commit manager prometheus
-    transports.server transports.descriptors transports.watcher
+    transports.server transports.sockets transports.descriptors transports.watcher
     transports.attached transports.detached.sending transports.detached.takeover
     transports.detached.connection transports.detached.group transports.detached.replay transports.detached.feed
     transports.detached.gil transports.detached.loop transports.detached.stream transports.detached
@@ -137,6 +137,7 @@ def test_the_imports_are_read_as_they_are_meant() -> None:
         "wire",
         "errors",
         "transports.server",
+        "transports.sockets",
         "reasons",
         "streams.hub",
         "streams.refusals",

@@ -24,7 +24,7 @@ from sse_batcher.transports.descriptors import (
     reserved,
 )
 from sse_batcher.transports.server import ServerInfo
-from sse_batcher.transports.watcher import end_connection
+from sse_batcher.transports.sockets import end_connection
 
 from .kit.clock import Clock
 from .kit.servers import Stream, gunicorn, running

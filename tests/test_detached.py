@@ -23,7 +23,8 @@ from sse_batcher.transports.attached import Request
 from sse_batcher.transports.detached import takeover
 from sse_batcher.transports.detached.loop import Loop, loop
 from sse_batcher.transports.detached.takeover import TakeOver
-from sse_batcher.transports.server import MIN_DUPLICATE_FD, ServerInfo
+from sse_batcher.transports.server import ServerInfo
+from sse_batcher.transports.sockets import MIN_DUPLICATE_FD
 
 from .kit import detached
 from .kit.detached import (

@@ -16,7 +16,7 @@ import pytest
 
 from sse_batcher import BatchOptions, SSEManager
 from sse_batcher.runtime.process import PerProcess
-from sse_batcher.transports.server import MIN_DUPLICATE_FD
+from sse_batcher.transports.sockets import MIN_DUPLICATE_FD
 
 from .kit import detached
 from .kit.detached import OPTIONS, Server, detached_stream, wait_for_transports

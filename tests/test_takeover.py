@@ -12,7 +12,7 @@ import pytest
 
 from sse_batcher.transports.detached import takeover
 from sse_batcher.transports.detached.takeover import MAX_PRELUDE_BYTES, Taken, TakeOver
-from sse_batcher.transports.server import MIN_DUPLICATE_FD
+from sse_batcher.transports.sockets import MIN_DUPLICATE_FD
 from sse_batcher.wire import LAST_CHUNK, chunk
 
 from .kit import takeover as kit

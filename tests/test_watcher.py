@@ -24,7 +24,8 @@ from sse_batcher.runtime.process import PerProcess
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.transports.attached import AttachedStream, Request
 from sse_batcher.transports.server import ServerInfo
-from sse_batcher.transports.watcher import STOP_SAMPLE, Watch, Watcher, sign_of_life
+from sse_batcher.transports.sockets import sign_of_life
+from sse_batcher.transports.watcher import STOP_SAMPLE, Watch, Watcher
 
 from .kit.process import AsProcess
 from .kit.servers import HOST

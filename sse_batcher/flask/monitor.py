@@ -23,7 +23,7 @@ from ..monitor import PAGE, page_files
 from ..monitor.overview import Monitor
 from ..runtime.log_fields import log_fields
 from ..transports.server import inspect_server
-from ..transports.watcher import end_connection
+from ..transports.sockets import end_connection
 from .access import Access
 from .response import abort_unless
 from .signing import SKEW_SECONDS, signer_of

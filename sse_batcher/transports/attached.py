@@ -20,7 +20,8 @@ from ..streams.refusals import refusal_reason
 from ..wire import GZIP_START, stored
 from .descriptors import descriptors
 from .server import ServerInfo
-from .watcher import Watch, end_connection, watcher
+from .sockets import end_connection
+from .watcher import Watch, watcher
 
 
 class Request(NamedTuple):

@@ -54,28 +54,6 @@ class ServerInfo(NamedTuple):
         return self.unsent is not _none
 
 
-MIN_DUPLICATE_FD = 1024
-"""The lowest file descriptor for a duplicate. Lower ones are left to servers that use `select`, which can handle no
-higher ones."""
-
-
-if sys.platform == "win32":
-
-    def duplicate(fd: int) -> int:
-        """Raise `OSError`: this system has no file descriptors of connections."""
-        raise OSError("not on this system")
-
-else:
-    import fcntl
-
-    def duplicate(fd: int) -> int:
-        """Return a second file descriptor of the same connection. Raises `OSError` if there is none left."""
-        try:
-            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, MIN_DUPLICATE_FD)
-        except OSError:  # the process may not have so high a number
-            return os.dup(fd)
-
-
 def inspect_server(environ: Mapping[str, Any]) -> ServerInfo:
     """Find out what there is to know about the server of this request. Call this in the thread that serves it.
 

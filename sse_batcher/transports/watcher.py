@@ -11,7 +11,6 @@ import math
 import os
 import select
 import socket
-import struct
 import time
 import weakref
 from collections.abc import Callable
@@ -24,7 +23,8 @@ from ..runtime.log_fields import log_fields
 from ..runtime.log_once import LogOnce
 from ..runtime.process import PerProcess
 from ..runtime.worker import Owner, Worker
-from .server import ServerInfo, duplicate
+from .server import ServerInfo
+from .sockets import duplicate_connection, end_requests, has_hung_up, sign_of_life, written
 
 _log = logging.getLogger("sse_batcher.watcher")
 
@@ -37,11 +37,6 @@ thread is left."""
 
 STOP_SAMPLE = 10
 """How many streams are asked at each tick whether their server is stopping."""
-
-# Of Linux's `tcp_info`: segments unacknowledged, bytes acknowledged, bytes not sent. And: segments unacknowledged,
-# bytes received, bytes not sent, bytes sent (since Linux 4.19), and how many of these were sent again.
-_TCP_INFO = struct.Struct("=24xI92xQ16xI")
-_TCP_BYTES = struct.Struct("=24xI100xQ8xI52xQQ")
 
 
 class Stream(Protocol):
@@ -84,7 +79,7 @@ class Watch:
         self._seen: float | None = None  # the last sign of life, and when it changed
         self._seen_at = 0.0
         self.lock = new_lock()
-        self._connection = None if server.fd is None else _duplicate(server.fd)
+        self._connection = None if server.fd is None else duplicate_connection(server.fd)
 
     def fileno(self) -> int:
         """Return the file descriptor of the duplicate; -1 if there is none."""
@@ -113,24 +108,13 @@ class Watch:
         None if the system does not tell.
         """
         connection = self._connection
-        if connection is None or not _is_tcp(connection):
-            return None
-        try:
-            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_BYTES.size)
-        except OSError:  # closed meanwhile
-            return None
-        if len(info) < _TCP_BYTES.size:
-            return None
-        unacknowledged, received, unsent, sent, again = _TCP_BYTES.unpack(info)
-        # The request was received on this connection. A system that counts no received bytes, such as gVisor, counts no
-        # sent bytes either.
-        return (sent - again + unsent, not (unacknowledged or unsent)) if received else None
+        return None if connection is None else written(connection)
 
     def end_connection(self) -> None:
         """Let the server see that no other request comes on this connection. Call this after its last response."""
         with self.lock:
             if self._connection is not None:
-                _end_requests(self.server, self._connection)
+                end_requests(self.server, self._connection)
 
     def close(self) -> None:
         """Close the duplicate. Idempotent."""
@@ -252,7 +236,7 @@ class Watcher:
                     os.eventfd_read(fd)
                 watch = self._by_fd.get(fd)
                 # Asked again: since the poll, the number may have been given to another connection.
-                if watch is not None and _has_hung_up(fd):
+                if watch is not None and has_hung_up(fd):
                     self._end(watch)
         now = time.monotonic()
         if now >= self._next_tick:
@@ -356,80 +340,12 @@ def _open_epoll(make_epoll: Callable[[], Any]) -> tuple[Any, int]:
     return epoll, bell
 
 
-def end_connection(server: ServerInfo) -> None:
-    """Let the server see that no other request comes on the connection of this request."""
-    connection = None if server.fd is None else _duplicate(server.fd)
-    if connection is not None:
-        with connection:
-            _end_requests(server, connection)
-
-
-def _end_requests(server: ServerInfo, connection: socket.socket) -> None:
-    """Let gunicorn see that no other request comes. Otherwise it waits for one as long as it keeps connections alive.
-
-    Not done for other servers: some read from the connection before they have sent the whole response.
-    """
-    if server.name.startswith("gunicorn"):
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RD)
-
-
 def _has_to_drain(watch: Watch) -> bool:
     """Return whether the server is stopping and the stream was not drained yet."""
     if not watch.server.is_stopping():
         watch.drained = False  # the server has gone on: when it stops in the end, that counts
         return False
     return not watch.drained
-
-
-def _duplicate(fd: int) -> socket.socket | None:
-    """Return a duplicate of this connection; None if there is no file descriptor left, or it is no connection."""
-    try:
-        number = duplicate(fd)
-    except OSError:
-        return None
-    connection: socket.socket | None = None
-    try:
-        blocking = os.get_blocking(fd)
-        connection = socket.socket(fileno=number)
-        # With `socket.setdefaulttimeout`, the line above has changed the mode, for the server's descriptor, too.
-        os.set_blocking(fd, blocking)
-    except BaseException as error:
-        with suppress(OSError):
-            if connection is None:
-                os.close(number)
-            else:
-                connection.close()
-        if isinstance(error, OSError):
-            return None
-        raise
-    return connection
-
-
-def sign_of_life(connection: socket.socket, busy_since: float | None) -> float | None:
-    """Return a number that changes when the other side takes some of what it was sent; None if it has taken all.
-
-    `busy_since`: since when there has been something that it has not taken. This is the answer if the system does not
-    tell more, as for sockets that are not TCP.
-    """
-    return _confirmed(connection) if _is_tcp(connection) else busy_since
-
-
-def _is_tcp(connection: socket.socket) -> bool:
-    return hasattr(socket, "TCP_INFO") and connection.family in (socket.AF_INET, socket.AF_INET6)
-
-
-def _confirmed(connection: socket.socket) -> int | None:
-    """Return how many bytes the other side has confirmed so far; None if it has confirmed all."""
-    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-    unacknowledged, acknowledged, unsent = _TCP_INFO.unpack(info)
-    return acknowledged if unacknowledged or unsent else None
-
-
-def _has_hung_up(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLRDHUP)
-    return any(events & (select.POLLRDHUP | select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
 
 
 watcher = PerProcess(Watcher)

@@ -27,7 +27,7 @@ from ...streams.counts import Counts
 from ...streams.history import ResumePoint, Slice
 from ...streams.open_stream import OpenStream
 from ...wire import Frame, Position
-from ..watcher import sign_of_life
+from ..sockets import sign_of_life
 from .sending import hang_up, has_taken_all, send_to
 from .takeover import Taken
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from ...runtime.locks import new_lock
 from ...wire import GZIP_START, chunk
-from ..server import duplicate
+from ..sockets import duplicate
 from .sending import send_to
 
 WRITE_TIMEOUT_SECONDS = 2.0

@@ -35,6 +35,14 @@ LAST_SECONDS = 0.3
 """How long a second Ctrl-C waits for the last blocks of streams to be written, in seconds."""
 
 
+class _Drain:
+    """One drain. There is a new object for each, so that one that fails does not end a newer one."""
+
+    def __init__(self) -> None:
+        self.delivers = True
+        """Whether it has not begun to end the streams. Written by the thread that drains."""
+
+
 class Draining:
     """Ends the streams of one process.
 
@@ -50,10 +58,8 @@ class Draining:
         self._batcher = batcher
         self._backend = backend
         self._reaches_others = reaches_others
-        self._pending = False
-        """Whether a drain is under way and has not begun to end the streams."""
-        self._under_way: object | None = None
-        """Stands for the newest drain, until it has ended all streams."""
+        self._newest: _Drain | None = None
+        """The newest drain, until it has ended all streams."""
 
     def note_server(self, is_stopping: Callable[[], bool]) -> None:
         """Note how to find out whether the server of the newest request is stopping."""
@@ -96,14 +102,14 @@ class Draining:
         left = deadline.left()
         # Limited in any case: a signal handler may call this in the middle of the drain that it would wait for.
         waves = Deadline(DELIVER_SECONDS + HANDOVER_SECONDS if left is None else max(0.0, left - CLOSE_SECONDS))
-        drain: object | None = None
+        drain: _Drain | None = None
         try:
             if self._can_begin() and self._has_waves() and self._is_stopping():
                 drain = self._start()
                 self._log_begin()
                 self._run(drain, waves)
             else:
-                while self._under_way is not None and (rest := waves.left()):
+                while self._newest is not None and (rest := waves.left()):
                     time.sleep(min(rest, LOOK_SECONDS))
         except BaseException:  # such as a second Ctrl-C
             if drain is not None:
@@ -113,20 +119,19 @@ class Draining:
             raise
 
     def _can_begin(self) -> bool:
-        return not (self._pending or self._hub.refuses)
+        newest = self._newest  # read once: another thread may stop it
+        return not ((newest is not None and newest.delivers) or self._hub.refuses)
 
     def _has_waves(self) -> bool:
         return self._reaches_others and self._hub.stream_count() > WAVE_STREAMS
 
-    def _start(self) -> object:
-        self._pending = True
-        drain = self._under_way = object()
+    def _start(self) -> _Drain:
+        drain = self._newest = _Drain()
         return drain
 
-    def _stop(self, drain: object) -> None:
-        if self._under_way is drain:  # not a newer one
-            self._pending = False
-            self._under_way = None
+    def _stop(self, drain: _Drain) -> None:
+        if self._newest is drain:  # not a newer one
+            self._newest = None
 
     def _log_begin(self) -> None:
         _log.info(
@@ -134,7 +139,7 @@ class Draining:
             extra=log_fields("draining", clients=self._hub.stream_count()),
         )
 
-    def _run(self, drain: object, waves: Deadline | None) -> None:
+    def _run(self, drain: _Drain, waves: Deadline | None) -> None:
         """Deliver what is pending, and let all streams end. `waves`: how long this may take; None: no limit."""
         try:
             try:
@@ -142,7 +147,7 @@ class Draining:
                 handover = Handover(self._hub) if self._has_waves() else None
             finally:
                 # Before the streams end: if they open again, the next drain must count.
-                self._pending = False
+                drain.delivers = False
             if handover is None:
                 self._hub.close("shutdown", for_good=False)
             else:

@@ -367,7 +367,8 @@ class Loop:
 
     def _take_in(self, adoption: Adoption) -> SocketClient | None:
         """Replace the attached client by one of ours. Returns None if its stream has ended meanwhile."""
-        hub, manager, attached, taken, self._server = adoption
+        hub, manager, attached, taken, server = adoption
+        self._server = server
         self._drained = False
         is_open = False
         try:

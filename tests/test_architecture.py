@@ -26,7 +26,8 @@ ROOT = Path(sse_batcher.__file__).parent
 # A module imports only what stands before it. Each module has its place here, and so has the package itself.
 LAYERS = """
     errors encoding reasons event functions options wire parser stats
-    runtime.dropped runtime.log_fields runtime.process runtime.locks runtime.log_once runtime.worker runtime.app_thread
+    runtime.dropped runtime.log_fields runtime.weak_registry runtime.process runtime.locks runtime.log_once
+    runtime.worker runtime.app_thread
     runtime
     batching.window batching.flushes batching.log_lines batching.engine batching.batcher batching
     streams.history streams.dismissals streams.counts streams.roles streams.open_stream

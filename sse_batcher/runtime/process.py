@@ -13,13 +13,13 @@ import os
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 from ..errors import ConfigurationError
 from .log_fields import log_fields
+from .weak_registry import WeakRegistry
 
 _log = logging.getLogger("sse_batcher.process")
 
@@ -128,38 +128,25 @@ class Closable(Protocol):
     def close(self, timeout: float | None) -> bool: ...
 
 
-class OpenObjects:
-    """The open objects of one process. An object is removed when it is garbage-collected.
+class OpenObjects(WeakRegistry[Closable]):
+    """The open objects of one process.
 
     `clock` returns monotonic time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
         self.job_end_registered = False
         """Whether `_register_job_end` has done its work in this process."""
         self._clock = clock
-        # By `id`. A dict, since its single steps are atomic: threads add and remove objects while another one iterates.
-        self._references: dict[int, weakref.ref[Closable]] = {}
-
-    def add(self, closable: Closable) -> None:
-        """Note an object that is open. A second call for the same object changes nothing."""
-        references, key = self._references, id(closable)
-        references[key] = weakref.ref(closable, lambda _: references.pop(key, None))
-
-    def all(self) -> list[Closable]:
-        """Return the objects that are open, and not garbage-collected."""
-        found = [reference() for reference in list(self._references.values())]
-        return [closable for closable in found if closable is not None]
 
     def close_all(self) -> None:
         """Close all objects, within `EXIT_SECONDS` together. A second call closes what was opened since the first."""
         end = self._clock() + EXIT_SECONDS
         in_time = True
-        for key in list(self._references):
-            reference = self._references.pop(key, None)
-            closable = None if reference is None else reference()
-            if closable is None:
-                continue
+        for closable in self.all():
+            if not self.remove(closable):
+                continue  # another thread closes it
             try:
                 in_time &= closable.close(max(0.0, end - self._clock()))
             except Exception:

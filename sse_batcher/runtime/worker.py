@@ -24,6 +24,7 @@ from typing import Protocol, TypeVar
 
 from .log_fields import log_fields
 from .process import PerProcess
+from .weak_registry import WeakRegistry
 
 _log = logging.getLogger("sse_batcher.worker")
 
@@ -276,22 +277,8 @@ class Worker:
         self._failed = not self._start()
 
 
-class _Workers:
-    """The workers of one process. One is removed when it is garbage-collected. Single steps of the dict are atomic."""
-
-    def __init__(self) -> None:
-        self._references: dict[int, weakref.ref[Worker]] = {}
-
-    def add(self, worker: Worker) -> None:
-        references, key = self._references, id(worker)
-        references[key] = weakref.ref(worker, lambda _: references.pop(key, None))
-
-    def all(self) -> list[Worker]:
-        workers = [reference() for reference in list(self._references.values())]
-        return [worker for worker in workers if worker is not None]
-
-
-_workers = PerProcess(_Workers)
+_workers: PerProcess[WeakRegistry[Worker]] = PerProcess(WeakRegistry)
+"""The workers of this process."""
 
 
 def failed_thread() -> str | None:

@@ -66,20 +66,16 @@ def block(*, event: str, data: str, retry: int | None = None, id: str | None = N
     return _utf8("\n".join(lines) + "\n\n")
 
 
-def control(event: str, data: Mapping[str, Any], *, retry: int, id: str | None) -> bytes:
-    """Return a control block: ``sse_open``, ``sse_gap``, ``sse_busy`` or ``sse_bye``. `retry` is in milliseconds."""
-    return encoded_control(event, control_data(data), retry=retry, id=id)
-
-
 def control_data(data: Mapping[str, Any]) -> str:
-    """Return the JSON of a control block, for `encoded_control`."""
+    """Return the JSON of a control block, for `control`."""
     return _encode(data)
 
 
-def encoded_control(event: str, data: str, *, retry: int, id: str | None) -> bytes:
-    """As `control`. `data` is what `control_data` has returned.
+def control(event: str, data: str, *, retry: int, id: str | None) -> bytes:
+    """Return a control block: ``sse_open``, ``sse_gap``, ``sse_busy`` or ``sse_bye``. `retry` is in milliseconds.
 
-    Of the checks of `block`, only that of the id is made: the rest cannot come from outside.
+    `data` is what `control_data` has returned. Of the checks of `block`, only that of the id is made: the rest cannot
+    come from outside.
     """
     named = "" if id is None else f"id: {_checked_id(id)}\n"
     return f"event: {event}\nretry: {retry}\ndata: {data}\n{named}\n".encode()

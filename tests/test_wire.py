@@ -15,7 +15,17 @@ from sse_batcher import Batch, BatchOptions, Event, InvalidEventError, Text
 from sse_batcher.batching.window import Closed, Windows
 from sse_batcher.encoding import encode_json
 from sse_batcher.event import Audience, Users, check_channel, check_type
-from sse_batcher.wire import HEARTBEAT, Frame, batch_block, block, chunk, control, envelope_bytes, mixed_bytes
+from sse_batcher.wire import (
+    HEARTBEAT,
+    Frame,
+    batch_block,
+    block,
+    chunk,
+    control,
+    control_data,
+    envelope_bytes,
+    mixed_bytes,
+)
 
 from .kit.sse_parser import EventStreamParser, GrammarError, ServerEvent, parse
 
@@ -158,14 +168,14 @@ def test_a_heartbeat_is_one_colon_and_a_line_feed() -> None:
 
 @pytest.mark.parametrize("event", ["sse_open", "sse_gap", "sse_busy", "sse_bye"])
 def test_a_control_block_is_event_retry_data_id(event: str) -> None:
-    sent = control(event, {"heartbeat": 15.0, "reason": "x"}, retry=1234, id="5f3a9c1e-42")
+    sent = control(event, control_data({"heartbeat": 15.0, "reason": "x"}), retry=1234, id="5f3a9c1e-42")
     assert sent.decode() == (
         f'event: {event}\nretry: 1234\ndata: {{"heartbeat":15.0,"reason":"x"}}\nid: 5f3a9c1e-42\n\n'
     )
 
 
 def test_a_control_block_without_a_position_has_no_id_line() -> None:
-    assert control("sse_busy", {}, retry=1, id=None) == b"event: sse_busy\nretry: 1\ndata: {}\n\n"
+    assert control("sse_busy", control_data({}), retry=1, id=None) == b"event: sse_busy\nretry: 1\ndata: {}\n\n"
 
 
 # -- injection ---------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class ControlBlocks:
         id = self._id(point) if named else None
         retry = self._poll_retry_ms() if poll else self._retry_ms(missed)
         data = _opening_data(self._heartbeat, channels, missed)
-        return wire.encoded_control("sse_open" if missed is None else "sse_gap", data, retry=retry, id=id)
+        return wire.control("sse_open" if missed is None else "sse_gap", data, retry=retry, id=id)
 
     def bye(self, point: ResumePoint, reason: ByeReason, *, named: bool = True) -> bytes:
         """Make the last block of a stream. `named`: with the point as its id."""
@@ -73,7 +73,7 @@ class ControlBlocks:
         return self._cursors.format(point.position) + (f".{point.part}" if point.part else "")
 
     def _block(self, event: str, id: str | None, reason: BusyReason | ByeReason) -> bytes:
-        return wire.control(event, {"reason": reason}, retry=self._retry_ms(reason), id=id)
+        return wire.control(event, wire.control_data({"reason": reason}), retry=self._retry_ms(reason), id=id)
 
     def _retry_ms(self, reason: str | None) -> int:
         if reason in _RETRY_MS:

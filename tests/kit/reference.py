@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sse_batcher import Batch, Event
 from sse_batcher.encoding import encode_json
 from sse_batcher.event import MIXED, check_text
-from sse_batcher.wire import HEARTBEAT, batch_block, block, control
+from sse_batcher.wire import HEARTBEAT, batch_block, block, control, control_data
 
 from .sse_parser import ServerEvent
 
@@ -22,7 +22,7 @@ class Part(NamedTuple):
 
 def _control(name: str, id: str | None, **data: Any) -> Part:
     # Clients come back at once.
-    return Part(control(name, data, retry=0, id=id), ServerEvent(name, encode_json(data), id or ""))
+    return Part(control(name, control_data(data), retry=0, id=id), ServerEvent(name, encode_json(data), id or ""))
 
 
 def _batch(batch_type: str, id: str, *events: tuple[str, Any]) -> Part:

@@ -53,10 +53,11 @@ def samples() -> list[dict[str, Any]]:
     for kind, reasons in (("sse_gap", GapReason), ("sse_busy", BusyReason), ("sse_bye", ByeReason)):
         for reason in get_args(reasons):
             data = {"reason": reason}
-            text = wire.control(kind, data, retry=60_000, id="c-1-1").decode()
+            text = wire.control(kind, wire.control_data(data), retry=60_000, id="c-1-1").decode()
             found.append(_sample(f"{kind}: {reason}", text, (kind, data)))
     opened = {"heartbeat": 15.0, "channels": ["default", "ü"]}
-    text = ": padding\n" + wire.control("sse_open", opened, retry=1500, id="c-1-1").decode()
+    opening = wire.control("sse_open", wire.control_data(opened), retry=1500, id="c-1-1")
+    text = ": padding\n" + opening.decode()
     found.append(_sample("sse_open", text, ("sse_open", opened)))
     text = wire.HEARTBEAT.decode() + wire.event_block(_event("tools", 1), "c-1-1").decode()
     return [*found, _sample("heartbeat", text, ("tools", 1))]

@@ -153,11 +153,6 @@ class Loop:
         return len(self.clients)
 
     @property
-    def restarts(self) -> int:
-        """How often a thread that had died was replaced."""
-        return self._worker.restarts
-
-    @property
     def is_busy(self) -> bool:
         """Whether the next turn has something to do at once, without waiting for an event."""
         return bool(self._running or self._inbox)

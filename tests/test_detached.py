@@ -18,8 +18,10 @@ import pytest
 
 from sse_batcher import SSEManager
 from sse_batcher.manager import process_of
+from sse_batcher.runtime.process import PerProcess
 from sse_batcher.transports import open_stream
 from sse_batcher.transports.attached import Request
+from sse_batcher.transports.detached import stream as streams
 from sse_batcher.transports.detached import takeover
 from sse_batcher.transports.detached.loop import Loop, loop
 from sse_batcher.transports.detached.takeover import TakeOver
@@ -296,6 +298,23 @@ def test_without_descriptors_a_stream_stays_attached_and_it_is_logged(
         exchange.write(first)
         assert exchange.heard(len(first)) == first
         assert "Too many open files" in caplog.text
+        manager.enqueue("log", 1)
+        assert b"event: log\n" in next(body)
+    exchange.close()
+
+
+def test_without_descriptors_for_the_loop_the_first_stream_stays_attached(
+    manager: SSEManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> select.epoll:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(streams, "loop", PerProcess(lambda: Loop(make_epoll=refuse)))
+    exchange = Exchange()
+    with caplog.at_level(logging.INFO, LOG), closing(detached_stream(manager, exchange.fd)) as body:
+        assert next(body).startswith(b"event: sse_open\n")
+        assert "a stream stays attached: [Errno 24] Too many open files" in caplog.text
+        assert exchange.goes_on(b"")
         manager.enqueue("log", 1)
         assert b"event: log\n" in next(body)
     exchange.close()

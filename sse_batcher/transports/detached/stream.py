@@ -59,7 +59,7 @@ class DetachedStream(AttachedStream):
         if self._begun:
             return super().__next__()
         self._begun = True
-        self._detaches = detach_policy.get().detaches(self._request.server) and loop.get().can_run()
+        self._detaches = _can_detach(self._request.server)
         block = super().__next__()
         if self._client is None or self._client.farewell is not None or not self._detaches:
             return block
@@ -98,12 +98,7 @@ class DetachedStream(AttachedStream):
         try:
             self._takeover = TakeOver(server.fd, server.unsent)
         except OSError as error:
-            detach_policy.get().log_once(
-                logging.WARNING,
-                "a stream stays attached: %s",
-                error,
-                extra=log_fields("takeover_failed", error=error),
-            )
+            detach_policy.get().warn_of_error(error)
             return block if self._stay() else self._refuse("threads")
         loop.get().attend(self._takeover)
         # A middleware may drop this response without closing it, and answer with another one.
@@ -193,9 +188,25 @@ class DetachPolicy:
         )
         return True
 
+    def warn_of_error(self, error: OSError) -> None:
+        """Log once that the system did not let a stream be detached."""
+        self.log_once(
+            logging.WARNING, "a stream stays attached: %s", error, extra=log_fields("takeover_failed", error=error)
+        )
+
     def log_once(self, level: int, text: str, *args: object, extra: Mapping[str, object]) -> None:
         """Log this text, unless it was logged before. See `LogOnce.log`."""
         self._log_once.log(level, text, *args, extra=extra)
+
+
+def _can_detach(server: ServerInfo) -> bool:
+    """Return whether the stream of this request can be detached, as `DetachPolicy.detaches`, and the loop can run."""
+    policy = detach_policy.get()
+    try:
+        return policy.detaches(server) and loop.get().can_run()
+    except OSError as error:  # there are no file descriptors left for the first stream's loop
+        policy.warn_of_error(error)
+        return False
 
 
 def _refusal(server: ServerInfo) -> str | None:

@@ -16,9 +16,11 @@ from sse_batcher.manager import process_of
 from sse_batcher.streams.history import MAX_FLOORS
 from sse_batcher.transports.detached import connection as connections
 from sse_batcher.transports.detached import group as groups
-from sse_batcher.transports.detached.loop import GATHER_SECONDS, LOOP_TICK_SECONDS
+from sse_batcher.transports.detached.loop import GATHER_SECONDS, LOOP_TICK_SECONDS, Loop
+from sse_batcher.transports.watcher import Watcher
 from sse_batcher.wire import LAST_CHUNK, Frame, chunk
 
+from .kit.exchange import descriptors
 from .kit.site import Site, Threaded, batched, events, fail, has_ended, numbers, read, read_again
 from .kit.sse_parser import parse
 from .kit.waiting import TIMEOUT
@@ -442,6 +444,16 @@ def test_a_frame_wakes_the_loop_although_it_waits_for_streams(site: Site) -> Non
 
 def thread() -> threading.Thread | None:
     return next((thread for thread in threading.enumerate() if thread.name == "sse_batcher-loop"), None)
+
+
+@pytest.mark.parametrize("make", [Loop, Watcher])
+def test_a_loop_that_another_one_has_forestalled_keeps_no_descriptor(make: Callable[[], object]) -> None:
+    """Threads that serve the first streams of a process at the same time may each make one. One of them is used."""
+    before = descriptors()
+    made = make()
+    assert len(descriptors()) == len(before) + 2
+    del made
+    assert descriptors() == before
 
 
 def test_the_thread_is_there_while_there_are_streams(threaded: Threaded) -> None:

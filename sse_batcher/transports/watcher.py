@@ -15,9 +15,11 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from ..errors import TooManyClientsError
+from ..runtime.dropped import Dropped
 from ..runtime.locks import new_lock
 from ..runtime.log_fields import log_fields
 from ..runtime.log_once import LogOnce
@@ -150,6 +152,9 @@ class Watcher:
         if hasattr(select, "epoll"):  # on Linux, unless gevent has patched the module
             try:
                 self._epoll, self._bell = _open_epoll(make_epoll or select.epoll)
+                # Of threads that make the watcher of their process at the same time, all except one drop theirs. An
+                # epoll object closes itself.
+                Dropped(self, partial(os.close, self._bell))
             except OSError as error:
                 _log.warning(
                     "in this process, clients that leave are noticed at the second heartbeat only: %s",

@@ -15,10 +15,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 from ...manager import SSEManager, process_of
+from ...runtime.dropped import Dropped
 from ...runtime.log_fields import log_fields
 from ...runtime.log_once import LogOnce
 from ...runtime.process import PerProcess
@@ -136,6 +138,9 @@ class Loop:
         self._drained = False  # whether this server was stopping at the last tick
         self._epoll = select.epoll() if make_epoll is None else make_epoll()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # Of threads that make the loop of their process at the same time, all except one drop theirs. An epoll object
+        # closes itself.
+        self._dropped = Dropped(self, partial(os.close, self._bell))
         self._epoll.register(self._bell, select.EPOLLIN)
         self._rung = False
         self._gathers_until: float | None = None
@@ -414,6 +419,7 @@ class Loop:
         As long as they are open in the child, a client does not see that its stream has ended in the parent.
         """
         adoptions = [item.taken.fd for item in self._inbox if isinstance(item, Adoption)]
+        self._dropped.cancel()
         for fd in (*self.clients, *adoptions, self._bell):
             with suppress(OSError):
                 os.close(fd)

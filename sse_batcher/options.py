@@ -156,7 +156,7 @@ class ClientOptions:
     `max_stream_age`
         Seconds, up to 31,536,000. A stream ends by itself after a random 80 to 100 % of this time, and the client comes
         back at once, with its cursor. So a stream also ends if its client has gone and the proxy has not closed the
-        connection. ``None``: no limit.
+        connection. Detached streams are checked every two seconds, so they end a little later. ``None``: no limit.
     `max_clients`
         Clients. How many streams may be open in one process. A further client gets ``sse_busy`` and comes back after 10
         to 30 s; no open stream is ended for it. ``None``: as many as file descriptors allow. File descriptors are a
@@ -172,7 +172,8 @@ class ClientOptions:
         at most, or all except 50 if these are more. ``"attached"``: each open stream holds a thread of the server.
     `poll_wait`
         Seconds, up to 3,600. A poll (a stream that a client has asked for with ``poll=1``) that has got nothing ends
-        after this time. The module for browsers gives up a poll that brings nothing for 60 s and two heartbeats.
+        after this time, or up to two seconds later if it is detached. The module for browsers gives up a poll that
+        brings nothing for 60 s and two heartbeats.
     `retry_ms`
         Milliseconds. How long a browser waits before it connects again. ``None``: a random time for each connection,
         from 1,000 to 2,000 plus one for each open client, so that a restart does not bring all of them back at once;

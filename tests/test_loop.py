@@ -16,7 +16,7 @@ from sse_batcher.manager import process_of
 from sse_batcher.streams.history import MAX_FLOORS
 from sse_batcher.transports.detached import connection as connections
 from sse_batcher.transports.detached import group as groups
-from sse_batcher.transports.detached.loop import GATHER_SECONDS, LOOP_TICK_SECONDS, Loop
+from sse_batcher.transports.detached.loop import GATHER_SECONDS, LOOP_TICK_SECONDS, ROUND_SECONDS, Loop
 from sse_batcher.transports.watcher import Watcher
 from sse_batcher.wire import LAST_CHUNK, Frame, chunk
 
@@ -222,6 +222,20 @@ def test_a_group_sends_a_heartbeat_only_if_it_is_due_and_the_group_is_not_busy(s
 
 
 # -- ends --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("others", [0, 1, 9, 300])
+def test_a_lease_ends_in_time_however_many_other_streams_have_ended(site: Site, others: int) -> None:
+    ending = [site.connect() for _ in range(others)]
+    site.connect()
+    *_, ours = site.loop.clients.values()
+    site.wait(ROUND_SECONDS + LOOP_TICK_SECONDS)  # into the middle of a round
+    for client in ending:
+        client.close()
+    site.loop.run()
+    ours.lease = site.clock()
+    site.wait(ROUND_SECONDS + LOOP_TICK_SECONDS)
+    assert site.delivery.left == [*((number, "left") for number in range(1, others + 1)), (others + 1, "lease")]
 
 
 def test_a_lease_is_over_at_its_very_end(site: Site) -> None:

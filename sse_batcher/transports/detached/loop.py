@@ -45,7 +45,8 @@ LOOP_TICK_SECONDS = 0.2
 """Seconds between two checks of the time, and of whether the server is stopping."""
 
 ROUND_SECONDS = 2.0
-"""Seconds within which each client is checked once. At each tick, a part of them is."""
+"""Seconds within which each client is checked once. At each tick, a part of them is. A new client is checked in the
+round after the one in which it has come."""
 
 SENDS_PER_TURN = 100
 """Maximum number of sends before other groups get their turn and, if it is time, other threads get the GIL."""
@@ -148,7 +149,8 @@ class Loop:
         """By how much it was late, and its pauses, for the counters of all hubs."""
         self._yielder = GilYielder(clock, counts=self.counts)
         self._next_tick = self._busy_since = clock()  # when its last wait for events was over
-        self._round: Iterator[SocketClient] = iter(())
+        self._round: Iterator[SocketClient] = iter(())  # those that are still to be checked
+        self._checks_per_tick = 1  # in this round
         self._parked = True
         self._worker = make_worker(self, "sse_batcher-loop")
         self._worker.stop()  # so its thread ends when no stream is left, and the next stream starts another one
@@ -328,14 +330,21 @@ class Loop:
         for takeover in list(self._attended):
             if not takeover.relieve():
                 self.release(takeover)  # its stream was dropped
-        some = list(islice(self._round, 1 + int(len(self.clients) * LOOP_TICK_SECONDS / ROUND_SECONDS)))
+        some = list(islice(self._round, self._checks_per_tick))
         if not some:
-            self._round = iter(list(self.clients.values()))
+            self._begin_round()
         for client in some:
             try:
                 client.check(now)
             except Exception:
                 self.close_failed(client)
+
+    def _begin_round(self) -> None:
+        """Begin to check all clients, at the next tick."""
+        clients = list(self.clients.values())
+        # Not as many as there are clients at that tick: if most have ended since, the round would take minutes.
+        self._checks_per_tick = 1 + int(len(clients) * LOOP_TICK_SECONDS / ROUND_SECONDS)
+        self._round = iter(clients)
 
     def _take_notes(self) -> None:
         """Take in what other threads have left in the inbox."""

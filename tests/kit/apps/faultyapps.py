@@ -168,7 +168,6 @@ def without_headers() -> Made:
 
 
 def short_lease() -> Made:
-    # Half a second, though the doctor listens for two: the loop looks at the lease of a stream once in a second.
     return make("short_lease", SSE_MAX_STREAM_AGE=0.5)
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from sse_batcher import BatchOptions, HistoryOptions, SSEManager, stream
+from sse_batcher import BatchOptions, HistoryOptions, Snapshot, SSEManager, stream
 from sse_batcher.event import Batch, Event
+from sse_batcher.streams.history import ResumePoint
 from sse_batcher.wire import Frame
 
-from .kit.delivery import Delivery, take
+from .kit.delivery import Delivery, Numbers, take
 from .kit.scripts import run
 from .kit.sse_parser import EventStreamParser, parse
 from .kit.waiting import TIMEOUT
@@ -121,6 +122,40 @@ def test_a_cursor_from_before_a_fork_is_a_gap_in_the_child_and_none_in_the_paren
     """
     )
     assert out == "event: sse_open\n"
+
+
+# -- another history begins meanwhile ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cursor", "reason"), [("y-2", "epoch"), ("x-4", "malformed")])
+@pytest.mark.parametrize("blocks", [b"", b"event: state\ndata: 1\nid: y-2\n\n"], ids=["no state", "a state"])
+@pytest.mark.parametrize("poll", [False, True], ids=["stream", "poll"])
+def test_a_state_of_another_history_is_followed_by_a_gap(cursor: str, reason: str, blocks: bytes, poll: bool) -> None:
+    delivery = Delivery()
+    delivery.deliver(3)
+    client = delivery.connect(snapshot=Snapshot(cursor, blocks), poll=poll)
+    first, *state, gap = parse(next(client))
+    assert (first.type, first.id) == ("sse_open", "")
+    assert [event.type for event in state] == ["state"] * bool(blocks)
+    # Without channels: the page must not expect that a state follows.
+    assert (gap.type, gap.json, gap.id) == ("sse_gap", {"heartbeat": 15.0, "reason": reason}, "x-3")
+    assert client.counts.gaps == 1
+    if not poll:
+        delivery.deliver()
+        assert take(client, 1) == [("t", 4, "x-4")]
+
+
+def test_a_client_whose_history_ends_while_it_connects_gets_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    delivery = Delivery(HistoryOptions(history_frames=1))
+    delivery.deliver(3)
+    points = iter([ResumePoint(1)])  # the backend begins another history after the first look
+    monkeypatch.setattr(Numbers, "parse", lambda self, cursor: next(points, ResumePoint(refused="epoch")))
+    replayed = []
+    monkeypatch.setattr(Numbers, "replay", lambda self, channels, point, user: replayed.append(point))
+    client = delivery.connect(cursor="x-1")
+    assert client.missed == "epoch"
+    assert take(client, 1)[0][0] == "sse_gap"
+    assert replayed == []  # a backend cannot look up a cursor that it has refused
 
 
 # -- in the middle of a batch ------------------------------------------------------------------------------------------

@@ -69,6 +69,8 @@ class Opening(NamedTuple):
     """Why it does not, although it has a cursor: it may have missed something."""
     state: bytes = b""
     """The blocks of a snapshot, which come after the first block. The last one has the point as its id."""
+    stale: GapReason | None = None
+    """Why what came between the state and the point may be missing; None if nothing is."""
 
 
 class Home(Protocol):
@@ -128,7 +130,8 @@ class QueueClient(OpenStream, Client):
         """Why it may have missed something before it began; None if it has not."""
         self._home = home
         # Written by the driver; `overflows` by the delivering thread, too. A harmless race: one may be uncounted.
-        self._counts = Counts(replays=int(opening.resumed), gaps=int(opening.missed is not None))
+        gaps = (opening.missed is not None) + (opening.stale is not None)
+        self._counts = Counts(replays=int(opening.resumed), gaps=gaps)
         # Written by the hub, under its lock.
         self._lost: tuple[Position, GapReason] | None = None
         # Holds weak references to frames: what waits here is kept alive by the history alone, so a thousand clients
@@ -145,6 +148,9 @@ class QueueClient(OpenStream, Client):
         self._slice: deque[Reference] = deque()  # by the driver
         self._started = False  # by the driver
         self._state = opening.state  # by the driver: empty as soon as it was handed out
+        if opening.stale is not None:
+            # As inside the stream, without channels: after a gap as its first block, a page expects the state from us.
+            self._state += home.control.opening(self.point, opening.stale, poll=poll)
         # Written by any thread, and never unset.
         self._ending: ByeReason | None = None  # why it ends after what is queued
         self._dismissed: ByeReason | None = None  # why it ends before anything more is handed out

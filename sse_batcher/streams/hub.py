@@ -481,7 +481,9 @@ class Hub:
         with self._departures, self._lock:
             if self._opening_locked(channels, user, last_event_id).missed != "too_old":
                 return False
-        return self._older(channels, self._cursors.parse(last_event_id), user) is not None
+        point = self._cursors.parse(last_event_id)
+        # It was usable a moment ago, and the backend may have begun another history since then.
+        return not point.refused and self._older(channels, point, user) is not None
 
     def _opening_locked(
         self,
@@ -495,14 +497,21 @@ class Hub:
         missed: GapReason | None = None
         if last_event_id:
             self._history.expire(self._cursors.now())
-            point = self._cursors.parse(last_event_id)
+            point = self._parsed_locked(last_event_id)
             missed = point.refused
-            if missed is None and point.position > self._history.head:
-                missed = "malformed"  # no such frame was ever sent
             if missed is None and not replayed and not self._history.covers(channels, point, user):
                 missed = "too_old"
             if missed is None:
                 return Opening(self._settled_locked(channels, user, point), resumed=True)
         if snapshot is None:
             return Opening(ResumePoint(self._history.head), missed=missed)
-        return Opening(self._cursors.parse(snapshot.cursor), missed=missed, state=snapshot.blocks)
+        point = self._parsed_locked(snapshot.cursor)
+        stale = point.refused  # since the state was taken, another history has begun
+        return Opening(ResumePoint(self._history.head) if stale else point, False, missed, snapshot.blocks, stale)
+
+    def _parsed_locked(self, cursor: str) -> ResumePoint:
+        """Read a cursor. It is refused, too, if no frame up to its position was delivered here."""
+        point = self._cursors.parse(cursor)
+        if point.refused is None and point.position > self._history.head:
+            return ResumePoint(refused="malformed")
+        return point

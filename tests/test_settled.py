@@ -16,6 +16,7 @@ from sse_batcher.streams import history
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.wire import Frame
 
+from .kit.delivery import Delivery, MeetingQueue, Queues, connect_user, take
 from .kit.site import Site, events
 from .kit.sse_parser import parse
 
@@ -103,6 +104,70 @@ def test_a_frame_that_is_not_offered_yet_is_not_skipped(
     deliver(site, "default")
     (bye,) = parse(byes[0])
     assert bye.id == "x-0"
+
+
+# -- what the goodbye of an attached stream finds in its queue ---------------------------------------------------------
+
+
+def bye_of(client: QueueClient) -> str:
+    """The cursor that the goodbye of a stream names; the stream ends."""
+    client.dismiss("kicked")
+    (event,) = parse(next(client))
+    assert event.type == "sse_bye"
+    return event.id
+
+
+def skipping(history_frames: int) -> tuple[Delivery, QueueClient, MeetingQueue]:
+    """A live stream that has skipped to x-3, and in whose queue x-3 still is."""
+    queues = Queues()
+    delivery = Delivery(HistoryOptions(history_frames=history_frames), make_queue=queues)
+    client = connect_user(delivery, "default", user=7)
+    delivery.deliver(2)
+    gaps: list[str] = []
+    # The stream meets a frame that was evicted before its turn, when the newest one is about to be queued.
+    queues[0].meet_before_put(lambda: gaps.extend(event.id for event in parse(next(client))))
+    delivery.deliver()
+    assert gaps == ["x-3"]
+    return delivery, client, queues[0]
+
+
+def test_a_frame_as_large_as_one_that_was_skipped_is_not_skipped() -> None:
+    delivery, client, its_queue = skipping(history_frames=1)
+    its_queue.meet_before_wait(delivery.deliver)  # x-3 was taken by then
+    assert take(client, 1) == [("t", 4, "x-4")]
+    delivery.deliver()
+    assert bye_of(client) == "x-4"
+
+
+def test_a_frame_that_the_stream_has_already_does_not_hold_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "MAX_FLOORS", 2)
+    delivery, client, _ = skipping(history_frames=2)
+    for number in range(20):
+        delivery.deliver(channel=(f"other-{number}",))
+    assert bye_of(client) == "x-23"
+
+
+def test_a_frame_that_was_just_taken_when_the_stream_is_dismissed_is_not_skipped() -> None:
+    queues = Queues()
+    delivery = Delivery(make_queue=queues)
+    client = connect_user(delivery, "default")
+
+    def end() -> None:
+        delivery.deliver()
+        client.dismiss("kicked")
+
+    queues[0].meet_before_wait(end)
+    (event,) = parse(next(client))
+    assert (event.type, event.id) == ("sse_bye", "x-0")
+
+
+def test_a_frame_that_is_thrown_away_while_the_queue_is_looked_at_is_not_skipped() -> None:
+    queues = Queues()
+    delivery = Delivery(queue_frames=1, make_queue=queues)
+    client = connect_user(delivery, "default")
+    delivery.deliver()
+    queues[0].meet_before_look(delivery.deliver)  # there is no room for it, and the client falls behind
+    assert bye_of(client) == "x-0"
 
 
 def test_a_detached_stream_is_not_moved_past_a_frame_that_its_loop_has_not_read(site: Site) -> None:

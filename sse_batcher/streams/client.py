@@ -137,10 +137,11 @@ class QueueClient(OpenStream, Client):
         # Holds weak references to frames: what waits here is kept alive by the history alone, so a thousand clients
         # that have stopped reading take no more memory than it. None means "look at the flags". A SimpleQueue, since a
         # signal handler may call its `put` in the middle of another one. It has no limit of its own: `offer` limits the
-        # frames and the bytes. The delivering thread writes `_bytes_in`, and the driver `_bytes_out`.
+        # frames and the bytes. The delivering thread writes `_bytes_queued`, and the driver `_bytes_taken`. Their
+        # difference is approximate: a frame may be counted as queued before `go_live`, and put into the queue after it.
         self._queue = home.make_queue()
-        self._bytes_in = 0
-        self._bytes_out = 0
+        self._bytes_queued = 0
+        self._bytes_taken = 0
         # While it is behind, nothing is queued for it, and it reads the history in slices. Set by the delivering thread
         # or the driver; unset by the driver, under the hub's lock, if nothing comes after its position.
         self._behind = True
@@ -210,7 +211,7 @@ class QueueClient(OpenStream, Client):
 
     @property
     def is_waiting(self) -> bool:
-        return self._behind or self._bytes_in != self._bytes_out
+        return self._behind or self._bytes_queued != self._bytes_taken
 
     @property
     def lost(self) -> tuple[Position, GapReason] | None:
@@ -229,8 +230,8 @@ class QueueClient(OpenStream, Client):
         size = len(self._bytes_of(frame))
         waiting = self._queue.qsize()
         too_many = waiting >= self.options.queue_frames
-        if not too_many and not (waiting and self._bytes_in - self._bytes_out + size > self.options.queue_bytes):
-            self._bytes_in += size
+        if not too_many and not (waiting and self._bytes_queued - self._bytes_taken + size > self.options.queue_bytes):
+            self._bytes_queued += size
             self._queue.put(ref(frame))
             return
         self._counts.overflows += 1
@@ -266,7 +267,7 @@ class QueueClient(OpenStream, Client):
 
     def go_live(self) -> None:
         """Queue all frames that are delivered from now on. Called by the hub, under its lock."""
-        self._bytes_out = self._bytes_in
+        self._bytes_taken = self._bytes_queued
         self._behind = False
 
     def end(self, reason: ByeReason) -> None:
@@ -349,8 +350,11 @@ class QueueClient(OpenStream, Client):
             reference = take(self._queue, max(0.0, min(self.options.heartbeat, rest)))
         except queue.Empty:
             return self._encoded(HEARTBEAT) if self._home.clock() < self.lease else None
+        is_dismissed = self._dismissed is not None  # read once
+        if is_dismissed:
+            self._queue.put(reference)  # it is not handed out: `_say_goodbye` has to find it
         # A frame that was taken while the queue was being emptied is in the history.
-        if reference is None or self._closed or self._behind or self._dismissed is not None:
+        if reference is None or self._closed or self._behind or is_dismissed:
             return None
         if reference is _END:
             return self._say_goodbye(self._ending or "shutdown")
@@ -362,7 +366,7 @@ class QueueClient(OpenStream, Client):
             self._counts.overflows += 1
             self.fall_behind()
             return None
-        self._bytes_out += len(self._bytes_of(frame))
+        self._bytes_taken += len(self._bytes_of(frame))
         # A frame at or below the position was read from the history: its delivery began before the client went live.
         return self._handed(frame) if frame.position > self.point.position else None
 
@@ -372,8 +376,10 @@ class QueueClient(OpenStream, Client):
         if self.poll:
             self.close()
             return None
-        offered = self._home.offered  # in this order: what was offered until now is either queued or handed out
-        if not self._behind and self._bytes_in == self._bytes_out and offered > self.point.position:
+        # In this order: what was offered until now is queued or handed out, or the stream is behind. `fall_behind` may
+        # empty the queue at the same time, and sets its flag first.
+        offered = self._home.offered
+        if not self._take_waiting() and not self._behind and offered > self.point.position:
             self.point = ResumePoint(offered)
         self._home.settle(self)
         # Without an id if the state was not handed out: a client that comes back with an id would never get it.
@@ -410,3 +416,16 @@ class QueueClient(OpenStream, Client):
                 self._queue.get_nowait()
         except queue.Empty:
             pass
+
+    def _take_waiting(self) -> bool:
+        """Empty the queue. Return whether a frame was in it that was not handed out."""
+        is_waiting = False
+        try:
+            while True:
+                reference = self._queue.get_nowait()
+                if reference is not None and reference is not _END:
+                    frame = reference()
+                    # One that was evicted counts, since its position is not known any more.
+                    is_waiting = is_waiting or frame is None or frame.position > self.point.position
+        except queue.Empty:
+            return is_waiting

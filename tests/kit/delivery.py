@@ -150,10 +150,15 @@ class MeetingLock:
 
 
 class MeetingQueue(SimpleQueue[Any]):
-    """A client's queue in which something happens once: just before it is emptied, just after that, or in a wait."""
+    """A client's queue in which something happens once: before a put, before or after it is emptied, or in a wait."""
 
     def __init__(self) -> None:
         self._before_look, self._when_empty, self._before_wait = Once(), Once(), Once()
+        self._before_put = Once()
+
+    def meet_before_put(self, happens: Callable[[], object]) -> None:
+        """Have this happen just before the next item is put into the queue."""
+        self._before_put.prepare(happens)
 
     def meet_before_look(self, happens: Callable[[], object]) -> None:
         """Have this happen just before the next item is taken without waiting."""
@@ -166,6 +171,10 @@ class MeetingQueue(SimpleQueue[Any]):
     def meet_before_wait(self, happens: Callable[[], object]) -> None:
         """Have this happen after the queue was found empty, just before the next wait."""
         self._before_wait.prepare(happens)
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        self._before_put()
+        super().put(item, block, timeout)
 
     def get_nowait(self) -> Any:
         self._before_look()

@@ -18,6 +18,8 @@ from sse_batcher.stats import ManagerStats
 from sse_batcher.streams.census import LOOKUPS
 from sse_batcher.streams.counts import Counts
 from sse_batcher.streams.history import History
+from sse_batcher.transports.detached.connection import SocketClient
+from sse_batcher.transports.detached.group import IN_STEP
 from sse_batcher.transports.server import ServerInfo
 
 from .kit import polls
@@ -157,6 +159,17 @@ def test_a_client_that_takes_nothing_lags(site: Site, monkeypatch: pytest.Monkey
     site.deliver(20, data="x" * 10_000)
     assert site.hub.count()["clients_by_state"]["behind"] == 1
     assert lag(site, monkeypatch, 7_000) == 7
+
+
+def test_a_client_that_joins_others_while_it_is_looked_at_does_not_lag(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.connect()
+    site.deliver(2)
+    # As if the client had been behind a moment ago, and was in step with others when its point is read.
+    monkeypatch.setattr(SocketClient, "is_waiting", True)
+    assert [stream.point for stream in site.hub.survey(0).streams] == [IN_STEP]
+    assert lag(site, monkeypatch, 5_000) == 0
 
 
 def test_the_oldest_frame_that_any_client_waits_for_counts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,8 @@ class Census(NamedTuple):
         Reads the streams while others write to them. A harmless race: each value was true a moment ago.
         """
         waiting = [(stream, stream.point) for stream in self.streams if stream.is_waiting]
+        # Without a position, it is in step with others by now, and has what they have.
+        waiting = [(stream, point) for stream, point in waiting if point.position != ()]
         return sorted(waiting, key=lambda each: each[1].position)
 
     def stats(self, now: float, now_ms: float, first_waiting: Frame | None, loop: LoopCounts) -> dict[str, Any]:

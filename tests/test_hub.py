@@ -6,7 +6,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -263,20 +263,56 @@ def test_waiting_for_streams_waits_for_driven_ones_alone() -> None:
     assert delivery.hub.wait_until_left(TIMEOUT)
 
 
+def in_thread(function: Callable[[], object]) -> None:
+    """Call this in another thread, which must not have to wait for this one."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+
+
 def test_a_client_that_leaves_while_the_wait_for_it_looks_is_seen_to_have_left() -> None:
     lock = MeetingLock()
     delivery = Delivery(lock=lock)
     client = delivery.connect()
     client.driver = -1  # another thread
 
-    def leave() -> None:
-        leaving = threading.Thread(target=client.close)
-        leaving.start()
-        leaving.join(TIMEOUT)
-
-    lock.meet(leave)  # when the wait has the lock, and is about to look
+    lock.meet(lambda: in_thread(client.close))  # when the wait has the lock, and is about to look
     assert delivery.hub.wait_until_left(TIMEOUT)
     assert delivery.left == [(1, "left")]
+
+
+@pytest.mark.parametrize("where", ["in another thread", "in the waiting thread"])
+def test_an_end_that_is_seen_in_the_wait_is_reported_at_once_and_without_a_lock(where: str) -> None:
+    """What is called for it may start a thread, in which the garbage collector ends another stream."""
+    lock = MeetingLock()
+    delivery = Delivery(lock=lock, on_left=lambda: delivery.left[1:] or in_thread(other.close))
+    client, other = delivery.connect(), delivery.connect()
+    client.driver = other.driver = -1  # other threads
+    if where == "in another thread":
+        lock.meet(lambda: in_thread(client.close))
+    else:
+        lock.meet_after(client.close)
+    assert delivery.hub.wait_until_left(TIMEOUT)  # for the other one, too
+    assert delivery.left == [(1, "left"), (2, "left")]
+
+
+def test_a_wait_in_a_signal_handler_that_interrupts_another_wait_ends_in_time() -> None:
+    lock = MeetingLock()
+    delivery = Delivery(lock=lock)
+    client, other = delivery.connect(), delivery.connect()
+    client.driver = other.driver = -1
+    answers: list[bool] = []
+
+    def handle() -> None:
+        client.close()
+        answers.append(delivery.hub.wait_until_left(0))
+        other.close()
+
+    lock.meet_after(handle)
+    assert delivery.hub.wait_until_left(TIMEOUT)
+    assert answers == [False]
+    assert delivery.left == [(1, "left"), (2, "left")]
 
 
 def test_a_dropped_hub_is_freed_without_the_garbage_collector() -> None:

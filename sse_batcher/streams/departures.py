@@ -13,7 +13,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from ..reasons import EndReason
-from ..runtime.locks import new_lock, run_if_free
+from ..runtime.locks import is_mine, new_lock, run_if_free
+from ..runtime.worker import Deadline
 from .open_stream import ClientInfo, OpenStream
 from .registry import Registry
 
@@ -73,26 +74,46 @@ class Departures:
 
         Return its last answer.
         """
+        deadline = Deadline(timeout)
+        is_first = not is_mine(self._left_lock)  # False in a signal handler that has interrupted `wait`
+        answer = False
 
         def look() -> bool:
+            nonlocal answer
             while True:
                 with self._lock:
                     answer = have_left()
                 if not self._leaving:
-                    return answer
-                self._forget()  # a stream ended while we held the lock: look again
+                    return answer or (is_first and bool(self._farewells))
+                # A stream ended while we held the lock: look again.
+                if run_if_free(self._lock, self._remove_locked):
+                    self._left.notify_all()  # others that wait
 
-        with self._left_lock:
-            return self._left.wait_for(look, timeout)
+        while True:
+            with self._left_lock:
+                is_in_time = self._left.wait_for(look, deadline.left())
+            self._report()
+            if answer or not is_in_time:
+                return answer
 
     def _forget(self) -> None:
         # Look again after the lock was released: another thread may have found it taken in between.
         while self._leaving and run_if_free(self._lock, self._remove_locked):
-            while self._farewells:
-                with suppress(IndexError):  # another thread was faster
-                    self._on_end(*self._farewells.popleft())
+            self._report()
             with self._left_lock:
                 self._left.notify_all()
+
+    def _report(self) -> None:
+        """Call `on_end` for the streams that were forgotten, unless this thread is in `wait`, which reports them then.
+
+        `on_end` may start a thread, and that waits until the thread runs. If the garbage collector ends a stream in the
+        new thread first, that needs `_left_lock`.
+        """
+        if is_mine(self._left_lock):
+            return
+        while self._farewells:
+            with suppress(IndexError):  # another thread was faster
+                self._on_end(*self._farewells.popleft())
 
     def _remove_locked(self) -> None:
         """Take the streams out of the registry. If this is interrupted, the next call goes on from there."""

@@ -15,8 +15,10 @@ from sse_batcher import Client, ClientOptions, HistoryOptions
 from sse_batcher.event import Audience, Batch, Event, User
 from sse_batcher.runtime.locks import new_lock
 from sse_batcher.streams.client import QueueClient, new_queue
+from sse_batcher.streams.departures import Farewell
 from sse_batcher.streams.history import ResumePoint
 from sse_batcher.streams.hub import Hub
+from sse_batcher.streams.open_stream import ClientInfo
 from sse_batcher.wire import Frame
 
 from .sse_parser import ServerEvent, parse
@@ -57,9 +59,12 @@ class Delivery:
         lock: Any = None,
         cursors: Numbers | None = None,
         make_queue: Callable[[], Any] = new_queue,
+        on_left: Callable[[], object] = lambda: None,
         **options: Any,
     ) -> None:
+        """`on_left` is called for each stream that has ended, after it was added to `left`."""
         self.left: list[tuple[int, str]] = []
+        self._on_left = on_left
         self.position = 0
         self.cursors = cursors or Numbers()
         self.hub = Hub(
@@ -67,11 +72,15 @@ class Delivery:
             history or HistoryOptions(),
             self.cursors,
             on_connect=lambda client: None,
-            on_disconnect=lambda client, farewell: self.left.append((client.id, farewell.reason)),
+            on_disconnect=self._note_left,
             clock=clock,
             lock=lock,
             make_queue=make_queue,
         )
+
+    def _note_left(self, client: ClientInfo, farewell: Farewell) -> None:
+        self.left.append((client.id, farewell.reason))
+        self._on_left()
 
     def frame(self, data: Any = None, channel: Audience = "default") -> Frame:
         self.position += 1

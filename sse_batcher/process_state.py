@@ -351,20 +351,25 @@ class CutOffWarning:
 
 
 class OtherTypeWarning:
-    """Warns, once for each method, of a user without a stream, if the user that differs only in its type has one."""
+    """Warns, once for each method, of a user without a stream, if the user that differs only in its type has one.
+
+    Takes no lock, since it looks at each batch for one user. A harmless race: two threads may log the same line.
+    """
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._once = LogOnce(_log)
+        self._warned: set[str] = set()
 
     def warn(self, method: str, did: str, user: User) -> None:
         """Warn if there is a reason. `method` was called with this `user`, and `did` something to no stream here."""
+        if method in self._warned:
+            return
         other: User | None = str(user)
         if isinstance(user, str):
             other = int(user) if user.isascii() and user.isdecimal() and str(int(user)) == user else None
         if other is not None and self._hub.has_user(other) and not self._hub.has_user(user):
-            self._once.log(
-                logging.WARNING,
+            self._warned.add(method)
+            _log.warning(
                 f"{method}(user=%r) {did} no stream, but there are streams of the user %r: these are two users. Give "
                 f"{method}() what identify returns",
                 user,

@@ -16,7 +16,7 @@ import pytest
 from sse_batcher import Client, ClientOptions, InvalidEventError, SSEManager, TooManyClientsError, stream
 from sse_batcher.manager import process_of
 from sse_batcher.runtime.locks import new_lock
-from sse_batcher.streams.hub import Snapshot
+from sse_batcher.streams.hub import Hub, Snapshot
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.wire import HEARTBEAT
 
@@ -270,7 +270,11 @@ def test_a_kick_of_the_same_user_in_another_type_is_hinted_at_once(
 
 @pytest.mark.parametrize(("named", "there"), [(7, "7"), ("7", 7)])
 def test_an_event_for_the_same_user_in_another_type_is_hinted_at_once(
-    make: Callable[..., SSEManager], caplog: pytest.LogCaptureFixture, named: Any, there: Any
+    make: Callable[..., SSEManager],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    named: Any,
+    there: Any,
 ) -> None:
     manager = make()
     manager.subscribe(user=there)
@@ -286,6 +290,11 @@ def test_an_event_for_the_same_user_in_another_type_is_hinted_at_once(
         f"enqueue(user={named!r}) reached no stream, but there are streams of the user {there!r}: these are two users. "
         f"Give enqueue() what identify returns"
     )
+    looked: list[object] = []
+    monkeypatch.setattr(Hub, "has_user", lambda hub, user: looked.append(user))
+    manager.enqueue("note", 1, user=named)
+    assert manager.flush_all(TIMEOUT)
+    assert looked == []  # there is no other line to log
 
 
 @pytest.mark.parametrize("user", [True, 7.5, ("a",), "", "x" * 257, 10**256, object()])

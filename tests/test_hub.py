@@ -206,9 +206,18 @@ def test_a_client_that_leaves_while_the_hub_is_locked_does_not_wait_and_is_forgo
         seen.extend(delivery.left)
 
     lock.meet(leave)
-    assert delivery.hub.has_user("ada") is False
+    assert delivery.hub.survey(0).users == 0
     assert seen == []
     assert delivery.left == [(1, "left")]
+
+
+def test_to_look_for_the_streams_of_a_user_takes_no_lock() -> None:
+    lock = MeetingLock()
+    delivery = Delivery(lock=lock)
+    delivery.connect(user="ada")
+    lock.asked.clear()
+    assert [delivery.hub.has_user(user) for user in ("ada", "eve")] == [True, False]
+    assert not lock.asked.is_set()
 
 
 @pytest.mark.parametrize("error", [TooManyClientsError, ClosedError])

@@ -94,9 +94,9 @@ class Hub:
         self.make_queue = make_queue
         self._numbers = itertools.count(1)
         # Guards the registry, the history, the dismissals, `closing`, `handover`, `_closed_for_good` and `_closed_at`.
-        # Read without it, each a harmless race: `closing`, `handover` and the number of open streams, which were true a
-        # moment ago; `head` and `ticket`, whose older value only means that more frames, or more dismissals, come after
-        # it.
+        # Read without it, each a harmless race: `closing`, `handover`, how many streams are open and whether a user has
+        # one, which were true a moment ago; `head` and `ticket`, whose older value only means that more frames, or more
+        # dismissals, come after it.
         self._lock = new_lock() if lock is None else lock
         self._registry = Registry(options)
         self._departures = Departures(self._lock, self._registry, clock, on_disconnect)
@@ -225,9 +225,8 @@ class Hub:
         return sum(stream.dismiss(reason) for stream in streams if channel is None or channel in stream.channels)
 
     def has_user(self, user: User | None) -> bool:
-        """Return whether this user has a stream."""
-        with self._departures, self._lock:
-            return self._registry.has_user(user)
+        """Return whether this user has a stream. Takes no lock: it was true a moment ago."""
+        return self._registry.has_user(user)
 
     def is_empty(self) -> bool:
         """Return whether no stream is open. Takes no lock: a forked child may ask this of its parent's hub."""

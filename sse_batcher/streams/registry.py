@@ -1,6 +1,6 @@
 """The registry: the open streams, their users, and what listens to which channel.
 
-Not thread-safe; the hub's lock guards it. `len` and `is_empty` may be called without it, too.
+Not thread-safe; the hub's lock guards it. May also be called without it: `len`, `is_empty`, `has_user`, `reader_count`.
 
 A *reader* is offered each frame of its channels. A *listener* is a reader that is offered the frames of ``*``, too. A
 stream with a queue is its own listener. Other streams have a feed, which listens for many of them at once; such a
@@ -98,7 +98,7 @@ class Registry:
         return list(self._streams if user is None else self._users.of(user))
 
     def has_user(self, user: User | None) -> bool:
-        """Return whether this user has a stream."""
+        """Return whether this user has a stream. May be called without the lock, as `len`."""
         return user in self._users
 
     def user_count(self) -> int:

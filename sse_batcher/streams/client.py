@@ -14,18 +14,19 @@ import threading
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import ref
 
 from ..event import Audience
-from ..options import ClientOptions
-from ..reasons import ByeReason, EndReason, GapReason
+from ..reasons import ByeReason, GapReason
 from ..runtime.worker import take
 from ..wire import GZIP_START, HEARTBEAT, Frame, Position, deflated, stored
-from .control import ControlBlocks
 from .counts import Counts
 from .history import ResumePoint, Slice
 from .open_stream import ClientInfo, OpenStream
+
+if TYPE_CHECKING:
+    from .hub import Hub
 
 Reference = Callable[[], Frame | None]
 """Returns a frame, or None if it is gone."""
@@ -73,28 +74,6 @@ class Opening(NamedTuple):
     """Why what came between the state and the point may be missing; None if nothing is."""
 
 
-class Home(Protocol):
-    """What a client needs of its hub."""
-
-    options: ClientOptions
-    clock: Callable[[], float]
-    """Seconds, from any start; never goes backwards."""
-    control: ControlBlocks
-    offered: Position
-    """See `Hub.offered`."""
-    make_queue: Callable[[], queue.SimpleQueue[Reference | None]]
-    """Makes the queue of a client."""
-
-    def catch_up(self, client: QueueClient) -> bytes | None:
-        """See `Hub.catch_up`."""
-
-    def settle(self, stream: OpenStream) -> None:
-        """See `Hub.settle`."""
-
-    def remove(self, stream: OpenStream, reason: EndReason) -> None:
-        """See `Hub.remove`."""
-
-
 def new_queue() -> queue.SimpleQueue[Reference | None]:
     """Return a new queue for one client."""
     return queue.SimpleQueue()  # looked up at the call, since gevent may patch the module after our import
@@ -107,7 +86,7 @@ class QueueClient(OpenStream, Client):
 
     def __init__(
         self,
-        home: Home,
+        hub: Hub,
         info: ClientInfo,
         opening: Opening,
         *,
@@ -119,16 +98,16 @@ class QueueClient(OpenStream, Client):
 
         `gzipped`: whether its bytes are compressed.
         """
-        now, age = home.clock(), home.options.max_stream_age
+        now, age = hub.clock(), hub.options.max_stream_age
         lease = math.inf if age is None else now + age * random.uniform(0.8, 1.0)
-        super().__init__(info, opening.point, now, now + home.options.poll_wait if poll else lease, poll=poll)
-        self.options = home.options
+        super().__init__(info, opening.point, now, now + hub.options.poll_wait if poll else lease, poll=poll)
+        self.options = hub.options
         self.batches = batches
         self.gzipped = gzipped
         self._is_plain = batches and not gzipped
         self.missed = opening.missed
         """Why it may have missed something before it began; None if it has not."""
-        self._home = home
+        self._hub = hub
         # Written by the driver; `overflows` by the delivering thread, too. A harmless race: one may be uncounted.
         gaps = (opening.missed is not None) + (opening.stale is not None)
         self._counts = Counts(replays=int(opening.resumed), gaps=gaps)
@@ -139,7 +118,7 @@ class QueueClient(OpenStream, Client):
         # signal handler may call its `put` in the middle of another one. It has no limit of its own: `offer` limits the
         # frames and the bytes. The delivering thread writes `_bytes_queued`, and the driver `_bytes_taken`. Their
         # difference is approximate: a frame may be counted as queued before `go_live`, and put into the queue after it.
-        self._queue = home.make_queue()
+        self._queue = hub.make_queue()
         self._bytes_queued = 0
         self._bytes_taken = 0
         # While it is behind, nothing is queued for it, and it reads the history in slices. Set by the delivering thread
@@ -151,7 +130,7 @@ class QueueClient(OpenStream, Client):
         self._state = opening.state  # by the driver: empty as soon as it was handed out
         if opening.stale is not None:
             # As inside the stream, without channels: after a gap as its first block, a page expects the state from us.
-            self._state += home.control.opening(self.point, opening.stale, poll=poll)
+            self._state += hub.control.opening(self.point, opening.stale, poll=poll)
         # Written by any thread, and never unset.
         self._ending: ByeReason | None = None  # why it ends after what is queued
         self._dismissed: ByeReason | None = None  # why it ends before anything more is handed out
@@ -179,7 +158,7 @@ class QueueClient(OpenStream, Client):
             return self._sent(self._begin())
         block: bytes | None
         while not self._closed:
-            if self._home.clock() >= self.lease:
+            if self._hub.clock() >= self.lease:
                 self.dismiss("lease")
             if self._dismissed is not None:
                 block = self._say_goodbye(self._dismissed)
@@ -195,7 +174,7 @@ class QueueClient(OpenStream, Client):
         """End the stream at once, without ``sse_bye``, and with it the iteration. Thread-safe, and idempotent."""
         self._closed = True
         self._queue.put(None)
-        self._home.remove(self, self.farewell or "left")
+        self._hub.remove(self, self.farewell or "left")
 
     # -- for the hub ---------------------------------------------------------------------------------------------------
 
@@ -297,7 +276,7 @@ class QueueClient(OpenStream, Client):
     def first_block(self) -> bytes:
         """Make the first block of the stream, without the state."""
         # The id comes with the state: a client that is cut off before that has to get it again.
-        return self._home.control.opening(
+        return self._hub.control.opening(
             self.point, self.missed, channels=self.channels, named=not self._state, poll=self.poll
         )
 
@@ -335,7 +314,7 @@ class QueueClient(OpenStream, Client):
     def _next_of_history(self) -> bytes | None:
         """Return the next block of a client that is behind. None: look again, it may be live now."""
         if not self._slice:
-            gap = self._home.catch_up(self)
+            gap = self._hub.catch_up(self)
             return None if gap is None else self._encoded(gap)
         frame = self._slice.popleft()()
         if frame is None:  # evicted meanwhile: the hub finds out what that means
@@ -345,11 +324,11 @@ class QueueClient(OpenStream, Client):
 
     def _next_of_queue(self) -> bytes | None:
         """Return the next block of a live client, after at most the time of a heartbeat. None: look again."""
-        rest = self.lease - self._home.clock()
+        rest = self.lease - self._hub.clock()
         try:
             reference = take(self._queue, max(0.0, min(self.options.heartbeat, rest)))
         except queue.Empty:
-            return self._encoded(HEARTBEAT) if self._home.clock() < self.lease else None
+            return self._encoded(HEARTBEAT) if self._hub.clock() < self.lease else None
         is_dismissed = self._dismissed is not None  # read once
         if is_dismissed:
             self._queue.put(reference)  # it is not handed out: `_say_goodbye` has to find it
@@ -378,12 +357,12 @@ class QueueClient(OpenStream, Client):
             return None
         # In this order: what was offered until now is queued or handed out, or the stream is behind. `fall_behind` may
         # empty the queue at the same time, and sets its flag first.
-        offered = self._home.offered
+        offered = self._hub.offered
         if not self._take_waiting() and not self._behind and offered > self.point.position:
             self.point = ResumePoint(offered)
-        self._home.settle(self)
+        self._hub.settle(self)
         # Without an id if the state was not handed out: a client that comes back with an id would never get it.
-        return self._encoded(self._home.control.bye(self.point, reason, named=not self._state))
+        return self._encoded(self._hub.control.bye(self.point, reason, named=not self._state))
 
     def _handed(self, frame: Frame) -> bytes | None:
         position, part, _ = self.point

@@ -18,6 +18,7 @@ from sse_batcher import SSE
 from sse_batcher.cli import serving
 from sse_batcher.manager import process_of
 from sse_batcher.streams.client import QueueClient
+from sse_batcher.streams.opening import StreamRequest
 
 SIZE = {"width": 1180, "height": 800}
 USERS = ["ada", "grace", "alan", "edsger", "barbara", "donald", "margaret", "linus"]
@@ -28,15 +29,9 @@ def open_streams(sse: SSE, count: int) -> list[QueueClient]:
     """Open so many streams, each with its first block handed out."""
     clients = []
     for number in range(count):
-        client = process_of(sse.manager).subscribe(
-            ("default", f"team-{number % 4 + 1}"),
-            None,
-            batches=True,
-            snapshot=None,
-            user=USERS[number % len(USERS)],
-            ticket=None,
-            address=f"192.0.2.{number + 10}",
-        )
+        channels = ("default", f"team-{number % 4 + 1}")
+        request = StreamRequest(channels, user=USERS[number % len(USERS)], address=f"192.0.2.{number + 10}")
+        client = process_of(sse.manager).subscribe(request)
         next(client)
         clients.append(client)
     return clients

@@ -27,8 +27,8 @@ from .manager import SSEManager
 from .options import BatchOptions, ClientOptions, HistoryOptions
 from .stats import BatcherStats, ManagerStats
 from .streams.client import Client
-from .streams.hub import Snapshot
 from .streams.open_stream import ClientInfo
+from .streams.opening import Snapshot
 from .wsgi import health, script, stream
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ from .process_state import Parts, ProcessState, Settings
 from .runtime.process import PerProcess, close_at_exit, open_objects, require_threads
 from .stats import ManagerStats
 from .streams.client import Client
-from .streams.hub import Snapshot
+from .streams.opening import Snapshot, StreamRequest
 from .streams.refusals import refusal_reason
 from .streams.revalidation import Ask
 from .wire import block
@@ -226,7 +226,7 @@ class SSEManager:
         names = check_channels(channels, may_be_none=name is not None)
         process = self._process.get()
         try:
-            return process.subscribe(names, last_event_id, batches=batches, snapshot=snapshot, user=name, ticket=ticket)
+            return process.subscribe(StreamRequest(names, last_event_id, batches, snapshot, name, ticket))
         except (BackendError, ClosedError, TooManyClientsError) as error:
             process.refusals.add(refusal_reason(error))
             raise

@@ -32,8 +32,9 @@ from .runtime.worker import Deadline, Owner, Worker
 from .stats import ManagerStats
 from .streams.client import QueueClient, Reference, new_queue
 from .streams.departures import Farewell
-from .streams.hub import Hub, Snapshot
+from .streams.hub import Hub
 from .streams.open_stream import ClientInfo
+from .streams.opening import StreamRequest
 from .streams.refusals import Refusals
 from .streams.revalidation import Ask, Revalidator
 from .wire import Position
@@ -147,47 +148,26 @@ class ProcessState:
 
     # -- opening and ending streams ------------------------------------------------------------------------------------
 
-    def subscribe(
-        self,
-        channels: tuple[str, ...],
-        last_event_id: str | None,
-        *,
-        batches: bool,
-        snapshot: Snapshot | None,
-        user: User | None,
-        ticket: int | None,
-        poll: bool = False,
-        address: str | None = None,
-        gzipped: bool = False,
-    ) -> QueueClient:
-        """Open a stream, as `SSEManager.subscribe` does, for channels and a user that were checked. Or a poll."""
-        if ticket is None:
+    def subscribe(self, request: StreamRequest) -> QueueClient:
+        """Open a stream, as `SSEManager.subscribe` does, or a poll."""
+        if request.ticket is None:
             self.backend.open(None)  # until then, kicks that other processes made long ago look new
-            ticket = self.hub.ticket
-        self.backend.open(last_event_id)
-        client = self.hub.connect(
-            *(channels, last_event_id),
-            batches=batches,
-            snapshot=snapshot,
-            user=user,
-            ticket=ticket,
-            poll=poll,
-            address=address,
-            gzipped=gzipped,
-        )
+            request = request._replace(ticket=self.hub.ticket)
+        self.backend.open(request.last_event_id)
+        client = self.hub.connect(request)
         try:
             # After the stream is listed: a question that ends now asks again about users that have a stream.
-            if user is not None and self._find_revalidate() is not None:
-                self.revalidator.watch(user)
+            if request.user is not None and self._find_revalidate() is not None:
+                self.revalidator.watch(request.user)
         except BaseException:
             client.close()  # the caller does not get it
             raise
         return client
 
-    def can_resume(self, channels: tuple[str, ...], last_event_id: str | None, user: User | None = None) -> bool:
-        """Whether a client that comes with this id now gets all that it has missed, and needs no snapshot."""
-        self.backend.open(last_event_id)
-        return self.hub.can_resume(channels, last_event_id, user)
+    def can_resume(self, request: StreamRequest) -> bool:
+        """Whether a client with this request gets all that it has missed, if it comes now, and needs no snapshot."""
+        self.backend.open(request.last_event_id)
+        return self.hub.can_resume(request)
 
     def compresses(self, channels: tuple[str, ...]) -> bool:
         """Whether a stream of these channels may be compressed, if it has no user."""

@@ -19,8 +19,9 @@ from .manager import SSEManager, process_of
 from .process_state import ProcessState
 from .reasons import BusyReason
 from .runtime.log_fields import log_fields
+from .streams.opening import StreamRequest
 from .transports import open_stream
-from .transports.attached import Request
+from .transports.attached import ServedRequest
 from .transports.detached.stream import detach_policy
 from .transports.health import dead_thread, unready_reason
 from .transports.server import ServerInfo, inspect_server
@@ -104,21 +105,22 @@ def checked_stream(
     ticket = manager.ticket() if ticket is None else ticket
     cursor, server = last_event_id(environ), inspect_server(environ)
     process.reopen(server.is_stopping)
-    resumes, state, refusal = False, None, _refusal(process, server)
+    batches, poll = _query(environ, "batch") != "0", _query(environ, "poll") == "1"
+    # Empty for a UNIX socket. A proxy's header may be behind it, and any client may have sent that.
+    address = environ.get("REMOTE_ADDR", "")[:MAX_ADDRESS] or None
+    request = StreamRequest(channels, cursor, batches, None, user, ticket, poll, address, gzipped)
+    resumes, refusal = False, _refusal(process, server)
     if refusal is None and snapshot is not None:
         try:
-            resumes = process.can_resume(channels, cursor, user)
-            state = None if resumes else manager.snapshot(snapshot)
+            resumes = process.can_resume(request)
+            if not resumes:
+                request = request._replace(snapshot=manager.snapshot(snapshot))
         except BackendError:
             refusal = "backend"
     if refusal is not None:
         block = process.busy_block(refusal, cursor)
         return "200 OK", headers, [GZIP_START + stored(block) if gzipped else block]
-    batches, poll = _query(environ, "batch") != "0", _query(environ, "poll") == "1"
-    # Empty for a UNIX socket. A proxy's header may be behind it, and any client may have sent that.
-    address = environ.get("REMOTE_ADDR", "")[:MAX_ADDRESS] or None
-    request = Request(channels, server, cursor, batches, state, resumes, user, ticket, poll, address, gzipped)
-    return "200 OK", headers, open_stream(manager, request)
+    return "200 OK", headers, open_stream(manager, ServedRequest(request, server, resumes))
 
 
 def script(environ: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]], list[bytes]]:

@@ -24,7 +24,7 @@ def connect(
     site: Site, user: User | None = None, *, cursor: str | None = None, poll: bool = False, **more: bool
 ) -> socket.socket:
     """The client's end of a detached stream of the channel ``default``. Its first block is read."""
-    client = site.hub.connect(("default",), cursor, user=user, poll=poll)
+    client = site.delivery.connect("default", cursor=cursor, user=user, poll=poll)
     first = next(client)
     theirs = site.hand_over(client, chunk(first) if more.get("chunked") else first, **more)
     site.loop.run()
@@ -158,7 +158,7 @@ def test_a_poll_whose_user_is_kicked_while_it_reads_brings_nothing() -> None:
     cursors.frames = [delivery.frame() for _ in range(3)]
     for each in cursors.frames:
         delivery.hub.deliver(each)
-    poll = delivery.hub.connect(("default",), "x-0", user=7, poll=True)
+    poll = delivery.connect("default", cursor="x-0", user=7, poll=True)
     cursors.kicks = [lambda: delivery.hub.dismiss("kicked", 7)]
     (opened,) = parse(b"".join(poll))
     assert (opened.type, opened.id) == ("sse_open", "x-0")
@@ -170,7 +170,7 @@ def test_a_poll_that_has_missed_something_comes_back_as_soon_as_other_polls() ->
     delivery = Delivery()
     delivery.deliver()
     for _ in range(50):
-        poll = delivery.hub.connect(("default",), f"x-{delivery.position}", poll=True)
+        poll = delivery.connect(cursor=f"x-{delivery.position}", poll=True)
         next(poll)
         delivery.position += 1
         delivery.hub.lose("default", delivery.position)

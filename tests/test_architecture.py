@@ -30,7 +30,7 @@ LAYERS = """
     runtime.worker runtime.app_thread
     runtime
     batching.window batching.flushes batching.log_lines batching.engine batching.batcher batching
-    streams.history streams.dismissals streams.counts streams.roles streams.open_stream
+    streams.history streams.dismissals streams.counts streams.roles streams.open_stream streams.opening
     streams.refusals streams.control streams.client streams.index streams.registry streams.departures streams.census
     streams.hub streams.handover streams.revalidation streams
     backends.kicks backends.memory
@@ -140,7 +140,7 @@ def test_the_imports_are_read_as_they_are_meant() -> None:
         "transports.server",
         "transports.sockets",
         "reasons",
-        "streams.hub",
+        "streams.opening",
         "streams.refusals",
         "manager",
         "transports.watcher",

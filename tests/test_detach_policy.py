@@ -14,13 +14,12 @@ import pytest
 from sse_batcher import ClientOptions, SSEManager
 from sse_batcher.manager import process_of
 from sse_batcher.transports import open_stream
-from sse_batcher.transports.attached import Request
 from sse_batcher.transports.detached import takeover
 from sse_batcher.transports.detached.stream import DetachedStream
 from sse_batcher.transports.server import ServerInfo
 
 from .kit import detached
-from .kit.detached import LOG, Body, Stream, detached_stream, said, transports, undone
+from .kit.detached import LOG, Body, Stream, detached_stream, said, served, transports, undone
 from .kit.exchange import Exchange
 from .kit.sse_parser import EventStreamParser
 
@@ -120,7 +119,7 @@ def test_without_epoll_streams_stay_attached_and_it_is_logged_once(
 
 
 def test_with_transport_attached_the_log_names_that_option_once(caplog: pytest.LogCaptureFixture) -> None:
-    request = Request(("default",), ServerInfo("fake", None, None, lambda: False, lets_go=True))
+    request = served(ServerInfo("fake", None, None, lambda: False, lets_go=True))
     attached = ClientOptions(transport="attached")
     with SSEManager(clients=attached) as manager, caplog.at_level(logging.INFO, LOG):
         for _ in range(2):
@@ -225,7 +224,7 @@ def test_without_descriptors_and_threads_a_stream_is_refused(
 def test_with_transport_attached_streams_may_hold_all_threads_unless_there_is_one() -> None:
     def attached_stream(manager: SSEManager, threads: int) -> Any:
         info = ServerInfo("fake", None, threads, lambda: False, lets_go=True)
-        return open_stream(manager, Request(("default",), info))
+        return open_stream(manager, served(info))
 
     with SSEManager(clients=ClientOptions(transport="attached")) as manager, ExitStack() as stack:
         assert reasons(attached_stream(manager, 1)) == [("sse_busy", "threads")]

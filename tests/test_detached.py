@@ -20,7 +20,6 @@ from sse_batcher import SSEManager
 from sse_batcher.manager import process_of
 from sse_batcher.runtime.process import PerProcess
 from sse_batcher.transports import open_stream
-from sse_batcher.transports.attached import Request
 from sse_batcher.transports.detached import stream as streams
 from sse_batcher.transports.detached import takeover
 from sse_batcher.transports.detached.loop import Loop, loop
@@ -39,6 +38,7 @@ from .kit.detached import (
     Stream,
     detached_stream,
     every_server,
+    served,
     undone,
     wait_for_transports,
     watched,
@@ -382,7 +382,7 @@ def test_an_exception_in_a_take_over_ends_at_most_its_stream(manager: SSEManager
     for place in itertools.count():
         exchange, server = Exchange(), Server()
         info = ServerInfo("fake", exchange.fd, None, lambda: False, lets_go=True)
-        body = open_stream(manager, Request(("default",), info))
+        body = open_stream(manager, served(info))
         interrupted = interrupt(lambda: server.write(exchange.fd, server.response(body)), place)  # noqa: B023
         body.close()
         os.close(exchange.fd)

@@ -16,7 +16,8 @@ import pytest
 from sse_batcher import Client, ClientOptions, InvalidEventError, SSEManager, TooManyClientsError, stream
 from sse_batcher.manager import process_of
 from sse_batcher.runtime.locks import new_lock
-from sse_batcher.streams.hub import Hub, Snapshot
+from sse_batcher.streams.hub import Hub
+from sse_batcher.streams.opening import Snapshot
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.wire import HEARTBEAT
 
@@ -118,24 +119,24 @@ def test_without_a_lease_a_stream_does_not_end(clock: Clock) -> None:
 
 def test_one_client_too_many_is_refused_and_none_is_ended_for_it() -> None:
     delivery = Delivery(max_clients=2)
-    clients = [connect(delivery.hub) for _ in range(2)]
+    clients = [delivery.connect() for _ in range(2)]
     with pytest.raises(TooManyClientsError, match=r"^2 streams are open: close some, or raise max_clients$"):
-        connect(delivery.hub)
+        delivery.connect()
     assert delivery.hub.count()["clients"] == 2
     assert delivery.left == []
     clients[0].close()
-    connect(delivery.hub)
+    delivery.connect()
 
 
 def test_the_limit_of_a_user_is_his_own() -> None:
     delivery = Delivery(max_clients_per_user=1)
-    client = connect(delivery.hub, "ada")
+    client = delivery.connect("default", user="ada")
     with pytest.raises(TooManyClientsError, match=r"^1 streams of the user 'ada' are open: "):
-        connect(delivery.hub, "ada")
-    connect(delivery.hub, "bob")
-    connect(delivery.hub), connect(delivery.hub)  # clients without a user have no limit for each user
+        delivery.connect("default", user="ada")
+    delivery.connect("default", user="bob")
+    delivery.connect(), delivery.connect()  # clients without a user have no limit for each user
     client.close()
-    connect(delivery.hub, "ada")
+    delivery.connect("default", user="ada")
 
 
 @pytest.fixture
@@ -324,7 +325,7 @@ def test_a_stream_that_was_kicked_while_it_opened_ends_with_its_first_step(who: 
     hub = Delivery().hub
     ticket = hub.ticket
     assert hub.dismiss("kicked", **who) == 0
-    client = hub.connect(("a", "b"), user="ada", ticket=ticket)
+    client = connect(hub, "a", "b", user="ada", ticket=ticket)
     assert told(client)[-1][1] == "kicked"
 
 
@@ -335,14 +336,14 @@ def test_a_kick_of_others_does_not_count(who: dict[str, str]) -> None:
     hub = Delivery(heartbeat=0.01).hub
     ticket = hub.ticket
     hub.dismiss("kicked", **who)
-    client = hub.connect(("a", "b"), user="ada", ticket=ticket)
+    client = connect(hub, "a", "b", user="ada", ticket=ticket)
     assert [next(client)[:15], next(client)] == [b"event: sse_open", HEARTBEAT]
 
 
 def test_a_kick_before_the_ticket_does_not_count() -> None:
     hub = Delivery(heartbeat=0.01).hub
     hub.dismiss("kicked", user="ada")
-    client = hub.connect(("a",), user="ada", ticket=hub.ticket)
+    client = connect(hub, "a", user="ada", ticket=hub.ticket)
     assert [next(client)[:15], next(client)] == [b"event: sse_open", HEARTBEAT]
 
 
@@ -350,7 +351,7 @@ def test_a_stream_that_was_revoked_while_it_opened_says_so() -> None:
     hub = Delivery().hub
     ticket = hub.ticket
     hub.dismiss("revoked", user="ada")
-    assert told(hub.connect(("a",), user="ada", ticket=ticket))[-1][:2] == ("sse_bye", "revoked")
+    assert told(connect(hub, "a", user="ada", ticket=ticket))[-1][:2] == ("sse_bye", "revoked")
 
 
 def test_a_stream_that_was_kicked_while_it_opened_gets_no_history_and_loses_none() -> None:
@@ -358,7 +359,7 @@ def test_a_stream_that_was_kicked_while_it_opened_gets_no_history_and_loses_none
     delivery.deliver(3)
     ticket = delivery.hub.ticket
     delivery.hub.dismiss("kicked", user="ada")
-    client = delivery.hub.connect(("default",), "x-1", user="ada", ticket=ticket)
+    client = delivery.connect("default", cursor="x-1", user="ada", ticket=ticket)
     assert told(client) == [("sse_open", None, "x-1"), ("sse_bye", "kicked", "x-1")]
     assert delivery.left == [(1, "kicked")]
     assert numbers(connected(delivery.connect(cursor="x-1")), 2) == [2, 3]
@@ -381,7 +382,7 @@ def test_who_was_kicked_before_the_state_gets_none_and_no_id(cursor: str | None,
     ticket = delivery.hub.ticket
     if when == "before connect":
         delivery.hub.dismiss("kicked", user="ada")
-    client = delivery.hub.connect(("default",), cursor, snapshot=STATE, user="ada", ticket=ticket)
+    client = delivery.connect("default", cursor=cursor, snapshot=STATE, user="ada", ticket=ticket)
     if when == "before the first step":
         delivery.hub.dismiss("kicked", user="ada")
     assert [(name, id) for name, _, id in told(client)] == [(first, ""), ("sse_bye", "")]
@@ -389,7 +390,7 @@ def test_who_was_kicked_before_the_state_gets_none_and_no_id(cursor: str | None,
 
 def test_who_is_kicked_after_the_state_keeps_the_place() -> None:
     delivery = Delivery()
-    client = delivery.hub.connect(("default",), snapshot=STATE._replace(cursor="x-0"), user="ada")
+    client = delivery.connect("default", snapshot=STATE._replace(cursor="x-0"), user="ada")
     assert b"event: state\n" in next(client)
     delivery.hub.dismiss("kicked", user="ada")
     assert last(client).id == "x-0"
@@ -427,7 +428,7 @@ def test_a_kick_at_any_moment_of_a_connect_ends_the_stream(when: str) -> None:
         hub = Delivery(lock=lock).hub
         ticket, lock.blocks = hub.ticket, -1
         lock.happens[when, number] = partial(hub.dismiss, "kicked", "ada")
-        client = hub.connect(("a",), user="ada", ticket=ticket)
+        client = connect(hub, "a", user="ada", ticket=ticket)
         if lock.happens:
             break
         assert told(client)[-1][:2] == ("sse_bye", "kicked")

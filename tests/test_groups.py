@@ -168,7 +168,7 @@ def test_a_client_that_is_ahead_of_its_group_reads_on_by_itself_if_it_needs_a_pa
     site.delivery.deliver(1)
     site.loop.turn(0)  # the group is busy with 1
     site.delivery.deliver(2)
-    new = site.hub.connect(("default",))
+    new = site.delivery.connect()
     theirs = site.hand_over(new, next(new))
     (group,) = {client.group for client in site.loop.clients.values()}
     while not group.ahead:

@@ -20,7 +20,7 @@ from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.streams.hub import Hub
 from sse_batcher.wire import HEARTBEAT, Frame
 
-from .kit.delivery import Delivery, MeetingLock, Numbers, drive, numbers, take
+from .kit.delivery import Delivery, MeetingLock, Numbers, connect, drive, numbers, take
 from .kit.waiting import TIMEOUT
 
 # -- frames ------------------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def test_the_time_to_return_is_drawn_for_each_connection_and_grows_with_their_nu
 
 def test_a_client_shows_users_no_more_than_its_iteration_its_end_and_who_it_is() -> None:
     assert [name for name in dir(Client) if not name.startswith("_")] == ["close", "info"]
-    client = Delivery().hub.connect(("a", "b"), user="ada")
+    client = Delivery().connect("a", "b", user="ada")
     assert isinstance(client, Client)
     assert (client.info.channels, client.info.user) == (("a", "b"), "ada")
     assert repr(client) == "<Client 1: 'a', 'b', user 'ada', live>"
@@ -189,7 +189,7 @@ def test_a_client_that_cannot_be_announced_is_forgotten() -> None:
         on_disconnect=lambda client, farewell: left.append(farewell.reason),
     )
     with pytest.raises(RuntimeError):
-        hub.connect(("default",))
+        connect(hub)
     assert hub.is_empty()
     assert left == ["left"]
 
@@ -332,7 +332,7 @@ def test_a_dropped_hub_is_freed_without_the_garbage_collector() -> None:
         on_connect=lambda client: None,
         on_disconnect=lambda client, farewell: None,
     )
-    client = hub.connect(("default",))
+    client = connect(hub)
     next(client)
     client.close()
     reference = weakref.ref(hub)
@@ -359,7 +359,7 @@ def test_a_client_goes_on_with_what_only_the_backend_still_has(monkeypatch: pyte
         return Slice(frames[point.position :], 3)
 
     monkeypatch.setattr(Numbers, "replay", replay)
-    assert delivery.hub.can_resume(("default",), "x-2")
+    assert delivery.can_resume("x-2")
     assert asked == []  # the history has it
     client = delivery.connect(cursor="x-1")
     assert [event for event, _, _ in take(client, 3)] == ["sse_open", "t", "t"]
@@ -383,9 +383,9 @@ def test_a_client_gets_a_gap_if_the_backend_cannot_be_asked_any_more(monkeypatch
 def test_what_only_the_backend_still_has_can_be_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     delivery = Delivery(HistoryOptions(history_frames=1))
     delivery.deliver(3)
-    assert not delivery.hub.can_resume(("default",), "x-1")
+    assert not delivery.can_resume("x-1")
     monkeypatch.setattr(Numbers, "replay", lambda self, channels, point, user: Slice([], 3))
-    assert delivery.hub.can_resume(("default",), "x-1")
+    assert delivery.can_resume("x-1")
 
 
 def test_a_replay_of_frames_that_are_too_old_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +395,7 @@ def test_a_replay_of_frames_that_are_too_old_is_none(monkeypatch: pytest.MonkeyP
     for age_ms, resumes in [(70_000, False), (50_000, True)]:
         older = Slice([Frame(batch, 2, "x-2", int(time.time() * 1000) - age_ms)], 2)
         monkeypatch.setattr(Numbers, "replay", lambda self, channels, point, user, older=older: older)
-        assert delivery.hub.can_resume(("default",), "x-1") is resumes
+        assert delivery.can_resume("x-1") is resumes
 
 
 def test_frames_that_get_too_old_while_a_client_is_behind_are_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,9 +434,9 @@ def test_a_client_that_returns_after_the_age_of_the_history_gets_a_gap(monkeypat
     delivery = Delivery(HistoryOptions(history_age=10))
     monkeypatch.setattr(Numbers, "now", lambda self: 10_000.0)
     delivery.deliver()
-    assert delivery.hub.can_resume(("default",), "x-0")
+    assert delivery.can_resume("x-0")
     monkeypatch.setattr(Numbers, "now", lambda self: 10_001.0)
-    assert not delivery.hub.can_resume(("default",), "x-0")
+    assert not delivery.can_resume("x-0")
     assert take(delivery.connect(cursor="x-0"), 1)[0][0] == "sse_gap"
     assert take(delivery.connect(cursor="x-1"), 1)[0][0] == "sse_open"  # it has everything
 
@@ -476,7 +476,7 @@ def test_counts_outlive_the_client() -> None:
 
 def test_streams_of_the_same_channel_and_user_stay_when_one_of_them_leaves() -> None:
     delivery = Delivery()
-    first, second = (delivery.hub.connect(("default",), user="ada") for _ in range(2))
+    first, second = (delivery.connect("default", user="ada") for _ in range(2))
     assert [len(next(client)) > 0 for client in (first, second)] == [True, True]
     first.close()
     delivery.deliver()

@@ -111,7 +111,7 @@ def test_a_client_that_returns_gets_what_it_missed_and_then_new_events(site: Sit
 
 
 def test_what_was_delivered_between_the_first_block_and_the_take_over_is_sent(site: Site) -> None:
-    client = site.hub.connect(("default",))
+    client = site.delivery.connect()
     first = next(client)
     site.delivery.deliver(3)  # queued, as for an attached one
     theirs = site.hand_over(client, first)
@@ -299,7 +299,7 @@ def test_a_client_kicked_in_the_middle_of_a_frame_gets_only_its_rest(site: Site)
 
 
 def test_a_kick_before_the_loop_has_the_connection_is_not_lost(site: Site) -> None:
-    client = site.hub.connect(("default",))
+    client = site.delivery.connect()
     theirs = site.hand_over(client, next(client))
     site.hub.dismiss("kicked")
     site.loop.run()
@@ -307,7 +307,7 @@ def test_a_kick_before_the_loop_has_the_connection_is_not_lost(site: Site) -> No
 
 
 def test_a_client_that_is_closed_before_the_loop_has_the_connection_ends(site: Site) -> None:
-    client = site.hub.connect(("default",))
+    client = site.delivery.connect()
     theirs = site.hand_over(client, b"")
     client.close()
     site.loop.run()

@@ -21,7 +21,7 @@ KEPT = 5  # frames for users in the history
 
 def connect(site: Site, user: int, *, small: bool = False) -> socket.socket:
     """Return the client's end of a detached stream of this user, after its first block."""
-    client = site.hub.connect(("default",), user=user)
+    client = site.delivery.connect("default", user=user)
     first = next(client)
     theirs = site.hand_over(client, first, small=small)
     site.loop.run()

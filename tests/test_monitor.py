@@ -18,6 +18,7 @@ from sse_batcher.manager import process_of
 from sse_batcher.monitor import overview, page_files
 from sse_batcher.monitor.overview import CHANNELS, FRAMES, MAX_CONTENT, NAMES, STREAMS, Monitor
 from sse_batcher.streams.client import QueueClient
+from sse_batcher.streams.opening import StreamRequest
 
 from .kit.clock import Clock
 from .kit.process import AsProcess
@@ -52,9 +53,7 @@ def look(manager: SSEManager) -> Look:
 
 def subscribe(manager: SSEManager, *channels: str, user: User | None = None, address: str | None = None) -> QueueClient:
     """A stream that has begun."""
-    client = process_of(manager).subscribe(
-        channels or ("default",), None, batches=True, snapshot=None, user=user, ticket=None, address=address
-    )
+    client = process_of(manager).subscribe(StreamRequest(channels or ("default",), user=user, address=address))
     next(client)
     return client
 

@@ -11,7 +11,7 @@ import pytest
 from sse_batcher import ClosedError, HistoryOptions, Text
 from sse_batcher.event import Batch, Event
 from sse_batcher.streams.history import ResumePoint, Slice
-from sse_batcher.streams.hub import Snapshot
+from sse_batcher.streams.opening import Snapshot
 from sse_batcher.wire import HEARTBEAT, Frame
 
 from .kit import polls
@@ -355,7 +355,7 @@ class Returning:
 def test_a_lone_poll_comes_back_after_half_a_second_to_one(site: Site) -> None:
     found = []
     for cursor in [None, "x-0"] * 500:
-        client = site.hub.connect(("default",), cursor, poll=True)
+        client = site.delivery.connect(cursor=cursor, poll=True)
         found.append(retry_of(next(client)))
         client.close()
     assert 500 <= min(found) < 550
@@ -365,7 +365,7 @@ def test_a_lone_poll_comes_back_after_half_a_second_to_one(site: Site) -> None:
 def test_ten_thousand_polls_that_end_at_once_spread_their_return(site: Site) -> None:
     clients, found = [], []
     for _ in range(10_000):
-        clients.append(site.hub.connect(("default",), "x-0", poll=True))
+        clients.append(site.delivery.connect(cursor="x-0", poll=True))
         found.append(retry_of(next(clients[-1])))
     site.deliver()
     assert {len(parse(b"".join(to_end(client)))) for client in clients} == {1}

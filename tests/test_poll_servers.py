@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from sse_batcher import ClientOptions, SSEManager
-from sse_batcher.transports.attached import AttachedStream, Request
+from sse_batcher.transports.attached import AttachedStream
 from sse_batcher.transports.detached.takeover import TakeOver
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.wire import HEARTBEAT
 
 from .kit import detached
+from .kit.detached import served
 from .kit.exchange import Exchange
 from .kit.polls import types
 from .kit.servers import SERVERS, Kind, Server, serving
@@ -34,7 +35,7 @@ nothing_was_logged_yet = detached.nothing_was_logged_yet
 def test_a_poll_that_waits_leaves_its_thread(
     manager: SSEManager, stream: Callable[..., detached.Stream], server: detached.Server
 ) -> None:
-    waiting = stream(server, poll=True, last_event_id=manager.cursor())
+    waiting = stream(server, poll=True, cursor=manager.cursor())
     (opened,) = waiting.take(1)
     assert opened.type == "sse_open"
     assert waiting.leaves_its_thread()
@@ -64,16 +65,16 @@ def test_a_poll_that_ends_at_once_is_not_detached(
     manager.kick(user=7)
     request: dict[str, dict[str, Any]] = {
         "new": {},
-        "behind": {"last_event_id": cursor},
-        "gap": {"last_event_id": "old"},
-        "kicked": {"last_event_id": cursor, "user": 7, "ticket": ticket},
+        "behind": {"cursor": cursor},
+        "gap": {"cursor": "old"},
+        "kicked": {"cursor": cursor, "user": 7, "ticket": ticket},
     }
     answer = stream(poll=True, **request[what])
     expected = {"new": ["sse_open"], "behind": ["sse_open", "log"], "gap": ["sse_gap"], "kicked": ["sse_open"]}
     assert types(answer.rest()) == expected[what]
     assert answer.leaves_its_thread()
     assert begun == []
-    waiting = stream(poll=True, last_event_id=manager.cursor())  # by which it is seen that others are noted
+    waiting = stream(poll=True, cursor=manager.cursor())  # by which it is seen that others are noted
     waiting.take(1)
     assert waiting.leaves_its_thread()
     assert len(begun) == 1
@@ -85,7 +86,7 @@ def test_a_poll_that_is_held_back_on_its_way_goes_on_and_a_stream_does_not(no_de
             exchange = Exchange()
             exchange.client.sendall(b"GET /events")  # after which nothing is written to it
             server = ServerInfo("fake", exchange.fd, None, lambda: False)
-            body = AttachedStream(manager, Request(("default",), server, manager.cursor(), poll=poll))
+            body = AttachedStream(manager, served(server, cursor=manager.cursor(), poll=poll))
             assert next(body).startswith(b"event: sse_open\n")
             block = next(body)
             assert (block == HEARTBEAT) == poll

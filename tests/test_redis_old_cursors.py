@@ -21,6 +21,7 @@ from sse_batcher.cli import serving
 from sse_batcher.manager import process_of
 from sse_batcher.wire import HEARTBEAT
 
+from .kit.delivery import asked_for
 from .kit.redisserver import RedisServer, cursor_of, redis_fixture
 from .kit.sse_parser import EventStreamParser, ServerEvent, parse
 from .kit.viewers import FORGETFUL, Make, Viewer, add, flat, managers_fixture, publishing, send, wait_until_read
@@ -229,13 +230,13 @@ def test_an_entry_that_is_gone_from_the_end_makes_it_another_line(server: RedisS
     for number in (1, 2, 3):
         add(server, number)
     wait_until_read(manager)
-    assert process_of(manager).can_resume(("default",), start, None)
+    assert process_of(manager).can_resume(asked_for(cursor=start))
     [(last, _)] = server.client.xrevrange("sse_batcher:stream", count=1)
     server.client.xdel("sse_batcher:stream", last)
-    assert not process_of(manager).can_resume(("default",), start, None)
+    assert not process_of(manager).can_resume(asked_for(cursor=start))
     server.client.xadd("sse_batcher:stream", {"hello": "world"})  # it is read, and no client is sent a gap
     wait_until(lambda: manager.get_stats().ignored == 1, "it is read")
-    assert not process_of(manager).can_resume(("default",), start, None)
+    assert not process_of(manager).can_resume(asked_for(cursor=start))
 
 
 @external
@@ -248,7 +249,7 @@ def test_what_is_older_than_it_may_be_is_not_replayed_from_redis(server: RedisSe
     epoch = cursor_of(manager).partition("-")[0]
     start = f"{epoch}-{now - 61_001}-0"
     wait_until_read(manager)
-    assert not process_of(manager).can_resume(("default",), start, None)
+    assert not process_of(manager).can_resume(asked_for(cursor=start))
     with Viewer(manager, cursor=f"{epoch}-{old}") as viewer:
         assert viewer.numbers(3) == [2, 3]
 

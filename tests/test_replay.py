@@ -459,7 +459,7 @@ def test_a_first_block_that_is_taken_little_by_little_arrives_whole(
     make: Callable[..., ReplayingSite], size: int
 ) -> None:
     site = make(loop={"max_kept_bytes": 1_000})  # one client may always have more
-    client = site.hub.connect(("default",))
+    client = site.delivery.connect()
     first = next(client) + b"event: state\ndata: " + b"x" * size + b"\n\n"
     theirs = site.hand_over(client, first)
     site.loop.run()

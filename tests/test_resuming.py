@@ -170,7 +170,7 @@ def batch_of(delivery: Delivery, size: int) -> None:
 
 def test_without_batches_each_event_has_a_block_and_an_id_that_says_how_many_have_arrived() -> None:
     delivery = Delivery()
-    client = delivery.hub.connect(("default",), batches=False)
+    client = delivery.connect(batches=False)
     next(client)
     batch_of(delivery, 4)
     delivery.deliver(data="alone")
@@ -193,7 +193,7 @@ def test_a_client_that_was_cut_inside_a_batch_gets_the_rest_as_plain_events(
     batch_of(delivery, 4)
     if not newest:
         delivery.deliver(data=5)
-    client = delivery.hub.connect(("default",), f"x-1.{part}", batches=batches)
+    client = delivery.connect(cursor=f"x-1.{part}", batches=batches)
     assert [(event, id) for event, _, id in take(client, 1)] == [("sse_open", f"x-1.{part}")]
     if newest:
         delivery.deliver(data=5)
@@ -205,7 +205,7 @@ def test_a_client_that_was_cut_inside_a_batch_gets_the_rest_as_plain_events(
 def test_a_client_that_left_in_the_middle_of_a_batch_and_gets_no_more_stands_where_it_stood() -> None:
     delivery = Delivery()
     batch_of(delivery, 4)
-    client = delivery.hub.connect(("other",), "x-1.2")
+    client = delivery.connect("other", cursor="x-1.2")
     delivery.hub.close("shutdown")
     assert [id for _, _, id in take(client, 2)] == ["x-1.2", "x-1.2"]
 
@@ -217,7 +217,7 @@ def test_the_rest_of_a_batch_that_was_evicted_is_a_gap(part: int, batches: bool)
     batch_of(delivery, 4)
     delivery.deliver()
     for cursor, first in ((f"x-1.{part}", "sse_gap"), ("x-1", "sse_open")):
-        client = delivery.hub.connect(("default",), cursor, batches=batches)
+        client = delivery.connect(cursor=cursor, batches=batches)
         assert [event for event, _, _ in take(client, 1)] == [first]
 
 

@@ -17,7 +17,7 @@ from sse_batcher.runtime.app_thread import AppThread, Task
 from sse_batcher.streams.revalidation import QUIET_SECONDS, Revalidator
 
 from .kit.clock import Clock
-from .kit.delivery import Delivery, connect, last, numbers
+from .kit.delivery import Delivery, last, numbers
 from .kit.sse_parser import parse
 from .kit.waiting import TIMEOUT
 
@@ -59,7 +59,7 @@ class Asked:
         return answer
 
     def connect(self, user: Hashable) -> Client:
-        client = connect(self.delivery.hub, user)
+        client = self.delivery.connect("default", user=user)
         self.revalidator.watch(user)
         next(client)
         return client

@@ -43,7 +43,7 @@ def busy(site: Site, others: str) -> None:
 
 @pytest.fixture
 def attached(site: Site) -> Iterator[QueueClient]:
-    client = site.hub.connect(("default",), user=7)
+    client = site.delivery.connect("default", user=7)
     assert b"sse_open" in next(client)
     yield client
     client.close()
@@ -56,13 +56,13 @@ def test_an_attached_stream_ends_at_the_head(site: Site, attached: QueueClient, 
     attached.dismiss(reason)
     (bye,) = parse(next(attached))
     assert (bye.type, bye.id) == ("sse_bye", "x-20")
-    assert site.hub.can_resume(("default",), bye.id, 7)
+    assert site.delivery.can_resume(bye.id, "default", user=7)
 
 
 @OTHERS
 @pytest.mark.parametrize("end", ["shutdown", "kicked"])
 def test_a_detached_stream_ends_at_the_head(site: Site, others: str, end: str) -> None:
-    client = site.hub.connect(("default",), user=7)
+    client = site.delivery.connect("default", user=7)
     theirs = site.hand_over(client, next(client))
     site.loop.run()
     events(theirs)
@@ -74,7 +74,7 @@ def test_a_detached_stream_ends_at_the_head(site: Site, others: str, end: str) -
     site.loop.run()
     (bye,) = events(theirs)
     assert (bye.type, bye.id) == ("sse_bye", "x-20")
-    assert site.hub.can_resume(("default",), bye.id, 7)
+    assert site.delivery.can_resume(bye.id, "default", user=7)
 
 
 @pytest.mark.parametrize("audience", ["default", (7,)])
@@ -87,7 +87,7 @@ def test_a_queued_frame_that_others_have_evicted_is_not_skipped(
     attached.dismiss("lease")
     (bye,) = parse(next(attached))
     assert bye.id == "x-0"
-    assert not site.hub.can_resume(("default",), bye.id, 7)
+    assert not site.delivery.can_resume(bye.id, "default", user=7)
 
 
 def test_a_frame_that_is_not_offered_yet_is_not_skipped(
@@ -171,7 +171,7 @@ def test_a_frame_that_is_thrown_away_while_the_queue_is_looked_at_is_not_skipped
 
 
 def test_a_detached_stream_is_not_moved_past_a_frame_that_its_loop_has_not_read(site: Site) -> None:
-    client = site.hub.connect(("default",), user=7)
+    client = site.delivery.connect("default", user=7)
     theirs = site.hand_over(client, next(client))
     site.loop.run()
     events(theirs)

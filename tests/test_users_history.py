@@ -316,7 +316,7 @@ def test_a_stream_comes_back_at_the_head_only_from_after_its_newest_frame(cursor
 def test_whether_a_client_can_resume_depends_on_its_user() -> None:
     delivery = Delivery()
     delivery.lose((7,))
-    answers = [delivery.hub.can_resume(("a",), "x-0", user) for user in (7, "7", 8, None)]
+    answers = [delivery.can_resume("x-0", "a", user=user) for user in (7, "7", 8, None)]
     assert answers == [False, True, True, True]
 
 

@@ -22,11 +22,12 @@ import pytest
 from sse_batcher import ClientOptions, SSEManager, signals
 from sse_batcher.runtime.process import PerProcess
 from sse_batcher.streams.client import QueueClient
-from sse_batcher.transports.attached import AttachedStream, Request
+from sse_batcher.transports.attached import AttachedStream
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.sockets import sign_of_life
 from sse_batcher.transports.watcher import STOP_SAMPLE, Watch, Watcher
 
+from .kit.detached import served
 from .kit.process import AsProcess
 from .kit.servers import HOST
 from .kit.waiting import TIMEOUT
@@ -165,7 +166,7 @@ def test_a_client_that_leaves_frees_the_thread_that_waits_for_the_next_frame(pai
 
     with SSEManager(clients=ClientOptions(heartbeat=3600)) as manager:
         with signals.client_disconnected.connected_to(receive, sender=manager):
-            body = AttachedStream(manager, Request(("default",), server_info(ours.fileno())))
+            body = AttachedStream(manager, served(server_info(ours.fileno())))
             next(body)
             driver = threading.Thread(target=lambda: list(body))
             driver.start()
@@ -275,7 +276,7 @@ def test_a_stream_is_busy_from_a_block_until_the_next_step(pair: Pair, monkeypat
         Watcher, "add", lambda self, watch, limit=math.inf: (watches.append(watch), add(self, watch, limit))[1]
     )
     with SSEManager(clients=ClientOptions(heartbeat=0.01)) as manager:
-        body = AttachedStream(manager, Request(("default",), server_info(pair[0].fileno())))
+        body = AttachedStream(manager, served(server_info(pair[0].fileno())))
         next(body)
         (watch,) = watches
         first = watch.busy_since
@@ -491,7 +492,7 @@ def test_a_forked_child_has_a_watcher_of_its_own(as_process: AsProcess) -> None:
 
 def test_a_stream_that_the_watcher_closes_before_a_step_does_not_open_again(pair: Pair) -> None:
     with SSEManager() as manager:
-        body = AttachedStream(manager, Request(("default",), server_info(pair[0].fileno())))
+        body = AttachedStream(manager, served(server_info(pair[0].fileno())))
         next(body)
         body.close()
         assert list(body) == []
@@ -501,6 +502,6 @@ def test_a_stream_that_the_watcher_closes_before_a_step_does_not_open_again(pair
 def test_a_response_that_is_never_iterated_holds_no_descriptor(pair: Pair) -> None:
     before = descriptors()
     with SSEManager() as manager:
-        body = AttachedStream(manager, Request(("default",), server_info(pair[0].fileno())))
+        body = AttachedStream(manager, served(server_info(pair[0].fileno())))
         assert descriptors() == before
         body.close()

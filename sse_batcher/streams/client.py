@@ -14,7 +14,7 @@ import threading
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from weakref import ref
 
 from ..event import Audience
@@ -24,6 +24,7 @@ from ..wire import GZIP_START, HEARTBEAT, Frame, Position, deflated, stored
 from .counts import Counts
 from .history import ResumePoint, Slice
 from .open_stream import ClientInfo, OpenStream
+from .opening import Opening, StreamRequest
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -59,21 +60,6 @@ class Client(Iterator[bytes]):
         """End the stream at once, without ``sse_bye``, and with it the iteration. Thread-safe, and idempotent."""
 
 
-class Opening(NamedTuple):
-    """How a stream begins."""
-
-    point: ResumePoint
-    """The client has everything up to it, or gets that with the `state`."""
-    resumed: bool = False
-    """Whether the client goes on at its own cursor."""
-    missed: GapReason | None = None
-    """Why it does not, although it has a cursor: it may have missed something."""
-    state: bytes = b""
-    """The blocks of a snapshot, which come after the first block. The last one has the point as its id."""
-    stale: GapReason | None = None
-    """Why what came between the state and the point may be missing; None if nothing is."""
-
-
 def new_queue() -> queue.SimpleQueue[Reference | None]:
     """Return a new queue for one client."""
     return queue.SimpleQueue()  # looked up at the call, since gevent may patch the module after our import
@@ -84,27 +70,15 @@ class QueueClient(OpenStream, Client):
 
     transport = "attached"
 
-    def __init__(
-        self,
-        hub: Hub,
-        info: ClientInfo,
-        opening: Opening,
-        *,
-        batches: bool,
-        poll: bool = False,
-        gzipped: bool = False,
-    ) -> None:
-        """`batches`: whether the client knows them, or gets a block for each event. `poll`: it ends with an answer.
-
-        `gzipped`: whether its bytes are compressed.
-        """
+    def __init__(self, hub: Hub, info: ClientInfo, opening: Opening, request: StreamRequest) -> None:
         now, age = hub.clock(), hub.options.max_stream_age
         lease = math.inf if age is None else now + age * random.uniform(0.8, 1.0)
+        poll = request.poll
         super().__init__(info, opening.point, now, now + hub.options.poll_wait if poll else lease, poll=poll)
         self.options = hub.options
-        self.batches = batches
-        self.gzipped = gzipped
-        self._is_plain = batches and not gzipped
+        self.batches = request.batches
+        self.gzipped = request.gzipped
+        self._is_plain = self.batches and not self.gzipped
         self.missed = opening.missed
         """Why it may have missed something before it began; None if it has not."""
         self._hub = hub

@@ -20,27 +20,16 @@ from ..reasons import ByeReason, EndReason, GapReason
 from ..runtime.locks import new_lock
 from ..wire import Frame, Position
 from .census import Census, first_waiting_locked
-from .client import Opening, QueueClient, Reference, new_queue
+from .client import QueueClient, Reference, new_queue
 from .control import ControlBlocks
 from .counts import LoopCounts
 from .departures import Departures, Farewell
 from .dismissals import Dismissals
 from .history import History, ResumePoint, Slice, Wait
 from .open_stream import ClientInfo, OpenStream
+from .opening import Openings, StreamRequest
 from .registry import Registry
 from .roles import Cursors, Listener
-
-
-class Snapshot(NamedTuple):
-    """What a client that begins without a usable cursor is sent first: the state, as of `cursor` or later, in `blocks`.
-
-    The last block has the cursor as its id, the others have none.
-    """
-
-    cursor: str
-    """Where the history stood before the state was taken."""
-    blocks: bytes
-    """The state, as the stream sends it."""
 
 
 class News(NamedTuple):
@@ -101,6 +90,7 @@ class Hub:
         self._registry = Registry(options)
         self._departures = Departures(self._lock, self._registry, clock, on_disconnect)
         self._history = History(history, cursors.start)
+        self._openings = Openings(self._history, cursors)
         self.offered: Position = cursors.start
         """Every frame up to it was offered to its listeners: a live stream for which nothing waits has all of them.
         Written by the delivering thread, after the offers; read without a lock, before a look at what waits."""
@@ -147,47 +137,35 @@ class Hub:
 
     # -- for the manager -----------------------------------------------------------------------------------------------
 
-    def connect(
-        self,
-        channels: tuple[str, ...],
-        last_event_id: str | None = None,
-        *,
-        batches: bool = True,
-        snapshot: Snapshot | None = None,
-        user: User | None = None,
-        ticket: int | None = None,
-        poll: bool = False,
-        address: str | None = None,
-        gzipped: bool = False,
-    ) -> QueueClient:
+    def connect(self, request: StreamRequest) -> QueueClient:
         """Add a client. It reads the history from its cursor on, and is live when there is nothing more to read.
 
-        A client that cannot go on at its cursor begins at the head, or with the snapshot. If it was dismissed after the
-        `ticket`, it ends with its first step, and gets none of this. `poll`: it ends when it has got something.
-        `address`: that of `ClientInfo`. `gzipped`: its bytes are compressed. Raises `ClosedError` and
-        `TooManyClientsError`, and `BackendError` if it is not known whether the client can go on.
+        A client that cannot go on at its cursor begins at the head, or with the snapshot. If it was dismissed after its
+        ticket, it ends with its first step, and gets none of this. Raises `ClosedError` and `TooManyClientsError`, and
+        `BackendError` if it is not known whether the client can go on.
         """
-        replayed = self._is_replayed(channels, user, last_event_id)
+        replayed = self._can_replay(request)
+        channels, user, ticket = request.channels, request.user, request.ticket
         client: QueueClient | None = None
         try:
             with self._departures, self._lock:
                 if self.refuses:
                     raise ClosedError("this manager was shut down and takes no more clients")
                 self._registry.check_limits(user)
-                opening = self._opening_locked(channels, user, last_event_id, replayed, snapshot)
-                info = ClientInfo(next(self._numbers), channels, user, address=address)
-                client = QueueClient(self, info, opening, batches=batches, poll=poll, gzipped=gzipped)
+                opening = self._openings.find_locked(request, replayed=replayed)
+                info = ClientInfo(next(self._numbers), channels, user, address=request.address)
+                client = QueueClient(self, info, opening, request)
                 if opening.point.position == self._history.head and not opening.point.part:
                     client.go_live()
                 self._registry.add(client)
                 self._registry.listen(client, channels)
-                if gzipped and not batches:
+                if request.gzipped and not request.batches:
                     self._compress_unbatched = True
                 # In the same step: a dismissal either comes before this look, or finds the client in the registry.
                 dismissed = None if ticket is None else self._dismissals.after(ticket, user, channels)
             if dismissed is not None:
                 client.dismiss(dismissed)
-            if not poll:
+            if not request.poll:
                 self._on_connect(client.info)
         except BaseException:
             if client is not None:
@@ -195,11 +173,11 @@ class Hub:
             raise
         return client
 
-    def can_resume(self, channels: tuple[str, ...], last_event_id: str | None, user: User | None = None) -> bool:
-        """Return whether a client that came with this id now would miss nothing. Raises `BackendError`."""
-        replayed = self._is_replayed(channels, user, last_event_id)
+    def can_resume(self, request: StreamRequest) -> bool:
+        """Return whether a client with this request would miss nothing, if it came now. Raises `BackendError`."""
+        replayed = self._can_replay(request)
         with self._departures, self._lock:
-            return self._opening_locked(channels, user, last_event_id, replayed).resumed
+            return self._openings.find_locked(request, replayed=replayed).resumed
 
     @property
     def head(self) -> Position:
@@ -339,7 +317,7 @@ class Hub:
 
         May wait for the backend. Raises `BackendError`.
         """
-        older = self._older(channels, point, user)
+        older = self._openings.older(channels, point, user)
         if older is not None and self._compress:
             for frame in older.frames:
                 if frame.batch.audience in self._compress:
@@ -354,7 +332,7 @@ class Hub:
         already, whatever the floors are.
         """
         with self._departures, self._lock:
-            stream.point = self._settled_locked(stream.channels, stream.info.user, stream.point)
+            stream.point = self._openings.settled_locked(stream.channels, stream.info.user, stream.point)
 
     def skip(self, stream: OpenStream) -> bytes:
         """Make a stream live at the head. Return the block that says that it has missed something, and why."""
@@ -445,12 +423,14 @@ class Hub:
 
     # -- internal ------------------------------------------------------------------------------------------------------
 
-    def _older(self, channels: tuple[str, ...], point: ResumePoint, user: User | None) -> Slice | None:
-        older = self._cursors.replay(channels, point, user)
-        now = self._cursors.now()
-        if older is not None and any(self._history.is_expired(frame, now) for frame in older.frames):
-            return None
-        return older
+    def _can_replay(self, request: StreamRequest) -> bool:
+        """Return whether it takes the backend to go on at this cursor, and the backend can. Raises `BackendError`."""
+        if not request.last_event_id:
+            return False
+        with self._departures, self._lock:
+            if self._openings.find_locked(request).missed != "too_old":
+                return False
+        return self._openings.can_replay(request)
 
     def _advance_locked(self, stream: OpenStream) -> bool:
         channels, user = stream.channels, stream.info.user
@@ -466,51 +446,3 @@ class Hub:
         else:
             stream.go_live()
         return True
-
-    def _settled_locked(self, channels: tuple[str, ...], user: User | None, point: ResumePoint) -> ResumePoint:
-        """Return the head, if there is nothing for such a stream between it and the point. Otherwise the point."""
-        history = self._history
-        is_up_to_date = history.covers(channels, point, user) and not history.has_news(channels, point, user)
-        return ResumePoint(history.head) if is_up_to_date and history.head > point.position else point
-
-    def _is_replayed(self, channels: tuple[str, ...], user: User | None, last_event_id: str | None) -> bool:
-        """Return whether it takes the backend to go on at this id, and the backend can. Raises `BackendError`."""
-        if not last_event_id:
-            return False
-        with self._departures, self._lock:
-            if self._opening_locked(channels, user, last_event_id).missed != "too_old":
-                return False
-        point = self._cursors.parse(last_event_id)
-        # It was usable a moment ago, and the backend may have begun another history since then.
-        return not point.refused and self._older(channels, point, user) is not None
-
-    def _opening_locked(
-        self,
-        channels: tuple[str, ...],
-        user: User | None,
-        last_event_id: str | None,
-        replayed: bool = False,
-        snapshot: Snapshot | None = None,
-    ) -> Opening:
-        """Find how a stream with this id begins now. `replayed`: the backend has what the history no longer has."""
-        missed: GapReason | None = None
-        if last_event_id:
-            self._history.expire(self._cursors.now())
-            point = self._parsed_locked(last_event_id)
-            missed = point.refused
-            if missed is None and not replayed and not self._history.covers(channels, point, user):
-                missed = "too_old"
-            if missed is None:
-                return Opening(self._settled_locked(channels, user, point), resumed=True)
-        if snapshot is None:
-            return Opening(ResumePoint(self._history.head), missed=missed)
-        point = self._parsed_locked(snapshot.cursor)
-        stale = point.refused  # since the state was taken, another history has begun
-        return Opening(ResumePoint(self._history.head) if stale else point, False, missed, snapshot.blocks, stale)
-
-    def _parsed_locked(self, cursor: str) -> ResumePoint:
-        """Read a cursor. It is refused, too, if no frame up to its position was delivered here."""
-        point = self._cursors.parse(cursor)
-        if point.refused is None and point.position > self._history.head:
-            return ResumePoint(refused="malformed")
-        return point

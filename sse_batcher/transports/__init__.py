@@ -9,11 +9,11 @@ import logging
 
 from ..manager import SSEManager, process_of
 from ..runtime.log_fields import log_fields
-from .attached import AttachedStream, Request
+from .attached import AttachedStream, ServedRequest
 from .detached.stream import DetachedStream, detach_policy
 
 
-def open_stream(manager: SSEManager, request: Request) -> AttachedStream:
+def open_stream(manager: SSEManager, request: ServedRequest) -> AttachedStream:
     """Return the WSGI iterable for this request, of the kind that the option `transport` asks for.
 
     It subscribes when it is iterated, and holds nothing before that.

@@ -15,7 +15,7 @@ from ..manager import SSEManager, process_of
 from ..reasons import BusyReason, ByeReason
 from ..runtime.dropped import Dropped
 from ..streams.client import QueueClient
-from ..streams.hub import Snapshot
+from ..streams.opening import StreamRequest
 from ..streams.refusals import refusal_reason
 from ..wire import GZIP_START, stored
 from .descriptors import descriptors
@@ -24,25 +24,13 @@ from .sockets import end_connection
 from .watcher import Watch, watcher
 
 
-class Request(NamedTuple):
-    """A request for a stream: what is asked for, and the server that it came through."""
+class ServedRequest(NamedTuple):
+    """A request for a stream, and the server that it came through."""
 
-    channels: tuple[str, ...]
+    stream: StreamRequest
     server: ServerInfo
-    last_event_id: str | None = None
-    batches: bool = True
-    snapshot: Snapshot | None = None
     resumes: bool = False
     """Whether no snapshot was made, because the client could resume at its cursor when the request came."""
-    user: str | int | None = None
-    ticket: int | None = None
-    """Taken before the app decided what the user may have: a kick after it ends the stream. See `Hub.ticket`."""
-    poll: bool = False
-    """Whether the stream ends as soon as the client has got something."""
-    address: str | None = None
-    """Where it came from: its ``REMOTE_ADDR``."""
-    gzipped: bool = False
-    """Whether its bytes are compressed, as the headers of the response say."""
 
 
 BUFFERED: ByeReason = "buffered"
@@ -109,7 +97,7 @@ class AttachedStream(Iterator[bytes]):
       the two threads. Harmless race: both may close it.
     """
 
-    def __init__(self, manager: SSEManager, request: Request) -> None:
+    def __init__(self, manager: SSEManager, request: ServedRequest) -> None:
         self._manager = manager
         self._request = request
         self._client: QueueClient | None = None
@@ -165,8 +153,8 @@ class AttachedStream(Iterator[bytes]):
     def _refuse(self, reason: BusyReason) -> bytes:
         """Open no stream. Returns the only block of the response, the ``sse_busy``."""
         self.close()
-        block = process_of(self._manager).busy_block(reason, self._request.last_event_id)
-        return GZIP_START + stored(block) if self._request.gzipped else block
+        block = process_of(self._manager).busy_block(reason, self._request.stream.last_event_id)
+        return GZIP_START + stored(block) if self._request.stream.gzipped else block
 
     def _open(self) -> QueueClient:
         """Subscribe. Raises `BusyError`."""
@@ -176,17 +164,7 @@ class AttachedStream(Iterator[bytes]):
             raise BusyError("limit")
         self._hold()
         try:
-            client = process_of(self._manager).subscribe(
-                asked.channels,
-                asked.last_event_id,
-                batches=asked.batches,
-                snapshot=asked.snapshot,
-                user=asked.user,
-                ticket=asked.ticket,
-                poll=asked.poll,
-                address=asked.address,
-                gzipped=asked.gzipped,
-            )
+            client = process_of(self._manager).subscribe(asked.stream)
         except (BackendError, ClosedError, TooManyClientsError) as error:
             if isinstance(error, TooManyClientsError):
                 watcher.get().warn_of_limit(error)
@@ -210,7 +188,7 @@ class AttachedStream(Iterator[bytes]):
             return
         options = process.options
         self._watch = Watch(self, server, options.send_timeout)
-        if not self._request.poll:  # a poll reaches its client even if it is held back until its end
+        if not self._request.stream.poll:  # a poll reaches its client even if it is held back until its end
             self._buffering = BufferingCheck(self._watch)
         if not watcher.get().add(self._watch, _max_threads(server, options.transport)):
             raise BusyError("threads")

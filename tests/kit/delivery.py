@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -19,6 +19,7 @@ from sse_batcher.streams.departures import Farewell
 from sse_batcher.streams.history import ResumePoint
 from sse_batcher.streams.hub import Hub
 from sse_batcher.streams.open_stream import ClientInfo
+from sse_batcher.streams.opening import StreamRequest
 from sse_batcher.wire import Frame
 
 from .sse_parser import ServerEvent, parse
@@ -99,9 +100,12 @@ class Delivery:
     def connect(
         self, *channels: str, cursor: str | None = None, user: User | None = None, **options: Any
     ) -> QueueClient:
-        """A stream of these channels. Without one: of the default channel, or of a user and no channel."""
-        names = channels or (() if user is not None else ("default",))
-        return self.hub.connect(names, cursor, user=user, **options)
+        """As `connect`, with this hub."""
+        return connect(self.hub, *channels, cursor=cursor, user=user, **options)
+
+    def can_resume(self, cursor: str, *channels: str, user: User | None = None) -> bool:
+        """Whether such a stream of this hub would miss nothing."""
+        return self.hub.can_resume(asked_for(*channels, cursor=cursor, user=user))
 
 
 def take(client: Client, count: int) -> list[Any]:
@@ -253,9 +257,15 @@ def just_after(monkeypatch: pytest.MonkeyPatch, thing: object, method: str, happ
     monkeypatch.setattr(thing, method, first)
 
 
-def connect(hub: Hub, user: Hashable = None) -> Client:
-    """A stream of the default channel, of this user."""
-    return hub.connect(("default",), user=user)
+def asked_for(*channels: str, cursor: str | None = None, user: User | None = None, **options: Any) -> StreamRequest:
+    """A request for these channels. Without one: for the default channel, or for a user and no channel."""
+    names = channels or (() if user is not None else ("default",))
+    return StreamRequest(names, cursor, user=user, **options)
+
+
+def connect(hub: Hub, *channels: str, **options: Any) -> QueueClient:
+    """A stream of this hub; arguments are those of `asked_for`."""
+    return hub.connect(asked_for(*channels, **options))
 
 
 def connect_user(delivery: Delivery, *channels: str, **options: Any) -> QueueClient:

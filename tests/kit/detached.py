@@ -23,7 +23,7 @@ from sse_batcher import BatchOptions, ClientOptions, SSEManager
 from sse_batcher.runtime.log_once import LogOnce
 from sse_batcher.runtime.process import PerProcess
 from sse_batcher.transports import open_stream
-from sse_batcher.transports.attached import Request
+from sse_batcher.transports.attached import ServedRequest
 from sse_batcher.transports.detached.loop import loop
 from sse_batcher.transports.detached.stream import DetachedStream, DetachPolicy
 from sse_batcher.transports.detached.takeover import TakeOver
@@ -31,6 +31,7 @@ from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import watcher
 from sse_batcher.wire import HEADERS, LAST_CHUNK
 
+from .delivery import asked_for
 from .exchange import Exchange, descriptors
 from .sse_parser import EventStreamParser, ServerEvent
 from .waiting import TIMEOUT, wait_until
@@ -130,7 +131,7 @@ class Stream:
         fd = self.exchange.fd
         sent = Sent()
         info = ServerInfo(name, fd, None, lambda: False, lets_go, sent.rest, max_requests=max_requests)
-        body = (middleware or nothing)(open_stream(manager, Request(("default",), info, **request)))
+        body = (middleware or nothing)(open_stream(manager, served(info, **request)))
         self.thread = threading.Thread(target=server.serve, args=(fd, body, sent), daemon=True)
         self.thread.start()
         self.answer = http.client.HTTPResponse(self.exchange.client)
@@ -238,9 +239,14 @@ def watched() -> int:
     return len(watcher.get())
 
 
+def served(server: ServerInfo, **options: Any) -> ServedRequest:
+    """A request for the default channel that came through this server. Arguments are those of `asked_for`."""
+    return ServedRequest(asked_for("default", **options), server)
+
+
 def detached_stream(manager: SSEManager, fd: int | None, **info: Any) -> DetachedStream:
     described = ServerInfo("fake", fd, None, lambda: False, lets_go=True)._replace(**info)
-    return DetachedStream(manager, Request(("default",), described))
+    return DetachedStream(manager, served(described))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from sse_batcher import Client, ClientOptions, HistoryOptions, Text
 from sse_batcher.backends.memory import MemoryBackend
 from sse_batcher.event import Audience, Batch, Event, User
 from sse_batcher.streams.hub import Hub
+from sse_batcher.streams.opening import StreamRequest
 from sse_batcher.streams.roles import Cursors
 from sse_batcher.wire import HEARTBEAT
 
@@ -69,7 +70,7 @@ class SteppedViewer:
         asked = self._browser.connect(cursor, batches=batches, poll=poll)
         self._decompress = zlib.decompressobj(wbits=31).decompress if self.gzipped else bytes
         self._client = self._hub.connect(
-            self.channels, asked, batches=batches, user=self.user, poll=poll, gzipped=self.gzipped
+            StreamRequest(self.channels, asked, batches, user=self.user, poll=poll, gzipped=self.gzipped)
         )
 
     def stay(self) -> None:

@@ -11,6 +11,7 @@ from flask import Flask, Response, request
 from sse_batcher import SSE, Client
 from sse_batcher.cli import serving
 from sse_batcher.manager import process_of
+from sse_batcher.streams.opening import StreamRequest
 
 
 class Site:
@@ -43,8 +44,7 @@ class Site:
     def open(self, user: Any = None, *channels: str, address: str = "10.0.0.7") -> Client:
         """A stream that has begun."""
         process = process_of(self.manager)
-        names = channels or ("default",)
-        stream = process.subscribe(names, None, batches=True, snapshot=None, user=user, ticket=None, address=address)
+        stream = process.subscribe(StreamRequest(channels or ("default",), user=user, address=address))
         next(stream)
         return stream
 

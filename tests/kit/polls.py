@@ -100,7 +100,7 @@ def poll(site: Site, request: pytest.FixtureRequest) -> Iterator[MakePoll]:
     clients: list[QueueClient] = []
 
     def poll(cursor: str | None = None, *channels: str, small: bool = False, **options: Any) -> Poll:
-        clients.append(site.hub.connect(channels or ("default",), cursor, poll=True, **options))
+        clients.append(site.delivery.connect(*(channels or ("default",)), cursor=cursor, poll=True, **options))
         return Poll(site, clients[-1], transport, chunked=bool(chunked), small=small)
 
     yield poll

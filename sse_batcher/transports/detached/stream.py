@@ -15,7 +15,7 @@ from ...runtime.dropped import Dropped
 from ...runtime.log_fields import log_fields
 from ...runtime.log_once import LogOnce
 from ...runtime.process import PerProcess
-from ..attached import AttachedStream, BusyError, Request
+from ..attached import AttachedStream, BusyError, ServedRequest
 from ..descriptors import descriptor_limit
 from ..server import ServerInfo
 from .loop import Adoption, loop
@@ -37,7 +37,7 @@ class DetachedStream(AttachedStream):
     server asks for more, it has written the head and the block, and the stream goes on in the loop.
     """
 
-    def __init__(self, manager: SSEManager, request: Request) -> None:
+    def __init__(self, manager: SSEManager, request: ServedRequest) -> None:
         super().__init__(manager, request)
         self._begun = False
         self._detaches = True

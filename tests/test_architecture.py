@@ -31,8 +31,8 @@ LAYERS = """
     runtime
     batching.window batching.flushes batching.log_lines batching.engine batching.batcher batching
     streams.history streams.dismissals streams.counts streams.roles streams.open_stream streams.opening
-    streams.refusals streams.control streams.client streams.index streams.registry streams.departures streams.census
-    streams.hub streams.handover streams.revalidation streams
+    streams.gate streams.refusals streams.control streams.client streams.index streams.registry streams.departures
+    streams.census streams.hub streams.handover streams.revalidation streams
     backends.kicks backends.memory
     backends.redis.entries backends.redis.connections backends.redis.presence backends.redis.state backends.redis.reader
     backends.redis.archive backends.redis.kicks backends.redis.inspection

@@ -25,6 +25,7 @@ from .control import ControlBlocks
 from .counts import LoopCounts
 from .departures import Departures, Farewell
 from .dismissals import Dismissals
+from .gate import Gate
 from .history import History, ResumePoint, Slice, Wait
 from .open_stream import ClientInfo, OpenStream
 from .opening import Openings, StreamRequest
@@ -82,10 +83,9 @@ class Hub:
         self._on_connect = on_connect
         self.make_queue = make_queue
         self._numbers = itertools.count(1)
-        # Guards the registry, the history, the dismissals, `closing`, `handover`, `_closed_for_good` and `_closed_at`.
-        # Read without it, each a harmless race: `closing`, `handover`, how many streams are open and whether a user has
-        # one, which were true a moment ago; `head` and `ticket`, whose older value only means that more frames, or more
-        # dismissals, come after it.
+        # Guards the registry, the history, the dismissals, and replacing the gate. Read without it, each a harmless
+        # race: the gate, how many streams are open and whether a user has one, which were true a moment ago; `head` and
+        # `ticket`, whose older value only means that more frames, or more dismissals, come after it.
         self._lock = new_lock() if lock is None else lock
         self._registry = Registry(options)
         self._departures = Departures(self._lock, self._registry, clock, on_disconnect)
@@ -95,13 +95,7 @@ class Hub:
         """Every frame up to it was offered to its listeners: a live stream for which nothing waits has all of them.
         Written by the delivering thread, after the offers; read without a lock, before a look at what waits."""
         self._dismissals = Dismissals()
-        self.closing: ByeReason | None = None
-        """Why no more clients are taken, and all streams end; None while the hub is open. Changed under the lock. Code
-        without the lock looks at it once: it may be None again at any moment."""
-        self.handover: list[OpenStream] | None = None
-        """The streams that are still to end, while they end in waves: see `Handover`. None: they do not."""
-        self._closed_for_good = False
-        self._closed_at = 0.0
+        self._gate = Gate()
         self.control = ControlBlocks(options, cursors, self._registry, self._registry.polls)
         """Makes the control blocks."""
         self.loop_counts = LoopCounts()
@@ -220,12 +214,9 @@ class Hub:
         Unless it is `for_good`, `reopen` takes clients again.
         """
         with self._departures, self._lock:
-            self.closing = self.closing or reason
-            if self.handover:
+            if self._gate.handover:
                 self.control.return_ms = None  # all that are left end at once, so their return has to be spread
-            self.handover = None  # after `closing`: see `refuses`
-            self._closed_for_good = self._closed_for_good or for_good
-            self._closed_at = self.clock()
+            self._gate = self._gate.close(reason, self.clock(), for_good=for_good)
             listeners = self._registry.listeners()
         for listener in listeners:
             listener.end(reason)
@@ -236,16 +227,26 @@ class Hub:
         `close` ends all that are left, and `reopen` takes clients again.
         """
         with self._departures, self._lock:
-            if self.closing is not None:
+            if self._gate.closing is not None:
                 return []  # all of them end already
-            self._closed_at = self.clock()
-            self.handover = streams = self._registry.streams()
+            streams = self._registry.streams()
+            self._gate = self._gate.hand_over(streams, self.clock())
             return streams
+
+    @property
+    def closing(self) -> ByeReason | None:
+        """Why all streams end; None if they do not. Takes no lock: look at it once, since the hub may open again."""
+        return self._gate.closing
+
+    @property
+    def handover(self) -> list[OpenStream] | None:
+        """The streams that are still to end, while they end in waves; None if they do not. Takes no lock."""
+        return self._gate.handover
 
     @property
     def refuses(self) -> bool:
         """Whether no more clients are taken. Takes no lock."""
-        return self.handover is not None or self.closing is not None  # in this order: see `close`
+        return self._gate.refuses
 
     def reopen(self, after: float) -> bool:
         """Take clients again, if none were taken for at least `after` seconds, and the hub was not closed for good.
@@ -253,9 +254,9 @@ class Hub:
         Return whether that was so.
         """
         with self._departures, self._lock:
-            if not self.refuses or self._closed_for_good or self.clock() - self._closed_at < after:
+            if not self._gate.may_open(self.clock(), after):
                 return False
-            self.closing = self.handover = self.control.return_ms = None
+            self._gate, self.control.return_ms = Gate(), None
             return True
 
     def wait_until_left(self, timeout: float | None) -> bool:

@@ -84,7 +84,8 @@ class Openings:
             return Opening(ResumePoint(self._history.head), missed=missed)
         point = self._parsed_locked(snapshot.cursor)
         stale = point.refused  # since the state was taken, another history has begun
-        return Opening(ResumePoint(self._history.head) if stale else point, False, missed, snapshot.blocks, stale)
+        begin = ResumePoint(self._history.head) if stale else point
+        return Opening(begin, missed=missed, state=snapshot.blocks, stale=stale)
 
     def settled_locked(self, channels: tuple[str, ...], user: User | None, point: ResumePoint) -> ResumePoint:
         """Return the head, if there is nothing for such a stream between it and the point. Otherwise the point."""

@@ -16,7 +16,7 @@ from playwright.sync_api import sync_playwright
 
 from sse_batcher import SSE
 from sse_batcher.cli import serving
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.streams.opening import StreamRequest
 

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from . import signals
 from .after_commit import AfterCommit, Send
@@ -34,9 +34,10 @@ from .event import (
     encode_body,
 )
 from .functions import check_function
+from .manager_state import new_process
 from .options import BatchOptions, ClientOptions, HistoryOptions, batch_options
-from .process_state import Parts, ProcessState, Settings
-from .runtime.process import PerProcess, close_at_exit, open_objects, require_threads
+from .process_state import Settings
+from .runtime.process import PerProcess, close_at_exit, open_objects
 from .stats import ManagerStats
 from .streams.client import Client
 from .streams.opening import Snapshot, StreamRequest
@@ -111,7 +112,7 @@ class SSEManager:
         open_backend(backend, settings.history.history_frames)  # refused here, not at the first event
         self._backend_kind = f"{backend.partition('://')[0]}://" if isinstance(backend, str) else type(backend).__name__
         self.revalidate = revalidate
-        self._process = PerProcess(functools.partial(_new_process, weakref.ref(self), settings))
+        self._process = PerProcess(functools.partial(new_process, weakref.ref(self), settings))
         close_at_exit(self)
 
     @property
@@ -369,60 +370,9 @@ class SSEManager:
         )
 
 
-def process_of(manager: SSEManager) -> ProcessState:
-    """This process's part of a manager, for transports, `wsgi` and the Flask part."""
-    return manager._process.get()
-
-
-def existing_process_of(manager: SSEManager) -> ProcessState | None:
-    """The same, None if the manager was not used in this process."""
-    return manager._process.existing()
-
-
-class StandIn(Protocol):
-    """What makes the process states of managers in a test."""
-
-    def reaches(self, manager: SSEManager) -> bool:
-        """Return whether the states of this manager are made by it."""
-
-    def make_state(self, manager: SSEManager, make: Callable[[Parts], ProcessState]) -> ProcessState:
-        """Make the state of this manager, at its first use."""
-
-
-stand_ins: list[StandIn] = []
-"""For the testing kit; empty in production. The first one that reaches a manager counts."""
-
-
-def swap_state(manager: SSEManager, state: ProcessState | None) -> ProcessState | None:
-    """Put another state in the place of this process's part of a manager, for the testing kit.
-
-    None: it is made at the next use, by a stand-in if there is one. Returns the state before, None if there was none.
-    """
-    return manager._process.swap(state)
-
-
 def managers() -> list[SSEManager]:
     """Return the managers of this process."""
     return [each for each in open_objects() if isinstance(each, SSEManager)]
-
-
-def _new_process(reference: weakref.ref[SSEManager], settings: Settings) -> ProcessState:
-    require_threads()
-    manager, parent = reference(), None
-    if manager is not None:  # it is None if the garbage collector has begun to collect the manager
-        close_at_exit(manager)  # again: the manager may have been made in another process, before a fork
-        parent = manager._process.inherited()
-    find_revalidate = functools.partial(_revalidate_of, reference)
-    make = functools.partial(ProcessState, settings, sender=reference, find_revalidate=find_revalidate, parent=parent)
-    for stand_in in stand_ins:
-        if manager is not None and stand_in.reaches(manager):
-            return stand_in.make_state(manager, lambda parts: make(parts=parts))
-    return make()
-
-
-def _revalidate_of(reference: weakref.ref[SSEManager]) -> Ask | None:
-    manager = reference()
-    return None if manager is None else manager.revalidate
 
 
 def _audience(batcher: EventBatcher, channel: object, user: object) -> Audience:

@@ -15,7 +15,8 @@ from urllib.parse import unquote_plus
 from .browser import SCRIPT, VERSION
 from .errors import BackendError, InvalidEventError, UsageError
 from .event import DEFAULT_CHANNEL, check_channels, check_user
-from .manager import SSEManager, process_of
+from .manager import SSEManager
+from .manager_state import process_of
 from .process_state import ProcessState
 from .reasons import BusyReason
 from .runtime.log_fields import log_fields

@@ -15,7 +15,7 @@ from werkzeug.test import TestResponse, create_environ
 
 from sse_batcher import SSE, ConfigurationError, EventBatcher, UsageError
 from sse_batcher.flask.cors import Cors
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.options import TRANSPORTS
 from sse_batcher.testing import StreamRefusedError, open_stream
 

@@ -37,7 +37,7 @@ LAYERS = """
     backends.redis.entries backends.redis.connections backends.redis.presence backends.redis.state backends.redis.reader
     backends.redis.archive backends.redis.kicks backends.redis.inspection
     backends.redis.backend backends.redis backends
-    signals draining process_state after_commit manager prometheus
+    signals draining process_state manager_state after_commit manager prometheus
     transports.server transports.sockets transports.descriptors transports.watcher
     transports.attached transports.detached.sending transports.detached.takeover
     transports.detached.connection transports.detached.group transports.detached.replay transports.detached.feed
@@ -143,6 +143,7 @@ def test_the_imports_are_read_as_they_are_meant() -> None:
         "streams.opening",
         "streams.refusals",
         "manager",
+        "manager_state",
         "transports.watcher",
     }
     assert {"signals", "manager", "flask.extension"} <= ours("")

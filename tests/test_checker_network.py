@@ -137,7 +137,7 @@ def serving_through_faults(
     def backend(url: str, frames: int) -> Backend:
         return RecordedBackend(record) if redis is None else recorded_redis(redis, frames, record)
 
-    monkeypatch.setattr("sse_batcher.manager.stand_ins", [Recorded()])
+    monkeypatch.setattr("sse_batcher.manager_state.stand_ins", [Recorded()])
     with ExitStack() as stack:
         managers, proxies = [], []
         for _ in range(1 if redis is None else 2):

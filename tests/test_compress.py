@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sse_batcher import SSE, BatchOptions, ClientOptions, HistoryOptions, SSEManager, Text, wire
 from sse_batcher.event import Audience, Batch, Event
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.testing import open_stream

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sse_batcher import ClientOptions, SSEManager
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.transports import open_stream
 from sse_batcher.transports.detached import takeover
 from sse_batcher.transports.detached.stream import DetachedStream

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import pytest
 
 from sse_batcher import SSEManager
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.runtime.process import PerProcess
 from sse_batcher.transports import open_stream
 from sse_batcher.transports.detached import stream as streams

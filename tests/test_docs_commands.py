@@ -13,7 +13,7 @@ from sse_batcher.cli import main
 from sse_batcher.commands.load import OPENING_AT_ONCE
 from sse_batcher.commands.load_tally import Tally, as_table, losses, report
 from sse_batcher.commands.stats import redis_lines
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 
 from .kit.documents import text_of
 from .kit.redisserver import RedisServer, redis_fixture

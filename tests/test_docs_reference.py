@@ -28,7 +28,7 @@ from sse_batcher.cli import main
 from sse_batcher.event import MAX_CHANNELS, MAX_KEY, MAX_NAME, MAX_USER, MAX_USERS
 from sse_batcher.flask.config import KEYS
 from sse_batcher.flask.operator_cli import PUBLISH_SECONDS
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.prometheus import PREFIX, ROWS, SSECollector
 from sse_batcher.testing import open_stream, record
 

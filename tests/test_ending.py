@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from sse_batcher import Client, ClientOptions, InvalidEventError, SSEManager, TooManyClientsError, stream
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.runtime.locks import new_lock
 from sse_batcher.streams.hub import Hub
 from sse_batcher.streams.opening import Snapshot

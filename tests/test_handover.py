@@ -12,7 +12,7 @@ import pytest
 from sse_batcher import Client, ClosedError, SSEManager
 from sse_batcher.backends.memory import MemoryBackend
 from sse_batcher.draining import CLOSE_SECONDS
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.process_state import Parts, ProcessState
 from sse_batcher.reasons import ByeReason
 from sse_batcher.runtime.worker import Deadline
@@ -284,7 +284,7 @@ Make = Callable[..., Draining]
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    monkeypatch.setattr("sse_batcher.manager.stand_ins", [Sharing()])
+    monkeypatch.setattr("sse_batcher.manager_state.stand_ins", [Sharing()])
     monkeypatch.setattr(handover, "START_SECONDS", 0.0)
     made: list[Draining] = []
 

@@ -20,7 +20,7 @@ from flask import Flask
 
 from sse_batcher import SSE, EventBatcher, SSEManager, UsageError, health
 from sse_batcher.backends.memory import MemoryBackend
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.transports.detached.loop import Loop, loop
 from sse_batcher.transports.health import STALLED_SECONDS
 from sse_batcher.transports.server import ServerInfo

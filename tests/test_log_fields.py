@@ -15,7 +15,7 @@ import pytest
 from flask import Flask
 
 from sse_batcher import SSE, EventBatcher, SSEManager
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.runtime.log_fields import PREFIX, log_fields
 
 from .kit.documents import files, text_of

@@ -12,7 +12,7 @@ import pytest
 
 from sse_batcher import HistoryOptions
 from sse_batcher.event import Batch, Event
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.streams.history import MAX_FLOORS
 from sse_batcher.transports.detached import connection as connections
 from sse_batcher.transports.detached import group as groups

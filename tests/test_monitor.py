@@ -14,7 +14,7 @@ import pytest
 
 from sse_batcher import HistoryOptions, SSEManager, Text
 from sse_batcher.event import User
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.monitor import overview, page_files
 from sse_batcher.monitor.overview import CHANNELS, FRAMES, MAX_CONTENT, NAMES, STREAMS, Monitor
 from sse_batcher.streams.client import QueueClient

@@ -20,7 +20,7 @@ from sse_batcher.commands import stats as commands_stats
 from sse_batcher.commands.stats import table
 from sse_batcher.commands.tail import Printer, tail_redis
 from sse_batcher.commands.terminal import Terminal
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.stats import ManagerStats
 from sse_batcher.testing import live_server
 

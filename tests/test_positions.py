@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sse_batcher import BatchOptions, Client, HistoryOptions, SSEManager
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.runtime.locks import is_mine, new_lock
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.wire import HEARTBEAT, Frame

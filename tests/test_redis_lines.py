@@ -15,7 +15,7 @@ from sse_batcher import HistoryOptions, SSEManager
 from sse_batcher.backends.redis.backend import RedisBackend
 from sse_batcher.backends.redis.entries import Entry, Kick, to_fields
 from sse_batcher.backends.redis.state import State
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 
 from .kit.redisserver import RedisServer, cursor_of, redis_fixture, redis_server, sentinel_of
 from .kit.servers import HOST

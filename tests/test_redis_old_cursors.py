@@ -18,7 +18,7 @@ from sse_batcher import (
     stream,
 )
 from sse_batcher.cli import serving
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.wire import HEARTBEAT
 
 from .kit.delivery import asked_for

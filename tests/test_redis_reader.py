@@ -17,7 +17,7 @@ from sse_batcher.backends.redis.entries import Entry, Kick, Position, RawEntry, 
 from sse_batcher.backends.redis.reader import Reader
 from sse_batcher.backends.redis.state import Keys, State
 from sse_batcher.event import EVERY_USER, Batch, Event
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.streams.history import ResumePoint
 from sse_batcher.streams.roles import Receiver
 

@@ -19,7 +19,7 @@ from flask import Flask, render_template_string
 from sse_batcher import SSE, BackendError, InvalidEventError, SSEManager
 from sse_batcher.backends.redis.backend import RedisBackend
 from sse_batcher.backends.redis.connections import Link
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.streams.hub import Hub
 
 from .kit.receiver import RecordingReceiver

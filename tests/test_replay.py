@@ -19,7 +19,7 @@ import pytest
 
 from sse_batcher import BackendError, HistoryOptions
 from sse_batcher.event import BROADCAST, Batch, Event, User
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.streams.history import ResumePoint, Slice
 from sse_batcher.streams.hub import Hub
 from sse_batcher.transports.detached import connection as connections

@@ -22,7 +22,7 @@ from werkzeug.test import TestResponse
 from sse_batcher import SSE, BackendError, InvalidEventError, UsageError
 from sse_batcher.backends.kicks import MAX_TOKEN_SECONDS, KickedUsers, Stamps
 from sse_batcher.flask.signing import TOKEN_PREFIX, Grant, Tokens
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.testing import StreamRefusedError, open_stream
 
 from .kit.flask_sites import making

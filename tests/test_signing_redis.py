@@ -18,7 +18,7 @@ from sse_batcher import SSE, BackendError
 from sse_batcher.backends.kicks import MAX_TOKEN_SECONDS
 from sse_batcher.backends.redis import state
 from sse_batcher.backends.redis.state import State
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 
 from .kit.documents import text_of
 from .kit.flask_sites import making

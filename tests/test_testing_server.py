@@ -18,7 +18,7 @@ import pytest
 from flask import Flask, render_template_string
 
 from sse_batcher import SSE, SSEManager, UsageError, stream
-from sse_batcher.manager import existing_process_of
+from sse_batcher.manager_state import existing_process_of
 from sse_batcher.testing import live_server, record
 
 from .kit.browser import chromium

@@ -13,7 +13,7 @@ import pytest
 
 from sse_batcher import BatchOptions, ClientOptions, HistoryOptions, SSEManager, Text, stream
 from sse_batcher.cli import serving
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.options import TRANSPORTS
 from sse_batcher.transports.detached.loop import loop
 

@@ -17,7 +17,8 @@ from werkzeug.routing import Map, Rule
 from ..browser import SCRIPT_NAME
 from ..errors import BackendError, InvalidEventError
 from ..event import DEFAULT_CHANNEL, check_channels
-from ..manager import SSEManager, process_of
+from ..manager import SSEManager
+from ..manager_state import process_of
 from ..reasons import RefusalReason
 from ..runtime.log_fields import log_fields
 from ..wsgi import health

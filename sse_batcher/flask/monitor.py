@@ -18,7 +18,8 @@ from itsdangerous import BadSignature
 
 from ..errors import BackendError, InvalidEventError
 from ..event import User, check_user
-from ..manager import SSEManager, process_of
+from ..manager import SSEManager
+from ..manager_state import process_of
 from ..monitor import PAGE, page_files
 from ..monitor.overview import Monitor
 from ..runtime.log_fields import log_fields

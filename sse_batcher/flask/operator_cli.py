@@ -28,7 +28,8 @@ from ..commands.tail import Printer, tail_redis, tail_url
 from ..commands.terminal import Terminal
 from ..errors import InvalidEventError, UsageError
 from ..event import BROADCAST, DEFAULT_CHANNEL, NOT_GIVEN, NotGiven, Text, check_channel, check_user
-from ..manager import SSEManager, process_of
+from ..manager import SSEManager
+from ..manager_state import process_of
 from ..remote.message import Request
 from ..remote.url import below, values_in
 from .signing import Tokens

@@ -10,7 +10,8 @@ from typing import Any
 
 from flask import Flask, has_request_context, request
 
-from ..manager import SSEManager, process_of
+from ..manager import SSEManager
+from ..manager_state import process_of
 from ..wire import Position
 
 

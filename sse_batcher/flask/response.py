@@ -19,7 +19,8 @@ from werkzeug.wrappers import Response as BaseResponse
 from werkzeug.wsgi import ClosingIterator
 
 from ..errors import BackendError, InvalidEventError, UsageError
-from ..manager import SSEManager, process_of
+from ..manager import SSEManager
+from ..manager_state import process_of
 from ..reasons import BusyReason
 from ..runtime.log_fields import log_fields
 from ..runtime.log_once import LogOnce

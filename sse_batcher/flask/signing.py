@@ -24,7 +24,8 @@ from ..backends.kicks import MAX_TOKEN_SECONDS, MICROSECONDS
 from ..errors import BackendError, InvalidEventError, UsageError
 from ..event import NotGiven, User, check_channels, check_user
 from ..functions import described
-from ..manager import SSEManager, process_of
+from ..manager import SSEManager
+from ..manager_state import process_of
 
 TOKEN_PREFIX = "sse1."
 DEFAULT_TTL = 43_200

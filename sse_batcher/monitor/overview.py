@@ -19,7 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 from ..event import Event, User
-from ..manager import SSEManager, process_of
+from ..manager import SSEManager
+from ..manager_state import process_of
 from ..process_state import ProcessState
 from ..runtime.locks import new_lock
 from ..runtime.process import PerProcess, process_began

@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..errors import UsageError
-from ..manager import SSEManager, existing_process_of
+from ..manager import SSEManager
 from ..manager import managers as all_managers
+from ..manager_state import existing_process_of
 from ..runtime.worker import Deadline
 from .stage import current_stage
 

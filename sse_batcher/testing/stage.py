@@ -22,8 +22,9 @@ from ..batching.engine import Engine
 from ..encoding import Encode
 from ..errors import SSEBatcherError, UsageError
 from ..event import Batch, Event
-from ..manager import SSEManager, process_of, stand_ins, swap_state
+from ..manager import SSEManager
 from ..manager import managers as all_managers
+from ..manager_state import process_of, stand_ins, swap_state
 from ..options import TypeRules
 from ..process_state import Parts, ProcessState
 from ..reasons import BatchReason

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 
-from ..manager import SSEManager, process_of
+from ..manager import SSEManager
+from ..manager_state import process_of
 from ..runtime.log_fields import log_fields
 from .attached import AttachedStream, ServedRequest
 from .detached.stream import DetachedStream, detach_policy

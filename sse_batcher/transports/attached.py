@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ..errors import BackendError, ClosedError, TooManyClientsError
-from ..manager import SSEManager, process_of
+from ..manager import SSEManager
+from ..manager_state import process_of
 from ..reasons import BusyReason, ByeReason
 from ..runtime.dropped import Dropped
 from ..streams.client import QueueClient

@@ -5,7 +5,8 @@ Any thread. Takes no lock and looks at no client, so it stays cheap with many cl
 
 from __future__ import annotations
 
-from ..manager import SSEManager, process_of
+from ..manager import SSEManager
+from ..manager_state import process_of
 from ..runtime.worker import failed_thread
 from .detached.loop import loop
 from .server import ServerInfo

@@ -10,7 +10,7 @@ from flask import Flask, Response, request
 
 from sse_batcher import SSE, Client
 from sse_batcher.cli import serving
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.streams.opening import StreamRequest
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sse_batcher import SSEManager
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 
 from .ports import HOST, free_port
 from .services import certificate, moved_by, program

@@ -11,7 +11,7 @@ from .repository import ROOT
 PRELUDE = """
 import ctypes, gc, os, random, signal, threading, time
 from sse_batcher import BatchOptions, ClosedError, EventBatcher, SSEManager
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 got = []
 def sink(batch):
     got.extend(event.data for event in batch.events)

@@ -13,7 +13,7 @@ import pytest
 
 from sse_batcher import SSEManager
 from sse_batcher.event import Audience, Batch, Event, User
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 from sse_batcher.runtime.worker import Owner, Worker
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.transports.detached.loop import LOOP_TICK_SECONDS, Adoption, Loop

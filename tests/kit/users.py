@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlencode
 from sse_batcher import BatchOptions, ClientOptions, HistoryOptions, SSEManager, stream
 from sse_batcher.cli import serving
 from sse_batcher.event import User
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 
 from .checker import values_of
 from .redisserver import cursor_of

@@ -15,7 +15,7 @@ import pytest
 from sse_batcher import BatchOptions, ClientOptions, HistoryOptions, SSEManager
 from sse_batcher.backends.redis.entries import Entry, to_fields
 from sse_batcher.event import Batch, Event
-from sse_batcher.manager import process_of
+from sse_batcher.manager_state import process_of
 
 from .redisserver import RedisServer
 from .sse_parser import ServerEvent, parse

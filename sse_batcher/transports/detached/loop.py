@@ -19,7 +19,8 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeAlias
 
-from ...manager import SSEManager, process_of
+from ...manager import SSEManager
+from ...manager_state import process_of
 from ...runtime.dropped import Dropped
 from ...runtime.log_fields import log_fields
 from ...runtime.log_once import LogOnce

@@ -10,7 +10,8 @@ import logging
 import select
 from collections.abc import Mapping
 
-from ...manager import SSEManager, process_of
+from ...manager import SSEManager
+from ...manager_state import process_of
 from ...runtime.dropped import Dropped
 from ...runtime.log_fields import log_fields
 from ...runtime.log_once import LogOnce

@@ -53,11 +53,11 @@ export interface Options {
   worker?: string | URL;
   /** "auto" (default): poll if something on the way holds streams back. true: always. false: only to join others. */
   poll?: "auto" | boolean;
-  /** Returns a fresh URL. Called after 401 or 403. For signed URLs. */
+  /** Returns a fresh URL, within 30 s. Called after 401 or 403. For signed URLs. */
   url?: () => string | URL | Promise<string | URL>;
   /**
-   * Returns the headers of each request, such as `Authorization`. Another origin then sees a CORS preflight. If the
-   * stream is shared, this and `url` may take at most 30 s.
+   * Returns the headers of each request, such as `Authorization`. Another origin then sees a CORS preflight. It may
+   * take at most 30 s.
    */
   headers?: () => Record<string, string> | Promise<Record<string, string>>;
   /** Send cookies to another origin, too. Default: false. */

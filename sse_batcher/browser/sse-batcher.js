@@ -7,6 +7,7 @@ const SLICE_MS = 20; // of work; then the page has its turn
 const MANY = 1000; // blocks that wait for the page, or messages that a tab has not answered
 const SWITCH_MS = 5000; // without a byte: perhaps something holds streams back
 const POLL_MS = 60_000; // longer than a poll waits by default
+const ANSWER_MS = 30_000; // for url() and headers(), which may have to ask the user, and may never answer
 const SHARED_FRAMES = 256; // kept for tabs that join
 const BEAT_MS = 2000;
 const DEAD_MS = 6500; // without a message
@@ -75,7 +76,8 @@ class Parser {
 
 /**
  * Reads a stream, or polls, until it is closed, and comes back whatever happens. Asks its `owner` what to fetch by
- * `prepare(isRefused)`, calls its `take(block)` and `show(state, error)`, and `polled()` after each poll.
+ * `prepare(isRefused)`, which gives a `message` if it fails. Calls its `take(block)` and `show(state, error)`, and
+ * `polled()` after each poll.
  */
 class Reader {
   #owner;
@@ -160,8 +162,8 @@ class Reader {
     const decoder = new TextDecoder();
     const parser = new Parser();
     for (;;) {
-      const { done, value } = await body.read();
-      if (done) return;
+      const { value } = await body.read();
+      if (!value) return;
       this.#isSilent = false;
       this.#heard = Infinity; // while the page is busy, no byte is waited for
       for (const block of parser.read(decoder.decode(value, { stream: true }))) {
@@ -174,8 +176,16 @@ class Reader {
   }
 
   async #fetch(poll, cursor, abort) {
-    const { url, headers, renews } = await this.#owner.prepare(this.#isRefused);
+    const { signal } = abort;
+    const answer = await Promise.race([
+      this.#owner.prepare(this.#isRefused),
+      pause(ANSWER_MS, signal).then(() => ({ message: "no answer" })),
+    ]);
+    const { url, headers, renews } = answer;
+    signal.onabort(); // ends the pause, too
+    if (!url) throw answer;
     const address = new URL(url);
+    this.#isRefused = false;
     this.#heard = Date.now(); // from now on, a byte is waited for
     if (cursor) address.searchParams.set("last_event_id", cursor);
     if (poll) address.searchParams.set("poll", "1");
@@ -183,7 +193,7 @@ class Reader {
       headers: { Accept: "text/event-stream", ...headers },
       credentials: this.#options.withCredentials ? "include" : "same-origin",
       cache: "no-store",
-      signal: abort.signal,
+      signal,
     });
     const { status } = response;
     const type = response.headers.get("Content-Type");
@@ -193,10 +203,10 @@ class Reader {
     abort.abort({
       status,
       message: `status ${status}, ${type}`,
-      renews: renews && !this.#isRefused,
+      renews,
       after: after * 1000 || Date.parse(after) - Date.now(),
     });
-    throw abort.signal.reason;
+    throw signal.reason;
   }
 
   #receive(block) {
@@ -211,7 +221,6 @@ class Reader {
       const state = this.#isPolling ? "polling" : "open";
       this.#isOpened = true;
       this.#tries = 0;
-      this.#isRefused = false;
       // Each poll begins, but the page is to see one stream.
       if (isFirst && type === "sse_open" && state === "polling" && state === this.state) return;
       if (isFirst) this.#show(state);
@@ -222,7 +231,7 @@ class Reader {
   #failed({ status = 0, message, renews, after }) {
     const [least, most] = this.#options.backoff;
     const now = performance.now();
-    this.#isRefused = status === 401 || status === 403;
+    this.#isRefused ||= status === 401 || status === 403;
     // The first time, the wait is the one by which the server spreads its clients.
     const wait = this.#tries ? Math.min(most, least * 2 ** this.#tries) * (0.5 + Math.random() / 2) : this.#retry;
     this.#sleepUntil = this.#isRefused && renews ? 0 : now + wait;
@@ -403,8 +412,8 @@ class Tab {
     this.#reader ??= new Reader({ ...this.#options, poll: true, isJoining: true }, this.#cursor, this);
   }
 
-  async ask({ isRefused, answer }) {
-    answer.postMessage(await this.prepare(isRefused).catch((error) => ({ message: `${error}` })));
+  async ask(isRefused) {
+    this.#say("answer", await this.prepare(isRefused));
   }
 
   // -- what the tab's own reader, or the worker, says ----------------------------------------------------------------
@@ -425,12 +434,13 @@ class Tab {
 
 /** What the worker does: it reads one stream for all tabs that share it. */
 class Shared {
-  #tabs = new Set(); // {port, cursor, isJoined, isWaiting, after, unanswered, heard}
+  #tabs = new Set(); // {port, cursor, isJoined, isWaiting, after, unanswered}
   #reader;
   #frames = []; // the newest ones, each {id, blocks}
   #since; // the cursor that they reach back to
   #blocks = []; // of the next frame
   #opening; // the data of sse_open; undefined before it has come
+  #asked = []; // what to call with an answer
 
   constructor() {
     setInterval(() => this.#tell("beat"), BEAT_MS);
@@ -444,7 +454,7 @@ class Shared {
   // -- what a tab says -----------------------------------------------------------------------------------------------
 
   join(tab, { cursor, isNear, options }) {
-    this.#tabs.add(Object.assign(tab, { cursor, heard: Date.now() }));
+    this.#tabs.add(Object.assign(tab, { cursor }));
     if (!this.#reader) {
       this.#since = cursor;
       this.#frames = [];
@@ -456,11 +466,15 @@ class Shared {
 
   ack(tab) {
     tab.unanswered -= 1;
-    tab.heard = Date.now();
   }
 
-  wake(_, force) {
+  wake(tab, force) {
     this.#reader?.wake(force);
+  }
+
+  /** A late answer is as good as the one that is waited for. */
+  answer(tab, value) {
+    for (const resolve of this.#asked.splice(0)) resolve(value);
   }
 
   bye(tab) {
@@ -472,18 +486,11 @@ class Shared {
 
   // -- what the reader says ------------------------------------------------------------------------------------------
 
-  /** What to fetch. Only tabs have the page's functions: ask the one that was heard last. */
-  async prepare(isRefused) {
-    const tab = [...this.#tabs].sort((a, b) => a.heard - b.heard).at(-1);
-    const { port1, port2 } = new MessageChannel();
-    this.#say(tab, "ask", { isRefused, answer: port2 }, [port2]);
-    const answer = await new Promise((resolve) => {
-      port1.onmessage = ({ data }) => resolve(data);
-      setTimeout(resolve, 30_000, { message: "no answer" }); // the page may have to ask its user
-    });
-    port1.close();
-    if (answer.message) throw new Error(answer.message);
-    return answer;
+  /** What to fetch. Only tabs have the page's functions: ask one that answers. */
+  prepare(isRefused) {
+    const [tab] = [...this.#tabs].sort((a, b) => a.unanswered - b.unanswered);
+    this.#say(tab, "ask", isRefused);
+    return new Promise((resolve) => this.#asked.push(resolve));
   }
 
   take(block) {
@@ -545,10 +552,10 @@ class Shared {
     for (const tab of this.#tabs) this.#say(tab, kind, value);
   }
 
-  #say(tab, kind, value, transfer = []) {
+  #say(tab, kind, value) {
     tab.unanswered += 1;
     const isGone = tab.unanswered > MANY; // or frozen
-    tab.port.postMessage(isGone ? ["missed"] : [kind, value], transfer);
+    tab.port.postMessage(isGone ? ["missed"] : [kind, value]);
     if (isGone) this.bye(tab);
   }
 }
@@ -568,8 +575,6 @@ function unpack({ type, data: text }, id) {
     id: index + 1 < list.length ? `${id}.${index + 1}` : id,
   }));
 }
-
-const READY_STATES = { CONNECTING: 0, OPEN: 1, CLOSED: 2 };
 
 export class BatchedEventSource extends EventTarget {
   state = "connecting";
@@ -639,7 +644,7 @@ export class BatchedEventSource extends EventTarget {
   #open() {
     const { share, withCredentials } = this.#options;
     const owner = {
-      prepare: (isRefused) => this.#prepare(isRefused),
+      prepare: (isRefused) => this.#prepare(isRefused).catch((error) => ({ message: `${error}` })),
       take: (block) => this.#take(block),
       show: (state, error) => this.#show(state, error),
     };
@@ -653,7 +658,7 @@ export class BatchedEventSource extends EventTarget {
   async #prepare(isRefused) {
     const { renew, headers } = this.#options;
     if (isRefused && renew) this.#setUrl(await renew());
-    return { url: this.url, headers: await headers?.(), renews: !!(renew || headers) };
+    return { url: this.url, headers: await headers?.(), renews: !isRefused && !!(renew || headers) };
   }
 
   #show(state, error) {
@@ -731,5 +736,5 @@ export class BatchedEventSource extends EventTarget {
   }
 }
 
-Object.assign(BatchedEventSource, READY_STATES);
-Object.assign(BatchedEventSource.prototype, READY_STATES);
+// Of the class, and of each object.
+Object.assign(BatchedEventSource, Object.assign(BatchedEventSource.prototype, { CONNECTING: 0, OPEN: 1, CLOSED: 2 }));

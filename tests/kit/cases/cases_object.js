@@ -82,7 +82,7 @@ test("url() gives a fresh URL after 401 and 403", async (t) => {
 });
 
 test("url() and headers() that fail are tried again", async (t) => {
-  const stream = await t.stream([{status: 403}, {status: 403}, ...held(open("c-0"), event("n", 1, "c-1"))]);
+  const stream = await t.stream([{status: 403}, ...held(open("c-0"), event("n", 1, "c-1"))]);
   let urls = 0, headers = 0;
   const source = await t.open(stream.url, {
     url: () => {
@@ -97,7 +97,8 @@ test("url() and headers() that fail are tried again", async (t) => {
   const seen = t.record(source, "n"), errors = [];
   source.onerror = ({status}) => errors.push(status);
   await t.same(seen, [["n", 1, "c-1"]], "events");
-  t.equal([errors, urls], [[0, 403, 0, 403], 2], "errors, and calls of url()");
+  // What was refused is not sent again before there is another URL.
+  t.equal([errors, urls, (await stream.requests()).length], [[0, 403, 0], 2, 2], "errors, calls of url(), requests");
 });
 
 // What is left of the object some time after its end, on a clock that has been put forward.
@@ -284,12 +285,30 @@ test("url() and headers() may take their time, and are called once", async (t) =
     source.onerror = ({status}) => errors.push(status);
     await t.until(() => calls, `${option} is called`);
     for (let k = 0; k < 4; k += 1) {
-      clock.skip(10_000);
+      clock.skip(7000); // together, a bit less than is too long
       await t.pause(30);
     }
     release();
     await t.until(() => source.state === "open", `it opens after ${option}`);
     t.equal([calls, errors, (await stream.requests()).length], [1, option === "url" ? [401] : [], 1], option);
+  }
+});
+
+test("url() and headers() that never answer are called again", async (t) => {
+  clock.install();
+  for (const option of ["url", "headers"]) {
+    const stream = await t.stream(held(open("c-0"))), refused = await t.stream([{status: 401}]), errors = [];
+    let calls = 0;
+    const ask = (value) => (++calls === 1 ? new Promise(() => {}) : value);
+    const source = option === "url"
+      ? await t.open(refused.url, {url: () => ask(stream.url)})
+      : await t.open(stream.url, {headers: () => ask({})});
+    source.onerror = ({status, message}) => errors.push(status || message);
+    await t.until(() => calls, `${option} is called`);
+    clock.skip(31_000);
+    await t.until(() => source.state === "open", `it opens after ${option}`);
+    t.equal([calls, errors], [2, option === "url" ? [401, "no answer"] : ["no answer"]], option);
+    t.equal((await refused.requests()).length, option === "url" ? 1 : 0, "requests with the URL that was refused");
   }
 });
 

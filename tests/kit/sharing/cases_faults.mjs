@@ -29,7 +29,7 @@ export const cases = {
     assert.deepEqual(other.events, [9]);
   },
 
-  async "a 401 reaches all tabs, and one fresh URL is asked for, from the tab that was heard last"(script) {
+  async "a 401 reaches all tabs, and one fresh URL is asked for, from a tab that is not frozen"(script) {
     const world = new World(script);
     const { server } = world;
     const asked = [];

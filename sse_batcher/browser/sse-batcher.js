@@ -50,17 +50,20 @@ function compare(a, b) {
 
 /** Splits text into blocks: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream */
 class Parser {
-  #rest = ""; // of the text: a line that is not complete
+  #rest = []; // the pieces of a line that is not complete
   #isAfterCR = false;
   #block = { lines: [] };
 
   *read(text) {
     const start = this.#isAfterCR && text[0] === "\n" ? 1 : 0;
     if (text) this.#isAfterCR = text.endsWith("\r");
-    const lines = (this.#rest + text.slice(start)).split(/\r\n|\n|\r/);
-    this.#rest = lines.pop();
+    const lines = text.slice(start).split(/\r\n?|\n/);
+    this.#rest.push(lines[0]);
+    if (lines.length < 2) return; // joined once: a long line takes no quadratic time
+    lines[0] = this.#rest.join("");
+    this.#rest = [lines.pop()];
     for (const line of lines) {
-      const [, name, value] = /^([^:]*):? ?(.*)$/s.exec(line);
+      const [, name, value] = /^([^:]*):? ?(.*)/s.exec(line);
       if (name === "data") this.#block.lines.push(value);
       else if (name === "event" || (name === "id" && !value.includes("\0"))) this.#block[name] = value;
       else if (name === "retry" && /^\d+$/.test(value)) this.#block.retry = +value;

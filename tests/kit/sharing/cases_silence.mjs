@@ -92,6 +92,24 @@ export const cases = {
     check(world, [page]);
   },
 
+  async "a long line takes no quadratic time"(script) {
+    const world = new World(script);
+    const page = await world.open({ hasWorkers: false });
+    let length = 0;
+    page.source.onText("long", (text) => (length += text.length));
+    await world.run();
+    const [stream] = world.server.streams;
+    const before = process.cpuUsage();
+    stream.write("event: long\ndata: ");
+    for (let i = 0; i < 24 * 16; i += 1) stream.write("x".repeat(65_536)); // 24 MB
+    stream.write("\n\n");
+    await world.run();
+    const { user, system } = process.cpuUsage(before);
+    assert.equal(length, 24 * 16 * 65_536);
+    // To search the whole line for each piece takes many seconds.
+    assert.ok(user + system < 1_500_000, `${(user + system) / 1e6} s`);
+  },
+
   async "a tab that joins in the middle of the first snapshot gets one sse_open"(script) {
     const world = new World(script, { snapshot: 4 });
     const { server } = world;

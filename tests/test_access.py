@@ -9,7 +9,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from flask import Flask, current_app, has_request_context, request
+from flask import Flask, Response, abort, current_app, has_request_context, request
 from flask.sessions import SecureCookieSession, SessionInterface
 from werkzeug.test import TestResponse, create_environ
 
@@ -218,6 +218,7 @@ def test_a_second_function_for_the_same_decision_is_refused(make_site: MakeSite,
 
 HERE, THERE = "https://here.example", "https://there.example"
 CORS = "Access-Control-Allow-"
+EXPOSED = "Access-Control-Expose-Headers"
 
 
 def cors_of(response: TestResponse) -> dict[str, str]:
@@ -256,6 +257,16 @@ def test_preflights_and_refusals_have_cors_headers_too(make_site: MakeSite) -> N
     }
     refused = site.request("/events?channel=secret", Origin=HERE)
     assert (refused.status_code, refused.headers[CORS + "Origin"]) == (403, HERE)
+
+
+@pytest.mark.parametrize("origins", [HERE, "*"])
+def test_pages_of_another_origin_can_read_retry_after(make_site: MakeSite, origins: str) -> None:
+    site = make_site(SSE_CORS_ORIGINS=origins)
+    site.sse.authorize(lambda _: abort(Response("slow down", 429, {"Retry-After": "8"})))
+    assert site.request(Origin=HERE).headers[EXPOSED] == "Retry-After"
+    assert EXPOSED not in site.request(method="OPTIONS", Origin=HERE, Access_Control_Request_Method="GET").headers
+    if origins != "*":
+        assert EXPOSED not in site.request(Origin=THERE).headers
 
 
 def test_with_a_star_any_origin_may_read_the_stream_without_cookies(make_site: MakeSite) -> None:

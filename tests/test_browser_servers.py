@@ -5,6 +5,7 @@ All that takes time happens once, side by side: in each engine, a page for each 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -35,6 +36,8 @@ OUTAGE = 5.0
 """Seconds for which the first site is gone."""
 SLOW = 7.0
 """Seconds for which the third site does not answer: longer than the module waits before it suspects a proxy."""
+RETRY_AFTER = 3.0
+"""Seconds, of the site that has too many requests."""
 GUNICORN = ("-m", "gunicorn", "--workers=1", "-k", "gthread", "--threads=16")
 TCP = (*GUNICORN, f"--bind={HOST}:{{port}}", "pageapp:app")
 UNIX = (*GUNICORN, f"--bind={HOST}:{{port}}", "--bind=unix:app.sock", "pageapp:app")
@@ -80,6 +83,17 @@ class Outcome(NamedTuple):
     known: Seen
     stranger: Seen
     foreign: Seen
+    limited: dict[str, list[float]]
+    """When the stream was asked for, in seconds, by engine. The first answer is 429, with ``Retry-After: 3``."""
+
+
+def limited_by(engines: dict[str, Engine], named: Server, other: Server) -> dict[str, list[float]]:
+    """When pages of another origin ask for a stream that is 429 at first."""
+    pages = Pages(engines, named, url=f"{other.url}/events?channel=limited")
+    pages.wait("window.page?.source.state === 'open'")
+    pages.all("page.source.close()")
+    asked = json.loads(other.request("GET", "/asked"))
+    return {name: asked[agent] for name, agent in pages.all("navigator.userAgent").items()}
 
 
 def other_origins(engines: dict[str, Engine], named: Server, unnamed: Server, other: Server) -> tuple[Seen, Seen, Seen]:
@@ -133,6 +147,7 @@ def outcome(engines: dict[str, Engine], tmp_path_factory: pytest.TempPathFactory
         behind.request("POST", "/publish", [0, 1, 2])
 
         origins = other_origins(engines, gone, held, other)
+        limited = limited_by(engines, gone, other)
         os.killpg(other.process.pid, signal.SIGSTOP)
         slow = Pages(engines, gone, url=f"{other.url}/events")
         stopped = time.monotonic()
@@ -152,7 +167,7 @@ def outcome(engines: dict[str, Engine], tmp_path_factory: pytest.TempPathFactory
         slow.wait("page.seen.length >= 2")
         with_outage.wait("page.seen.length >= 5")
         behind_proxy.wait("page.seen.length >= 4")
-        return Outcome(with_outage.seen, behind_proxy.seen, slow.seen, *origins)
+        return Outcome(with_outage.seen, behind_proxy.seen, slow.seen, *origins, limited)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -188,6 +203,12 @@ def test_another_origin_sends_no_cookies_unless_the_page_says_so(outcome: Outcom
 def test_an_origin_that_is_not_named_reads_nothing(outcome: Outcome, engine: str) -> None:
     assert set(outcome.foreign.errors[engine]) == {0}
     assert outcome.foreign.events[engine] == []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_another_origin_waits_as_long_as_retry_after_says(outcome: Outcome, engine: str) -> None:
+    first, second = outcome.limited[engine]
+    assert second - first >= RETRY_AFTER
 
 
 # -- compressed streams ------------------------------------------------------------------------------------------------

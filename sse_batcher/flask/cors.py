@@ -17,6 +17,7 @@ _PREFLIGHT = (
     ("Access-Control-Allow-Headers", "Authorization, Cache-Control, Last-Event-ID"),
     ("Access-Control-Max-Age", "600"),
 )
+_READABLE = ("Access-Control-Expose-Headers", "Retry-After")  # the module for browsers waits so long
 
 
 class Cors:
@@ -44,7 +45,7 @@ class Cors:
         """Return the headers of the response to a request with this ``Origin``. `preflight`: that is OPTIONS."""
         if not self._origins:
             return []
-        more = list(_PREFLIGHT) if preflight else []
+        more = _PREFLIGHT if preflight else (_READABLE,)
         if ANY in self._origins:
             return [("Access-Control-Allow-Origin", ANY), *more]
         vary = ("Vary", "Origin")  # in any case: a cache must not give one origin what was meant for another

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from flask import Flask, Response, abort, request
 from sse_batcher import SSE
 
 CASES = Path(__file__).parents[1] / "cases"
+RETRY_AFTER = 3
+asked: dict[str, list[float]] = {}
+"""When each browser has asked for the limited channel, in seconds. Its first request is answered with 429."""
 
 app = Flask(__name__)
 app.config.update(SSE_HEARTBEAT=1.0, SSE_BATCH_WINDOW=0.05)
@@ -23,9 +27,14 @@ sse = SSE(app)
 
 @sse.authorize
 def authorize(channels: tuple[str, ...]) -> tuple[str, ...]:
-    """Let those who have the cookie read the private channel."""
+    """Let those who have the cookie read the private channel, and those who come back the limited one."""
     if "private" in channels and request.cookies.get("pageapp") != "known":
         abort(403)
+    if "limited" in channels:
+        times = asked.setdefault(request.headers["User-Agent"], [])
+        times.append(time.monotonic())
+        if len(times) == 1:
+            abort(Response("slow down", 429, {"Retry-After": str(RETRY_AFTER)}))
     return channels
 
 
@@ -51,6 +60,11 @@ def publish() -> tuple[str, int]:
 @app.get("/cursor")
 def cursor() -> str:
     return sse.cursor()
+
+
+@app.get("/asked")
+def times_asked() -> dict[str, list[float]]:
+    return asked
 
 
 @app.get("/stats")

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -65,23 +65,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     help="The port, 0 for any free one. If it is taken, the demo takes a free one.",
 )
 @click.pass_context
+@command
 def _commands(context: click.Context, host: str, port: int) -> None:
     """Show what batching saves, in a browser: a simulated hub, and its events batched and not.
 
     With a command: look at a site from outside.
     """
     if context.invoked_subcommand is None:
-        context.exit(serve(host, port))
-    if is_argument("host") or is_argument("port"):
+        serve(host, port)
+    elif is_argument("host") or is_argument("port"):
         raise click.UsageError("--host and --port are for the demo, which has no command")
 
 
 @_commands.command("report")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.pass_context
-def _report_command(context: click.Context, as_json: bool) -> None:
+@command
+def _report_command(as_json: bool) -> None:
     """Measure what batching saves, without a browser, and print a table. Takes a minute."""
-    context.exit(_report(report.as_json if as_json else report.as_table))
+    render = report.as_json if as_json else report.as_table
+    terminal = Terminal()
+    try:
+        text = render(report.measure(serving, progress=terminal.progress))
+    except report.MeasuringError as error:
+        raise click.ClickException(f"nothing was measured: {error}") from None
+    finally:
+        terminal.end()
+    terminal.write(text)
 
 
 @_commands.command("tail")
@@ -177,13 +186,12 @@ def _load(request: Request, clients: int, rate: float | None, seconds: float, as
 # -- the server ------------------------------------------------------------------------------------------------------
 
 
-def serve(host: str, port: int) -> int:
-    """Serve the demo until SIGINT or SIGTERM. Returns the exit code: 1 if it cannot listen."""
+def serve(host: str, port: int) -> None:
+    """Serve the demo until SIGINT or SIGTERM. Raises `click.ClickException` if it cannot listen."""
     try:
         listener = _listen(host, port)
     except OSError as error:
-        _say(f"cannot listen on {host}, port {port}: {error.strerror}", sys.stderr)
-        return 1
+        raise click.ClickException(f"cannot listen on {host}, port {port}: {error.strerror}") from None
     # No KeyboardInterrupt, which may be raised anywhere; a second Ctrl-C changes nothing. SIGINT is handled explicitly,
     # because a shell starts background jobs with it ignored.
     signals: list[int] = []
@@ -197,7 +205,6 @@ def serve(host: str, port: int) -> int:
             server.timeout = 0.1
             while not signals:
                 server.handle_request()
-    return 0
 
 
 class _Handler(WSGIRequestHandler):
@@ -233,27 +240,6 @@ def serving(app: report.WSGIApp) -> Iterator[tuple[str, int]]:
             thread.join()
 
 
-def _report(render: Callable[[Iterable[report.Row]], str]) -> int:
-    """Measure, and print the results on stdout and the progress on stderr."""
-    stderr = output(sys.stderr)
-    begin, end = ("\r\x1b[K", "") if stderr.isatty() else ("", "\n")
-
-    def progress(line: str) -> None:
-        stderr.write(f"{begin}{line}{end}")
-        stderr.flush()
-
-    try:
-        text = render(report.measure(serving, progress=progress))
-    except report.MeasuringError as error:
-        progress(f"nothing was measured: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    progress("")
-    _say(text)
-    return 0
-
-
 def _listen(host: str, port: int) -> socket.socket:
     # Not by werkzeug, which ends the process if the port is taken.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -266,19 +252,16 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _introduce(listener: socket.socket, wanted: int) -> None:
+    terminal = Terminal()
     host, port = listener.getsockname()[:2]
     address = ipaddress.ip_address(host)
     if wanted not in (0, port):
-        _say(f"port {wanted} is taken, so this is port {port}")
+        terminal.write(f"port {wanted} is taken, so this is port {port}")
     if not address.is_loopback:
-        _say("careful: anyone who can reach this address can press the buttons")
+        terminal.write("careful: anyone who can reach this address can press the buttons")
     if address.is_unspecified:
         host = "127.0.0.1" if address.version == 4 else "::1"
-    _say(f"http://{f'[{host}]' if address.version == 6 else host}:{port}/  (Ctrl-C ends it)")
-
-
-def _say(line: str, file: Any = None) -> None:
-    print(line, file=file, flush=True)
+    terminal.write(f"http://{f'[{host}]' if address.version == 6 else host}:{port}/  (Ctrl-C ends it)")
 
 
 # -- the pages -------------------------------------------------------------------------------------------------------

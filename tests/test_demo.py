@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import http.client
 import json
+import os
 import re
 import signal
 import socket
@@ -328,7 +329,31 @@ def test_beyond_loopback_it_cautions() -> None:
 
 def test_an_address_that_is_not_ours_is_an_error_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--host", "192.0.2.1", "--port", "0"]) == 1
-    assert capsys.readouterr().err.startswith("cannot listen on 192.0.2.1, port 0: ")
+    assert capsys.readouterr().err.startswith("Error: cannot listen on 192.0.2.1, port 0: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_url_that_cannot_be_written_is_an_error_in_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = run_with(full.fileno())
+    assert (done.returncode, done.stderr) == (1, "Error: the output cannot be written: No space left on device\n")
+
+
+def test_without_a_reader_of_its_output_it_ends_in_silence() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = run_with(writer)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def run_with(stdout: int) -> subprocess.CompletedProcess[str]:
+    """Run the demo until it ends by itself."""
+    command = [sys.executable, "-W", "error", "-m", "sse_batcher", "--port", "0"]
+    cwd = PACKAGE.parent
+    return subprocess.run(command, cwd=cwd, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=20, check=False)
 
 
 @pytest.mark.parametrize("port", ["65536", "-1", "http", ""])

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -187,7 +188,18 @@ def test_what_could_not_be_measured_is_said_with_exit_code_1(
     monkeypatch.setattr(report, "measure", fail)
     assert main(["report"]) == 1
     out, err = capsys.readouterr()
-    assert (out, err.strip()) == ("", "nothing was measured: of 5 events 4 arrived, and 0 were replaced")
+    assert (out, err) == ("", "Error: nothing was measured: of 5 events 4 arrived, and 0 were replaced\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.usefixtures("measured")
+def test_a_result_that_cannot_be_written_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["report"]) == 1
+    assert capsys.readouterr().err.endswith("Error: the output cannot be written: No space left on device\n")
 
 
 # -- the scenarios -----------------------------------------------------------------------------------------------------
@@ -228,7 +240,7 @@ def test_the_command_measures_what_the_page_says() -> None:
     told = told_on_the_page()
     assert [(row["scenario"], row["mode"]) for row in rows] == list(told)
     assert len(rows) == 6 * len(MODES)
-    assert len(done.stderr.splitlines()) == len(rows) + 1
+    assert len(done.stderr.splitlines()) == len(rows)
     for row in rows:
         frames, _, body, _, p50, _, replaced = told[row["scenario"], row["mode"]]
         exact = row["scenario"] in {"Hub restart", "Five servers", "One server", "Sparse events"}

@@ -572,9 +572,8 @@ if (globalThis.SharedWorkerGlobalScope && self.name.startsWith(WORKER)) {
 function unpack({ type, data: text }, id) {
   const list = type.endsWith("_batch") && parse(text)?.events;
   if (!Array.isArray(list)) return type ? [{ type, id, text }] : [];
-  const only = type.slice(0, -6);
   return list.map((entry, index) => ({
-    ...(only === "mixed" ? entry : { type: only, data: entry }),
+    ...(type === "mixed_batch" ? entry : { type: type.slice(0, -6), data: entry }),
     id: index + 1 < list.length ? `${id}.${index + 1}` : id,
   }));
 }
@@ -702,7 +701,11 @@ export class BatchedEventSource extends EventTarget {
           this.#sliceEnd = performance.now() + SLICE_MS;
         }
         if (this.state === "closed") return;
-        this.#dispatch(event, lists);
+        try {
+          this.#dispatch(event, lists);
+        } catch (error) {
+          reportError(error); // such as JSON that is too deep to become text again; and go on
+        }
       }
       for (const [type, list] of lists) this.#call("batch", type, list, this.#lastId);
     }

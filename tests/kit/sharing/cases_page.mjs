@@ -298,6 +298,22 @@ export const cases = {
     assert.deepEqual([calls, page.errors], [2, [0]]);
   },
 
+  async "an event that cannot become text again does not hold up those behind it"(script) {
+    const world = new World(script);
+    const page = await world.open({ hasWorkers: false });
+    const seen = [];
+    page.source.addEventListener("deep", ({ data }) => seen.push(data));
+    await world.run();
+    const [stream] = world.server.streams;
+    const deep = "[".repeat(100_000) + "]".repeat(100_000); // JSON.parse takes it, and JSON.stringify does not
+    stream.write(`event: deep_batch\ndata: {"events":[${deep},2]}\n\n`);
+    await world.run();
+    world.server.publish();
+    await world.run();
+    assert.deepEqual([seen, page.fault()], [["2"], ""]);
+    assert.equal(world.errors.length, 1);
+  },
+
   async "the ports of the worker's questions are closed"(script) {
     const { world, server, page } = await begun(script);
     const before = world.openPorts.size;

@@ -17,7 +17,7 @@ _PREFLIGHT = (
     ("Access-Control-Allow-Headers", "Authorization, Cache-Control, Last-Event-ID"),
     ("Access-Control-Max-Age", "600"),
 )
-_READABLE = ("Access-Control-Expose-Headers", "Retry-After")  # the module for browsers waits so long
+_READABLE = ("Access-Control-Expose-Headers", "Retry-After")  # the module for browsers waits as long as it says
 
 
 class Cors:

@@ -176,7 +176,7 @@ class _Examination:
         """Find out what else the server answers while streams are open."""
         client, facts = self._client, self.facts
         facts.streams_beside = 1
-        facts.health = client.health("/health")
+        facts.health = client.health("health")
         facts.answers_beside = facts.health is not None
         if not facts.answers_beside:
             return

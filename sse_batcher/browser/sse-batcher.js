@@ -115,8 +115,8 @@ class Reader {
   }
 
   close() {
-    this.isClosed = true;
     clearInterval(this.#timer);
+    this.isClosed = true;
     this.#probe?.abort();
     this.restart();
   }
@@ -216,12 +216,11 @@ class Reader {
     const { type, data, id, retry } = block;
     this.#retry = retry ?? this.#retry;
     this.cursor = id ?? this.cursor;
-    if (type === "sse_busy") {
-      this.#notBefore = performance.now() + this.#retry;
-    } else {
+    if (type === "sse_busy") this.#notBefore = performance.now() + this.#retry;
+    else {
       if (BEGINNING.test(type)) this.#heartbeat = parse(data)?.heartbeat || 15;
-      const isFirst = !this.#isOpened;
       const state = this.#isPolling ? "polling" : "open";
+      const isFirst = !this.#isOpened;
       this.#isOpened = true;
       this.#tries = 0;
       // Each poll begins, but the page is to see one stream.
@@ -312,8 +311,8 @@ class Tab {
     this.#options = options;
     this.#cursor = cursor;
     this.#owner = owner;
-    this.prepare = owner.prepare;
     this.show = owner.show;
+    this.prepare = owner.prepare;
     this.#meet();
   }
 
@@ -457,7 +456,8 @@ class Shared {
   // -- what a tab says -----------------------------------------------------------------------------------------------
 
   join(tab, { cursor, isNear, options }) {
-    this.#tabs.add(Object.assign(tab, { cursor }));
+    tab.cursor = cursor;
+    this.#tabs.add(tab);
     if (!this.#reader) {
       this.#since = cursor;
       this.#frames = [];
@@ -482,7 +482,7 @@ class Shared {
 
   bye(tab) {
     this.#tabs.delete(tab);
-    if (this.#tabs.size) return;
+    if (this.#tabs.size) return this.#asked[0] && tab.unanswered && this.#reader.restart(); // asks another one
     this.#reader?.close();
     this.#reader = undefined;
   }
@@ -646,7 +646,7 @@ export class BatchedEventSource extends EventTarget {
   #open() {
     const { share, withCredentials } = this.#options;
     const owner = {
-      prepare: (isRefused) => this.#prepare(isRefused).catch((error) => ({ message: `${error}` })),
+      prepare: (isRefused) => this.#prepare(isRefused).catch((error) => ({ message: String(error) })),
       take: (block) => this.#take(block),
       show: (state, error) => this.#show(state, error),
     };

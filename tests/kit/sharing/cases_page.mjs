@@ -282,6 +282,23 @@ export const cases = {
     assert.ok(calls <= 2, `${calls} calls of those that do not answer`);
   },
 
+  async "a tab that is closed before it has answered holds up no other tab"(script) {
+    const world = new World(script);
+    let isAsked = false;
+    const stuck = () => (isAsked ? never() : {});
+    const pages = [await world.open({ headers: stuck, cursor: "e0-0" }), await world.open({ cursor: "e0-0" })];
+    await world.run(3000);
+    isAsked = true;
+    world.server.cut();
+    await world.run(3000);
+    assert.equal(world.server.streams.size, 0);
+    pages.shift().source.close();
+    world.server.publish();
+    await world.run(1000);
+    check(world, pages);
+    assert.deepEqual(pages[0].errors, [0]); // the cut
+  },
+
   async "an answer that is late counts, from a tab that shares"(script) {
     const world = new World(script);
     let calls = 0;

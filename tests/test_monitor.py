@@ -328,11 +328,24 @@ def test_pages_that_search_for_different_texts_share_one_limit(manager: SSEManag
 def test_texts_that_no_page_searches_for_any_more_are_forgotten(manager: SSEManager) -> None:
     clock, times = Clock(), iter(range(1_000))
     monitor = Monitor(manager, clock=clock, cpu_clock=lambda: next(times) / 10)  # each takes 0.1 s
-    rests = [monitor.look(f"{number}")["next"] for number in range(overview.MAX_SEARCHES + 5)]
-    assert rests[:2] == [15.0, 30.0]
+    texts = [f"{number}" for number in range(overview.MAX_SEARCHES + 5)]
+    rests = [monitor.look(text)["next"] for text in texts]
     assert max(rests) == rests[-1] == 15.0 * overview.MAX_SEARCHES
     clock.now += 10_000
     assert monitor.look()["next"] == 15.0
+
+
+def test_a_search_that_is_being_typed_does_not_make_pages_wait(manager: SSEManager) -> None:
+    clock, times = Clock(), iter(range(1_000))
+    monitor = Monitor(manager, clock=clock, cpu_clock=lambda: next(times) / 10)  # each takes 0.1 s
+    monitor.look()
+    for text in ("a", "ad", "ada"):
+        clock.now += 0.3
+        assert monitor.look(text)["next"] == 15.0
+    for _ in range(2):
+        clock.now += 15
+        rests = [monitor.look(text)["next"] for text in ("", "ada")]
+    assert rests == [30.0, 30.0]  # these two pages go on
 
 
 def test_a_forked_child_is_another_process(manager: SSEManager, as_process: AsProcess) -> None:

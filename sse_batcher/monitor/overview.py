@@ -43,7 +43,7 @@ MAX_CONTENT = 1_000
 REST = 150
 """An overview that took a second of CPU time is shown for so many seconds. So the monitor takes at most 0.7 % of a
 core, and with the requests themselves less than 1 %. If pages search for three texts, each overview is shown
-three times as long."""
+three times as long. Texts that were asked for once, as while somebody types, do not count."""
 MIN_SECONDS = 2.0
 """How many seconds pass between two overviews at least, as a page asks for them."""
 SHARED_SECONDS = 1.0
@@ -67,6 +67,8 @@ class _Kept(NamedTuple):
     """When it is too old."""
     awaited_until: float
     """A page that goes on to search for the same has asked again by then."""
+    is_repeated: bool
+    """Whether a page has gone on to search for the same."""
     overview: dict[str, Any]
 
 
@@ -119,14 +121,18 @@ class Monitor:
             if found is not None and now < found.until:
                 return found.overview
             others = {text: kept for text, kept in own.kept.items() if text != search and now < kept.awaited_until}
-            if len(others) >= MAX_SEARCHES:
+            is_full = len(others) >= MAX_SEARCHES
+            if is_full:
                 del others[next(iter(others))]
             began = self._cpu_clock()
             overview = self.this_process() | self._make(search)
-            rest = REST * (self._cpu_clock() - began) * (len(others) + 1)
+            # If there are too many, it is not known which of them are asked for again.
+            counted = len(others) if is_full else sum(kept.is_repeated for kept in others.values())
+            rest = REST * (self._cpu_clock() - began) * (counted + 1)
             pause = max(MIN_SECONDS, rest)
             overview["next"] = round(pause, 1)
-            kept = _Kept(now + max(SHARED_SECONDS, rest), now + 2 * pause, overview)
+            is_repeated = found is not None and now < found.awaited_until
+            kept = _Kept(now + max(SHARED_SECONDS, rest), now + 2 * pause, is_repeated, overview)
             own.kept = {**others, search: kept}
             return overview
 

@@ -18,13 +18,18 @@ TYPES = Path(__file__).with_name(TYPES_NAME).read_text("utf-8")
 
 
 def _served(source: str) -> str:
-    """Leave out comments, indentation and empty lines. The module has no strings that look like a comment."""
+    """Leave out comments, indentation, empty lines, and spaces around operators.
+
+    The module has no strings that look like one of them.
+    """
     without_comments = re.sub(r"/\*\*.*?\*/|(?<!\S)// [^\n]*", "", source, flags=re.DOTALL)
-    return re.sub(r"\s*\n\s*", "\n", without_comments).strip() + "\n"
+    lines = re.sub(r"\s*\n\s*", "\n", without_comments).strip()
+    # Not around + and -, since `a + +b` would become `a++b`.
+    return re.sub(r" (=>|={1,3}|!==|\?\?|&&|\|\||[?:]) ", r"\1", lines) + "\n"
 
 
 SCRIPT = _served(SOURCE).encode()
-"""What browsers get: the same without comments and indentation, which are a quarter of its bytes."""
+"""What browsers get: the same without what `_served` leaves out, which is nearly a third of its bytes."""
 
 VERSION = hashlib.sha256(SCRIPT).hexdigest()[:12]
 """Names the content of the script, so that a cache may keep it forever under a URL with this version."""

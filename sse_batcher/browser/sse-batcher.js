@@ -115,8 +115,8 @@ class Reader {
   }
 
   close() {
-    clearInterval(this.#timer);
     this.isClosed = true;
+    clearInterval(this.#timer);
     this.#probe?.abort();
     this.restart();
   }
@@ -216,11 +216,12 @@ class Reader {
     const { type, data, id, retry } = block;
     this.#retry = retry ?? this.#retry;
     this.cursor = id ?? this.cursor;
-    if (type === "sse_busy") this.#notBefore = performance.now() + this.#retry;
-    else {
+    if (type === "sse_busy") {
+      this.#notBefore = performance.now() + this.#retry;
+    } else {
       if (BEGINNING.test(type)) this.#heartbeat = parse(data)?.heartbeat || 15;
-      const state = this.#isPolling ? "polling" : "open";
       const isFirst = !this.#isOpened;
+      const state = this.#isPolling ? "polling" : "open";
       this.#isOpened = true;
       this.#tries = 0;
       // Each poll begins, but the page is to see one stream.
@@ -311,8 +312,8 @@ class Tab {
     this.#options = options;
     this.#cursor = cursor;
     this.#owner = owner;
-    this.show = owner.show;
     this.prepare = owner.prepare;
+    this.show = owner.show;
     this.#meet();
   }
 
@@ -456,8 +457,7 @@ class Shared {
   // -- what a tab says -----------------------------------------------------------------------------------------------
 
   join(tab, { cursor, isNear, options }) {
-    tab.cursor = cursor;
-    this.#tabs.add(tab);
+    this.#tabs.add(Object.assign(tab, { cursor }));
     if (!this.#reader) {
       this.#since = cursor;
       this.#frames = [];
@@ -646,7 +646,7 @@ export class BatchedEventSource extends EventTarget {
   #open() {
     const { share, withCredentials } = this.#options;
     const owner = {
-      prepare: (isRefused) => this.#prepare(isRefused).catch((error) => ({ message: String(error) })),
+      prepare: (isRefused) => this.#prepare(isRefused).catch((error) => ({ message: `${error}` })),
       take: (block) => this.#take(block),
       show: (state, error) => this.#show(state, error),
     };

@@ -139,6 +139,17 @@ def test_the_number_of_remembered_kicks_is_bounded(monkeypatch: pytest.MonkeyPat
     assert reading.read(*kicks).count(("kicked", "ada", None)) == 2
 
 
+def test_a_publisher_that_was_forgotten_has_missed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read before the line changed tells which batches come again, and not how many came since then."""
+    monkeypatch.setattr("sse_batcher.backends.redis.reader.MAX_PUBLISHERS", 2)
+    reading = Reading()
+    reading.read((1, fields(1)))
+    reading.redis.epoch = b"11111111"
+    reading.read()
+    reading.read((2, fields(2)), (3, fields(1, publisher="1" * 16)), (4, fields(1, publisher="2" * 16)))
+    assert reading.read((5, fields(3))) == [("3", (5, 0, 0))]
+
+
 class Garbled:
     """A client of Redis whose proxy repeats, loses or exchanges answers."""
 

@@ -323,9 +323,13 @@ class Reader:
     def _deliver_batch(self, receiver: Receiver, entry: Entry, position: Position) -> None:
         """Deliver a batch, unless it was read before: a publisher that got no answer adds it again."""
         state, number, content = self._state, entry.number, entry.content
-        # The stream may have more publishers than are remembered. When it is read again, a forgotten one takes the
-        # place of the oldest one, whose batches come next, and so on. So the numbers from before count, too.
-        last = self._numbers.pop(entry.publisher, self._numbers_before.get(entry.publisher))
+        last = self._numbers.pop(entry.publisher, None)
+        is_newest = last is not None
+        if last is None:
+            # The stream may have more publishers than are remembered. When it is read again, a forgotten one takes the
+            # place of the oldest one, whose batches come next, and so on. So the numbers from before count, too. They
+            # do not tell what is missing, since the publisher may have gone on before it was forgotten.
+            last = self._numbers_before.get(entry.publisher)
         self._numbers[entry.publisher] = number if last is None else max(last, number)
         if len(self._numbers) > MAX_PUBLISHERS:
             self._numbers.popitem(last=False)
@@ -334,7 +338,7 @@ class Reader:
             self._moved = self._moved or number <= self._numbers_before.get(entry.publisher, -1)
             return
         self._report_moved(receiver)
-        if last is not None and number > last + 1:
+        if is_newest and last is not None and number > last + 1:
             self._lose(receiver, BROADCAST, after(state.read), "publish_failed")
         if isinstance(content, Unreadable):
             self._note_unreadable(receiver, content, position)

@@ -125,6 +125,16 @@ def test_when_no_thread_can_be_started_the_caller_delivers(sink: Sink, monkeypat
     assert batcher.close(TIMEOUT)
 
 
+def test_a_caller_whose_delivery_is_interrupted_leaves_the_next_event_to_its_own_caller(sink: Sink) -> None:
+    batcher = OwnBatcher(sink, LONG, make_worker=NoWorker)
+    sink.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        batcher.enqueue("log", 1)
+    batcher.enqueue("log", 2)
+    assert sink.data() == [2]
+    assert batcher.get_stats().failed == 1
+
+
 def test_callers_that_deliver_themselves_take_turns(sink: Sink) -> None:
     batcher = OwnBatcher(sink, LONG, make_worker=NoWorker)
     sink.stick()

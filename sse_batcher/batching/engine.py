@@ -253,11 +253,13 @@ class Engine:
 
     def _finish_locked(self) -> None:
         """Deliver everything. Closes all windows, since no thread would wait for their end. Needs `_turn`."""
-        self._step_locked(self._clock())
-        self._windows.close_all(SHUTDOWN, self._clock())
-        self._number_closed_locked()
-        self._deliver_ready_locked()
-        self._next_turn = NEVER  # no thread comes: the next event finds no turn that it could wait for
+        try:
+            self._step_locked(self._clock())
+            self._windows.close_all(SHUTDOWN, self._clock())
+            self._number_closed_locked()
+            self._deliver_ready_locked()
+        finally:  # also if a signal handler has raised
+            self._next_turn = NEVER  # no thread comes: the next event finds no turn that it could wait for
 
     def _inbox_items(self) -> list[_Entry | Flush]:
         """Return what is in the inbox now."""

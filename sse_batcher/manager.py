@@ -9,7 +9,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from . import signals
@@ -227,6 +227,7 @@ class SSEManager:
         names = check_channels(channels, may_be_none=name is not None)
         process = self._process.get()
         try:
+            ticket = process.ticket() if ticket is None else ticket
             return process.subscribe(StreamRequest(names, last_event_id, batches, snapshot, name, ticket))
         except (BackendError, ClosedError, TooManyClientsError) as error:
             process.refusals.add(refusal_reason(error))
@@ -239,9 +240,10 @@ class SSEManager:
         another process counts from the moment it arrives here.
         """
         process = self._process.get()
-        with suppress(BackendError):  # then no stream can be opened either
-            process.backend.open(None)  # or kicks that other processes made long ago would look new
-        return process.hub.ticket
+        try:
+            return process.ticket()
+        except BackendError:  # then no stream can be opened either
+            return process.hub.ticket
 
     def kick(self, *, user: User | NotGiven = NOT_GIVEN, channel: str | NotGiven = NOT_GIVEN) -> int:
         """End the streams of this user, or of this channel, or of this user in this channel.

@@ -149,10 +149,7 @@ class ProcessState:
     # -- opening and ending streams ------------------------------------------------------------------------------------
 
     def subscribe(self, request: StreamRequest) -> QueueClient:
-        """Open a stream, as `SSEManager.subscribe` does, or a poll."""
-        if request.ticket is None:
-            self.backend.open(None)  # until then, kicks that other processes made long ago look new
-            request = request._replace(ticket=self.hub.ticket)
+        """Open a stream, as `SSEManager.subscribe` does, or a poll. Without a ticket, no earlier kick ends it."""
         self.backend.open(request.last_event_id)
         client = self.hub.connect(request)
         try:
@@ -163,6 +160,15 @@ class ProcessState:
             client.close()  # the caller does not get it
             raise
         return client
+
+    def ticket(self) -> int:
+        """Return the number of the newest kick, for `StreamRequest`. May wait, once. Raises `BackendError`.
+
+        It does not wait once the history is known: a kick that came meanwhile would not count for the stream.
+        """
+        if not self.backend.is_known:
+            self.backend.open(None)  # until then, kicks that other processes made long ago look new
+        return self.hub.ticket
 
     def can_resume(self, request: StreamRequest) -> bool:
         """Whether a client with this request gets all that it has missed, if it comes now, and needs no snapshot."""

@@ -458,9 +458,11 @@ def test_a_kick_while_subscribe_waits_for_the_backend_counts(
     make: Callable[..., SSEManager], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager = make()
-    backend = process_of(manager).backend
-    monkeypatch.setattr(backend, "open", lambda cursor: manager.kick(user="ada"))
+    kicks = [lambda: manager.kick(user="ada")]  # one only, in the first wait
+    monkeypatch.setattr(process_of(manager).backend, "open", lambda cursor: kicks and kicks.pop()())
     assert told(manager.subscribe(user="ada"))[-1][:2] == ("sse_bye", "kicked")
+    kicks.append(lambda: manager.kick(user="ada"))
+    assert told(body_of(manager, user="ada"))[-1][:2] == ("sse_bye", "kicked")
 
 
 def test_a_user_who_is_revoked_loses_a_stream_that_opens_meanwhile() -> None:

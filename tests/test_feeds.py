@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import pytest
+
 from sse_batcher import HistoryOptions
 from sse_batcher.event import Audience
 from sse_batcher.reasons import GapReason
 from sse_batcher.streams.client import QueueClient
 from sse_batcher.streams.counts import Counts
 from sse_batcher.streams.open_stream import OpenStream
+from sse_batcher.streams.registry import Registry
 from sse_batcher.wire import Frame, Position
 
-from .kit.delivery import Delivery
+from .kit.delivery import Delivery, just_after
 
 
 class Fed(OpenStream):
@@ -147,6 +150,16 @@ def test_a_client_that_has_left_is_not_replaced() -> None:
     client.close()
     assert not delivery.hub.replace(client, Fed(client), client, client.channels)
     assert delivery.hub.is_empty()
+
+
+def test_a_user_whose_stream_is_replaced_has_a_stream_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other threads look without the lock. `revalidate` would never ask again about a user without a stream."""
+    delivery = Delivery()
+    client = delivery.connect(user="ada")
+    looks: list[bool] = []
+    just_after(monkeypatch, Registry, "remove", lambda: looks.append(delivery.hub.has_user("ada")))
+    assert delivery.hub.replace(client, Fed(client), client, client.channels)
+    assert looks == [True]
 
 
 def test_a_client_that_was_replaced_hands_its_dismissal_on() -> None:

@@ -375,8 +375,8 @@ class Hub:
         with self._departures, self._lock:
             if client not in self._registry:
                 return False
+            self._registry.add(stream)  # first, since others look without the lock: the user has a stream all the time
             self._registry.remove(client)
-            self._registry.add(stream)
             self._registry.listen(feed, shared)
             self._registry.add_reader(stream, [channel for channel in stream.channels if channel not in shared])
             client.give_way(stream)

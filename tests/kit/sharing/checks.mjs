@@ -28,3 +28,12 @@ export async function begun(script, options) {
   await world.run();
   return { world, server: world.server, page };
 }
+
+/** The module with other limits than its own. */
+export function limited(script, limits) {
+  return Object.entries(limits).reduce((before, [name, value]) => {
+    const after = before.replace(new RegExp(`const ${name} ?= ?\\d+`), `const ${name} = ${value}`);
+    assert.notEqual(after, before, `the module has no ${name}`);
+    return after;
+  }, script);
+}

@@ -1,5 +1,6 @@
 // Tabs that come, go, crash and freeze, a worker that dies, and a server with faults, all at random, from a seed.
 
+import { limited } from "./checks.mjs";
 import { World } from "./world.mjs";
 
 const STEPS = 120;
@@ -8,18 +9,9 @@ const MOST_TABS = 6;
 // The module's limits, so low that a short walk meets them.
 const LIMITS = { MANY: 12, SHARED_FRAMES: 6 };
 
-function limited(script) {
-  for (const [name, value] of Object.entries(LIMITS)) {
-    const changed = script.replace(new RegExp(`const ${name} = \\d+`), `const ${name} = ${value}`);
-    if (changed === script) throw new Error(`the module has no ${name}`);
-    script = changed;
-  }
-  return script;
-}
-
 /** Take a walk, then let all faults end, and check each page that is open. */
 export async function wander(script, seed) {
-  const world = new World(limited(script), { seed, isRandom: true, history: 20, snapshot: seed % 4 ? 0 : 3 });
+  const world = new World(limited(script, LIMITS), { seed, isRandom: true, history: 20, snapshot: seed % 4 ? 0 : 3 });
   const { server } = world;
   const chance = (share) => world.choose() < share;
   const below = (number) => Math.floor(world.choose() * number);

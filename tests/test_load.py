@@ -306,7 +306,7 @@ def test_ctrl_c_prints_what_was_measured_so_far(site: tuple[str, SSE]) -> None:
         wait_until(lambda: sse.manager.get_stats().clients == 5, "all are open")
         status, out, err = interrupt(process)
     assert status == 130
-    assert re.search(r"streams opened +\d of 5, ", out)
+    assert re.search(r"streams opened +\d of 5\b", out)
     assert "Traceback" not in err
 
 

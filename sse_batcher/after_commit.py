@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from .errors import UsageError
 from .event import NOT_GIVEN, NotGiven, User
 from .runtime.log_fields import log_fields
+from .runtime.log_once import is_logged
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction, scoped_session
@@ -187,7 +188,7 @@ def _send_all(events: list[Send]) -> None:
             send()
         except Exception as error:
             number = next(failures)
-            if number & (number - 1) == 0:  # 1, 2, 4, 8 ...: a backlog that is full refuses many
+            if is_logged(number):  # a backlog that is full refuses many
                 _log.error(
                     "an event was not sent after the commit: %s. Such events so far: %d",
                     error,

@@ -208,7 +208,7 @@ class Windows:
         return window
 
     def _forget_closed(self) -> None:
-        """Take the windows that have closed out of the heap. It is called more seldom, the more windows are open."""
+        """Take the windows that have closed out of the heap. The more windows are open, the less often it is called."""
         open_ones = [entry for entry in self._deadlines if self._is_open(entry[2])]
         heapq.heapify(open_ones)
         self._longest = 2 * len(open_ones) + _CLOSED_KEPT

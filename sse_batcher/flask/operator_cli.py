@@ -140,18 +140,7 @@ def _add_tail(group: AppGroup, tokens: Tokens, redis: Callable[[str], RedisBacke
         if url is not None:
             if last:
                 raise click.UsageError("--last is for Redis: a stream over HTTP begins after a cursor (--since)")
-            is_given = bool(token or headers or values_in(url, "token"))
-            if is_given and user is not None:
-                raise click.UsageError(
-                    f"for --user, this command signs a token: leave out --header, --token, {TOKEN_VARIABLE} and any "
-                    "token in the URL"
-                )
-            asked = channels or values_in(url, "channel")
-
-            def ask(after: str) -> Request:
-                return request_of(url, headers, token if is_given else _sign(tokens, asked, user), channels, after)
-
-            tail_url(ask, cursor, printer, terminal)
+            tail_url(_asking(tokens, url, channels, headers, token, user), cursor, printer, terminal)
             return
         if headers or user is not None or is_argument("token"):
             raise click.UsageError("--header, --token and --user need the URL of the stream")
@@ -168,6 +157,23 @@ def _add_tail(group: AppGroup, tokens: Tokens, redis: Callable[[str], RedisBacke
         )
         with backend.inspect() as inspection:
             tail_redis(inspection, channels, last, cursor, printer, terminal)
+
+
+def _asking(
+    tokens: Tokens, url: str, channels: Sequence[str], headers: Sequence[str], token: str | None, user: str | None
+) -> Callable[[str], Request]:
+    """Return a function that makes the request for the stream after a cursor: with a new token if none is given.
+
+    Raises `click.UsageError` if a user is named, and a token, or a header that may stand for one, is given.
+    """
+    is_given = bool(token or headers or values_in(url, "token"))
+    if is_given and user is not None:
+        raise click.UsageError(
+            f"for --user, this command signs a token: leave out --header, --token, {TOKEN_VARIABLE} and any token in "
+            "the URL"
+        )
+    asked = channels or values_in(url, "channel")
+    return lambda after: request_of(url, headers, token if is_given else _sign(tokens, asked, user), channels, after)
 
 
 def _sign(tokens: Tokens, channels: Sequence[str], user: str | None) -> str | None:

@@ -23,7 +23,7 @@ from ..manager import SSEManager
 from ..manager_state import process_of
 from ..reasons import BusyReason
 from ..runtime.log_fields import log_fields
-from ..runtime.log_once import LogOnce
+from ..runtime.log_once import LogOnce, is_logged
 from ..wire import HEADERS
 from ..wsgi import checked_stream, last_event_id, script
 from .access import Access
@@ -98,7 +98,7 @@ class Responder:
     def _log_snapshot_failure(self, error: Exception, channels: tuple[str, ...]) -> None:
         """Log what a snapshot has raised. Seldom, because every open page comes back for it."""
         failures = next(self._failed_snapshots)
-        if _is_logged(failures):
+        if is_logged(failures):
             _log.error(
                 "a snapshot for the channels %r failed; failures so far: %d. Clients get sse_busy and come back",
                 channels,
@@ -110,7 +110,7 @@ class Responder:
     def _log_failure(self, error: Exception, channels: tuple[str, ...]) -> None:
         """Log another error, as seldom."""
         failures = next(self._failed_streams)
-        if _is_logged(failures):
+        if is_logged(failures):
             _log.error(
                 "a stream of the channels %r could not be opened; failures so far: %d. Clients get sse_busy and come "
                 "back",
@@ -137,11 +137,6 @@ def _take_state(take: Callable[[], list[tuple[str, object]]]) -> list[tuple[str,
         raise
     except Exception as error:
         raise _SnapshotFailedError(error) from None
-
-
-def _is_logged(failures: int) -> bool:
-    """Whether the failure of this number is logged: 1, 2, 4, 8 ..."""
-    return failures & (failures - 1) == 0
 
 
 def abort_unless(allowed: bool | None) -> None:

@@ -42,8 +42,8 @@ MAX_CONTENT = 1_000
 
 REST = 150
 """An overview that took a second of CPU time is shown for so many seconds. So the monitor takes at most 0.7 % of a
-core, and with the requests themselves less than 1 %. If pages search for three texts, each overview is shown
-three times as long. Texts that were asked for once, as while somebody types, do not count."""
+core, and with the requests themselves less than 1 %. If pages search for three texts, each overview is shown three
+times as long. A text that was asked for once, as during typing, does not count."""
 MIN_SECONDS = 2.0
 """How many seconds pass between two overviews at least, as a page asks for them."""
 SHARED_SECONDS = 1.0

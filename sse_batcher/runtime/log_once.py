@@ -1,4 +1,4 @@
-"""`LogOnce`: log lines of which one is enough, such as a warning about the configuration.
+"""Log lines of which one is enough, such as a warning about the configuration, or of which a few are.
 
 Any thread. Takes no lock.
 """
@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+
+
+def is_logged(number: int) -> bool:
+    """Return whether the failure of this number is logged: 1, 2, 4, 8 ... One that goes on would fill the log."""
+    return number & (number - 1) == 0
 
 
 class LogOnce:

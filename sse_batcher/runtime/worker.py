@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Protocol, TypeVar
 
 from .log_fields import log_fields
+from .log_once import is_logged
 from .process import PerProcess
 from .weak_registry import WeakRegistry
 
@@ -263,8 +264,7 @@ class Worker:
     def _replace(self, term: _Term) -> None:
         """Start another thread. Called by a thread that dies of an exception."""
         restarts = self.restarts + 1
-        if restarts & (restarts - 1) == 0:
-            # Only for 1, 2, 4, 8 ...: a logging handler that enqueues must not keep a deadly sink busy forever.
+        if is_logged(restarts):  # seldom: a logging handler that enqueues must not keep a deadly sink busy forever
             _log.error(
                 "the thread %s died and is replaced; restarts so far: %d",
                 self.name,

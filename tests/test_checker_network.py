@@ -261,6 +261,9 @@ class Chaos:
                 self.errors.append(error)
                 self._changed.notify_all()
 
+    def _have_overflowed(self) -> bool:
+        return bool(self.errors) or any(manager.get_stats().overflows for manager in self.service.managers)
+
     def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
         with self._changed:
             left = self._deadline - time.monotonic()
@@ -300,14 +303,20 @@ class Chaos:
             self._changed.notify_all()
 
     def _browse(self, number: int) -> None:
-        """Come back again and again, and once more at the end, to read all there is. A third of all poll."""
+        """Come back again and again, and once more at the end, to read all there is. A third of all poll.
+
+        One of them reads nothing on its first connection until a client has fallen behind: so that happens each time.
+        """
         random = Random(f"{self.seed} browser {number}")
         channels, user = random.choice([("a",), ("b",), ("a", "b")]), random.choice([7, 7, "7", 8, None])
         poll = number % 3 == 0
         browser = Browser(channels, self.service.facts, user)
         self.browsers.append(browser)
-        for _ in range(self.CONNECTIONS):
+        for connection in range(self.CONNECTIONS):
+            is_slow = (number, connection) == (1, 0)
             faults = self._faults(random)
+            if is_slow:
+                faults = Faults()
             batches = random.random() < 0.7
             with self.service.read(browser, faults, batches=batches, poll=poll, patience=0.3) as reading:
                 with self._changed:
@@ -317,6 +326,8 @@ class Chaos:
                 stall = random.choice([None, None, random.randrange(3)])
                 last = random.randrange(2, 30)
                 for taken, _ in enumerate(reading.events()):
+                    if is_slow and taken == 0:
+                        wait_until(self._have_overflowed, "a client has fallen behind")
                     if taken == stall:  # until others have come and gone, and much was published
                         until = now + self.BROWSERS
                         with self._changed:

@@ -262,6 +262,8 @@ def test_the_keyboard_is_enough(open_page: Open, site: Site) -> None:
         page.keyboard.press("Escape")
         expect(page.get_by_role("dialog")).to_be_hidden()
         assert page.evaluate("document.activeElement.textContent") == "Kick ada"
+    page.evaluate("document.getElementById('kick').dispatchEvent(new Event('close'))")  # of the first time, but late
+    assert page.evaluate("document.activeElement.textContent") == "Kick ada"
     before = site.data
     site.open("bob")  # comes first, so that the row moves
     expect(row(page, "bob")).to_be_visible()

@@ -166,4 +166,4 @@ def test_workers_that_stop_tell_their_clients(site: Server, redis: RedisServer) 
     for client in clients:
         client.until(rb"event: sse_bye\n(?:.*\n)*?\n")
         client.close()
-    wait_until(lambda: site.process.poll() is not None, "gunicorn ends", 3)
+    wait_until(lambda: site.process.poll() is not None, "gunicorn ends")

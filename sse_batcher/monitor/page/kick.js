@@ -72,8 +72,9 @@ export class Kick {
 
   /** The row of the button may be gone by now. */
   #return() {
-    if (this.#dialog.open) return; // it was opened again, before this event came
-    const opener = this.#opener?.isConnected ? this.#opener : this.fallback;
+    // It was opened again before this event came, or was closed twice by now, and the first event has given it back.
+    if (this.#dialog.open || !this.#opener) return;
+    const opener = this.#opener.isConnected ? this.#opener : this.fallback;
     opener.focus();
     this.#opener = null;
   }

@@ -38,7 +38,7 @@ class Key(NamedTuple):
 class Group:
     """The clients that are sent the same bytes, and how far they have got.
 
-    Only live clients are listed here. They are in one of two dictionaries:
+    Only live clients are listed here. They are in one of two dictionaries, each with its file descriptor:
 
     - `in_step`: their position is `position`, the group's.
     - `ahead`: they have read further in the history than the group, before they joined it. The group must not send them
@@ -63,8 +63,8 @@ class Group:
         """What ends a response, after its last block."""
         self.position = position
         self._frames = self._bytes = 0  # handed to each client that was live all the time
-        self.in_step: dict[SocketClient, None] = {}
-        self.ahead: dict[SocketClient, None] = {}
+        self.in_step: dict[SocketClient, int] = {}
+        self.ahead: dict[SocketClient, int] = {}
         self.busy = False
         """Whether the group is in the middle of sending to its clients, between two of their turns."""
         self.postponed: list[SocketClient] = []
@@ -105,9 +105,9 @@ class Group:
         client.live = True
         client.count(-self._frames, -self._bytes)
         if client.point.position > self.position:
-            self.ahead[client] = None
+            self.ahead[client] = client.fd
         else:
-            self.in_step[client] = None
+            self.in_step[client] = client.fd
             client.point = IN_STEP
 
     def leave(self, client: SocketClient) -> None:
@@ -216,7 +216,7 @@ class Group:
                 # The group has no frame between its position and `first`, so moving it up to the client loses nothing.
                 self.position = max(self.position, position)
                 del self.ahead[client]
-                self.in_step[client] = None
+                self.in_step[client] = client.fd
                 client.point = IN_STEP
             elif position < last:
                 # The client has some of these frames and needs the others, which it reads from the history itself.
@@ -238,26 +238,27 @@ class Group:
         self._frames += len(frames)
         self._bytes += size
         self.sent_at = self.loop.clock()
-        clients = list(self.in_step)
+        # No client is touched whose socket takes all: with many clients, each would have to be fetched from memory.
+        fds = list(self.in_step.values())
         if not frames:
-            clients += self.ahead
+            fds += self.ahead.values()
         else:
             for client in self.ahead:
                 client.count(-len(frames), -size)  # counted already, when the client read these frames itself
         failed = 0
         turn = self.loop.sends_per_turn
-        for start in range(0, len(clients), turn):
+        for start in range(0, len(fds), turn):
             if start:
                 yield
-            some = clients[start : start + turn]
-            for client in some:
-                sent = send(client.fd, data, ready, FLAGS)
+            some = fds[start : start + turn]
+            for fd in some:
+                sent = send(fd, data, ready, FLAGS)
                 if sent != size:
                     failed += 1
-                    self._handle_short_send(client, taken(sent), pieces, frames, before)
+                    self._handle_short_send(self.loop.clients[fd], taken(sent), pieces, frames, before)
             self.loop.sends += len(some)
-        self.counts.bytes += (len(clients) - failed) * size
-        self.count_frames(frames, len(clients) - failed)
+        self.counts.bytes += (len(fds) - failed) * size
+        self.count_frames(frames, len(fds) - failed)
         self.busy = False
         # Before the next frames: a client that was dismissed while the group was busy must get nothing more.
         postponed, self.postponed = self.postponed, []

@@ -111,13 +111,15 @@ class Limit(NamedTuple):
 
 
 def limits(results: list[Result], channels: list[Result], few: Result) -> list[Limit]:
-    """For the detached streams, from a run in which they took turns with the bare loop.
+    """For the detached streams, from runs in which they took turns with the bare loop.
 
     `channels`: the same for clients with a channel each. `few` has 50 streams and 4 threads.
     """
 
     def of(clients: int, value: Callable[[Result], float | None], name: str = "detached") -> float | None:
-        return next((value(result) for result in measured(clients, name) if result.kind.ours), None)
+        """The median of the runs."""
+        values = [value(result) for result in measured(clients, name) if result.kind.ours]
+        return _median([each for each in values if each is not None])
 
     def measured(clients: int, name: str) -> list[Result]:
         those = channels if name == "channels" else results

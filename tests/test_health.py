@@ -227,11 +227,11 @@ def watched(watching: Watcher, threads: int | None) -> tuple[Watch, Watched]:
 
 
 def test_a_watcher_that_hangs_is_reported(manager: SSEManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sse_batcher.transports.health.STALLED_SECONDS", 0.05)
     hanging = Watcher(make_worker=IdleWorker)
     watcher.swap(hanging)
     watch, _stream = watched(hanging, None)
     assert answer_of(manager, "live") == LIVES, "the time without streams counts"
+    monkeypatch.setattr("sse_batcher.transports.health.STALLED_SECONDS", 0.05)
     wait_until(
         lambda: answer_of(manager, "live") == (503, {"status": "thread", "thread": "sse_batcher-watcher"}), "it is seen"
     )

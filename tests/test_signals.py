@@ -16,6 +16,7 @@ from sse_batcher import Batch, BatchOptions, Client, Event, InvalidEventError, S
 from sse_batcher.streams.client import ClientInfo
 
 from .kit.sse_parser import take_events
+from .kit.waiting import TIMEOUT
 
 APP_THREAD = "sse_batcher-app"
 EVERY_EVENT_ALONE = BatchOptions(batch_window=0)
@@ -31,7 +32,7 @@ class Receiver:
         self.calls.put((sender, values, threading.current_thread().name))
 
     def call(self) -> tuple[Any, dict[str, Any], str]:
-        return self.calls.get(timeout=5)
+        return self.calls.get(timeout=TIMEOUT)
 
 
 @contextmanager
@@ -98,7 +99,7 @@ def test_a_client_that_a_shutdown_ends_is_a_signal_with_that_reason(manager: SSE
         while manager.get_stats().bytes == 0:
             assert iterating.is_alive()
         assert manager.shutdown()
-        iterating.join(5)
+        iterating.join(TIMEOUT)
         ended = receiver.call()[1]
         assert (ended["client"], ended["reason"], ended["bytes"]) == (client.info, "shutdown", client.counts.bytes)
         assert receiver.calls.empty()
@@ -119,7 +120,7 @@ def test_a_batch_that_was_taken_is_a_signal_on_the_app_thread() -> None:
         with receiving(signals.batch_flushed) as receiver:
             manager.enqueue("log", 1, channel="a")
             manager.enqueue("log", 2, channel="a")
-            assert manager.flush_all(5)
+            assert manager.flush_all(TIMEOUT)
             sender, values, thread = receiver.call()
         assert sender is manager
         (batch,) = values.values()
@@ -164,7 +165,7 @@ def test_what_a_receiver_gets_is_plain_and_frozen(manager: SSEManager) -> None:
 def test_without_a_receiver_no_app_thread_is_started(manager: SSEManager) -> None:
     manager.subscribe().close()
     manager.enqueue("log", 1)
-    assert manager.flush_all(5)
+    assert manager.flush_all(TIMEOUT)
     assert APP_THREAD not in [thread.name for thread in threading.enumerate()]
 
 
@@ -182,7 +183,7 @@ def test_receivers_run_inside_the_context_that_the_manager_was_given() -> None:
 
     with SSEManager(context=context) as manager, signals.client_connected.connected_to(receiver):
         manager.subscribe()
-        assert [steps.get(timeout=5) for _ in range(3)] == ["in", "received", "out"]
+        assert [steps.get(timeout=TIMEOUT) for _ in range(3)] == ["in", "received", "out"]
 
 
 # -- receivers that misbehave ------------------------------------------------------------------------------------------
@@ -250,7 +251,7 @@ def test_what_comes_faster_than_receivers_take_it_is_dropped_and_counted(manager
 
     with signals.client_connected.connected_to(slow):
         manager.subscribe()
-        assert entered.wait(5)  # one in the receiver's hand
+        assert entered.wait(TIMEOUT)  # one in the receiver's hand
         for _ in range(1_000):
             manager.subscribe()
         assert manager.get_stats().signals_dropped == 0
@@ -271,10 +272,10 @@ def test_a_stuck_receiver_delays_no_event_and_no_client(manager: SSEManager) -> 
 
     with signals.client_connected.connected_to(stuck), signals.batch_flushed.connected_to(stuck):
         client = manager.subscribe()
-        assert entered.wait(5)
+        assert entered.wait(TIMEOUT)
         for number in range(5):
             manager.enqueue("log", number)
-        assert manager.flush_all(5)
+        assert manager.flush_all(TIMEOUT)
         assert [event.json for event in take_events(client, 6)[1:]] == list(range(5))
         released.set()
         assert manager.shutdown()
@@ -289,7 +290,7 @@ def test_a_receiver_may_enqueue_and_flush(manager: SSEManager, name: str) -> Non
     def receiver(sender: SSEManager, **values: object) -> None:
         if next(calls, False):
             sender.enqueue("echo", name)
-            answers.put(sender.flush_all(5))
+            answers.put(sender.flush_all(TIMEOUT))
 
     client = manager.subscribe()
     with signal.connected_to(receiver):

@@ -25,6 +25,7 @@ from sse_batcher import (
 from sse_batcher.testing import Stream, StreamRefusedError, open_stream, record
 
 from .kit.board import Board, make_board
+from .kit.waiting import TIMEOUT
 
 TEAM = "/events?channel=team-7"
 
@@ -370,8 +371,8 @@ def test_a_shutdown_waits_for_no_thread_that_has_read_a_stream() -> None:
         thread.start()
         thread.join()
         before = time.monotonic()
-        assert manager.shutdown(5)
-        assert time.monotonic() - before < 2
+        assert manager.shutdown(2 * TIMEOUT)
+        assert time.monotonic() - before < TIMEOUT
         assert opened.events() == [("news", 1)]
 
 

@@ -230,7 +230,7 @@ class Chaos:
         self._changed = threading.Condition()  # guards the three below
         self._connections = 0
         self._publishing = self.PUBLISHERS
-        self._deadline = time.monotonic() + 3 * TIMEOUT
+        self._deadline = time.monotonic() + 12 * TIMEOUT
 
     def run(self) -> None:
         tasks = [lambda n=n: self._publish(n) for n in range(self.PUBLISHERS)]

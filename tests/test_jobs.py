@@ -81,7 +81,7 @@ def test_a_job_does_not_wait_long_for_redis(redis: RedisServer) -> None:
     redis.kill()
     began = time.monotonic()
     logged = run("with_two_managers", redis, EXIT_SECONDS="0.5")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 2 * TIMEOUT  # as long as the end of a process may last by default
     assert "not everything was delivered and closed within 0.5 seconds" in logged
 
 

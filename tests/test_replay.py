@@ -496,7 +496,7 @@ def test_the_thread_is_there_while_a_client_waits(threaded: Threaded, monkeypatc
     monkeypatch.setattr(hub, "advance", lambda member: False)
     connection.group.leave(connection)
     threaded.loop.post(connection)
-    wait_until(lambda: connection.waits, "it waits")
+    wait_until(lambda: bool(connection.waits and replay_threads()), "it waits")
     (thread,) = replay_threads()
     monkeypatch.setattr(hub, "advance", advance)
     threaded.manager.enqueue("t", 1)

@@ -191,6 +191,7 @@ def test_a_client_of_a_newer_process_that_comes_to_an_older_one_gets_a_gap_for_w
     manager = make(server.url)
     start = cursor_of(manager)
     send(manager, (1, {"channel": "a"}), (Text("2"), {"channel": "a"}), (3, {"channel": "b"}))
+    wait_until_read(manager)  # the cursor is at what was read, not at what was sent
     after = manager.cursor()
     send(manager, (4, {"channel": "a"}))
     wait_until_read(manager)

@@ -79,7 +79,7 @@ def test_this_version_lets_go_of_its_streams_and_ends_them_in_good_order(
             assert stream.until("hub_state")[-1].data == 1
         for _ in range(kind.streams - 3):
             streams.pop().__exit__()
-        wait_until(lambda: server.stats()["clients"] == 3, "those that have left are forgotten", timeout=1)
+        wait_until(lambda: server.stats()["clients"] == 3, "those that have left are forgotten")
         server.enqueue(("item", 2))
         server.stop(family.ends_by)
         for stream in streams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from sse_batcher import HistoryOptions
 from sse_batcher.streams.history import ResumePoint
 from sse_batcher.transports.detached import group as groups
+from sse_batcher.transports.detached.connection import LEFT
 
 from .kit.site import Site, batched, events, fail, has_data, has_ended, numbers, read, turns_of
 from .kit.sse_parser import parse
@@ -51,6 +53,30 @@ def test_a_group_reads_the_history_only_for_frames_that_came_while_it_was_busy(
     site.deliver(1)
     assert len(asked) == 2
     assert [numbers(client) for client in clients] == [[1, 2, 3]] * 3
+
+
+@turns_of(1)
+def test_what_has_the_descriptor_of_a_client_that_was_closed_meanwhile_gets_nothing(site: Site) -> None:
+    """As after a failed check of one client, between two turns of its group."""
+    clients = [site.connect() for _ in range(3)]
+    *_, last = site.loop.clients.values()
+    site.delivery.deliver(1)
+    site.loop.turn(0)  # the group is busy with 1
+    fd = last.fd
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        last.close(LEFT)
+        os.dup2(ours.fileno(), fd)
+        try:
+            site.loop.run()
+            theirs.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                theirs.recv(1)
+        finally:
+            os.close(fd)
+    assert [numbers(client) for client in clients[:2]] == [[1]] * 2
+    assert has_ended(clients[2])
+    assert len(site.loop) == 2
 
 
 def test_a_group_does_not_send_its_newest_frame_again(site: Site) -> None:

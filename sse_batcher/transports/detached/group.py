@@ -48,7 +48,7 @@ class Group:
     __slots__ = (
         *("ahead", "batches", "busy", "channels", "chunked", "counts", "end_of_body", "feed", "gzipped"),
         *("heartbeat", "heartbeat_block", "hub", "in_step", "key", "loop", "poll", "position", "postponed"),
-        *("send_timeout", "sent_at", "size", "_bytes", "_frames", "_missed_frames"),
+        *("send_timeout", "sent_at", "size", "_bytes", "_frames", "_left", "_missed_frames"),
     )
 
     def __init__(self, feed: Feed, key: Key, position: Position) -> None:
@@ -67,6 +67,8 @@ class Group:
         self.ahead: dict[SocketClient, int] = {}
         self.busy = False
         """Whether the group is in the middle of sending to its clients, between two of their turns."""
+        # Descriptors of clients that left since the present send began. They may belong to another stream by now.
+        self._left: dict[int, None] = {}
         self.postponed: list[SocketClient] = []
         """Clients that have to be served as soon as the group is no longer busy."""
         self.size = 0
@@ -119,6 +121,8 @@ class Group:
             del self.ahead[client]
         else:
             return
+        if self.busy:
+            self._left[client.fd] = None
         client.live = False
         client.count(self._frames, self._bytes)
 
@@ -229,6 +233,7 @@ class Group:
         too. This is the hot loop: a few microseconds a client, nearly all of them in the kernel.
         """
         self.busy = True
+        self._left.clear()
         data = b"".join(pieces)
         size = len(data)
         ready = sized(size)
@@ -251,6 +256,10 @@ class Group:
             if start:
                 yield
             some = fds[start : start + turn]
+            if self._left:
+                present = [fd for fd in some if fd not in self._left]
+                failed += len(some) - len(present)
+                some = present
             for fd in some:
                 sent = send(fd, data, ready, FLAGS)
                 if sent != size:

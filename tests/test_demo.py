@@ -28,7 +28,7 @@ import sse_batcher
 from sse_batcher.browser import SCRIPT
 from sse_batcher.cli import create_demo, main
 from sse_batcher.demo.scenarios import LISTS, SCENARIOS, SERVERS, Happening
-from sse_batcher.demo.simulation import Demo, Setting
+from sse_batcher.demo.simulation import CLOSING_SECONDS, Demo, Setting
 from sse_batcher.errors import ClosedError
 
 from .kit.demo_page import BURST
@@ -298,7 +298,9 @@ def test_a_signal_ends_it_and_says_goodbye(demo: Running, number: int) -> None:
     with both_streams(demo) as (batched, plain):
         demo.press("five")
         plain.read_many(5)
+        started = time.monotonic()
         code, errors = demo.end(number)
+        assert time.monotonic() - started < CLOSING_SECONDS  # for as long it would wait for streams that do not end
         assert (code, errors) == (0, "")
         assert batched.read()[0] == "tool_list_changed_batch"  # what waited is sent first
         for side in (batched, plain):

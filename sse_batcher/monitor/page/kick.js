@@ -72,7 +72,7 @@ export class Kick {
 
   /** The row of the button may be gone by now. */
   #return() {
-    // It was opened again before this event came, or was closed twice by now, and the first event has given it back.
+    // The dialog was opened again before this event came; or it was closed twice, and the focus is back already.
     if (this.#dialog.open || !this.#opener) return;
     const opener = this.#opener.isConnected ? this.#opener : this.fallback;
     opener.focus();

@@ -67,7 +67,7 @@ class Group:
         self.ahead: dict[SocketClient, int] = {}
         self.busy = False
         """Whether the group is in the middle of sending to its clients, between two of their turns."""
-        # Descriptors of clients that left since the present send began. They may belong to another stream by now.
+        # The descriptors of clients that left during the present send. They may belong to other streams by now.
         self._left: dict[int, None] = {}
         self.postponed: list[SocketClient] = []
         """Clients that have to be served as soon as the group is no longer busy."""
@@ -243,31 +243,30 @@ class Group:
         self._frames += len(frames)
         self._bytes += size
         self.sent_at = self.loop.clock()
-        # No client is touched whose socket takes all: with many clients, each would have to be fetched from memory.
+        # Only descriptors: with many clients, each object that is looked at has to be fetched from memory.
         fds = list(self.in_step.values())
         if not frames:
             fds += self.ahead.values()
         else:
             for client in self.ahead:
                 client.count(-len(frames), -size)  # counted already, when the client read these frames itself
-        failed = 0
+        reached = 0  # clients that have taken all
         turn = self.loop.sends_per_turn
         for start in range(0, len(fds), turn):
             if start:
                 yield
             some = fds[start : start + turn]
             if self._left:
-                present = [fd for fd in some if fd not in self._left]
-                failed += len(some) - len(present)
-                some = present
+                some = [fd for fd in some if fd not in self._left]
+            reached += len(some)
             for fd in some:
                 sent = send(fd, data, ready, FLAGS)
                 if sent != size:
-                    failed += 1
+                    reached -= 1
                     self._handle_short_send(self.loop.clients[fd], taken(sent), pieces, frames, before)
             self.loop.sends += len(some)
-        self.counts.bytes += (len(fds) - failed) * size
-        self.count_frames(frames, len(fds) - failed)
+        self.counts.bytes += reached * size
+        self.count_frames(frames, reached)
         self.busy = False
         # Before the next frames: a client that was dismissed while the group was busy must get nothing more.
         postponed, self.postponed = self.postponed, []

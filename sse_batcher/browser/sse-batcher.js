@@ -166,7 +166,7 @@ class Reader {
     const parser = new Parser();
     for (;;) {
       const { value } = await body.read();
-      if (!value) return;
+      if (!value || abort.signal.aborted) return; // what came too late comes again, after the cursor
       this.#isSilent = false;
       this.#heard = Infinity; // while the page is busy, no byte is waited for
       for (const block of parser.read(decoder.decode(value, { stream: true }))) {

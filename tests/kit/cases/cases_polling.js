@@ -77,6 +77,43 @@ test("it polls if a stream is held back and a poll is not, and tries the stream 
   t.equal((await kinds(stream)).filter((kind) => kind === "poll").length, polls, "no further poll");
 });
 
+test("an answer that comes while it changes from polls to the stream is no part of the stream", async (t) => {
+  clock.install();
+  const asked = {stream: [], poll: []};
+  window.fetch = async (address, {signal}) => {
+    const kind = new URL(address).searchParams.has("poll") ? "poll" : "stream", request = {signal, reads: []};
+    asked[kind].push(request);
+    const read = () => new Promise((resolve, reject) => {
+      request.reads.push(resolve);
+      // As if a piece of the poll had arrived just before the poll was given up.
+      if (kind === "stream") signal.addEventListener("abort", reject);
+    });
+    const headers = new Headers({"Content-Type": "text/event-stream"});
+    return {status: 200, headers, body: {getReader: () => ({read})}};
+  };
+  const next = async (kind, number) => {
+    await t.until(() => asked[kind][number]?.reads.length, `${kind} ${number} waits`);
+    return asked[kind][number];
+  };
+  const answer = (request, text) => request.reads.pop()({value: text && new TextEncoder().encode(text)});
+  const source = await t.open("/events"), seen = t.record(source, "n"), states = t.states(source);
+  await next("stream", 0);
+  clock.skip(5100); // nothing comes, so it asks whether a poll is answered
+  answer(await next("poll", 0), open("c-0", 1000));
+  const first = await next("poll", 1);
+  answer(first, open("c-0", 1000));
+  clock.skip(300_001);
+  answer(await next("poll", 1));
+  const second = await next("poll", 2);
+  answer(await next("stream", 1), open("c-0", 1000)); // so streams are not held back any more
+  await t.until(() => second.signal.aborted, "it gives the poll up");
+  answer(second, open("c-0", 1000) + event("n", 1, "c-1"));
+  answer(await next("stream", 2), open("c-0", 1000) + event("n", 1, "c-1"));
+  await t.until(() => source.state === "open", "the stream is open");
+  await t.same(seen, [["n", 1, "c-1"]], "events");
+  t.equal(states.filter((state, k) => state !== states[k - 1]), ["connecting", "polling", "open"], "states");
+});
+
 test("it keeps polling while streams are held back", async (t) => {
   clock.install();
   const history = [["c-0", ""], ["c-1", event("n", 1, "c-1")], ["c-2", event("n", 2, "c-2")]];

@@ -54,6 +54,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _what_a_module_leaves_stays() -> Iterator[None]:
+    """So do the modules that it has imported, and its reports: hundreds of tests collect garbage."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 _OURS = re.compile(r"sse_batcher(?! doctor).*")
 
 

@@ -40,14 +40,19 @@ pytestmark = pytest.mark.external
 BIN = Path(sys.executable).parent
 """Where pip has put the programs of the packages."""
 
+LONG_GRACE = "--graceful-timeout=60"
+"""For gunicorn: what ends within `TIMEOUT` has not waited for its time-out, however slow the machine is."""
+
 
 def make_site(folder: Path, page: str = "deployment.md", backend: str = "memory://") -> Path:
     """Write the app of this page into the folder, with the files beside the page and a virtual environment."""
     (folder / "app.py").write_text(app_of(GUIDES / page))
     shutil.copy(DEPLOY / "gunicorn.conf.py", folder)
-    shown = (DEPLOY / "supervisord.conf").read_text()
-    written = shown.replace("redis://localhost:6379/0", backend)
-    assert written != shown
+    written = (DEPLOY / "supervisord.conf").read_text()
+    # supervisord does not kill what ends late: a command that waits for that takes longer than `TIMEOUT`, and fails.
+    for shown, here in [("redis://localhost:6379/0", backend), ("stopwaitsecs=20", "stopwaitsecs=60")]:
+        assert shown in written
+        written = written.replace(shown, here)
     (folder / "supervisord.conf").write_text(written)
     programs = folder / ".venv" / "bin"
     programs.mkdir(parents=True)
@@ -106,6 +111,7 @@ def is_gone(pid: int) -> bool:
 def supervised(folder: Path, backend: str = "memory://", **environment: str) -> Iterator[Supervised]:
     """Run supervisord with the files of the page; end it, and what it has started, in good order."""
     make_site(folder, backend=backend)
+    environment["GUNICORN_CMD_ARGS"] = LONG_GRACE
     with running(("-m", "supervisor.supervisord", "-n", "-c", "supervisord.conf"), folder, **environment) as server:
         site = Supervised(server, folder)
         started: list[int] = []
@@ -149,13 +155,11 @@ def test_supervisord_stops_and_starts_gunicorn_and_each_stream_ends_with_a_bye(t
             gunicorn = site.master(), site.worker()
             with streams(site.server) as opened:
                 site.server.request("POST", "/orders/7")
-                start = time.monotonic()
                 if line:
                     assert site.ctl(line) == "shop: stopped"
                 else:
                     site.server.process.terminate()
                     assert site.server.process.wait(TIMEOUT) == 0
-                assert time.monotonic() - start < 3
                 assert all(is_gone(pid) for pid in gunicorn)
                 assert [stream.until("order")[-1].data for stream in opened] == [{"id": 7}] * len(opened)
                 assert each_ends_with_a_bye(opened)
@@ -242,9 +246,7 @@ def kill_worker(site: Supervised) -> None:
 def kill_gunicorn(site: Supervised) -> None:
     with streams(site.server) as opened:
         os.kill(site.master(), signal.SIGKILL)
-        start = time.monotonic()
         assert each_ends_with_a_bye(opened)
-        assert time.monotonic() - start < 1
 
 
 @pytest.mark.parametrize("act", [reload, restart, kill_worker, kill_gunicorn])
@@ -326,10 +328,11 @@ def test_the_command_of_the_image_serves_and_stops_with_its_signal(tmp_path: Pat
     assert [name.partition("=")[0] for name in dockerfile("ENV")] == ["PORT"]  # as is in the environment of `running`
     (command,) = dockerfile("CMD")
     (stop_signal,) = dockerfile("STOPSIGNAL")
-    with running(("-m", *json.loads(command)), image, HOME="/nonexistent") as server, streams(server) as opened:
+    environment = {"HOME": "/nonexistent", "GUNICORN_CMD_ARGS": LONG_GRACE}
+    with running(("-m", *json.loads(command)), image, **environment) as server, streams(server) as opened:
         server.process.send_signal(signal.Signals[stop_signal])
         assert each_ends_with_a_bye(opened)
-        assert server.process.wait(3) == 0
+        assert server.process.wait(TIMEOUT) == 0
         assert server.faults() == []
 
 
@@ -386,14 +389,22 @@ def test_the_command_serves_and_each_stream_ends_with_a_bye(name: str, line: str
         at = len(options) if options[-1] == "run" else 0
         options.insert(at, BIND[server_program])
         command = ("-m", MODULES.get(server_program, server_program), *options)
-    with running(command, tmp_path) as server, server.watched():
+    number = signal.SIGINT if stop == "Ctrl-C" else signal.Signals[stop]
+    # A machine that stands still delays one of these, and a server that waits for a time-out is late each time.
+    assert any(seconds_to_stop(command, number, tmp_path) < 3 for _ in range(3))
+
+
+def seconds_to_stop(command: Sequence[str], number: signal.Signals, folder: Path) -> float:
+    """How long a server with streams takes to end after this signal."""
+    with running(command, folder) as server, server.watched():
         with streams(server, 3) as opened:
             server.request("POST", "/orders/7")
             for stream in opened:
                 assert stream.until("order")[-1].data == {"id": 7}
             start = time.monotonic()
-            server.process.send_signal(signal.SIGINT if stop == "Ctrl-C" else signal.Signals[stop])
+            server.process.send_signal(number)
             assert each_ends_with_a_bye(opened)
             server.process.wait(TIMEOUT)
-            assert time.monotonic() - start < 3
+            seconds = time.monotonic() - start
         assert server.faults() == []
+    return seconds

@@ -21,6 +21,7 @@ from .kit.flask_apps import MakeApp, apps_fixture
 from .kit.redisserver import redis_server
 from .kit.scripted_server import scripted_server, sending
 from .kit.servers import gunicorn, running
+from .kit.waiting import TIMEOUT
 
 make_app = apps_fixture()
 
@@ -41,11 +42,29 @@ def report(app: Flask, *arguments: str) -> dict[str, Any]:
     return made
 
 
+@pytest.fixture
+def _no_block_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not waited for long."""
+    monkeypatch.setattr("sse_batcher.flask.doctor.PATIENCE_SECONDS", 1.0)
+
+
+def report_with(expected: list[tuple[str, str]], app: Flask, *arguments: str) -> dict[str, Any]:
+    """The report with these codes and levels, the first of at most three.
+
+    A doctor with little patience takes a machine that stands still for a fault.
+    """
+    for _ in range(3):
+        made = report(app, *arguments)
+        found = [(finding["code"], finding["level"]) for finding in made["findings"]]
+        if found == expected:
+            break
+    assert found == expected, made["findings"]
+    return made
+
+
 def check(app: Flask, code: str | None, level: str = "fault", *names: str) -> dict[str, Any]:
     """The code is found and nothing else, and the words name these settings. Returns the facts."""
-    made = report(app)
-    found = [(finding["code"], finding["level"]) for finding in made["findings"]]
-    assert found == ([(code, level)] if code else []), made["findings"]
+    made = report_with([(code, level)] if code else [], app)
     for finding in made["findings"]:
         for name in names:
             assert name in f"{finding['what']} {finding['do']}"
@@ -55,8 +74,8 @@ def check(app: Flask, code: str | None, level: str = "fault", *names: str) -> di
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No settings of gunicorn around the tests count, and a block that does not come is not waited for long."""
-    monkeypatch.setattr("sse_batcher.flask.doctor.PATIENCE_SECONDS", 1.0)
+    """No settings of gunicorn around the tests count, and a block that comes may come late."""
+    monkeypatch.setattr("sse_batcher.flask.doctor.PATIENCE_SECONDS", TIMEOUT)
     monkeypatch.chdir(tmp_path)
     for name in ("WEB_CONCURRENCY", "GUNICORN_CMD_ARGS"):
         monkeypatch.delenv(name, raising=False)
@@ -213,6 +232,7 @@ def test_a_function_that_reads_the_response(make_app: MakeApp) -> None:
     check(app, "read_whole", "fault", "after_request", "direct_passthrough")
 
 
+@pytest.mark.usefixtures("_no_block_comes")
 def test_a_middleware_that_reads_the_response(make_app: MakeApp) -> None:
     app, _ = make_app(**KEY)
     inner = app.wsgi_app
@@ -224,6 +244,7 @@ def test_a_middleware_that_reads_the_response(make_app: MakeApp) -> None:
     check(app, "read_whole", "fault", "app.wsgi_app", "text/event-stream")
 
 
+@pytest.mark.usefixtures("_no_block_comes")
 @pytest.mark.parametrize("algorithm", ["zstd", "gzip"])
 def test_flask_compress(algorithm: str, make_app: MakeApp) -> None:
     app, _ = make_app(
@@ -381,17 +402,17 @@ def test_with_a_url_the_site_is_examined_with_a_token_of_the_app(make_app: MakeA
     command = tuple(part.replace("serverapp", "faultyapps") for part in gunicorn("-k", "gthread", "--threads=50"))
     with running(command, tmp_path) as server:
         url = f"{server.url}/unauthorized/events"
-        made = report(app_of_site, url, "--seconds=1")
+        made = report_with([], app_of_site, url, "--seconds=1")
         refused = report(app_of_other, url)
         given = report(app_of_other, f"{url}?token=sse1.visible.token")
-        other = report(app_with_random_key, f"{server.url}/healthy/events", "--seconds=1")
+        healthy = f"{server.url}/healthy/events"
+        other = report_with([("secret_key", "warning")], app_with_random_key, healthy, "--seconds=1")
         status, printed = run(app_of_site, url, "--header", "X-Nothing: 1")
-    assert (made["url"], made["findings"]) == (url, [])
+    assert made["url"] == url
     assert set(made["facts"]) > {"app", "answer", "listened"}
     assert "sse1." not in json.dumps(made)
     assert [finding["code"] for finding in refused["findings"]] == ["unauthorized", "secret_key"]
     assert "SECRET_KEY" in refused["findings"][1]["what"]
-    assert [(finding["code"], finding["level"]) for finding in other["findings"]] == [("secret_key", "warning")]
     assert other["facts"]["resumed"]["type"] == "sse_open"
     assert [finding["code"] for finding in given["findings"]] == ["unauthorized"] * 2  # also inside
     assert all("token" in finding["what"] for finding in given["findings"])

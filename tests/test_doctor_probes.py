@@ -349,7 +349,11 @@ def test_an_app_is_examined_without_any_other_program() -> None:
     app.config.update(SSE_HEARTBEAT=0.2)
     lines: list[str] = []
     with SSE(app).manager, live_server(app) as url:
-        facts = examine(Target(f"{url}/events", seconds=0.7), lines.append, 0.2)
+        for _ in range(3):  # the doctor waits little for each answer, and the machine may stand still
+            lines.clear()
+            facts = examine(Target(f"{url}/events", seconds=0.7), lines.append, 0.2)
+            if not diagnose(facts) and facts.resumed is not None:
+                break
     assert facts.listened is not None
     assert facts.listened.heartbeats >= 2
     assert facts.resumed is not None
@@ -364,7 +368,10 @@ def test_a_stream_that_the_library_compresses_is_recognised() -> None:
     app = Flask("app", static_folder=None)
     app.config.update(SSE_HEARTBEAT=0.2, SSE_COMPRESS=["default"])
     with SSE(app).manager, live_server(app) as url:
-        facts = examine(Target(f"{url}/events", seconds=0.5))
+        for _ in range(3):  # as above
+            facts = examine(Target(f"{url}/events", seconds=0.5))
+            if facts.coded_block:
+                break
     assert (facts.coding, facts.coded_block, facts.coded_by_library) == ("gzip", True, True)
     assert facts.plain is not None
     assert facts.plain.header("content-encoding") == "identity"

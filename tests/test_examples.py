@@ -249,7 +249,10 @@ def test_hello_fits_on_a_screen() -> None:
 def test_worker_threads_sends_lone_events_and_bursts_as_batches(server: Server) -> None:
     with Stream(server) as stream:
         assert stream.until("step")[-1].data["worker"] in {"Ann", "Bob"}
-        assert [stream.until("file_batch")[-1].data["batchSize"] for _ in range(2)] == [50, 50]
+        sizes: list[int] = []
+        while sizes[-2:] != [50, 50]:
+            assert len(sizes) < 8, sizes  # more than two, if the machine stands still in the middle of a burst
+            sizes.append(stream.until("file_batch")[-1].data["batchSize"])
         assert "step" in server.request("GET", "/")
 
 
@@ -333,8 +336,10 @@ def test_the_dashboard_sends_the_latest_of_each_order_and_its_view_knows_it_alre
     with visitor.stream() as stream:
         seen = {order["id"]: order["version"] for order in state_of(visitor)}
         assert len(seen) == 6
-        jumps = 0
-        for _ in range(2):
+        jumps = batches = 0
+        while batches < 2 or not jumps:
+            batches += 1
+            assert batches < 8, "no state was replaced by a newer one"
             orders = events(stream.until("order_batch")[-1], "order")
             now = {order["id"]: order for order in state_of(visitor)}
             assert len({order["id"] for order in orders}) == len(orders)
@@ -343,7 +348,6 @@ def test_the_dashboard_sends_the_latest_of_each_order_and_its_view_knows_it_alre
                 assert known["version"] > order["version"] or known == order
                 jumps += order["version"] > seen[order["id"]] + 1
                 seen[order["id"]] = order["version"]
-        assert jumps, "no state was replaced by a newer one"
 
 
 def state_of(visitor: Visitor) -> Any:
@@ -404,12 +408,21 @@ def test_the_log_comes_in_batches_and_an_error_at_once_after_what_was_before_it(
     with visitor.stream() as stream:
         error = stream.until("log_error")[-1]  # of the first job that fails, which may have begun before us
         number = int(error.data["text"].split()[1])
-        *logs, error = stream.until("log_error")
-        assert (error.data["level"], error.data["text"]) == ("ERROR", f"job {number + 2} failed")
-        assert logs[-1].event == "log_batch"
-        for job, reason in ((number + 1, "time_window"), (number + 2, "critical")):
-            told = [(block.data["reason"], steps(block, job)) for block in logs if steps(block, job)]
-            assert told == [(reason, list(range(1, 31)))]
+        every = list(range(1, 31))
+        for _ in range(5):  # if the machine stands still in the middle of a job, it has several batches
+            *logs, error = stream.until("log_error")
+            assert (error.data["level"], error.data["text"]) == ("ERROR", f"job {number + 2} failed")
+            told = {
+                job: [(block.data.get("reason"), steps(block, job)) for block in logs if steps(block, job)]
+                for job in (number + 1, number + 2)
+            }
+            for batches in told.values():
+                assert [step for _, part in batches for step in part] == every
+            expected = {number + 1: [("time_window", every)], number + 2: [("critical", every)]}
+            number += 2
+            if told == expected:
+                break
+        assert told == expected
 
 
 def steps(block: Block, number: int) -> list[int]:
@@ -561,8 +574,12 @@ def test_bottle_sends_the_latest_reading_of_each_sensor(server: Server, visitor:
     with visitor.stream() as stream:
         assert stream.response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
         stream.until("reading_batch")  # which may have begun before us
-        sensors = [reading["sensor"] for reading in events(stream.until("reading_batch")[-1], "reading")]
-    assert sorted(sensors) == [f"sensor {number}" for number in range(1, 6)]
+
+        def sensors() -> list[str]:
+            return sorted(reading["sensor"] for reading in events(stream.until("reading_batch")[-1], "reading"))
+
+        # If the machine stands still, a window may end in the middle of a reading.
+        assert any(sensors() == [f"sensor {number}" for number in range(1, 6)] for _ in range(3))
 
 
 @pytest.mark.parametrize("server", ["bottle_app.py"], indirect=True)

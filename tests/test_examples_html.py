@@ -20,7 +20,7 @@ from urllib.request import ProxyHandler, build_opener
 import pytest
 from playwright.sync_api import Browser, Page, Request, Response, Route
 
-from sse_batcher import SSEManager, Text
+from sse_batcher import BatchOptions, SSEManager, Text
 
 from .kit import nginx
 from .kit.browser import browser_fixture
@@ -35,6 +35,7 @@ from .kit.waiting import TIMEOUT
 pytestmark = pytest.mark.external
 
 HOSTILE = "<img src=x onerror=alert(1)>"
+ONE_BATCH = BatchOptions(batch_window=10)  # of what is enqueued before a flush
 BATCH_WINDOW = "0.5"  # seconds: what a test does in a moment is in one window, also on a busy machine
 
 # Each library has an event of its own for a text that it gets, except Turbo, which has one for each <turbo-stream>.
@@ -227,12 +228,18 @@ def test_a_lone_text_changes_the_page(server: Server, tab: Tab) -> None:
 @each(*ALL)
 def test_the_texts_of_a_window_are_one_swap(server: Server, tab: Tab) -> None:
     tab.open(server.url)
-    post(server, "/rotation")
-    after = ["Alan", "Ada", "Grace", HOSTILE]
-    tab.wait_until_shown(*after)
-    tab.wait_until_received(4)
-    assert tab.received() == [after]
-    assert tab.frames() == [BEFORE, after], "a part of the changes could be seen"
+    after = BEFORE
+    for _ in range(3):  # a machine that stands still in the middle makes two windows of one
+        before, after = after, [after[-1], *after[:-1]]
+        post(server, "/rotation")
+        tab.wait_until_shown(*after)
+        tab.wait_until_received(4)
+        received, frames = tab.received(), tab.frames()
+        if received == [after]:
+            break
+        tab.page.evaluate("forget()")
+    assert received == [after]
+    assert frames == [before, after], "a part of the changes could be seen"
     assert tab.complaints == []
 
 
@@ -320,7 +327,7 @@ class Site:
 
 @pytest.fixture
 def site(example: Example, tmp_path: Path, cdn_url: str) -> Iterator[Site]:
-    with redis_server(tmp_path) as redis, SSEManager(backend=redis.url) as publisher:
+    with redis_server(tmp_path) as redis, SSEManager(batching=ONE_BATCH, backend=redis.url) as publisher:
         yield Site(example, tmp_path, free_port(), publisher, FLASK_SSE_BACKEND=redis.url, FLASK_CDN=cdn_url)
 
 

@@ -234,7 +234,7 @@ def test_a_hub_that_is_closed_hands_nothing_over() -> None:
 def test_a_handover_stops_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "START_SECONDS", 0.0)
     site = Site(2 * WAVE_STREAMS)
-    Handover(site.hub).run(Deadline(WAVE_SECONDS / 2))
+    Handover(site.hub, site.clock).run(Deadline(WAVE_SECONDS / 2))
     assert site.ended == site.clients[:WAVE_STREAMS]
 
 
@@ -360,13 +360,13 @@ def test_a_shutdown_ends_streams_in_waves_if_the_server_is_stopping(
 
     monkeypatch.setattr(Handover, "run", note_limit)
     goes_on, stops = make(WAVE_STREAMS + 1), make(WAVE_STREAMS + 1, stopping=True)
-    assert goes_on.manager.shutdown(5)
+    assert goes_on.manager.shutdown(TIMEOUT)
     assert (goes_on.dismissed, goes_on.byes()) == (0, WAVE_STREAMS + 1)
-    assert stops.manager.shutdown(5)
+    assert stops.manager.shutdown(TIMEOUT)
     assert stops.dismissed == WAVE_STREAMS + 1
     [limit] = limits
     assert limit is not None
-    assert limit <= 5 - CLOSE_SECONDS
+    assert limit <= TIMEOUT - CLOSE_SECONDS
 
 
 def test_a_shutdown_without_time_ends_all_streams_at_once(make: Make) -> None:

@@ -85,14 +85,27 @@ def spoiled(change: Change) -> Callable[[report.WSGIApp], AbstractContextManager
     return serve
 
 
+def error_in(serve: report.Serve, said: str) -> str:
+    """What a measurement says that cannot succeed: this, or the last of what it has said three times.
+
+    It has little patience here. A machine that stands still makes it say something else.
+    """
+    for _ in range(3):
+        with pytest.raises(MeasuringError) as caught:
+            measure(serve, ["five"])
+        if said in str(caught.value):
+            break
+    return str(caught.value)
+
+
 def test_a_lost_frame_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def lose(blocks: Iterator[bytes]) -> Iterator[bytes]:
         yield next(blocks)
         yield from (block for block in blocks if b'"n":3' not in block)
 
     monkeypatch.setattr(report, "PATIENCE", 0.5)
-    with pytest.raises(MeasuringError, match=r"5 of 6 blocks came within"):
-        measure(spoiled(lose), ["five"])
+    said = "5 of 6 blocks came within"
+    assert said in error_in(spoiled(lose), said)
 
 
 def test_a_lost_event_is_an_error() -> None:
@@ -107,8 +120,8 @@ def test_a_lost_event_is_an_error() -> None:
 def test_an_event_that_is_never_sent_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "PATIENCE", 0.5)
     monkeypatch.setitem(report.MODES, "unbatched", {"batchWindow": 10_000})
-    with pytest.raises(MeasuringError, match="5 events were not sent"):
-        measure(serving, ["five"])
+    said = "5 events were not sent"
+    assert said in error_in(serving, said)
 
 
 # -- the text ----------------------------------------------------------------------------------------------------------

@@ -24,6 +24,12 @@ server = redis_fixture()
 make = managers_fixture()
 
 
+@pytest.fixture(autouse=True)
+def _patient(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call to Redis fails here, so none is given up because the machine stands still."""
+    monkeypatch.setattr("sse_batcher.backends.redis.connections.CALL_TIMEOUT_SECONDS", TIMEOUT)
+
+
 @pytest.fixture(scope="module")
 def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return older_version(tmp_path_factory.mktemp("older"))
@@ -170,14 +176,16 @@ def test_an_older_process_tells_of_what_it_misses_once_a_second_at_most(
     manager = make(server.url, BatchOptions(batch_window=0))
     start = time.monotonic()
     sent = 0
-    while time.monotonic() < start + 2.5:
+    got: list[ServerEvent] = []
+    while sent <= 20 or len(reasons(got)) < 2 or time.monotonic() < start + 2.5:
+        assert time.monotonic() < start + TIMEOUT, "it does not tell it again"
         send(manager, (data, more), (sent, {}))
         sent += 1
+        got += old.so_far("viewer")
     wait_until(lambda: old.call("ignored") == sent, "it has read all of them")
     seconds = time.monotonic() - start
-    got = old.so_far("viewer")
-    assert sent > 20
-    assert 2 <= len(reasons(got)) <= seconds + 1
+    got += old.so_far("viewer")
+    assert len(reasons(got)) <= seconds + 1
     assert set(reasons(got)) == {"publish_failed"}
     # What it can read goes on in between, in order and once.
     numbers = [event.json for event in got if event.type == "n"]

@@ -17,6 +17,8 @@ from concurrent.futures import ProcessPoolExecutor
 from sse_batcher import BatchOptions, SSEManager
 from sse_batcher.runtime import process
 
+from .waiting import TIMEOUT
+
 logging.basicConfig(format="%(levelname)s %(message)s")
 process.EXIT_SECONDS = float(os.environ.get("EXIT_SECONDS", "30"))
 manager = SSEManager(batching=BatchOptions(batch_window=10), backend=os.environ["BACKEND"])
@@ -116,7 +118,7 @@ def in_a_pool_that_is_killed() -> None:
 
 def flushed_job(number: int) -> None:
     job(number)
-    manager.flush_all(5)
+    manager.flush_all(TIMEOUT)
 
 
 def in_an_executor() -> None:
@@ -128,7 +130,7 @@ def forked_by_hand() -> None:
     pid = os.fork()
     if not pid:
         job()
-        manager.flush_all(5)
+        manager.flush_all(TIMEOUT)
         os._exit(0)
     os.waitpid(pid, 0)
 

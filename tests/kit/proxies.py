@@ -15,8 +15,8 @@ from .deploy import DEPLOY
 from .servers import HOST, Server, running
 from .services import certificate, program
 
-IDLE = 2
-"""Seconds after which a proxy ends a connection on which nothing comes. In the files, it is 60."""
+IDLE = 60
+"""Seconds after which a proxy ends a connection on which nothing comes, as in the files."""
 
 _WRITE_AND_RUN = """
 import os, sys

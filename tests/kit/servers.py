@@ -345,6 +345,7 @@ def running(arguments: Sequence[str], folder: Path, **environment: str) -> Itera
 
 
 def _start(arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Server:
+    failures = ""
     for _ in range(3):
         port = free_port()
         log = folder / f"server-{port}.log"
@@ -361,9 +362,12 @@ def _start(arguments: Sequence[str], folder: Path, environment: Mapping[str, str
         server = Server(process, port, log)
         if _listens(server):
             return server
+        status = process.poll()
         server.kill()  # the port was taken meanwhile, most likely: try another
         process.wait()
-    raise AssertionError(f"the server does not start:\n{server.output()}")
+        failures += "it does not listen" if status is None else f"it has ended with status {status}"
+        failures += f", port {port}:\n{server.output()}\n"
+    raise AssertionError(f"the server does not start:\n{failures}")
 
 
 def _environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:

@@ -151,6 +151,8 @@ def settled(server: Server) -> list[str]:
 def test_clients_that_come_and_leave_at_every_moment_cross_nothing_and_leave_nothing(name: str, tmp_path: Path) -> None:
     kind = SERVERS[name]
     command = with_threads(kind.command, 4)
+    if name == "gunicorn":
+        command += ("--keep-alive=60",)  # or it closes the pages' connections while the machine stands still
     with serving_app(command, tmp_path, lasting=SECONDS, batch_window=0.02) as server:
         with Stream(server) as stream:
             stream.until("sse_open")

@@ -79,6 +79,14 @@ def _no_thread_is_left() -> Iterator[None]:
         assert not thread.is_alive(), f"{thread.name} outlives the test"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _servers_of_this_process_are_patient() -> Iterator[None]:
+    """Those of `cli.serving` drop a client after a second otherwise, also if it is the machine that stands still."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sse_batcher.cli._Handler.timeout", TIMEOUT)
+        yield
+
+
 @pytest.fixture
 def clock() -> Clock:
     """Time that the test moves."""

@@ -100,6 +100,10 @@ class Reading:
             # `read1` raises if the chunks are not complete. If the head is not complete, there seem to be none.
             self._browser.life[-1].answered = self._response is not None and self._response.chunked
 
+    def wait_at_most(self, patience: float) -> None:
+        self._patience = patience
+        self._socket.settimeout(patience)
+
     def __enter__(self) -> Reading:
         return self
 
@@ -123,7 +127,7 @@ def serving_through_faults(
 ) -> Iterator[Service]:
     """One server; with the URL of a Redis, two."""
     record = Record(history)
-    clients = ClientOptions(queue_frames=8, heartbeat=0.1, send_timeout=5.0, retry_ms=1, transport=transport)
+    clients = ClientOptions(queue_frames=8, heartbeat=0.1, send_timeout=60.0, retry_ms=1, transport=transport)
 
     class Recorded:
         """Makes the states of all managers with a backend that is recorded."""
@@ -318,7 +322,8 @@ class Chaos:
             if is_slow:
                 faults = Faults()
             batches = random.random() < 0.7
-            with self.service.read(browser, faults, batches=batches, poll=poll, patience=0.3) as reading:
+            patience = TIMEOUT if is_slow else 0.3
+            with self.service.read(browser, faults, batches=batches, poll=poll, patience=patience) as reading:
                 with self._changed:
                     self._connections += 1
                     self._changed.notify_all()
@@ -328,6 +333,7 @@ class Chaos:
                 for taken, _ in enumerate(reading.events()):
                     if is_slow and taken == 0:
                         wait_until(self._have_overflowed, "a client has fallen behind")
+                        reading.wait_at_most(0.3)
                     if taken == stall:  # until others have come and gone, and much was published
                         until = now + self.BROWSERS
                         with self._changed:

@@ -3,8 +3,9 @@
 A connection that gets the descriptor of another one must not get its bytes: each answer is its own, and each stream
 goes on where it was.
 
-A test of each server lasts `SECONDS`, at full speed. For a long run at a moderate rate, name the seconds for each of
-the six servers: ``CHURN_SECONDS=600 python -m pytest -m external -s tests/test_churn.py`` takes one hour.
+A test of each server lasts `SECONDS`, at full speed, or longer if too little has happened by then. For a long run at a
+moderate rate, name the seconds for each of the six servers:
+``CHURN_SECONDS=600 python -m pytest -m external -s tests/test_churn.py`` takes one hour.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Churn:
         self._server = server
         self._keeps = kind.after_head != "cut"
         self._end = time.monotonic() + SECONDS
+        self._latest_end = self._end + TIMEOUT
         self._over = threading.Event()
         self._numbers = itertools.count()
 
@@ -81,7 +83,12 @@ class Churn:
                 self._over.set()  # one of them has failed: the others need not go on
 
     def _goes_on(self) -> bool:
-        return not self._over.wait(PAUSE) and time.monotonic() < self._end
+        now = time.monotonic()
+        return not self._over.wait(PAUSE) and (now < self._end or (self.has_too_few() and now < self._latest_end))
+
+    def has_too_few(self) -> bool:
+        """Whether this is not enough for a test yet: the machine may be slow."""
+        return min(self.counts["reading"], self.counts["pages"]) <= 50
 
     def _streams(self, seed: int) -> None:
         chance = random.Random(seed)
@@ -133,7 +140,7 @@ class Churn:
 
 def settled(server: Server) -> list[str]:
     """Return the server's descriptors when no client is connected."""
-    wait_for_clients(server, 0, timeout=2)
+    wait_for_clients(server, 0)
     wait_until(lambda: not ENDING & set(process_of(server)["threads"]), "our threads have ended")
     descriptors: list[str] = process_of(server)["descriptors"]
     return descriptors
@@ -144,6 +151,8 @@ def settled(server: Server) -> list[str]:
 def test_clients_that_come_and_leave_at_every_moment_cross_nothing_and_leave_nothing(name: str, tmp_path: Path) -> None:
     kind = SERVERS[name]
     command = with_threads(kind.command, 4)
+    if name == "gunicorn":
+        command += ("--keep-alive=60",)  # or it closes the pages' connections while the machine stands still
     with serving_app(command, tmp_path, lasting=SECONDS, batch_window=0.02) as server:
         with Stream(server) as stream:
             stream.until("sse_open")
@@ -156,10 +165,9 @@ def test_clients_that_come_and_leave_at_every_moment_cross_nothing_and_leave_not
             print(name, dict(churn.counts))  # noqa: T201
             server.request("DELETE", "/flood")
         # Asked again: a thread of the server may still be about to close the connection of the last request.
-        wait_until(lambda: len(settled(server)) <= len(before), "no more descriptors than before", timeout=5)
+        wait_until(lambda: len(settled(server)) <= len(before), "no more descriptors than before")
         stats = server.stats()
         print(stats, f"{len(before)} descriptors before, {len(settled(server))} after")  # noqa: T201
         assert stats["undone"] == 0
         assert server.faults() == []
-        assert churn.counts["reading"] > 50
-        assert churn.counts["pages"] > 50
+        assert not churn.has_too_few()

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +245,40 @@ def _connect_with_small_buffer(server: Server) -> socket.socket:
     return connection
 
 
+SEND_TIMEOUT = 1.5
+
+
+class SlowReader:
+    """Reads a little at a time in a thread, until it is told to hurry."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.longest_pause = 0.0
+        """The longest time between two reads, in seconds: more than it means to make if the machine stood still."""
+        self._connection = connection
+        self._hurry = threading.Event()
+        self._received = b""
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        before = time.monotonic()
+        with suppress(OSError):  # also if the test has failed, and closed it
+            while not self._hurry.wait(0.02):
+                self._received = self._connection.recv(1_000)
+                self.longest_pause = max(self.longest_pause, time.monotonic() - before)
+                before = time.monotonic()
+
+    def gets(self, text: bytes) -> bool:
+        """Whether this comes before the stream ends, when it reads quickly from now on."""
+        self._hurry.set()
+        self._thread.join()
+        try:
+            with self._connection.makefile("rb") as rest:
+                return any(text in line for line in rest)
+        except ConnectionError:
+            return False
+
+
 @pytest.mark.parametrize("which", BOTH)
 def test_a_client_that_takes_nothing_is_given_up_and_a_slow_reader_is_not(
     which: tuple[str, str], tmp_path: Path
@@ -252,30 +286,34 @@ def test_a_client_that_takes_nothing_is_given_up_and_a_slow_reader_is_not(
     """The thread of the former, if it has one, serves others. The latter reads for longer than the time limit."""
     name, transport = which
     command = with_threads(SERVERS[name].command, 3)
-    with ExitStack() as stack:
-        # The history has room for all of it: the slow one does not miss anything.
-        config = {"batching": False, "send_timeout": 1.5, "transport": transport, "history_bytes": 100_000_000}
-        server = stack.enter_context(serving_app(command, tmp_path, **config))
-        slow = stack.enter_context(_connect_with_small_buffer(server))
-        stalled = stack.enter_context(_connect_with_small_buffer(server))
+    # The history has room for all of it: the slow one does not miss anything.
+    config = {"batching": False, "send_timeout": SEND_TIMEOUT, "transport": transport, "history_bytes": 100_000_000}
+    with serving_app(command, tmp_path, **config) as server:
+        for _ in range(5):
+            slow = _outlives_a_client_that_takes_nothing(server)
+            assert server.faults() == []
+            if slow is None:
+                return
+            # Not fast enough, as the machine stood still: whether it would be given up then says nothing.
+            assert slow.longest_pause > SEND_TIMEOUT / 3, "the slow one is given up"
+            wait_for_clients(server, 0)
+    raise AssertionError("the slow one is given up each time")
+
+
+def _outlives_a_client_that_takes_nothing(server: Server) -> SlowReader | None:
+    """Return the slow reader if it does not."""
+    with _connect_with_small_buffer(server) as connection, _connect_with_small_buffer(server):
         wait_for_clients(server, 2)
+        slow, end = SlowReader(connection), time.monotonic() + 2 * SEND_TIMEOUT
         server.request("POST", "/fill")
-        end = time.monotonic() + 3
-        while time.monotonic() < end:
-            assert slow.recv(1_000), "the slow one is given up"
-            threading.Event().wait(0.02)
-        assert server.stats()["clients"] == 1
+        wait_until(lambda: time.monotonic() > end and server.stats()["clients"] < 2, "one is given up")
         # The slow one has one of three threads; a stream, and requests beside it, need both others.
         with Stream(server) as stream:
             stream.until("sse_open")
-            assert server.stats()["clients"] == 2
+            clients = server.stats()["clients"]
             server.enqueue(("item", "last"))
             assert [block.data for block in stream.until("item")] == ["last"]
-        wait_for_clients(server, 1)
-        stalled.close()
-        with slow.makefile("rb") as rest:
-            assert any(b'"last"' in line for line in rest)
-        assert server.faults() == []
+        return None if slow.gets(b'"last"') and clients == 2 else slow
 
 
 @transports
@@ -311,21 +349,24 @@ def test_nginx_sends_no_further_request_over_a_connection_whose_stream_has_ended
 
 # -- gunicorn ends, or restarts ----------------------------------------------------------------------------------------
 
+KEEPS = "--keep-alive=60"
+"""For how many seconds gunicorn keeps a connection after a response, if it has threads."""
+
 
 @pytest.mark.parametrize(
     ("command", "transport"),
     [
-        pytest.param(gunicorn("-k", "gthread", "--threads=64"), "attached", id="gthread"),
-        pytest.param(gunicorn("-k", "gthread", "--threads=4"), "auto", id="gthread-detached"),
+        pytest.param(gunicorn("-k", "gthread", "--threads=64", KEEPS), "attached", id="gthread"),
+        pytest.param(gunicorn("-k", "gthread", "--threads=4", KEEPS), "auto", id="gthread-detached"),
         pytest.param(gunicorn(), "auto", id="sync-detached"),
-        pytest.param(gunicorn("-k", "gthread", "--threads=4", "--reuse-port"), "auto", id="reuse-port-detached"),
+        pytest.param(gunicorn("-k", "gthread", "--threads=4", "--reuse-port", KEEPS), "auto", id="reuse-port-detached"),
     ],
 )
 def test_fifty_streams_get_all_events_and_a_bye_when_gunicorn_is_terminated(
     command: tuple[str, ...], transport: str, tmp_path: Path
 ) -> None:
     """Though it gives requests that are under way 30 seconds."""
-    with serving_app(command, tmp_path, batch_window=5, transport=transport) as server, ExitStack() as stack:
+    with serving_app(command, tmp_path, batch_window=10, transport=transport) as server, ExitStack() as stack:
         streams = [stack.enter_context(Stream(server)) for _ in range(50)]
         for stream in streams:
             stream.until("sse_open")
@@ -334,7 +375,7 @@ def test_fifty_streams_get_all_events_and_a_bye_when_gunicorn_is_terminated(
         server.process.terminate()
         blocks = [stream.to_end() for stream in streams]
         assert server.process.wait(TIMEOUT) == 0
-        assert time.monotonic() - start < 2  # for as long it would keep the connections, which are open still
+        assert time.monotonic() - start < 2 * TIMEOUT  # it would keep the connections, which are open still, for longer
         assert server.faults() == []
     for batch, farewell in blocks:
         assert (batch.event, batch.data["events"]) == ("item_batch", [1, 2])
@@ -524,8 +565,15 @@ IN_A_THREAD = {
 MAIN_THREAD_ENDS = f"""
 import os, threading
 from leavingapp import app
+from sse_batcher import process_state
 
 host, port, end = "{HOST}", int(os.environ["PORT"]), threading.Event()
+process_state.REOPEN_SECONDS = 3600.0  # so that the test can look at it before
+
+@app.post("/reopen")
+def let_streams_open_again():
+    process_state.REOPEN_SECONDS = 0.0
+    return ""
 
 @app.post("/end")
 def end_main_thread():
@@ -549,11 +597,12 @@ def test_streams_open_again_when_only_the_main_thread_has_ended(name: str, trans
     with serving_app(("-c", script), tmp_path, transport=transport) as server:
         with Stream(server) as stream:
             (opened,) = stream.until("sse_open")
-            server.request("POST", "/end")
             server.enqueue(("item", "before the end"))
+            server.request("POST", "/end")
             *_, item, farewell = stream.to_end()
             assert (item.data, farewell.event, farewell.data) == ("before the end", "sse_bye", {"reason": "shutdown"})
         assert '"status":"draining"' in _health(server)
+        server.request("POST", "/reopen")
         wait_until(lambda: '"status":"ok"' in _health(server), "it is well again")
         server.enqueue(("item", "meanwhile"))
         for _ in range(2):
@@ -595,6 +644,7 @@ def test_uwsgi_without_threads_is_refused_with_the_name_of_the_option(options: t
 @transports
 def test_a_stream_that_ends_with_its_lease_goes_on_without_loss(transport: str, tmp_path: Path) -> None:
     got: list[int] = []
+    ages: list[float] = []
     sent = 0
     headers: dict[str, str] = {}
     with serving_app(GTHREAD, tmp_path, transport=transport, max_stream_age=0.5, batch_window=0.05) as server:
@@ -607,7 +657,7 @@ def test_a_stream_that_ends_with_its_lease_goes_on_without_loss(transport: str, 
                 while (fields := fields_of(stream))["event"] != "sse_bye":
                     data = json.loads(fields["data"])
                     got += data["events"] if fields["event"] == "item_batch" else [data]
-                assert 0.4 <= time.monotonic() - start < 2
+                ages.append(time.monotonic() - start)
                 assert json.loads(fields["data"]) == {"reason": "lease"}
                 assert 100 <= int(fields["retry"]) <= 1_000
                 assert stream.line() == ""
@@ -617,8 +667,10 @@ def test_a_stream_that_ends_with_its_lease_goes_on_without_loss(transport: str, 
         with Stream(server, headers) as stream:
             server.enqueue(("hub_state", "end"))
             for block in stream.until("hub_state"):
-                got += block.data["events"] if block.event == "item_batch" else []
+                if block.event in {"item", "item_batch"}:
+                    got += block.data["events"] if block.event == "item_batch" else [block.data]
     assert got == list(range(sent))
+    assert 0.4 <= min(ages) < 2  # the machine may stand still during others
 
 
 @transports

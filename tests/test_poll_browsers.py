@@ -166,9 +166,10 @@ def test_a_plain_event_source_polls_all_events_in_order(
 
 
 @pytest.mark.parametrize("browser", BROWSERS)
-def test_half_of_the_events_arrive_within_half_a_second(measured: dict[str, Measured], browser: str) -> None:
+def test_half_of_the_events_arrive_within_a_second(measured: dict[str, Measured], browser: str) -> None:
     delays = [delay for each in measured.values() for _, delay in each.pages[browser].events]
-    assert statistics.median(delays) < 500, f"longest: {max(delays):.0f} ms"
+    # Mostly within half of that. With the pause that browsers make by default, 3 to 5 seconds, it would be more.
+    assert statistics.median(delays) < 1_000, f"longest: {max(delays):.0f} ms"
     assert min(delays) > -50  # the same clock
 
 

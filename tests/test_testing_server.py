@@ -34,8 +34,14 @@ events.on("order", ({ id }) => { it.textContent = `order ${id}`; });
 </script>
 """
 
-QUICK_SECONDS = 2.0
-"""Much more than the end of a server takes, and much less than its time limit."""
+QUICK_SECONDS = 30.0
+"""Much more than the end of a server takes, and less than its time limit here."""
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may take long to end, so that it is seen whether it has."""
+    monkeypatch.setattr("sse_batcher.testing.server.END_SECONDS", 2 * QUICK_SECONDS)
 
 
 def make_app(**config: Any) -> tuple[Flask, SSE]:

@@ -52,7 +52,7 @@ def enqueue():
             sse.broadcast("end", number)
         else:
             sse.enqueue("t", number, **to)
-    assert sse.manager.flush_all(5)  # so that the next request, of another worker, comes after it
+    assert sse.manager.flush_all(15)  # so that the next request, of another worker, comes after it
     return "", 204
 
 @app.post("/kick")

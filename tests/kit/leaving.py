@@ -14,7 +14,7 @@ from .servers import (
     Server,
     running,
 )
-from .waiting import TIMEOUT, wait_until
+from .waiting import wait_until
 
 
 @contextmanager
@@ -34,8 +34,14 @@ def process_of(server: Server) -> dict[str, Any]:
     return found
 
 
-def wait_for_clients(server: Server, number: int, timeout: float = TIMEOUT) -> None:
-    wait_until(lambda: server.stats()["clients"] == number, f"{number} clients are there", timeout)
+def wait_for_clients(server: Server, number: int) -> None:
+    wait_until(lambda: server.stats()["clients"] == number, f"{number} clients are there")
+
+
+def wait_for_transports(server: Server, attached: int, detached: int) -> None:
+    """The first block comes before a connection has changed hands."""
+    wanted = {"attached": attached, "detached": detached}
+    wait_until(lambda: server.stats()["clients_by_transport"] == wanted, f"clients are {wanted}")
 
 
 def reset(connection: socket.socket) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
+import patience  # noqa: F401
 import sentry_sdk
 from cachelib import FileSystemCache
 from flask import Flask, session

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+import patience  # noqa: F401
 from flask import Flask, Response, request
 
 from sse_batcher import SSE

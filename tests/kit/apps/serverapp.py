@@ -8,6 +8,7 @@ import threading
 import time
 from typing import Any
 
+import patience  # noqa: F401
 from flask import Flask, request
 
 from sse_batcher import SSE

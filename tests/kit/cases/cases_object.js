@@ -285,7 +285,7 @@ test("url() and headers() may take their time, and are called once", async (t) =
     source.onerror = ({status}) => errors.push(status);
     await t.until(() => calls, `${option} is called`);
     for (let k = 0; k < 4; k += 1) {
-      clock.skip(7000); // together, a bit less than is too long
+      clock.skip(5000); // together, less than is too long
       await t.pause(30);
     }
     release();

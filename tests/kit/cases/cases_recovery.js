@@ -117,9 +117,9 @@ test("silence is an error like others: it waits as long as the server asks for",
 });
 
 test("heartbeats keep a quiet stream open", async (t) => {
-  const stream = await t.stream([{body: [open("c-0", 0.5)], end: "hold", beat: 100}]);
+  const stream = await t.stream([{body: [open("c-0", 2)], end: "hold", beat: 100}]);
   const source = await t.open(stream.url);
-  await t.pause(2500);
+  await t.pause(4500);
   t.equal([await count(stream), source.state], [1, "open"], "requests");
 });
 

@@ -253,7 +253,7 @@ def compressed(
     with ExitStack() as stack:
         for site, kind in SITES.items():
             folder = tmp_path_factory.mktemp("compressed")
-            server = stack.enter_context(serving(kind, folder, COMPRESS="default", BATCH_WINDOW="0.1"))
+            server = stack.enter_context(serving(kind, folder, COMPRESS="default", HEARTBEAT="15", BATCH_WINDOW="0.5"))
             relay = stack.enter_context(Relay(server.port))
             tabs = {name: engine.open(f"{relay.url}/no-such-page") for name, engine in engines.items()}
             encodings = {name: tab.evaluate(READ_COMPRESSED) for name, tab in tabs.items()}

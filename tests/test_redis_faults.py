@@ -118,8 +118,9 @@ def test_redis_that_stops_holds_up_nothing_that_sends(
     with Viewer(manager) as viewer:
         server.signal(signal.SIGSTOP)
         began = time.monotonic()
-        send(manager, *range(100))
-        assert time.monotonic() - began < 10
+        for number in range(100):
+            send(manager, number)
+            assert time.monotonic() - began < 10
         server.signal(signal.SIGCONT)
         assert viewer.numbers(99) == [*range(100)]
 

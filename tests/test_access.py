@@ -21,7 +21,7 @@ from sse_batcher.testing import StreamRefusedError, open_stream
 
 from .kit import locks
 from .kit.flask_sites import making
-from .kit.redisserver import redis_server
+from .kit.redisserver import be_patient, redis_server
 from .kit.sse_parser import parse
 from .kit.threads import in_thread
 from .kit.waiting import TIMEOUT
@@ -146,14 +146,17 @@ def test_a_kick_while_a_stream_opens_ends_it(make_site: MakeSite, moment: str, t
         assert (opened.type, state_of_it.json) == ("sse_open", "secret")
 
 
-def test_the_first_stream_of_a_process_is_not_ended_by_an_old_kick(make_site: MakeSite, tmp_path: Path) -> None:
+def test_the_first_stream_of_a_process_is_not_ended_by_an_old_kick(
+    make_site: MakeSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_patient(monkeypatch)
     with redis_server(tmp_path) as server:
         before, site = make_site(SSE_BACKEND=server.url), make_site(SSE_BACKEND=server.url)
         before.sse.kick(user="ada")
         site.identify()
         with site.request(X_User="ada") as response:
             assert first(response)[0] == "sse_open"  # and no other block
-        assert [each.manager.shutdown() for each in (before, site)] == [True, True]
+        assert [each.manager.shutdown(TIMEOUT) for each in (before, site)] == [True, True]
 
 
 def test_a_view_of_the_apps_own_that_opens_the_stream_is_covered(make_site: MakeSite) -> None:
@@ -308,7 +311,7 @@ def test_health_says_ok_or_why_not(make_site: MakeSite, monkeypatch: pytest.Monk
         with monkeypatch.context() as patched:
             patched.setattr(EventBatcher, "publishing_for", seconds)
             assert health() == (expected[0], {"status": expected[1], "backend_answered": 0.0}, "no-store")
-    assert site.manager.shutdown()
+    assert site.manager.shutdown(TIMEOUT)
     assert health() == (503, {"status": "draining", "backend_answered": 0.0}, "no-store")
 
 

@@ -13,7 +13,7 @@ from sse_batcher.backends import Backend, open_backend
 from sse_batcher.event import Batch, Event, check_text
 from sse_batcher.wire import Frame
 
-from .kit.redisserver import redis_server
+from .kit.redisserver import be_patient, redis_server
 from .kit.waiting import TIMEOUT
 
 
@@ -59,7 +59,8 @@ def received() -> Received:
 
 
 @pytest.fixture
-def backend(url: str, received: Received) -> Iterator[Backend]:
+def backend(url: str, received: Received, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    be_patient(monkeypatch)
     backend = open_backend(url, 1_000)
     backend.connect(received)
     backend.open(None)

@@ -28,6 +28,7 @@ from sse_batcher import (
 )
 
 from .kit.sse_parser import take_events
+from .kit.waiting import TIMEOUT
 
 MAX_FRAME_BYTES = 10_000
 
@@ -53,7 +54,7 @@ def test_text_of_an_encoder_that_cannot_be_sent_is_refused_in_the_caller(make: A
         with pytest.raises(InvalidEventError, match="line end"):
             target.enqueue("t", [1])
         target.enqueue("t", 1)
-        assert target.flush_all(10)
+        assert target.flush_all(TIMEOUT)
         stats = target.get_stats()
         assert (stats.refused, stats.enqueued, stats.failed) == (1, 1, 0)
 
@@ -207,7 +208,7 @@ def test_the_batcher_refuses_one_event_and_loses_no_other(
     cause: Any,
 ) -> None:
     check(refused_among_49_others(batcher.enqueue, event_type, data, channel), field, message, cause)
-    assert batcher.flush_all(5)
+    assert batcher.flush_all(TIMEOUT)
     (batch,) = batches
     assert [event.data for event in batch.events] == list(range(49))
     stats = batcher.get_stats()
@@ -228,7 +229,7 @@ def test_the_manager_refuses_one_event_loses_no_other_and_sends_the_signal(
 ) -> None:
     error = refused_among_49_others(manager.enqueue, event_type, data, channel)
     check(error, field, message, cause)
-    assert manager.flush_all(5)
+    assert manager.flush_all(TIMEOUT)
     opened, batch = take_events(client, 2)
     assert (opened.type, batch.type) == ("sse_open", "log_batch")
     assert batch.json["events"] == list(range(49))
@@ -256,7 +257,7 @@ def test_a_broadcast_is_refused_in_the_same_way(manager: SSEManager, told: list)
 
 def test_an_event_that_just_fits_is_sent(batcher: EventBatcher, batches: list[Batch]) -> None:
     batcher.enqueue("log", "x" * 9_998)
-    assert batcher.flush_all(5)
+    assert batcher.flush_all(TIMEOUT)
     assert len(batches[0].events[0].json) == MAX_FRAME_BYTES
 
 
@@ -267,7 +268,7 @@ def test_the_limit_of_digits_is_the_interpreters(batcher: EventBatcher) -> None:
 
 def test_a_bare_batcher_takes_the_channel_of_all(batcher: EventBatcher, batches: list[Batch]) -> None:
     batcher.enqueue("log", 1, channel="*")
-    assert batcher.flush_all(5)
+    assert batcher.flush_all(TIMEOUT)
     assert batches[0].channel == "*"
 
 
@@ -313,7 +314,7 @@ def test_changing_data_after_the_call_changes_nothing(batcher: EventBatcher, bat
     data = {"a": [1]}
     batcher.enqueue("log", data)
     data["a"].append(2)
-    assert batcher.flush_all(5)
+    assert batcher.flush_all(TIMEOUT)
     assert batches[0].events[0].data == {"a": [1]}
 
 
@@ -333,7 +334,7 @@ def test_a_closed_batcher_says_so_and_has_delivered_the_rest(batcher: EventBatch
 
 
 def test_a_closed_manager_says_so_and_sends_the_signal(manager: SSEManager, told: list) -> None:
-    assert manager.shutdown()
+    assert manager.shutdown(TIMEOUT)
     for send in (manager.enqueue, manager.broadcast):
         with pytest.raises(ClosedError, match="was closed in this process"):
             send("log", 1)
@@ -345,7 +346,7 @@ def test_a_closed_manager_says_so_and_sends_the_signal(manager: SSEManager, told
 
 
 def test_a_closed_manager_takes_no_client(manager: SSEManager) -> None:
-    assert manager.shutdown()
+    assert manager.shutdown(TIMEOUT)
     with pytest.raises(ClosedError, match="takes no more clients"):
         manager.subscribe()
 
@@ -363,7 +364,7 @@ class StuckSink:
 
     def __call__(self, batch: Batch) -> None:
         self.entered.set()
-        assert self.released.wait(10)
+        assert self.released.wait(TIMEOUT)
         self.batches.append(batch)
 
 
@@ -374,14 +375,14 @@ def test_a_full_backlog_says_how_much_waits_and_how_long_and_loses_nothing() -> 
     with EventBatcher(sink, options, clock=lambda: now[0]) as batcher:
         for number in range(49):
             batcher.enqueue("log", number % 10)
-        assert sink.entered.wait(5)
+        assert sink.entered.wait(TIMEOUT)
         now[0] += 7
         with pytest.raises(
             BacklogFullError, match=r"49 events \(9849 bytes\) wait .* for 7.0 s.*max_pending"
         ) as caught:
             batcher.enqueue("log", 0)
         sink.released.set()
-        assert batcher.flush_all(5)
+        assert batcher.flush_all(TIMEOUT)
         batcher.enqueue("log", "room again")
     assert isinstance(caught.value, RuntimeError)
     assert isinstance(caught.value, SSEBatcherError)
@@ -425,7 +426,7 @@ def test_the_users_of_pending_events_count_as_pending() -> None:
             manager.enqueue("t", 1, user=users)
         with pytest.raises(BacklogFullError):
             manager.enqueue("t", 1, user=users)
-        assert manager.flush_all(10)
+        assert manager.flush_all(TIMEOUT)
         stats = manager.get_stats()
         assert (stats.replaced, stats.pending_events, stats.pending_bytes) == (1, 0, 0)
 

@@ -34,7 +34,7 @@ def test_a_sink_that_raises_costs_its_batch_and_is_logged_once_until_it_works(
     assert sink.data() == [3]
     stats = batcher.get_stats()
     assert (stats.enqueued, stats.failed, stats.batches, stats.pending_events) == (4, 3, 1, 0)
-    assert batcher.close()
+    assert batcher.close(TIMEOUT)
     levels = [record.levelname for record in caplog.records]
     assert levels == ["ERROR", "INFO"]
     assert "3 events were lost" in caplog.text
@@ -157,7 +157,7 @@ def test_an_event_that_comes_when_a_caller_has_just_delivered_the_last_one_is_de
         lock.before_release = lambda: [in_thread(batcher.enqueue, "log", data) for data in late]
     batcher.enqueue("log", "first")
     assert sink.data() == ["first", "late"]
-    assert batcher.close()
+    assert batcher.close(TIMEOUT)
 
 
 # -- the backlog -------------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def test_enqueue_waits_for_no_lock(sink: Sink) -> None:
     with made.held(at_least=2):
         in_thread(batcher.enqueue, "log", 1)
     assert sink.arrived.acquire(timeout=TIMEOUT)
-    assert batcher.close()
+    assert batcher.close(TIMEOUT)
 
 
 def test_what_the_sink_keeps_does_not_change(sink: Sink, open_batcher: OpenBatcher) -> None:

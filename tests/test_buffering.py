@@ -23,7 +23,7 @@ from sse_batcher.transports.watcher import Watch
 from .kit.clock import Clock
 from .kit.servers import HOST, SERVERS, Server, Stream, running
 from .kit.sse_parser import parse
-from .kit.waiting import wait_until
+from .kit.waiting import TIMEOUT, wait_until
 from .kit.watched import Watched
 
 EVERYTHING = {"Accept-Encoding": "gzip, deflate, br, zstd"}
@@ -58,7 +58,7 @@ def make() -> Iterator[Callable[[Hook], Site]]:
 
     yield make_one
     for site in sites:
-        assert site.sse.manager.shutdown()
+        assert site.sse.manager.shutdown(TIMEOUT)
 
 
 def is_open(response: Any) -> bool:

@@ -31,6 +31,7 @@ from .kit.delivery import Delivery, Numbers
 from .kit.site import Site
 from .kit.sse_parser import ServerEvent, parse
 from .kit.takeover import CHUNKED, head, take_over
+from .kit.waiting import TIMEOUT
 
 exchange = takeover.exchange
 make_site = kit.make_site
@@ -463,7 +464,7 @@ def test_a_poll_is_compressed_to_its_end(manager: SSEManager) -> None:
     answer = ask(manager, "a", QUERY_STRING="poll=1")
     (opened,) = parse(inflate(b"".join(answer.body)))
     manager.enqueue("t", 1, channel="a")
-    assert manager.flush_all(5)
+    assert manager.flush_all(TIMEOUT)
     again = ask(manager, "a", QUERY_STRING="poll=1", HTTP_LAST_EVENT_ID=opened.id)
     assert [event.type for event in parse(inflate(b"".join(again.body)))] == ["sse_open", "t"]
 

@@ -37,9 +37,11 @@ BURST = [("item", {"name": f"item {number}", "state": "ready"}) for number in ra
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Server]]:
+    # With a long window, a burst is one batch, because it is as large as a batch may be.
+    options = {"COMPRESS": "default", "BATCH_WINDOW": "10"}
     with ExitStack() as stack:
         yield {
-            name: stack.enter_context(serving(kind, tmp_path_factory.mktemp(name), COMPRESS="default"))
+            name: stack.enter_context(serving(kind, tmp_path_factory.mktemp(name), **options))
             for name, kind in KINDS.items()
         }
 

@@ -23,6 +23,7 @@ from sse_batcher import SSE, InvalidEventError, UsageError, signals
 
 from .kit.flask_apps import MakeApp, apps_fixture, get, read, status
 from .kit.threads import in_thread
+from .kit.waiting import TIMEOUT
 
 make_app = apps_fixture()
 
@@ -112,7 +113,7 @@ def test_with_one_app_any_thread_enqueues_without_a_context(make_app: MakeApp) -
     with get(app) as response:
         in_thread(lambda: sse.enqueue("log", 1))
         in_thread(lambda: sse.broadcast("note", 2))
-        assert in_thread(lambda: sse.manager.flush_all(5))
+        assert in_thread(lambda: sse.manager.flush_all(TIMEOUT))
         assert [event[:2] for event in read(response, 3)[1:]] == [("log", "1"), ("note", "2")]
 
 
@@ -181,7 +182,7 @@ def test_an_extension_keeps_no_app_alive() -> None:
         sse.init_app(app)
         with get(app) as response:
             sse.enqueue("log", object)
-            assert sse.manager.flush_all(5)
+            assert sse.manager.flush_all(TIMEOUT)
             read(response, 2)
         return weakref.ref(app)
 
@@ -226,7 +227,7 @@ def text_of(app: Flask, sse: SSE, data: Any) -> str:
     """The JSON text on the wire."""
     with get(app) as response:
         in_thread(lambda: sse.enqueue("log", data))
-        assert sse.manager.flush_all(5)
+        assert sse.manager.flush_all(TIMEOUT)
         return read(response, 2)[1].data
 
 
@@ -301,7 +302,7 @@ def test_receivers_on_the_app_thread_are_in_their_apps_context(make_app: MakeApp
     with signals.client_connected.connected_to(receiver):
         for app in (first, second):
             assert status(app) == 200
-            assert seen.get(timeout=5) == (app.name, True, False, "sse_batcher-app")
+            assert seen.get(timeout=TIMEOUT) == (app.name, True, False, "sse_batcher-app")
 
 
 def test_logs_are_ours_and_never_the_apps(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:

@@ -18,6 +18,7 @@ from sse_batcher.wire import HEADERS
 
 from .kit.flask_apps import MakeApp, apps_fixture, get, read, status
 from .kit.sse_parser import take_events
+from .kit.waiting import TIMEOUT
 
 make_app = apps_fixture()
 
@@ -233,7 +234,7 @@ def test_a_route_with_a_path_of_ours_is_a_warning(
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith(f"GET {path} is a path of sse_batcher, and your endpoint 'mine' has it, too:")
     with app.app_context():
-        assert sse.manager.shutdown()
+        assert sse.manager.shutdown(TIMEOUT)
 
 
 def test_other_routes_are_no_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -247,7 +248,7 @@ def test_other_routes_are_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert [status(app), status(app, base_url="http://calendar.example.com"), status(app, "/events/7")] == [200] * 3
     assert caplog.records == []
     with app.app_context():
-        assert sse.manager.shutdown()
+        assert sse.manager.shutdown(TIMEOUT)
 
 
 @pytest.mark.parametrize("host", ["a.example.com", "localhost:5000"])
@@ -269,7 +270,7 @@ def test_with_host_matching_the_stream_is_at_each_host(host: str) -> None:
     app.config["SERVER_NAME"] = host
     with app.app_context():
         assert url_for("sse_batcher.stream") == f"http://{host}/events"
-        assert sse.manager.shutdown()
+        assert sse.manager.shutdown(TIMEOUT)
 
 
 def test_a_subdomain_can_have_a_route_of_its_own() -> None:
@@ -287,7 +288,7 @@ def test_a_subdomain_can_have_a_route_of_its_own() -> None:
         with get(app, base_url=base) as response:
             assert read(response, 1)[0].type == "sse_open"
     with app.app_context():
-        assert sse.manager.shutdown()
+        assert sse.manager.shutdown(TIMEOUT)
 
 
 def test_an_app_mounted_below_another_one_finds_its_stream(make_app: MakeApp) -> None:
@@ -351,8 +352,8 @@ def test_closing_a_stream_twice_is_closing_it_once(make_app: MakeApp) -> None:
         body.close()
         assert sse.manager.get_stats().clients == 0
         assert list(body) == []
-        assert sse.manager.shutdown()  # after which the app thread has done all it had to
-    assert (left.get(timeout=5), left.empty()) == ("left", True)
+        assert sse.manager.shutdown(TIMEOUT)  # after which the app thread has done all it had to
+    assert (left.get(timeout=TIMEOUT), left.empty()) == ("left", True)
 
 
 def test_the_request_is_over_before_its_stream_begins(make_app: MakeApp) -> None:
@@ -373,6 +374,6 @@ def test_a_shutdown_ends_a_stream_with_sse_bye(make_app: MakeApp) -> None:
     app, sse = make_app(SSE_BATCH_WINDOW=10)
     with get(app) as response:
         sse.enqueue("log", 1)
-        assert sse.manager.shutdown()
+        assert sse.manager.shutdown(TIMEOUT)
         assert [event.type for event in take_events(response.response, 3)] == ["sse_open", "log", "sse_bye"]
         assert list(response.response) == []

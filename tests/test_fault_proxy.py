@@ -57,10 +57,13 @@ def test_what_is_delayed_arrives_whole_and_later(faults: Faults) -> None:
 
 
 def test_an_answer_comes_in_slices() -> None:
-    with through(Faults(slices=30, latency=0.02)) as (client, _):
-        pieces = received(client)
+    def pieces_received() -> int:
+        with through(Faults(slices=30, latency=0.02)) as (client, _):
+            pieces = received(client)
         assert b"".join(pieces) == ANSWER
-        assert len(pieces) > 1
+        return len(pieces)
+
+    assert any(pieces_received() > 1 for _ in range(4))  # a client that comes late finds them all at once
 
 
 @pytest.mark.parametrize("size", [1, 99])

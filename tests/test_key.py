@@ -16,6 +16,7 @@ from sse_batcher import SSE, BatchOptions, EventBatcher, InvalidEventError, SSEM
 from .kit.batching import SteppedBatcher
 from .kit.flask_apps import MakeApp, apps_fixture
 from .kit.sse_parser import take_events
+from .kit.waiting import TIMEOUT
 
 make_app = apps_fixture()
 
@@ -146,7 +147,7 @@ def test_users_have_keys_of_their_own() -> None:
             manager.enqueue("row", Text(f"both {number}"), user=["bob", "ada"], key="a")
             manager.enqueue("row", Text(f"both {number}"), user=("ada", "bob"), key="a")
             manager.broadcast("row", Text(f"all {number}"), key="a")
-        assert manager.flush_all(5)
+        assert manager.flush_all(TIMEOUT)
         for client, name in [(ada, "ada"), (bob, "bob")]:
             texts = [event.data for event in take_events(client, 4)[1:]]
             assert sorted(texts) == sorted([f"{name} 2", "both 2", "all 2"])
@@ -241,7 +242,7 @@ def test_an_sse_passes_keys_on(make_app: MakeApp) -> None:
         for number in range(3):
             sse.enqueue("row", number, key="a")
             sse.broadcast("row", Text(str(number)), key="a")
-        assert sse.manager.flush_all(5)
+        assert sse.manager.flush_all(TIMEOUT)
         assert sorted(event.data for event in take_events(client, 3)[1:]) == ["2", "2"]
         with pytest.raises(InvalidEventError, match="not float"):
             sse.broadcast("row", 1, key=1.5)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from sse_batcher.runtime.log_fields import PREFIX, log_fields
 
 from .kit.documents import files, text_of
 from .kit.repository import DOCS
-from .kit.waiting import wait_until
+from .kit.waiting import TIMEOUT, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_lines_of_the_extension_have_fields(caplog: pytest.LogCaptureFixture) ->
     client.get("/events?channel=a")
     client.get("/events/stats")
     process_of(sse.manager).drain()
-    assert sse.manager.shutdown()
+    assert sse.manager.shutdown(TIMEOUT)
     found = [fields_of(record) for record in caplog.records]
     assert found[0] == {"sse_code": "unknown_key", "sse_key": "SSE_FORIEGN_KEY_OF_ANOTHER"}
     assert {"sse_code": "authorize_missing", "sse_channels": ["a", "b"]} in found
@@ -175,7 +175,7 @@ def test_no_token_is_in_a_record(caplog: pytest.LogCaptureFixture) -> None:
         token = sse.sign(["broken"])
     for query in (f"?token={token}", f"?token={token}x"):
         app.test_client().get(f"/events{query}")
-    assert sse.manager.shutdown()
+    assert sse.manager.shutdown(TIMEOUT)
     records = [record for record in caplog.records if record.name.startswith("sse_batcher")]
     assert "snapshot_failed" in [fields_of(record)["sse_code"] for record in records]
     assert not any(token[5:40] in json.dumps(fields_of(record)) + record.getMessage() for record in records)

@@ -16,7 +16,7 @@ from flask import Flask
 import sse_batcher
 from sse_batcher import SSE, EventBatcher, SSEManager
 
-from .kit.waiting import wait_until
+from .kit.waiting import TIMEOUT, wait_until
 
 MANY = 500
 STEP = 100
@@ -36,7 +36,7 @@ def _use_app() -> None:
     with app.test_client().get("/events") as response:
         assert next(response.iter_encoded()).startswith(b"event: sse_open\n")
         sse.enqueue("item", 1)
-        assert sse.manager.flush_all(10)
+        assert sse.manager.flush_all(TIMEOUT)
         assert next(response.iter_encoded()).startswith(b"event: item\n")
 
 
@@ -44,7 +44,7 @@ def _use_manager() -> None:
     manager = SSEManager()
     client = manager.subscribe()
     manager.enqueue("item", 1)
-    assert manager.flush_all(10)
+    assert manager.flush_all(TIMEOUT)
     assert [next(client)[:10] for _ in range(2)] == [b"event: sse", b"event: ite"]
     manager.enqueue("item", 2)  # this one is still pending when the manager is dropped
 

@@ -25,9 +25,9 @@ from sse_batcher.stats import ManagerStats
 from sse_batcher.testing import live_server
 
 from .kit.commands import environment, interrupt, started
-from .kit.redisserver import RedisServer, cursor_of, redis_fixture
+from .kit.redisserver import RedisServer, be_patient, cursor_of, redis_fixture
 from .kit.scripted_server import scripted_server, sending
-from .kit.waiting import wait_until
+from .kit.waiting import TIMEOUT, wait_until
 
 external = pytest.mark.external
 server = redis_fixture()
@@ -53,7 +53,7 @@ def make_app() -> Iterator[Any]:
 
     yield make
     for manager in managers:
-        assert manager.shutdown()
+        assert manager.shutdown(TIMEOUT)
 
 
 # -- without Redis -----------------------------------------------------------------------------------------------------
@@ -150,7 +150,8 @@ def test_redis_away_is_said_in_a_line(make_app: Any) -> None:
 
 
 @pytest.fixture
-def manager(server: RedisServer) -> Iterator[SSEManager]:
+def manager(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[SSEManager]:
+    be_patient(monkeypatch)
     with SSEManager(backend=server.url) as manager:
         cursor_of(manager)  # the epoch has begun
         yield manager
@@ -166,7 +167,7 @@ def inspection(manager: SSEManager) -> Iterator[Inspection]:
 def send(manager: SSEManager, *numbers: int, **options: Any) -> None:
     for number in numbers:
         manager.enqueue("order", number, **options)
-        assert manager.flush_all(10)
+        assert manager.flush_all(TIMEOUT)
 
 
 def content(news: News) -> Any:

@@ -24,7 +24,7 @@ from sse_batcher.stats import Histogram, ManagerStats
 
 from .kit.services import missing
 from .kit.sse_parser import take_events
-from .kit.waiting import wait_until
+from .kit.waiting import TIMEOUT, wait_until
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -239,7 +239,7 @@ def test_bytes_that_are_saved_may_be_less_than_nothing(
 def test_a_scrape_after_the_shutdown_still_tells_the_counts(manager: SSEManager, registry: CollectorRegistry) -> None:
     registry.register(SSECollector(manager))
     use(manager)
-    assert manager.shutdown()
+    assert manager.shutdown(TIMEOUT)
     values = samples(registry)
     assert values["sse_batcher_events_enqueued_total"] == {"": 6}
     assert values["sse_batcher_batches_total"]["shutdown"] == 1
@@ -423,7 +423,7 @@ def test_a_flask_view_serves_the_metrics_of_its_app(registry: CollectorRegistry)
     answer = app.test_client().get("/metrics")
     assert answer.content_type == CONTENT_TYPE_LATEST
     assert "sse_batcher_events_enqueued_total 1.0" in answer.text.splitlines()
-    assert sse.manager.shutdown()
+    assert sse.manager.shutdown(TIMEOUT)
 
 
 def test_a_missing_package_is_an_error_when_the_collector_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -422,7 +422,7 @@ def test_a_mistake_on_the_command_line_is_explained(arguments: list[str], said: 
     assert result.exit_code != 0
     assert said in result.output
     with app.app_context():
-        assert sse.manager.shutdown()
+        assert sse.manager.shutdown(TIMEOUT)
 
 
 def test_a_backend_that_was_set_too_late_is_an_error_on_the_command_line(caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ from sse_batcher.backends.redis.entries import Entry, Kick, to_fields
 from sse_batcher.backends.redis.state import State
 from sse_batcher.manager_state import process_of
 
-from .kit.redisserver import RedisServer, cursor_of, redis_fixture, redis_server, sentinel_of
+from .kit.redisserver import RedisServer, cursor_of, fail_over, redis_fixture, redis_server, sentinel_of
 from .kit.servers import HOST
 from .kit.viewers import (
     EPOCH,
@@ -315,7 +315,11 @@ def unsteady(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @external
-def test_a_clock_that_is_set_back_with_a_deleted_stream_is_a_gap(unsteady: RedisServer, make: Make) -> None:
+def test_a_clock_that_is_set_back_with_a_deleted_stream_is_a_gap(
+    unsteady: RedisServer, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A call that waits for news when the clock is set back would wait for a day.
+    monkeypatch.setattr("sse_batcher.backends.redis.connections.CALL_TIMEOUT_SECONDS", 1.0)
     manager = make(unsteady.url)
     with Viewer(manager) as viewer:
         unsteady.set_clock("+1d")
@@ -429,6 +433,7 @@ def test_a_failover_under_load_to_a_clock_that_is_behind_is_a_gap(tmp_path: Path
                     at_two.numbers(sent + 50)  # which the replica has not got
                     cursor = at_two.events[-1].id
                     master.kill()
+                    fail_over(url)
                     for viewer in (at_one, at_two):
                         viewer.until_type("sse_gap")
                 finally:

@@ -355,8 +355,10 @@ def test_an_unreadable_batch_that_comes_twice_is_reported_once() -> None:
 
 @external
 def test_what_cannot_be_read_is_a_gap_for_the_clients_it_was_for(
-    server: RedisServer, make: Make, caplog: pytest.LogCaptureFixture
+    server: RedisServer, make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A report of the second one would be for all clients.
+    monkeypatch.setattr("sse_batcher.backends.redis.reader.UNREADABLE_REPORT_SECONDS", 600.0)
     manager = make(server.url, history=FORGETFUL)
     with Viewer(manager) as viewer, Viewer(manager, "quiet") as quiet:
         first = add(server, 1)

@@ -406,7 +406,7 @@ def test_a_real_stream_goes_on_after_its_cursor() -> None:
         sse.manager.flush_all()
         with connect(make_request(f"{url}/events", cursor=cursor)) as stream:
             assert types_until(stream, "order") == ["sse_open", "order"]
-    assert sse.manager.shutdown()
+    assert sse.manager.shutdown(TIMEOUT)
 
 
 @pytest.mark.external

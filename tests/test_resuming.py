@@ -103,11 +103,11 @@ def test_a_cursor_from_before_a_fork_is_a_gap_in_the_child_and_none_in_the_paren
         """
     manager = SSEManager(batching=False)
     manager.enqueue("t", 1)
-    assert manager.flush_all(10)
+    assert manager.flush_all(15)
     cursor = manager.cursor()
     def first():
         manager.enqueue("t", 2)
-        assert manager.flush_all(10)
+        assert manager.flush_all(15)
         client = manager.subscribe(last_event_id=cursor)
         block = next(client).decode()
         client.close()

@@ -222,7 +222,7 @@ def test_an_answer_that_takes_long_delays_no_signal_and_no_shutdown() -> None:
 
     def answer(user: object) -> bool:
         entered.set()
-        return free.wait(30)
+        return free.wait(2 * TIMEOUT)
 
     def connected(sender: object, **values: object) -> None:
         told.set()
@@ -230,11 +230,11 @@ def test_an_answer_that_takes_long_delays_no_signal_and_no_shutdown() -> None:
     manager = SSEManager(clients=ClientOptions(revalidate_every=0.01), revalidate=answer)
     try:
         manager.subscribe(user=7)
-        assert entered.wait(10)
+        assert entered.wait(TIMEOUT)
         with signals.client_connected.connected_to(connected):
             manager.subscribe()
-            assert told.wait(10)
-        assert manager.shutdown()
+            assert told.wait(TIMEOUT)
+        assert manager.shutdown(TIMEOUT)
     finally:
         free.set()
 

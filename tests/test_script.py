@@ -226,7 +226,7 @@ def test_with_host_matching_the_module_is_at_each_host() -> None:
     assert url == f"/events/sse-batcher.js?v={VERSION}"
     assert get(app, url, base_url=base).data == SCRIPT
     with app.app_context():
-        assert sse.manager.shutdown()
+        assert sse.manager.shutdown(TIMEOUT)
 
 
 def test_a_page_on_a_subdomain_gets_the_url_of_the_main_host() -> None:
@@ -239,7 +239,7 @@ def test_a_page_on_a_subdomain_gets_the_url_of_the_main_host() -> None:
     assert get(app, url).headers["Access-Control-Allow-Origin"] == "*"
     with app.app_context():
         assert sse.script_url() == url  # a page that is made outside a request
-        assert sse.manager.shutdown()
+        assert sse.manager.shutdown(TIMEOUT)
 
 
 def test_the_url_needs_an_app(make_app: MakeApp) -> None:

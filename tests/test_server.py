@@ -650,21 +650,29 @@ def test_a_server_shows_the_connection_and_soon_that_it_stops(
     command: tuple[str, ...], signal_number: int, name: str, threads: int, tmp_path: Path
 ) -> None:
     command = tuple(argument.replace("serverapp", "inspectapp") for argument in command)
-    with running(command, tmp_path) as server, server.watched():
-        client = http.client.HTTPConnection(HOST, server.port, timeout=TIMEOUT)
-        client.connect()
-        client_name = client.sock.getsockname()
-        client.request("GET", "/")
-        answer = client.getresponse()
-        found = json.loads(answer.readline())
-        assert [found[0], found[1], found[3]] == [name, threads, False]
-        routed = any(argument.startswith("--http=") for argument in command)  # by a process before the worker
-        assert (tuple(found[2]) == client_name) != routed
-        assert not (tmp_path / "stopped").exists()
-        threading.Event().wait(0.2)  # uWSGI may still be starting its other threads
-        start = time.monotonic()
-        server.process.send_signal(signal_number)
-        wait_until((tmp_path / "stopped").exists, "it has seen that it has to stop")
-        assert float((tmp_path / "stopped").read_text()) - start < 5  # not after a time limit for requests
-        answer.close()
-        client.close()
+    stopped = tmp_path / "stopped"
+
+    def sees_it_after() -> float:
+        with running(command, tmp_path) as server, server.watched():
+            client = http.client.HTTPConnection(HOST, server.port, timeout=TIMEOUT)
+            client.connect()
+            client_name = client.sock.getsockname()
+            client.request("GET", "/")
+            answer = client.getresponse()
+            found = json.loads(answer.readline())
+            assert [found[0], found[1], found[3]] == [name, threads, False]
+            routed = any(argument.startswith("--http=") for argument in command)  # by a process before the worker
+            assert (tuple(found[2]) == client_name) != routed
+            assert not stopped.exists()
+            threading.Event().wait(0.2)  # uWSGI may still be starting its other threads
+            start = time.monotonic()
+            server.process.send_signal(signal_number)
+            wait_until(stopped.exists, "it has seen that it has to stop")
+            took = float(stopped.read_text()) - start
+            stopped.unlink()
+            answer.close()
+            client.close()
+        return took
+
+    # Not after a time limit for requests. The machine may stand still in some of the tries.
+    assert any(sees_it_after() < 5 for _ in range(4))

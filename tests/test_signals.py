@@ -87,7 +87,7 @@ def test_a_client_that_leaves_is_one_signal_on_the_app_thread(manager: SSEManage
         assert values.pop("duration") >= 0
         assert values == {"client": client.info, "reason": "left", "frames": 0, "bytes": 0}
         assert thread == APP_THREAD
-        assert manager.shutdown()
+        assert manager.shutdown(TIMEOUT)
         assert receiver.calls.empty()
 
 
@@ -98,7 +98,7 @@ def test_a_client_that_a_shutdown_ends_is_a_signal_with_that_reason(manager: SSE
         iterating.start()
         while manager.get_stats().bytes == 0:
             assert iterating.is_alive()
-        assert manager.shutdown()
+        assert manager.shutdown(TIMEOUT)
         iterating.join(TIMEOUT)
         ended = receiver.call()[1]
         assert (ended["client"], ended["reason"], ended["bytes"]) == (client.info, "shutdown", client.counts.bytes)
@@ -110,7 +110,7 @@ def test_a_client_that_leaves_after_the_shutdown_is_a_signal_too() -> None:
         for _ in range(20):
             manager = SSEManager()
             client = manager.subscribe()
-            assert manager.shutdown()
+            assert manager.shutdown(TIMEOUT)
             client.close()
             assert receiver.call()[1]["client"] is client.info
 
@@ -147,7 +147,7 @@ def test_a_receiver_for_one_manager_hears_of_no_other(manager: SSEManager) -> No
             other.subscribe()
             assert theirs.call()[0] is other
             assert receiver.call()[1] == {"client": client.info}
-            assert manager.shutdown()
+            assert manager.shutdown(TIMEOUT)
             assert receiver.calls.empty()
 
 
@@ -215,7 +215,7 @@ def test_a_receiver_that_raises_is_logged_and_hurts_no_other(
         for _ in range(3):
             cause(manager)
             receiver.call()
-        assert manager.shutdown()
+        assert manager.shutdown(TIMEOUT)
     logged = [record for record in caplog.records if record.name == "sse_batcher.signals"]
     assert [record.getMessage() for record in logged] == [f"a receiver of the signal {signal.name} failed"] * 3
     assert all(record.exc_info and record.exc_info[0] is KeyError for record in logged)
@@ -246,7 +246,7 @@ def test_what_comes_faster_than_receivers_take_it_is_dropped_and_counted(manager
 
     def slow(sender: object, client: ClientInfo) -> None:
         entered.set()
-        assert released.wait(30)
+        assert released.wait(2 * TIMEOUT)
         taken.append(client.id)
 
     with signals.client_connected.connected_to(slow):
@@ -259,7 +259,7 @@ def test_what_comes_faster_than_receivers_take_it_is_dropped_and_counted(manager
             manager.subscribe()
         assert manager.get_stats().signals_dropped == 5
         released.set()
-        assert manager.shutdown()
+        assert manager.shutdown(TIMEOUT)
     assert taken == list(range(1, 1_002))
 
 
@@ -268,7 +268,7 @@ def test_a_stuck_receiver_delays_no_event_and_no_client(manager: SSEManager) -> 
 
     def stuck(sender: object, **values: object) -> None:
         entered.set()
-        assert released.wait(30)
+        assert released.wait(2 * TIMEOUT)
 
     with signals.client_connected.connected_to(stuck), signals.batch_flushed.connected_to(stuck):
         client = manager.subscribe()
@@ -278,7 +278,7 @@ def test_a_stuck_receiver_delays_no_event_and_no_client(manager: SSEManager) -> 
         assert manager.flush_all(TIMEOUT)
         assert [event.json for event in take_events(client, 6)[1:]] == list(range(5))
         released.set()
-        assert manager.shutdown()
+        assert manager.shutdown(TIMEOUT)
 
 
 @pytest.mark.parametrize("name", CAUSES)
@@ -295,7 +295,7 @@ def test_a_receiver_may_enqueue_and_flush(manager: SSEManager, name: str) -> Non
     client = manager.subscribe()
     with signal.connected_to(receiver):
         cause(manager)
-        assert answers.get(timeout=10)
+        assert answers.get(timeout=TIMEOUT)
         events = [
             event for event in take_events(client, 3 if name == "batch_flushed" else 2)[1:] if event.type == "echo"
         ]
@@ -310,8 +310,8 @@ def test_a_receiver_may_shut_the_manager_down(manager: SSEManager) -> None:
 
     with signals.batch_flushed.connected_to(receiver):
         manager.enqueue("log", 1)
-        assert answers.get(timeout=10) is False  # the app thread cannot have ended
-    assert manager.shutdown()
+        assert answers.get(timeout=TIMEOUT) is False  # the app thread cannot have ended
+    assert manager.shutdown(TIMEOUT)
 
 
 def test_a_receiver_without_other_references_is_forgotten(manager: SSEManager) -> None:
@@ -320,5 +320,5 @@ def test_a_receiver_without_other_references_is_forgotten(manager: SSEManager) -
     signals.client_connected.connect(receiver)
     del receiver
     manager.subscribe()
-    assert manager.shutdown()
+    assert manager.shutdown(TIMEOUT)
     assert calls.empty()

@@ -22,7 +22,7 @@ from sse_batcher.manager_state import process_of
 
 from .kit.documents import text_of
 from .kit.flask_sites import making
-from .kit.redisserver import RedisServer, redis_fixture, redis_server
+from .kit.redisserver import RedisServer, be_patient, redis_fixture, redis_server
 from .kit.servers import HOST, Server, gunicorn, running
 from .kit.waiting import TIMEOUT, wait_until
 
@@ -71,6 +71,11 @@ class Site:
 
     def status(self, token: str) -> int:
         return self.answer(token)[0]
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_patient(monkeypatch)
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from werkzeug.serving import make_server
 
 from sse_batcher import SSE
 
+from .kit.waiting import TIMEOUT
+
 STREAMS = 50
 POOL_SIZE = 3
 
@@ -92,7 +94,7 @@ def open_stream(site: Site) -> Iterator[Open]:
     with ExitStack() as stack:
 
         def open_stream(path: str) -> None:
-            connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
+            connection = HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT)
             stack.callback(connection.close)
             connection.request("GET", path)
             response = stack.enter_context(connection.getresponse())

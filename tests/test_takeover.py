@@ -277,7 +277,7 @@ def test_all_waits_together_take_no_longer_than_the_timeout(
     exchange.unsent = 1
     waits = Waits(pass_time)
     monkeypatch.setattr(takeover.time, "monotonic", lambda: now)
-    begun = take_over(exchange, wait=waits)
+    begun = take_over(exchange, timeout=2.0, wait=waits)
     assert begun.finish(PRELUDE) is None
     assert len(waits.all) == 4
     monkeypatch.undo()

@@ -26,6 +26,7 @@ from sse_batcher.wire import Frame, batch_block, block, event_block
 
 from .kit.flask_apps import MakeApp, apps_fixture
 from .kit.sse_parser import EventStreamParser, ServerEvent, parse, take_events
+from .kit.waiting import TIMEOUT
 
 make_app = apps_fixture()
 
@@ -114,7 +115,7 @@ def test_a_connection_that_is_cut_at_any_byte_loses_no_text(batches: bool) -> No
         for texts in windows:
             for text in texts:
                 manager.enqueue("message", Text(text))
-            assert manager.flush_all(5)
+            assert manager.flush_all(TIMEOUT)
         expected = [as_it_arrives(text) for texts in windows for text in texts]
         if batches:
             expected = ["\n".join(map(as_it_arrives, texts)) for texts in windows]

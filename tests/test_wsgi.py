@@ -15,6 +15,7 @@ from sse_batcher.transports.server import ServerInfo
 from sse_batcher.wire import HEADERS
 
 from .kit.sse_parser import EventStreamParser, ServerEvent, parse, take_events
+from .kit.waiting import TIMEOUT
 
 BATCHING = BatchOptions(batch_window=0)
 OPENED = '{"heartbeat":15.0,"channels":["default"]}'
@@ -337,7 +338,7 @@ def test_retry_is_as_set() -> None:
 
 def after_shutdown(manager: SSEManager, **environ: str) -> tuple[ServerEvent, EventStreamParser]:
     """The one event that a stream has after the manager was shut down."""
-    assert manager.shutdown()
+    assert manager.shutdown(TIMEOUT)
     with Response(manager, **environ) as response:
         assert (response.status, response.headers) == ("200 OK", list(HEADERS))
         parser = EventStreamParser(strict=True)
@@ -376,7 +377,7 @@ def test_a_stream_that_was_open_ends_with_a_farewell_where_it_stands(manager: SS
     with Response(manager) as response:
         (opened,) = response.take(1)
         manager.enqueue("log", 1)
-        assert manager.shutdown()
+        assert manager.shutdown(TIMEOUT)
         event, farewell = response.take(2)
         assert response.rest() == b""
     assert opened.id != event.id == farewell.id

@@ -183,7 +183,7 @@ def create_manager(backend: str = "memory://") -> SSEManager:
             dedup_key=latest_of,
             join="\n\n",
             critical_types={"error"},
-            per_type={"log": {"batch_window": 1.0, "dedup_key": None}, "token": {"join": ""}},
+            per_type={"log": {"batch_window": 10.0, "dedup_key": None}, "token": {"join": ""}},
         ),
         clients=ClientOptions(
             max_clients=100, max_clients_per_user=4, max_stream_age=None, transport="attached", poll_wait=20.0

@@ -12,6 +12,7 @@ from werkzeug.test import TestResponse
 from sse_batcher import SSE
 
 from .sse_parser import ServerEvent, take_events
+from .waiting import TIMEOUT
 
 LOGGER = "sse_batcher.extension"
 MakeApp = Callable[..., tuple[Flask, SSE]]
@@ -38,7 +39,7 @@ def apps_fixture() -> Any:
 
         yield make
         for manager in managers:
-            assert manager.shutdown()
+            assert manager.shutdown(TIMEOUT)
 
     return make_app
 

@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeVar
 
 from sse_batcher import SSEManager
 
+from .waiting import TIMEOUT
+
 
 class Site(Protocol):
     """What has a manager."""
@@ -29,4 +31,4 @@ def making(kind: Callable[..., S]) -> Iterator[Callable[..., S]]:
 
     yield make
     for site in sites:
-        assert site.manager.shutdown()
+        assert site.manager.shutdown(TIMEOUT)

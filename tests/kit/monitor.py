@@ -13,6 +13,8 @@ from sse_batcher.cli import serving
 from sse_batcher.manager_state import process_of
 from sse_batcher.streams.opening import StreamRequest
 
+from .waiting import TIMEOUT
+
 
 class Site:
     """An app whose monitor all may see and use: nothing but its own protection is in the way."""
@@ -58,4 +60,4 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     with serving(site.app) as (_, port):
         site.port = port
         yield site
-    assert site.manager.shutdown()
+    assert site.manager.shutdown(TIMEOUT)

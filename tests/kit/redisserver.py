@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -113,6 +114,14 @@ class RedisServer:
         self.client.config_set(name, value)
 
 
+def be_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process wait for Redis as long as a test may wait: a machine that stands still is no fault of Redis."""
+    for name in ("CALL_TIMEOUT_SECONDS", "TURN_WAIT_SECONDS", "SILENT_SECONDS"):
+        monkeypatch.setattr(f"sse_batcher.backends.redis.connections.{name}", TIMEOUT)
+    for name in ("OPEN_SECONDS", "SHORT_SECONDS", "CATCH_UP_SECONDS"):
+        monkeypatch.setattr(f"sse_batcher.backends.redis.backend.{name}", TIMEOUT)
+
+
 def cursor_of(manager: SSEManager) -> str:
     """Where the history stands, as soon as this manager knows it."""
     wait_until(process_of(manager).backend.find_position, "the stream was read")
@@ -145,14 +154,17 @@ def redis_fixture(**options: Any) -> Any:
 
 @contextmanager
 def sentinel_of(server: RedisServer, folder: Path) -> Iterator[int]:
-    """A sentinel that knows this server and its replicas as ``shop``, and is soon sure that it is gone. Its port."""
+    """A sentinel that knows this server and its replicas as ``shop``. Its port.
+
+    It makes no other one the master before `fail_over`, even if all of them stand still for a while.
+    """
     import redis
 
     port = free_port()
     config = folder / "sentinel.conf"
     config.write_text(
         f"port {port}\nbind {HOST}\ndir {folder}\nsentinel monitor shop {HOST} {server.port} 1\n"
-        "sentinel down-after-milliseconds shop 300\nsentinel failover-timeout shop 1000\n"
+        "sentinel down-after-milliseconds shop 60000\n"
     )
     if server.certificate:  # the sentinel's own port is without TLS
         files = [f"tls-{name} {server.certificate}\n" for name in ("ca-cert-file", "cert-file", "key-file")]
@@ -169,8 +181,26 @@ def sentinel_of(server: RedisServer, folder: Path) -> Iterator[int]:
                 return False
 
         wait_until(knows, "the sentinel knows the server")
+        with suppress(redis.ResponseError):  # Redis before version 7 has no such command
+            # After a pause of more than 2 seconds it would do nothing for 30 seconds.
+            client.execute_command("SENTINEL", "DEBUG", "TILT-TRIGGER", "600000")
         client.close()
         yield port
     finally:
         process.kill()
         process.wait(TIMEOUT)
+
+
+def fail_over(url: str) -> None:
+    """Have the sentinel of this URL make the replica the master."""
+    import redis
+
+    with redis.Redis(host=HOST, port=urlsplit(url).port or 0, socket_timeout=TIMEOUT) as client:
+
+        def begins() -> bool:
+            try:
+                return bool(client.sentinel_failover("shop"))
+            except redis.ResponseError:
+                return False  # it has just not heard of the replica
+
+        wait_until(begins, "the sentinel begins a failover")

@@ -17,7 +17,7 @@ from sse_batcher.cli import serving
 from sse_batcher.signals import client_connected, client_disconnected
 from sse_batcher.streams.open_stream import ClientInfo
 
-from .waiting import wait_until
+from .waiting import TIMEOUT, wait_until
 
 # `got` has the numbers of all events, and between them the reason of each gap. The first number is at most `first`.
 _PAGE = """<!doctype html><title>shared</title><script type="module">
@@ -90,7 +90,7 @@ class SharedSite:
 
     def stop(self) -> None:
         self._stopped.set()
-        assert self.manager.shutdown()
+        assert self.manager.shutdown(TIMEOUT)
 
 
 @contextmanager

@@ -227,7 +227,7 @@ class Threaded:
 def threaded() -> Iterator[Threaded]:
     threaded = Threaded()
     yield threaded
-    assert threaded.manager.shutdown()
+    assert threaded.manager.shutdown(TIMEOUT)
 
 
 def fail(*_: Any) -> bool:

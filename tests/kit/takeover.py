@@ -19,6 +19,7 @@ from sse_batcher.transports.detached.takeover import TakeOver, wait_for_event
 from sse_batcher.wire import LAST_CHUNK, chunk
 
 from .exchange import Exchange, descriptors
+from .waiting import TIMEOUT
 
 PRELUDE = b"event: sse_open\ndata: {}\nid: x.123456789\n\n"  # its length has a letter in hexadecimal
 SSE = b"Content-Type: text/event-stream; charset=utf-8"
@@ -95,7 +96,7 @@ def refuse(*_: Any, **__: Any) -> NoReturn:
     raise OSError(24, "Too many open files")
 
 
-def take_over(exchange: Exchange, timeout: float = 2.0, wait: Wait = wait_for_event) -> TakeOver:
+def take_over(exchange: Exchange, timeout: float = TIMEOUT, wait: Wait = wait_for_event) -> TakeOver:
     return TakeOver(exchange.fd, lambda: exchange.unsent, timeout=timeout, wait=wait)
 
 

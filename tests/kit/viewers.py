@@ -17,7 +17,7 @@ from sse_batcher.backends.redis.entries import Entry, to_fields
 from sse_batcher.event import Batch, Event
 from sse_batcher.manager_state import process_of
 
-from .redisserver import RedisServer
+from .redisserver import RedisServer, be_patient
 from .sse_parser import ServerEvent, parse
 from .waiting import TIMEOUT
 
@@ -30,8 +30,8 @@ Make = Callable[..., SSEManager]
 
 @contextmanager
 def managers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """What makes managers with short windows and time-outs. They are shut down at the end."""
-    monkeypatch.setattr("sse_batcher.backends.redis.connections.CALL_TIMEOUT_SECONDS", 1.0)
+    """What makes managers with short windows, which wait long for Redis. They are shut down at the end."""
+    be_patient(monkeypatch)
     monkeypatch.setattr("sse_batcher.backends.redis.reader.BLOCK_MS", 100)
     monkeypatch.setattr("sse_batcher.backends.redis.connections.LONGEST_RETRY_PAUSE_SECONDS", 0.1)
     made: list[SSEManager] = []

@@ -249,7 +249,7 @@ SEND_TIMEOUT = 1.5
 
 
 class SlowReader:
-    """Reads a little at a time in a thread, until it is told to hurry."""
+    """Reads a little at a time in a thread, until it is asked to hurry."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.longest_pause = 0.0

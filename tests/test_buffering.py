@@ -16,7 +16,7 @@ from flask import Flask, Response, request, session
 from flask_compress import Compress
 
 from sse_batcher import SSE, SSEManager, stream
-from sse_batcher.transports.attached import LATE_WRITE_SECONDS, BufferingCheck
+from sse_batcher.transports.attached import LATE_WRITE_SECONDS, LATER_WRITE_SECONDS, BufferingCheck
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import Watch
 
@@ -250,7 +250,23 @@ def test_a_server_that_writes_in_another_thread_has_time(begin: Asked, clock: Cl
     connection.all_taken = False  # an earlier response is in the way, and its client does not read
     assert steps.is_passed_on() is None
     connection.all_taken = True
+    assert steps.is_passed_on() is None
+    clock.now += LATER_WRITE_SECONDS
     assert steps.is_passed_on() is False
+
+
+def test_a_process_that_stood_still_has_time_to_write_what_it_has(begin: Asked, clock: Clock) -> None:
+    connection = Connection(later=True)
+    steps = begin(connection)
+    clock.now += 10 * LATE_WRITE_SECONDS
+    for _ in range(20):  # the thread of the stream has its turn, and the one that writes has not
+        assert steps.is_passed_on() is None
+    connection.bytes = 1300
+    assert steps.is_passed_on() is None
+    clock.now += LATE_WRITE_SECONDS
+    assert steps.is_passed_on() is None  # each block has this time
+    connection.bytes = 1350
+    assert steps.is_passed_on() is True
 
 
 def test_nothing_is_said_of_what_is_not_known(begin: Asked) -> None:

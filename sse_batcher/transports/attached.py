@@ -44,6 +44,9 @@ because of the GIL; under gevent, each thread is a greenlet, and there are 1,000
 LATE_WRITE_SECONDS = 2.0
 """Seconds within which a server that writes in another thread must have written something."""
 
+LATER_WRITE_SECONDS = 0.5
+"""Seconds that it has once more. The process may have stood still, and that thread has not had its turn since."""
+
 
 class BufferingCheck:
     """Finds out whether the blocks of a stream leave the server at once. Used by the thread that drives the stream.
@@ -59,7 +62,8 @@ class BufferingCheck:
         self._watch = watch
         self._clock = clock
         self._written: int | None = None
-        self._since = 0.0
+        self._late_at = 0.0
+        self._is_late = False
         self._pieces_left = 2
         """How many blocks have still to be seen leaving. The first write may be the head of the response alone."""
 
@@ -74,12 +78,16 @@ class BufferingCheck:
             return True
         written, all_taken = found
         if before is None or written != before:
-            self._written, self._since = written, now
+            self._written, self._late_at, self._is_late = written, now + LATE_WRITE_SECONDS, False
             self._pieces_left -= before is not None
             return True if self._pieces_left == 0 else None
-        # Such a server keeps blocks that it cannot write, because the client takes nothing: that is no buffering.
-        if self._watch.server.writes_later and (now - self._since < LATE_WRITE_SECONDS or not all_taken):
-            return None
+        if self._watch.server.writes_later:
+            # Such a server keeps blocks that it cannot write, because the client takes nothing: that is no buffering.
+            if now < self._late_at or not all_taken:
+                return None
+            if not self._is_late:
+                self._is_late, self._late_at = True, now + LATER_WRITE_SECONDS
+                return None
         return False
 
 

@@ -57,6 +57,7 @@ class Pages:
     def __init__(self, engines: dict[str, Engine], site: Server, **query: str) -> None:
         self._url = f"{site.url}/page.html?{urlencode(query)}"
         self._tabs = {name: self._open(engine) for name, engine in engines.items()}
+        wait_until(lambda: all(self.all("window.page !== undefined").values()), "each page has its script")
 
     def _open(self, engine: Engine) -> Tab:
         return engine.open(self._url)

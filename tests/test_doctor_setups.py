@@ -6,6 +6,7 @@ It mostly waits, for heartbeats. So a few set-ups run side by side, and each tes
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,8 +21,10 @@ from sse_batcher.doctor.client import Target
 from sse_batcher.doctor.command import examine_url
 from sse_batcher.doctor.findings import Finding
 
+from .kit.commands import environment
 from .kit.doctor_setups import HEALTHY, SETUPS, Setup, Start, Workshop, events
 from .kit.http_proxy import Meddling, meddling_proxy
+from .kit.repository import ROOT
 from .kit.servers import APPS
 
 pytestmark = [pytest.mark.external, pytest.mark.timeout(90)]
@@ -142,10 +145,11 @@ def test_a_server_that_is_slow_to_start_is_not_taken_for_a_proxy_that_buffers(wo
 
 def flask_sse_doctor(workshop: Workshop, name: str) -> tuple[str, int, Any]:
     """Run the command in a process of its own until it finds the fault alone. The URL, exit status and report."""
-    command = [sys.executable, "-m", "flask", "--app", APPS / "serverapp.py", "sse", "doctor", "--insecure", "--json"]
+    command = [sys.executable, "-m", "flask", "--app", "serverapp", "sse", "doctor", "--insecure", "--json"]
+    of_app = environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(APPS)]))
     with SETUPS[name].start(workshop) as url:
         for _ in range(TRIES):
-            done = subprocess.run([*command, url], capture_output=True, timeout=60, check=False)
+            done = subprocess.run([*command, url], env=of_app, capture_output=True, timeout=60, check=False)
             report = json.loads(done.stdout)
             from_outside = [finding for finding in report["findings"] if finding["code"] == SETUPS[name].code]
             if from_outside and done.returncode == (SETUPS[name].level == "fault"):

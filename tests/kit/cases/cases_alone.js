@@ -28,14 +28,14 @@ const longestTask = async (t, size) => {
   source.on("n", (data) => {
     if (current !== turn) {
       current = turn;
-      turns.push({events: 0, began: performance.now()});
+      turns.push({events: 0, began: clock.now()});
     }
     work();
     turns.at(-1).events += 1;
-    turns.at(-1).ended = performance.now();
+    turns.at(-1).ended = clock.now();
     if (data === next) next += 1;
   });
-  await t.until(() => next === EVENTS, "all events in order", 20_000);
+  await t.until(() => next === EVENTS, "all events in order");
   source.close();
   port1.close();
   const whole = turns.filter(({began, ended}) => ended - began >= 10);
@@ -55,7 +55,7 @@ const observe = () => {
 
 const hasNoLongTask = async (t, size) => {
   const all = [];
-  for (let k = 0; k < 3; k += 1) {
+  for (let k = 0; k < 5; k += 1) {
     const {tasks, end} = observe();
     const found = await longestTask(t, size);
     t.ok(found <= 50, `the longest task takes ${found} ms`);

@@ -51,7 +51,7 @@ export const context = {
   },
 
   pause: (ms) => new Promise((resolve) => clock.setTimeout(resolve, ms)),
-  async until(condition, what, ms = 20_000) {
+  async until(condition, what, ms = 40_000) {
     const deadline = clock.now() + ms;
     for (;;) {
       const value = await condition();

@@ -23,7 +23,7 @@ const runOne = (origin, name) => new Promise((resolve) => {
   const hear = (event) => {
     if (event.source === frame.contentWindow) done(event.data);
   };
-  const timer = setTimeout(done, 50_000, "takes too long");
+  const timer = setTimeout(done, 100_000, "takes too long");
   addEventListener("message", hear);
   frame.src = `${origin}/case.html#${encodeURIComponent(name)}`;
   document.body.append(frame);

@@ -205,7 +205,7 @@ def test_what_a_killed_process_had_not_delivered_is_lost_without_a_gap(redis: Re
 # -- the pages in a browser --------------------------------------------------------------------------------------------
 
 
-browser = browser_fixture()
+browser = browser_fixture(light=True)
 
 
 @contextmanager

@@ -92,7 +92,7 @@ ALL = [HTMX2, HTMX4, TURBO, DATASTAR]
 ALSO_ALONE = [*ALL, HTMX2_ALONE, TURBO_ALONE]
 
 
-browser = browser_fixture()
+browser = browser_fixture(light=True)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ external = pytest.mark.external
 HOSTILE = "</script><img src=x onerror=\"document.title = 'owned'\"> \N{OWL} & e\N{COMBINING ACUTE ACCENT}  {{ 7 * 7 }}"
 
 
-browser = browser_fixture()
+browser = browser_fixture(light=True)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ __all__ = ["site"]
 
 pytestmark = pytest.mark.external
 
-browser = browser_fixture()
+browser = browser_fixture(light=True)
 
 HOSTILE = [
     '<img src=x onerror="window.taken = 1">',

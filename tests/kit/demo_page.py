@@ -144,7 +144,7 @@ def page_fixtures() -> tuple[Any, ...]:
     @pytest.fixture(scope="module")
     def browser() -> Iterator[Browser]:
         expect.set_options(timeout=PAGE_TIMEOUT)
-        with chromium() as browser:
+        with chromium(light=True) as browser:
             yield browser
         expect.set_options(timeout=5_000)
 

@@ -199,7 +199,7 @@ def serve(host: str, port: int) -> None:
         signal.signal(number, lambda number, _: signals.append(number))
     with contextlib.closing(Demo()) as demo, listener:
         app = create_demo(demo)
-        with make_server(host, port, app, True, request_handler=_Handler, fd=listener.fileno()) as server:
+        with make_server(host, port, app, True, request_handler=Handler, fd=listener.fileno()) as server:
             _introduce(listener, port)
             # A signal may reach another thread and not wake this one, so this one checks again and again.
             server.timeout = 0.1
@@ -207,7 +207,7 @@ def serve(host: str, port: int) -> None:
                 server.handle_request()
 
 
-class _Handler(WSGIRequestHandler):
+class Handler(WSGIRequestHandler):
     """Writes no access log, and drops a client that takes nothing for a second, so that it does not delay the end.
 
     It sends a frame and what HTTP puts around it in one piece and without delay, as servers for production do.
@@ -230,7 +230,7 @@ class _Handler(WSGIRequestHandler):
 @contextlib.contextmanager
 def serving(app: report.WSGIApp) -> Iterator[tuple[str, int]]:
     """Serve an app on a thread, for the report."""
-    with make_server("127.0.0.1", 0, app, True, request_handler=_Handler) as server:
+    with make_server("127.0.0.1", 0, app, True, request_handler=Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="sse_batcher server")
         thread.start()
         try:

@@ -56,7 +56,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _what_a_module_leaves_stays() -> Iterator[None]:
-    """So do the modules that it has imported, and its reports: hundreds of tests collect garbage."""
+    """What a module of tests has imported and reported stays, too: hundreds of tests collect garbage."""
     yield
     gc.collect()
     gc.freeze()
@@ -83,7 +83,7 @@ def _no_thread_is_left() -> Iterator[None]:
 def _servers_of_this_process_are_patient() -> Iterator[None]:
     """Those of `cli.serving` drop a client after a second otherwise, also if it is the machine that stands still."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sse_batcher.cli._Handler.timeout", TIMEOUT)
+        patch.setattr("sse_batcher.cli.Handler.timeout", TIMEOUT)
         yield
 
 

@@ -16,7 +16,7 @@ from flask import Flask, Response, request, session
 from flask_compress import Compress
 
 from sse_batcher import SSE, SSEManager, stream
-from sse_batcher.transports.attached import LATE_WRITE_SECONDS, LATER_WRITE_SECONDS, BufferingCheck
+from sse_batcher.transports.attached import EXTRA_WRITE_SECONDS, LATE_WRITE_SECONDS, BufferingCheck
 from sse_batcher.transports.server import ServerInfo
 from sse_batcher.transports.watcher import Watch
 
@@ -251,7 +251,7 @@ def test_a_server_that_writes_in_another_thread_has_time(begin: Asked, clock: Cl
     assert steps.is_passed_on() is None
     connection.all_taken = True
     assert steps.is_passed_on() is None
-    clock.now += LATER_WRITE_SECONDS
+    clock.now += EXTRA_WRITE_SECONDS
     assert steps.is_passed_on() is False
 
 

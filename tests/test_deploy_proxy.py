@@ -32,15 +32,13 @@ from .kit.repository import ROOT
 from .kit.servers import HOST, Server, gunicorn, running
 from .kit.services import program
 from .kit.sse_parser import EventStreamParser, ServerEvent
-from .kit.waiting import TIMEOUT, wait_until
+from .kit.waiting import TIMEOUT, TRIES, tried, wait_until
 
 pytestmark = [pytest.mark.external, pytest.mark.timeout(90)]
 
 HEARTBEAT = 1.0
 IMPATIENT = 2
 """Seconds after which a proxy of one test ends a connection on which nothing comes."""
-TRIES = 3
-"""So often, at most, a test tries what fails if the machine stands still meanwhile."""
 
 APP = """
 import os, time
@@ -223,11 +221,7 @@ def test_heartbeats_keep_an_idle_stream_open(site: Site, tmp_path: Path) -> None
             proxies[name] = stack.enter_context(running_proxy(proxy, config, tmp_path / name))
         # Caddy has no such timeout.
         expected = {"nginx": (False, True), "apache": (False, True), "caddy": (True, True), "haproxy": (False, True)}
-        for _ in range(TRIES):
-            kept = kept_open(site, proxies)
-            if kept == expected:
-                break
-        assert kept == expected
+        assert tried(lambda: kept_open(site, proxies), lambda kept: kept == expected) == expected
 
 
 def kept_open(site: Site, proxies: dict[str, Server]) -> dict[str, tuple[bool, bool]]:
@@ -449,11 +443,7 @@ def curl(server: Server) -> str:
 
 def curl_of_a_stream(server: Server) -> str:
     """The same, where a stream comes at once, if the machine does not stand still."""
-    for _ in range(TRIES):
-        printed = curl(server)
-        if "sse_open" in printed:
-            break
-    return printed
+    return tried(lambda: curl(server), lambda printed: "sse_open" in printed)
 
 
 def test_curl_shows_whether_a_proxy_holds_streams_back(site: Site, tmp_path: Path) -> None:

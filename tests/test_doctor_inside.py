@@ -21,7 +21,7 @@ from .kit.flask_apps import MakeApp, apps_fixture
 from .kit.redisserver import redis_server
 from .kit.scripted_server import scripted_server, sending
 from .kit.servers import gunicorn, running
-from .kit.waiting import TIMEOUT
+from .kit.waiting import TIMEOUT, tried
 
 make_app = apps_fixture()
 
@@ -49,16 +49,13 @@ def _no_block_comes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def report_with(expected: list[tuple[str, str]], app: Flask, *arguments: str) -> dict[str, Any]:
-    """The report with these codes and levels, the first of at most three.
+    """The report with these codes and levels. A machine that stands still looks like a fault."""
 
-    A doctor with little patience takes a machine that stands still for a fault.
-    """
-    for _ in range(3):
-        made = report(app, *arguments)
-        found = [(finding["code"], finding["level"]) for finding in made["findings"]]
-        if found == expected:
-            break
-    assert found == expected, made["findings"]
+    def found(made: dict[str, Any]) -> list[tuple[str, str]]:
+        return [(finding["code"], finding["level"]) for finding in made["findings"]]
+
+    made = tried(lambda: report(app, *arguments), lambda made: found(made) == expected)
+    assert found(made) == expected, made["findings"]
     return made
 
 

@@ -29,7 +29,7 @@ from sse_batcher.remote.stream import RemoteStream
 from sse_batcher.testing import live_server
 
 from .kit.scripted_server import HEAD, holding, scripted_server, sending
-from .kit.waiting import TIMEOUT
+from .kit.waiting import TIMEOUT, tried
 
 TOKEN = "sse1.secret.token"
 BYE = b'event: sse_bye\ndata: {"reason":"lease"}\n\n'
@@ -349,11 +349,13 @@ def test_an_app_is_examined_without_any_other_program() -> None:
     app.config.update(SSE_HEARTBEAT=0.2)
     lines: list[str] = []
     with SSE(app).manager, live_server(app) as url:
-        for _ in range(3):  # the doctor waits little for each answer, and the machine may stand still
+
+        def examined() -> Facts:
             lines.clear()
-            facts = examine(Target(f"{url}/events", seconds=0.7), lines.append, 0.2)
-            if not diagnose(facts) and facts.resumed is not None:
-                break
+            return examine(Target(f"{url}/events", seconds=0.7), lines.append, 0.2)
+
+        # The doctor waits little for each answer, and the machine may stand still.
+        facts = tried(examined, lambda facts: not diagnose(facts) and facts.resumed is not None)
     assert facts.listened is not None
     assert facts.listened.heartbeats >= 2
     assert facts.resumed is not None
@@ -368,10 +370,9 @@ def test_a_stream_that_the_library_compresses_is_recognised() -> None:
     app = Flask("app", static_folder=None)
     app.config.update(SSE_HEARTBEAT=0.2, SSE_COMPRESS=["default"])
     with SSE(app).manager, live_server(app) as url:
-        for _ in range(3):  # as above
-            facts = examine(Target(f"{url}/events", seconds=0.5))
-            if facts.coded_block:
-                break
+        facts = tried(  # as above
+            lambda: examine(Target(f"{url}/events", seconds=0.5)), lambda facts: facts.coded_block is True
+        )
     assert (facts.coding, facts.coded_block, facts.coded_by_library) == ("gzip", True, True)
     assert facts.plain is not None
     assert facts.plain.header("content-encoding") == "identity"

@@ -21,6 +21,7 @@ from sse_batcher.doctor.command import Report, examine_url
 from .kit.doctor import SETUPS, SetUp
 from .kit.servers import Server, Stream, gunicorn, running, waitress
 from .kit.services import certificate, moved_by
+from .kit.waiting import tried
 
 pytestmark = [pytest.mark.external, pytest.mark.timeout(90)]
 
@@ -38,15 +39,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def visit_for(code: str | None, level: str, visit: Callable[[], Report]) -> Report:
-    """Return the report that has this finding and no other, the first of at most three.
-
-    The doctor waits a few seconds for each answer, so it takes a machine that stands still for a fault.
-    """
-    for _ in range(3):
-        report = visit()
-        if codes(report) == ([(code, level)] if code else []):
-            break
-    return report
+    """The report that has this finding and no other. The doctor takes a machine that stands still for a fault."""
+    return tried(visit, lambda report: codes(report) == ([(code, level)] if code else []))
 
 
 def codes(report: Report) -> list[tuple[str, str]]:
@@ -162,13 +156,12 @@ PROGRESS = {"opening the stream", "asking beside the open stream", "coming back"
 
 
 def run(said: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run it until it says this, at most three times: it may take a machine that stands still for a fault."""
+    """Run it until it says this: it may take a machine that stands still for a fault."""
     command = [sys.executable, "-W", "error", "-m", "sse_batcher", "doctor", *arguments]
-    for _ in range(3):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        if said in done.stdout:
-            break
-    return done
+    return tried(
+        lambda: subprocess.run(command, capture_output=True, text=True, timeout=60, check=False),
+        lambda done: said in done.stdout,
+    )
 
 
 def test_the_command_prints_words_and_json_and_its_exit_status_counts_faults_only(site: Server) -> None:

@@ -26,6 +26,7 @@ from .kit.doctor_setups import HEALTHY, SETUPS, Setup, Start, Workshop, events
 from .kit.http_proxy import Meddling, meddling_proxy
 from .kit.repository import ROOT
 from .kit.servers import APPS
+from .kit.waiting import TRIES, tried
 
 pytestmark = [pytest.mark.external, pytest.mark.timeout(90)]
 
@@ -40,29 +41,27 @@ class Visit(NamedTuple):
     has_fault: bool
 
 
-TRIES = 3
-"""A machine that stands still looks like a fault, to the doctor and to the tests: they look so often, at most."""
-
-
 def visit_faulty(workshop: Workshop, setup: Setup) -> Visit:
     """Run a set-up with a fault, the doctor, and at the same time what looks for the fault."""
     with setup.start(workshop) as url, ThreadPoolExecutor(1) as pool:
-        for _ in range(TRIES):
+
+        def visit() -> Visit:
             looks = pool.submit(setup.is_there, url)
             report = examine_url(Target(url, is_insecure=True))
             has_fault = looks.result() or setup.is_there(url)  # on a busy machine, the first look may be too short
-            if has_fault and codes(report.findings) == [(setup.code, setup.level)]:
-                break
-        return Visit(report.findings, report.facts, has_fault)
+            return Visit(report.findings, report.facts, has_fault)
+
+        expected = [(setup.code, setup.level)]
+        return tried(visit, lambda visit: visit.has_fault and codes(visit.findings) == expected)
 
 
 def visit_healthy(workshop: Workshop, start: Start) -> Visit:
     """Run a set-up without a fault, and the doctor."""
     with start(workshop) as url:
-        for _ in range(TRIES):
-            report = examine_url(Target(url, is_insecure=True))
-            if not report.findings and seen(report.facts) == ALL_SEEN:
-                break
+        report = tried(
+            lambda: examine_url(Target(url, is_insecure=True)),
+            lambda report: not report.findings and seen(report.facts) == ALL_SEEN,
+        )
         return Visit(report.findings, report.facts, False)
 
 
@@ -148,13 +147,17 @@ def flask_sse_doctor(workshop: Workshop, name: str) -> tuple[str, int, Any]:
     command = [sys.executable, "-m", "flask", "--app", "serverapp", "sse", "doctor", "--insecure", "--json"]
     of_app = environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(APPS)]))
     with SETUPS[name].start(workshop) as url:
-        for _ in range(TRIES):
+
+        def examined() -> tuple[str, int, Any]:
             done = subprocess.run([*command, url], env=of_app, capture_output=True, timeout=60, check=False)
-            report = json.loads(done.stdout)
-            from_outside = [finding for finding in report["findings"] if finding["code"] == SETUPS[name].code]
-            if from_outside and done.returncode == (SETUPS[name].level == "fault"):
-                break
-        return url, done.returncode, report
+            return url, done.returncode, json.loads(done.stdout)
+
+        def is_right(found: tuple[str, int, Any]) -> bool:
+            _, status, report = found
+            from_outside = any(finding["code"] == SETUPS[name].code for finding in report["findings"])
+            return from_outside and status == (SETUPS[name].level == "fault")
+
+        return tried(examined, is_right)
 
 
 def test_flask_sse_doctor_finds_it_and_its_exit_status_counts_faults(workshop: Workshop) -> None:

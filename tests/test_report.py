@@ -20,6 +20,7 @@ from sse_batcher.demo.report import MODES, Latency, MeasuringError, Row, as_json
 from sse_batcher.demo.scenarios import SCENARIOS, TYPES
 
 from .kit.repository import ROOT
+from .kit.waiting import tried
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="segments are counted by Linux alone")
 
@@ -86,16 +87,14 @@ def spoiled(change: Change) -> Callable[[report.WSGIApp], AbstractContextManager
 
 
 def error_in(serve: report.Serve, said: str) -> str:
-    """What a measurement says that cannot succeed: this, or the last of what it has said three times.
+    """What a measurement says that cannot succeed. It has little patience, also with a machine that stands still."""
 
-    It has little patience here. A machine that stands still makes it say something else.
-    """
-    for _ in range(3):
+    def error() -> str:
         with pytest.raises(MeasuringError) as caught:
             measure(serve, ["five"])
-        if said in str(caught.value):
-            break
-    return str(caught.value)
+        return str(caught.value)
+
+    return tried(error, lambda error: said in error)
 
 
 def test_a_lost_frame_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,8 +44,8 @@ because of the GIL; under gevent, each thread is a greenlet, and there are 1,000
 LATE_WRITE_SECONDS = 2.0
 """Seconds within which a server that writes in another thread must have written something."""
 
-LATER_WRITE_SECONDS = 0.5
-"""Seconds that it has once more. The process may have stood still, and that thread has not had its turn since."""
+EXTRA_WRITE_SECONDS = 0.5
+"""Seconds that such a server has once more when it is late. If the process stood still, its other thread comes next."""
 
 
 class BufferingCheck:
@@ -86,7 +86,7 @@ class BufferingCheck:
             if now < self._late_at or not all_taken:
                 return None
             if not self._is_late:
-                self._is_late, self._late_at = True, now + LATER_WRITE_SECONDS
+                self._is_late, self._late_at = True, now + EXTRA_WRITE_SECONDS
                 return None
         return False
 

@@ -188,7 +188,7 @@ def nothing_was_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def manager(no_descriptor_is_left: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[SSEManager]:
     # No take-over is undone because the machine stood still.
-    monkeypatch.setitem(TakeOver.__init__.__kwdefaults__, "timeout", TIMEOUT)  # type: ignore[arg-type]
+    monkeypatch.setattr("sse_batcher.transports.detached.takeover.WRITE_TIMEOUT_SECONDS", TIMEOUT)
     with SSEManager(batching=BatchOptions(batch_window=0), clients=OPTIONS) as manager:
         yield manager
     assert manager.get_stats().clients == 0

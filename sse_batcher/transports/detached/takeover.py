@@ -76,8 +76,8 @@ class TakeOver:
 
     `fd` is the server's file descriptor of the connection, and `unsent` returns how many bytes the server has still to
     write to it, as `server.inspect_server` gives them. `timeout` is how long to wait for a server or a client, in
-    seconds, and `wait` does so. Raises `OSError` if there are no file descriptors left, or `fd` is no connection;
-    nothing has changed then.
+    seconds (`WRITE_TIMEOUT_SECONDS` by default), and `wait` does so. Raises `OSError` if there are no file descriptors
+    left, or `fd` is no connection; nothing has changed then.
 
     `_lock` guards `_claimed`, `_read` and `_tap` between `relieve`, in the loop's thread, and `_claim`. After `_claim`,
     all attributes belong to the thread that called it, and need no lock.
@@ -88,12 +88,12 @@ class TakeOver:
         fd: int,
         unsent: Callable[[], int],
         *,
-        timeout: float = WRITE_TIMEOUT_SECONDS,
+        timeout: float | None = None,
         wait: Callable[[int, int, float], bool] = wait_for_event,
     ) -> None:
         self._fd = fd
         self._unsent = unsent
-        self._timeout = timeout
+        self._timeout = WRITE_TIMEOUT_SECONDS if timeout is None else timeout
         self._wait = wait
         self._maker = _me()
         self._read = b""  # what the server has written so far

@@ -5,7 +5,6 @@ A take-over that waits for two seconds in vain is undone. Tests count those that
 
 from __future__ import annotations
 
-from sse_batcher.transports.detached.takeover import TakeOver
+from sse_batcher.transports.detached import takeover
 
-assert TakeOver.__init__.__kwdefaults__ is not None
-TakeOver.__init__.__kwdefaults__["timeout"] = 30.0
+takeover.WRITE_TIMEOUT_SECONDS = 30.0
